@@ -1,0 +1,39 @@
+# Each target sets up .venv first, pinned by constraints.txt. torch is installed before everything else, so that the
+# constraint's build is the one that all packages see.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test style quality bench compare clean
+
+demo: $(INSTALLED)
+	$(BIN)/python -m ptl_fast.compress
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+style: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+quality: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.bench_speedup
+
+compare: $(INSTALLED)
+	$(BIN)/python -m benchmarks.compare
+
+$(INSTALLED): constraints.txt pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,418 @@
+"""The command line and the loop: ``python -m ptl_fast.compress``, or ``from ptl_fast import compress``.
+
+The only file that knows the order of the stages. Each stage's result is written to the run's folder before the next begins, so the
+same command continues a run that was killed. Heavy libraries are imported when work begins, so that --help answers at once.
+"""
+
+import dataclasses
+import os
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ptl_fast.config import Config
+
+if TYPE_CHECKING:
+    from ptl_fast.data import PackedTokens
+    from ptl_fast.plan import Round
+    from ptl_fast.rundir import RunFolder
+
+T = TypeVar("T")
+
+STAGES = ("calibrate", "compact", "recover", "evaluate")
+PRESETS = Path(__file__).parent / "presets"
+NUM_HELD_OUT = 256
+NLL_MAX_LENGTH = 2048
+HOW_TO_LOAD = """Load the result:
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model = AutoModelForCausalLM.from_pretrained("{final}")
+    tokenizer = AutoTokenizer.from_pretrained("{final}")"""
+
+
+def compress(**settings: Any) -> dict[str, Any]:
+    """Compress a model and return the content of report.json. Settings are the fields of ``ptl_fast.config.Config``.
+
+    Raises:
+        ValueError: a setting, the model or the data does not fit; the message names the fix.
+    """
+    defaults = preset_settings(settings.get("preset"), settings.get("model"))
+    return run(Config(**{**defaults, **settings}))
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Run, or continue, a compression."""
+    config.check()
+    _prepare_libraries(config)
+    job = _Job(config)
+    if config.dry_run:
+        print(job.dry_run())
+        return {}
+    return job.run()
+
+
+class _Job:
+    """One run: what its stages share. Constructing it checks the settings and writes nothing."""
+
+    def __init__(self, config: Config) -> None:
+        from ptl_fast import evaluate, models, plan, ranks
+
+        assert config.model is not None
+        assert config.data is not None
+        _check_names(config)
+        self.config = config
+        self.device = models.resolve_device(config.device)
+        self.hf_config = models.load_config(config.model)
+        self.schedule = plan.make_schedule(config, self.hf_config.intermediate_size, self.hf_config.num_hidden_layers)
+        self.tasks = evaluate.parse_tasks(config.eval_tasks)
+        self.output = Path(config.output or f"runs/{Path(config.model).name}")
+        ranks.join(self.device)
+
+    def dry_run(self) -> str:
+        """The schedule as a table, from the config alone."""
+        from ptl_fast import report
+
+        rounds = []
+        for step in self.schedule:
+            tokens = "its part of the data"
+            if self.config.recovery_tokens is not None:
+                tokens = f"{step.recovery_share * self.config.recovery_tokens:,.0f}"
+            rounds.append({**self._size(step), "round": step.number, "kind": step.kind, "recovery_tokens": tokens})
+        return report.schedule_table(self._size(), rounds)
+
+    def run(self) -> dict[str, Any]:
+        """The loop. Inputs are checked first; nothing is written before they fit."""
+        from ptl_fast import report
+
+        self._load_data()
+        self.folder = self._checked_folder()
+        num_finished = 0 if self.config.overwrite else self.folder.num_finished_rounds()
+        if num_finished < len(self.schedule):
+            self._load_weights(num_finished)
+        self.folder.open(self.config.overwrite)
+        if num_finished:
+            _say(f"{self.output}: continuing after round {num_finished} of {len(self.schedule)}")
+        self.dense = self.folder.once("dense.json", lambda: {**self._size(), "eval": self._evaluate("dense")})
+        self.records = [self.folder.read_json(f"round-{number:02d}/record.json") for number in range(1, num_finished + 1)]
+        for step in self.schedule[num_finished:]:
+            self.records.append(self._round(step))
+            self._write_report()
+            _say("\n" + report.table(self.dense, self.records) + "\n")
+        return self._finish()
+
+    def _round(self, step: "Round") -> dict[str, Any]:
+        """Prune and recover once. A stage whose result is already on disk is not run again."""
+        from ptl_fast import compact, models, ranks, recover
+        from ptl_fast.plan import PruningPlan
+
+        name, folder = f"round-{step.number:02d}", self.folder.round(step.number)
+        seconds: dict[str, float] = self.folder.read_json(f"{name}/seconds.json") or dict.fromkeys(STAGES, 0.0)
+
+        def stage(label: str, compute: Callable[[], T]) -> T:
+            models.seed_everything(self.config.seed * 1000 + step.number)
+            start = time.perf_counter()
+            value = compute()
+            seconds[label] += time.perf_counter() - start
+            self.folder.write_json(f"{name}/seconds.json", seconds)
+            return value
+
+        plan = PruningPlan(**self.folder.once(f"{name}/plan.json", lambda: stage("calibrate", lambda: self._plan(step))))
+        if ranks.agree((folder / "model").is_dir()):
+            self._load_weights(step.number)
+        else:
+            stage("compact", lambda: compact.compact_(self.model, self.family, plan))
+            label = f"round {step.number} pruned"
+            self.folder.once(f"{name}/pruned.json", lambda: stage("evaluate", lambda: self._evaluate(label)))
+            tokens = self.training[step.number - 1]
+            train = recover.RECOVERIES[self.config.recovery]
+            stage("recover", lambda: train(self.model, tokens, tokens.num_tokens, self.config, folder / "recovery"))
+            self.folder.save_model(f"{name}/model", self.model, self.tokenizer)
+        evaluated = stage("evaluate", lambda: self._evaluate(f"round {step.number} recovered"))
+        record = {
+            **self._size(step),
+            "eval": evaluated,
+            "round": step.number,
+            "kind": step.kind,
+            "seconds": seconds,
+            "eval_pruned": self.folder.read_json(f"{name}/pruned.json"),
+            "recovery_tokens": self.training[step.number - 1].num_tokens,
+        }
+        self.folder.write_json(f"{name}/record.json", ranks.agree(record))
+        old = self.folder.round(step.number - self.config.keep_rounds)
+        self.folder.remove(folder / "recovery", old / "model")
+        return self.folder.read_json(f"{name}/record.json")
+
+    def _plan(self, step: "Round") -> dict[str, Any]:
+        """Score on the round's own data and decide what goes; the numbers behind the decision go to the round's folder."""
+        from ptl_fast import calibrate, plan, score
+
+        if step.kind == "none":
+            return dataclasses.asdict(plan.plan_nothing(step))
+        tokens = self.training[step.number - 1].first(self.config.calibration_tokens)
+        statistics = calibrate.collect(self.model, self.family, tokens, self.config.micro_batch)
+        if step.kind == "layers":
+            scores = score.LAYER_SCORERS[self.config.layer_scorer](statistics)
+            decided = plan.plan_layers(step, scores, self.config.layer_scorer)
+        else:
+            seed = self.config.seed * 1000 + step.number
+            scorer = score.SCORERS[self.config.scorer]
+            scores = scorer(statistics, self.model, self.family, seed)
+            protected = None
+            if self.protected_tokens is not None:
+                general = calibrate.collect(self.model, self.family, self.protected_tokens, self.config.micro_batch, "protect")
+                protected = plan.protect(scorer(general, self.model, self.family, seed), self.config.protect_share)
+            decided = plan.plan_neurons(step, scores, protected, self.config.scorer)
+        self.folder.write_tensors(f"round-{step.number:02d}/statistics.safetensors", {**statistics.tensors(), "scores": scores})
+        return dataclasses.asdict(decided)
+
+    def _evaluate(self, description: str) -> dict[str, dict[str, float]]:
+        """{task: {metric: value}}, computed by the main rank while the others wait."""
+        from ptl_fast import evaluate, ranks
+
+        if not ranks.is_main():
+            return {}
+        results = {}
+        for task in self.tasks:
+            if task.task == evaluate.NLL:
+                documents = self.nll_documents[task.label]
+                label = f"{description}: {task.label}"
+                results[task.label] = evaluate.answer_nll(
+                    self.model, self.tokenizer, documents, self.config.eval_batch, NLL_MAX_LENGTH, label
+                )
+            else:
+                results[task.label] = evaluate.run_lm_eval(
+                    self.model, self.tokenizer, task, self.config.eval_batch, self.config.eval_limit
+                )
+        return results
+
+    def _load_data(self) -> None:
+        from ptl_fast import data, evaluate, models
+
+        config = self.config
+        assert config.model is not None
+        assert config.data is not None
+        self.tokenizer = models.load_tokenizer(config.model)
+        documents = data.load_documents(config.data)
+        needs_held_out = any(task.task == evaluate.NLL and task.file is None for task in self.tasks)
+        self.corpus = data.split_corpus(
+            documents,
+            self.tokenizer,
+            shares=[step.recovery_share for step in self.schedule],
+            num_tokens=config.recovery_tokens,
+            num_held_out=NUM_HELD_OUT if needs_held_out else 0,
+            seed=config.seed,
+            source=config.data,
+        )
+        self.training = [
+            self._pack(subset, f"round {step.number}'s part of {config.data}")
+            for step, subset in zip(self.schedule, self.corpus.subsets, strict=True)
+        ]
+        self.protected_tokens = None
+        if config.protect is not None:
+            general = list(data.tokenize(data.load_documents(config.protect), self.tokenizer))
+            self.protected_tokens = self._pack(general, config.protect).first(config.calibration_tokens)
+        self.nll_documents = {
+            task.label: (data.load_documents(task.file) if task.file else self.corpus.held_out)[: config.eval_limit]
+            for task in self.tasks
+            if task.task == evaluate.NLL
+        }
+
+    def _pack(self, documents: list[list[int]], source: str) -> "PackedTokens":
+        from ptl_fast import data
+
+        return data.pack(documents, self.config.sequence_length, data.padding_token(self.tokenizer), source)
+
+    def _checked_folder(self) -> "RunFolder":
+        from ptl_fast.rundir import RunFolder
+
+        folder = RunFolder(self.output, {"config": self.config.identity(), "data": self.corpus.fingerprint})
+        folder.check(self.config.overwrite)
+        # float32 weights of the kept rounds and of a round in the making; a checkpoint adds two Adam moments
+        folder.check_disk(self._size()["num_parameters"] * 4 * (self.config.keep_rounds + 1 + 3))
+        return folder
+
+    def _load_weights(self, num_finished: int) -> None:
+        """Load the original, or the newest round's weights, and check that the model computes finite numbers."""
+        from ptl_fast import calibrate, families, models
+
+        assert self.config.model is not None
+        source = str(self.folder.round(num_finished) / "model") if num_finished else self.config.model
+        self.model = models.load_model(source, self.config, self.device)
+        self.family = families.find_family(self.model)
+        calibrate.collect(self.model, self.family, self.training[0].first(1), 1, "check")
+
+    def _size(self, step: "Round | None" = None) -> dict[str, int]:
+        """num_parameters, num_layers, width and flops_per_token of the original, or of what a round leaves."""
+        from ptl_fast import flops
+
+        width = step.width if step else self.hf_config.intermediate_size
+        num_layers = step.num_layers if step else self.hf_config.num_hidden_layers
+        # the mean number of tokens that a token of a full sequence sees
+        return flops.predicted_size(self.hf_config, width, num_layers, self.config.sequence_length // 2)
+
+    def _write_report(self, final: dict[str, Any] | None = None) -> dict[str, Any]:
+        from ptl_fast import report
+
+        content = {
+            "environment": _environment(self.device),
+            "config": dataclasses.asdict(self.config),
+            "dense": self.dense,
+            "rounds": self.records,
+            "final": final,
+        }
+        self.folder.write_json("report.json", content)
+        self.folder.write_text("report.md", report.to_markdown(content, HOW_TO_LOAD.format(final=self.output / "final")))
+        return content
+
+    def _finish(self) -> dict[str, Any]:
+        from ptl_fast import ranks, report
+
+        last = self.records[-1]
+        final = {name: last[name] for name in ("num_parameters", "num_layers", "width", "flops_per_token", "eval")}
+        content = self._write_report(final)
+        if not ranks.agree((self.output / "final").is_dir()):
+            card = report.model_card(content, str(self.config.model))
+            self.folder.publish_final(self.folder.round(len(self.schedule)) / "model", card)
+        where = f"Result: {self.output / 'final'}   Report: {self.output / 'report.md'}"
+        _say(where + "\n\n" + HOW_TO_LOAD.format(final=self.output / "final"))
+        return content
+
+
+def preset_settings(name: str | None, model: str | None) -> dict[str, Any]:
+    """Settings of a preset; without a preset and a model, of the demo.
+
+    Raises:
+        ValueError: no such preset.
+    """
+    if name is None:
+        if model is not None:
+            return {}
+        name = "demo"
+    import yaml
+
+    file = PRESETS / f"{name}.yaml"
+    if not file.is_file():
+        choices = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+        raise ValueError(f"unknown --preset {name}; choose {', '.join(choices)}")
+    return {"preset": name, **yaml.safe_load(file.read_text())}
+
+
+def parse(arguments: list[str] | None = None) -> Config:
+    """Settings from flags, a --config file and a preset, in this order of precedence."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    parser.set_defaults(preset_settings(chosen.preset, chosen.model))
+    settings = parser.parse_args(arguments).as_dict()
+    settings.pop("config")
+    return Config(**settings)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of the command line; returns the exit code."""
+    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
+    try:
+        run(parse(arguments))
+    except ValueError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> Any:
+    import typing
+
+    import docstring_parser
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m ptl_fast.compress",
+        description="Make a language model smaller by pruning a little, recovering by training, and repeating. Without --model, the"
+        " bundled demo runs. The same command continues an interrupted run.",
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with settings; flags override it")
+    help_of = {item.args[1]: item.description for item in docstring_parser.parse_from_object(Config).params}
+    types_of = typing.get_type_hints(Config)
+    for field in dataclasses.fields(Config):
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        kind: dict[str, Any] = {"action": "store_true"} if default is False else {"type": types_of[field.name], "default": default}
+        text = (help_of.get(field.name) or "").replace("\n", " ").replace("%", "%%")
+        parser.add_argument(f"--{field.name.replace('_', '-')}", help=text, **kind)
+    return parser
+
+
+def _check_names(config: Config) -> None:
+    from ptl_fast import recover, score
+
+    for flag, name, choices in (
+        ("--scorer", config.scorer, score.SCORERS),
+        ("--layer-scorer", config.layer_scorer, score.LAYER_SCORERS),
+        ("--recovery", config.recovery, recover.RECOVERIES),
+    ):
+        if name not in choices:
+            raise ValueError(f"unknown {flag} {name}; choose {', '.join(choices)}")
+    if config.deepspeed is not None:
+        recover.deepspeed_file(config.deepspeed)
+
+
+def _prepare_libraries(config: Config) -> None:
+    """Environment that must stand before heavy imports, and quiet logs."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if config.device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if config.debug:
+        return
+    import logging
+    import warnings
+
+    import transformers
+
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _environment(device: str) -> dict[str, str]:
+    import importlib.metadata
+    import platform
+
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
+    packages = ("ptl_fast", "torch", "triton", "transformers", "trl", "datasets", "deepspeed", "lm_eval")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {"device": name, "threads": str(torch.get_num_threads()), "python": platform.python_version(), **versions}
+
+
+def _say(text: str) -> None:
+    from ptl_fast import ranks
+
+    if ranks.is_main():
+        print(text, flush=True)
+
+
+class _CallableModule(types.ModuleType):
+    """Lets ``from ptl_fast import compress`` be the function, although a submodule has the same name."""
+
+    def __call__(self, **settings: Any) -> dict[str, Any]:
+        return compress(**settings)
+
+
+sys.modules[__name__].__class__ = _CallableModule
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""What a model can do: lm-eval tasks on the model in memory, and the negative log-likelihood (NLL) of held-out answers."""
+
+import functools
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm.auto import tqdm
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ptl_fast.data import Document
+
+TASKS_FOLDER = Path(__file__).parent / "tasks"
+NLL = "nll"
+FEWSHOT_SEED = 1234
+ENTRY = re.compile(r"(?:(?P<label>[\w.-]+):)?(?P<task>[\w.-]+)(?:=(?P<file>.+))?")
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """One entry of --eval-tasks: [LABEL:]TASK[=FILE]."""
+
+    label: str
+    task: str
+    file: str | None
+
+    @classmethod
+    def parse(cls, entry: str) -> "EvalTask":
+        match = ENTRY.fullmatch(entry.strip())
+        if match is None:
+            raise ValueError(
+                f"--eval-tasks entry {entry!r} is not of the form [LABEL:]TASK[=FILE], such as nll or gsm8k_cot=test.jsonl"
+            )
+        return cls(match["label"] or match["task"], match["task"], match["file"])
+
+
+def parse_tasks(entries: Sequence[str]) -> list[EvalTask]:
+    """Parse and check the entries.
+
+    Raises:
+        ValueError: an entry is malformed, names an unknown task or a missing file, or two have the same label.
+    """
+    tasks = [EvalTask.parse(entry) for entry in entries]
+    for task in tasks:
+        if task.file is not None and task.task != NLL and not Path(task.file).is_file():
+            raise ValueError(f"evaluation task {task.label}: no file {task.file}")
+        if task.task != NLL and task.task not in shipped_tasks() and task.task not in _task_manager(True).all_tasks:
+            raise ValueError(f"unknown evaluation task {task.task}; choose nll, {', '.join(shipped_tasks())}, or a task of lm-eval")
+    labels = [task.label for task in tasks]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"two evaluation tasks have the same label ({', '.join(labels)}); name them: LABEL:TASK=FILE")
+    return tasks
+
+
+def shipped_tasks() -> list[str]:
+    """Names of the tasks that need neither file nor network."""
+    return sorted(file.stem for file in TASKS_FOLDER.glob("*.yaml"))
+
+
+def run_lm_eval(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", task: EvalTask, batch_size: int, limit: int | None
+) -> dict[str, float]:
+    """Return {metric: value} of one lm-eval task; accuracies are fractions."""
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    request: str | dict[str, Any] = task.task
+    if task.file is not None:
+        files = {"train": task.file, "test": task.file}
+        request = {
+            "task": task.task,
+            "dataset_path": "json",
+            "dataset_name": None,
+            "dataset_kwargs": {"data_files": files},
+        }
+    loaded = _task_manager(task.task not in shipped_tasks()).load([request])
+    for loaded_task in loaded["tasks"].values():
+        loaded_task.set_config(key="num_fewshot", value=loaded_task.get_config("num_fewshot") or 0)
+        loaded_task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    results = evaluate(
+        lm=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+        task_dict=loaded,
+        limit=limit,
+        bootstrap_iters=0,
+        log_samples=False,
+    )
+    assert results is not None
+    (values,) = results["results"].values()
+    return {
+        name.removesuffix(",none").replace(",", "/"): value
+        for name, value in values.items()
+        if isinstance(value, int | float) and "_stderr" not in name and "," in name
+    }
+
+
+@torch.inference_mode()
+def answer_nll(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    documents: Sequence["Document"],
+    batch_size: int,
+    max_length: int,
+    description: str = NLL,
+) -> dict[str, float]:
+    """Return {"nll": mean negative log-likelihood per answer token, in nats}; the question is given and does not count.
+
+    Documents longer than ``max_length`` tokens are cut there.
+    """
+    model.eval()
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    ordered = sorted(documents, key=lambda document: len(document.text))
+    for first in tqdm(range(0, len(ordered), batch_size), desc=description, leave=False):
+        batch = ordered[first : first + batch_size]
+        encoded = [
+            tokenizer(document.text, return_offsets_mapping=True, truncation=True, max_length=max_length) for document in batch
+        ]
+        longest = max(len(row["input_ids"]) for row in encoded)
+        input_ids = torch.full((len(batch), longest), pad)
+        counted = torch.zeros(len(batch), longest, dtype=torch.bool)
+        for index, (row, document) in enumerate(zip(encoded, batch, strict=True)):
+            input_ids[index, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
+            ends = torch.tensor([end for _, end in row["offset_mapping"]])
+            counted[index, : len(ends)] = ends > len(document.prompt)
+        counted = counted[:, 1:].to(model.device)
+        input_ids = input_ids.to(model.device)
+        # right padding under a causal mask: no counted token sees a padded one
+        logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1][counted]
+        total += torch.nn.functional.cross_entropy(logits.float(), input_ids[:, 1:][counted], reduction="sum").double().cpu()
+        count += int(counted.sum())
+    if not count:
+        raise ValueError(f"evaluation task {description}: the documents hold no answer tokens within {max_length} tokens")
+    return {NLL: (total / count).item()}
+
+
+@functools.cache
+def _task_manager(with_stock_tasks: bool) -> "TaskManager":
+    """lm-eval's task index; indexing the stock tasks takes seconds, so only where one is asked for."""
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return TaskManager(include_path=str(TASKS_FOLDER), include_defaults=with_stock_tasks)

@@ -1,0 +1,112 @@
+"""Where a model family keeps its decoder layers and its feed-forward network (FFN).
+
+Any model whose layers carry an ``mlp`` with ``gate_proj``, ``up_proj`` and ``down_proj`` works by structure. A family that differs
+gets one row in FAMILIES.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Attribute paths: ``layers`` from the model, the others from a layer."""
+
+    layers: str = "model.layers"
+    ffn: str = "mlp"
+    inputs: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    """Projections into the FFN. A single one holds gate and up, one above the other."""
+    down: str = "mlp.down_proj"
+
+    @property
+    def fused(self) -> bool:
+        return len(self.inputs) == 1
+
+
+STANDARD = Family()
+FAMILIES = {"phi3": Family(inputs=("mlp.gate_up_proj",))}
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """The parts of one layer's FFN."""
+
+    module: "nn.Module"
+    inputs: list["nn.Linear"]
+    down: "nn.Linear"
+    fused: bool
+
+    @property
+    def width(self) -> int:
+        """Number of neurons."""
+        return self.down.in_features
+
+
+def find_family(model: "PreTrainedModel") -> Family:
+    """Return the model's family.
+
+    Raises:
+        ValueError: the model does not have the structure that its family, or the standard one, expects; names what is missing.
+    """
+    model_type = getattr(model.config, "model_type", "?")
+    family = FAMILIES.get(model_type, STANDARD)
+    try:
+        layers = model.get_submodule(family.layers)
+        num_layers = len(list(layers.children()))
+        missing = [
+            f"{family.layers}.{index}.{path}"
+            for index, layer in enumerate(layers.children())
+            for path in (*family.inputs, family.down)
+            if not hasattr(_submodule(layer, path), "in_features")
+        ]
+    except AttributeError:
+        num_layers, missing = 0, [family.layers]
+    if missing or not num_layers:
+        raise ValueError(
+            f"{type(model).__name__} (model_type {model_type}) is not a supported architecture: looked for decoder layers at"
+            f" {family.layers}, each with linear layers {', '.join((*family.inputs, family.down))}, and did not find"
+            f" {missing[0] if missing else 'any layer'}; a family with other names needs a row in ptl_fast/families.py"
+        )
+    widths = {feed_forward.width for feed_forward in feed_forwards(model, family)}
+    if len(widths) > 1:
+        raise ValueError(f"{type(model).__name__} has FFNs of different widths {sorted(widths)}; uniform width is needed")
+    return family
+
+
+def decoder_layers(model: "PreTrainedModel", family: Family) -> "nn.ModuleList":
+    """The model's decoder layers, in order."""
+    return model.get_submodule(family.layers)  # type: ignore[return-value]
+
+
+def feed_forwards(model: "PreTrainedModel", family: Family) -> Iterator[FeedForward]:
+    """Yield the FFN of each decoder layer, in order."""
+    for layer in decoder_layers(model, family):
+        yield FeedForward(
+            module=layer.get_submodule(family.ffn),
+            inputs=[layer.get_submodule(path) for path in family.inputs],  # type: ignore[misc]
+            down=layer.get_submodule(family.down),  # type: ignore[arg-type]
+            fused=family.fused,
+        )
+
+
+def _submodule(layer: "nn.Module", path: str) -> "nn.Module | None":
+    try:
+        return layer.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def resize_config(config: "PretrainedConfig", width: int, kept_layers: list[int]) -> None:
+    """Set the FFN width and keep only some layers in a model's config, in place, with every list that has one entry a layer."""
+    num_layers = config.num_hidden_layers
+    for name, value in list(vars(config).items()):
+        per_layer = isinstance(value, list | tuple) and len(value) == num_layers
+        if per_layer and not name.endswith("_token_id") and name != "architectures":
+            setattr(config, name, [value[index] for index in kept_layers])
+    config.num_hidden_layers = len(kept_layers)
+    config.intermediate_size = width

@@ -1,0 +1,207 @@
+"""The schedule of a run, and the PruningPlan of a round: what goes and what stays."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ptl_fast.config import Config
+
+DEFAULT_ROUNDS = 5
+Kind = Literal["neurons", "layers", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One round of the schedule: the size that it leaves, and its share of the recovery tokens."""
+
+    number: int
+    kind: Kind
+    width: int
+    num_layers: int
+    recovery_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningPlan:
+    """What one round removes. Indices are those of the model before the round."""
+
+    round: int
+    kind: Kind
+    scorer: str
+    width: int
+    num_layers: int
+    kept_neurons: list[list[int]] | None
+    """Per layer, ascending; None when no neurons go."""
+    dropped_layers: list[int]
+    num_rescued: int
+    """Neurons a layer (mean) that would have gone, had --protect not kept them."""
+    layer_scores: list[float] | None
+    """For a layer round: the score of every layer."""
+
+
+def make_schedule(config: "Config", width: int, num_layers: int) -> list[Round]:
+    """Return the rounds that take an FFN of ``width`` and ``num_layers`` to the target.
+
+    Raises:
+        ValueError: the target cannot be reached; names the setting to change.
+    """
+    widths = _widths(config, width)
+    layer_counts = _layer_counts(config, num_layers)
+    kinds: list[Kind] = _order(config.order, len(widths), len(layer_counts))
+    if not kinds:
+        kinds = ["none"] * (config.rounds or 1)
+    shares = _shares(config, len(kinds))
+    schedule = []
+    for number, (kind, share) in enumerate(zip(kinds, shares, strict=True), start=1):
+        if kind == "neurons":
+            width = widths.pop(0)
+        elif kind == "layers":
+            num_layers = layer_counts.pop(0)
+        schedule.append(Round(number=number, kind=kind, width=width, num_layers=num_layers, recovery_share=share))
+    return schedule
+
+
+def plan_neurons(step: Round, scores_LI: "Tensor", protected_LK: "Tensor | None", scorer: str) -> PruningPlan:
+    """Keep the ``step.width`` most important neurons of each layer, protected ones first.
+
+    Args:
+        scores_LI: (num_layers, width) importance.
+        protected_LK: (num_layers, num_protected) int64 indices that must stay, or None.
+    Raises:
+        ValueError: more neurons are protected than stay.
+    """
+    num_protected = 0 if protected_LK is None else protected_LK.shape[1]
+    if num_protected > step.width:
+        raise ValueError(
+            f"round {step.number} keeps {step.width} neurons a layer, but --protect-share protects {num_protected};"
+            " lower --protect-share, or remove fewer neurons in a round (more --rounds)"
+        )
+    ranked_LI = scores_LI.clone()
+    if protected_LK is not None:
+        ranked_LI.scatter_(1, protected_LK, float("inf"))
+    kept_LK = ranked_LI.argsort(dim=1, descending=True, stable=True)[:, : step.width].sort(dim=1).values
+    return PruningPlan(
+        round=step.number,
+        kind="neurons",
+        scorer=scorer,
+        width=step.width,
+        num_layers=step.num_layers,
+        kept_neurons=kept_LK.tolist(),
+        dropped_layers=[],
+        num_rescued=_num_rescued(scores_LI, protected_LK, step.width),
+        layer_scores=None,
+    )
+
+
+def plan_layers(step: Round, scores_L: "Tensor", scorer: str) -> PruningPlan:
+    """Drop the least important layers, (num_layers,) importance, until ``step.num_layers`` are left."""
+    dropped = scores_L.argsort(stable=True)[: len(scores_L) - step.num_layers].sort().values
+    return PruningPlan(
+        round=step.number,
+        kind="layers",
+        scorer=scorer,
+        width=step.width,
+        num_layers=step.num_layers,
+        kept_neurons=None,
+        dropped_layers=dropped.tolist(),
+        num_rescued=0,
+        layer_scores=scores_L.tolist(),
+    )
+
+
+def plan_nothing(step: Round) -> PruningPlan:
+    """A round that only trains."""
+    return PruningPlan(
+        round=step.number,
+        kind="none",
+        scorer="",
+        width=step.width,
+        num_layers=step.num_layers,
+        kept_neurons=None,
+        dropped_layers=[],
+        num_rescued=0,
+        layer_scores=None,
+    )
+
+
+def protect(scores_LI: "Tensor", share: float) -> "Tensor":
+    """Return the indices of each layer's neurons that score highest on the protected corpus, (num_layers, num_protected)."""
+    return scores_LI.topk(int(share * scores_LI.shape[1]), dim=1).indices
+
+
+def _num_rescued(scores_LI: "Tensor", protected_LK: "Tensor | None", width: int) -> int:
+    """Mean number of neurons a layer that would have gone without protection."""
+    if protected_LK is None:
+        return 0
+    rank_LI = scores_LI.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return round((rank_LI.gather(1, protected_LK) >= width).sum().item() / len(scores_LI))
+
+
+def _widths(config: "Config", width: int) -> list[int]:
+    """The width after each neuron round, descending, each a multiple of ``width_multiple``."""
+    multiple = config.width_multiple
+    target = round(config.keep * width / multiple) * multiple
+    if config.keep == 1:
+        return []
+    if target == 0:
+        raise ValueError(
+            f"--keep {config.keep} of {width} neurons rounds to zero width with --width-multiple {multiple};"
+            " raise --keep or lower --width-multiple"
+        )
+    if target >= width:
+        raise ValueError(
+            f"--keep {config.keep} of {width} neurons rounds to the full width with --width-multiple {multiple};"
+            " lower --keep or --width-multiple, or give --keep 1 to remove no neurons"
+        )
+    available = -(-(width - target) // multiple)
+    rounds = config.rounds or min(DEFAULT_ROUNDS, available)
+    if config.neurons_per_round:
+        rounds = -(-(width - target) // config.neurons_per_round)
+        if config.rounds not in (None, rounds):
+            raise ValueError(
+                f"--neurons-per-round {config.neurons_per_round} reaches width {target} in {rounds} rounds, not in"
+                f" --rounds {config.rounds}; give one of the two"
+            )
+        exact = [float(width - config.neurons_per_round * (index + 1)) for index in range(rounds - 1)]
+    else:
+        exact = [width - (width - target) * (index + 1) / rounds for index in range(rounds - 1)]
+    widths = [round(value / multiple) * multiple for value in exact] + [target]
+    if len(set(widths)) < len(widths) or widths[0] >= width:
+        raise ValueError(
+            f"{rounds} rounds from width {width} to {target} need smaller steps than --width-multiple {multiple};"
+            f" use at most {available} rounds, larger --neurons-per-round, or a lower --width-multiple"
+        )
+    return widths
+
+
+def _layer_counts(config: "Config", num_layers: int) -> list[int]:
+    left = num_layers - config.drop_layers
+    if left < 1:
+        raise ValueError(
+            f"--drop-layers {config.drop_layers} leaves none of the model's {num_layers} layers; drop at most {num_layers - 1}"
+        )
+    counts = list(range(num_layers - config.layers_per_round, left, -config.layers_per_round))
+    return [*counts, left] if left < num_layers else []
+
+
+def _order(order: str, num_neuron_rounds: int, num_layer_rounds: int) -> list[Kind]:
+    neurons: list[Kind] = ["neurons"] * num_neuron_rounds
+    layers: list[Kind] = ["layers"] * num_layer_rounds
+    if order == "neurons-then-layers":
+        return neurons + layers
+    if order == "layers-then-neurons":
+        return layers + neurons
+    alternating: list[Kind] = []
+    while neurons or layers:
+        alternating += neurons[:1] + layers[:1]
+        neurons, layers = neurons[1:], layers[1:]
+    return alternating
+
+
+def _shares(config: "Config", num_rounds: int) -> list[float]:
+    """Each round's part of the recovery tokens; they sum to 1."""
+    growth = config.recovery_growth if config.recovery_split == "growing" else 1.0
+    weights = [growth**index for index in range(num_rounds)]
+    return [weight / sum(weights) for weight in weights]

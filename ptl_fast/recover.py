@@ -1,0 +1,242 @@
+"""Recovery: the training that follows each pruning. The trainers are transformers', with DeepSpeed where asked for."""
+
+import gc
+import json
+import math
+import os
+import shutil
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from ptl_fast import ranks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainerControl, TrainerState
+
+    from ptl_fast.config import Config
+    from ptl_fast.data import PackedTokens
+
+DEEPSPEED_FOLDER = Path(__file__).parent / "presets" / "deepspeed"
+WARMUP_SHARE = 0.05
+COMPLETE = "complete"
+
+
+def none(model: "PreTrainedModel", tokens: "PackedTokens", num_tokens: int, config: "Config", folder: Path) -> None:
+    """No recovery: pruning alone."""
+
+
+def cpt(model: "PreTrainedModel", tokens: "PackedTokens", num_tokens: int, config: "Config", folder: Path) -> None:
+    """Continual pre-training on ``num_tokens`` tokens: next-token prediction, cosine schedule, in place.
+
+    The sequences come in the same order on any number of ranks. Checkpoints go to ``folder``; where it holds one, training goes
+    on from there. The weights' type stays; without DeepSpeed, half-precision weights train as float32 under autocast.
+
+    Raises:
+        ValueError: the loss is NaN or infinite (names the step), or the batch does not divide among the ranks.
+    """
+    dtype = model.dtype
+    arguments = _training_arguments(model, tokens, num_tokens, config, folder)
+    if dtype != torch.float32 and arguments.deepspeed is None:
+        model.float()  # an update of 1e-5 vanishes in bf16's 8 bits of mantissa
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.parent.parent / "log" / folder.parent.name)
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=_Sequences(tokens, arguments.max_steps * config.global_batch, config.seed),
+        data_collator=_flatten if model.config._attn_implementation == "flash_attention_2" else _stack,
+        callbacks=[_Progress(folder.parent.name), _StopAtNan(), _Checkpoints(folder, config.checkpoint_minutes * 60)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=_newest_checkpoint(folder))
+    _tear_down(trainer, model, dtype)
+
+
+RECOVERIES = {"none": none, "cpt": cpt}
+
+
+def deepspeed_file(name: str) -> Path:
+    """The JSON file of --deepspeed: a shipped one by name, or a path.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    choices = ", ".join(sorted(path.stem for path in DEEPSPEED_FOLDER.glob("*.json")))
+    for file in (DEEPSPEED_FOLDER / f"{name}.json", Path(name)):
+        if file.is_file():
+            return file
+    raise ValueError(f"--deepspeed {name}: no such file; choose {choices} or give a JSON file")
+
+
+class _Sequences(Dataset):
+    """``num_sequences`` packed sequences in a seeded order, epoch after epoch where there are fewer."""
+
+    def __init__(self, tokens: "PackedTokens", num_sequences: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        num_epochs = math.ceil(num_sequences / len(tokens))
+        self.tokens = tokens
+        self.order = torch.cat([torch.randperm(len(tokens), generator=generator) for _ in range(num_epochs)])[:num_sequences]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.tokens[int(self.order[index])]
+
+
+class _Progress(TrainerCallback):
+    """One bar with the current loss."""
+
+    def __init__(self, description: str) -> None:
+        self.description, self.bar = description, tqdm(disable=True)
+
+    def on_train_begin(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
+        description = f"{self.description}: recover"
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc=description, leave=False, disable=not ranks.is_main()
+        )
+
+    def on_log(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
+        if "loss" in kwargs["logs"]:
+            self.bar.set_postfix(loss=kwargs["logs"]["loss"], refresh=False)
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
+        self.bar.close()
+
+
+class _StopAtNan(TrainerCallback):
+    def on_log(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
+        loss = float(kwargs["logs"].get("loss", 0.0))
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"recovery's loss is {loss} at step {state.global_step} of {state.max_steps}; lower --learning-rate, or prune"
+                " less in a round (more --rounds)"
+            )
+
+
+class _Checkpoints(TrainerCallback):
+    """Asks for a checkpoint when enough time has passed, marks it complete once it is on disk, and removes the ones before."""
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        self.folder, self.seconds, self.last = folder, seconds, time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
+        due = time.monotonic() - self.last >= self.seconds and state.global_step < state.max_steps
+        control.should_save = ranks.agree(due)
+
+    def on_save(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
+        ranks.barrier()
+        if ranks.is_main():
+            (self.folder / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+            for checkpoint in self.folder.glob("checkpoint-*"):
+                if checkpoint.name != f"checkpoint-{state.global_step}":
+                    shutil.rmtree(checkpoint)
+        ranks.barrier()
+        self.last = time.monotonic()
+
+
+def _num_steps(tokens: "PackedTokens", num_tokens: int, config: "Config") -> int:
+    tokens_per_step = tokens.num_tokens / len(tokens) * config.global_batch
+    return max(1, round(num_tokens / tokens_per_step))
+
+
+def _training_arguments(
+    model: "PreTrainedModel", tokens: "PackedTokens", num_tokens: int, config: "Config", folder: Path
+) -> TrainingArguments:
+    on_cpu = model.device.type == "cpu"
+    micro_batch = min(config.micro_batch, max(1, config.global_batch // ranks.world_size()))
+    accumulation, rest = divmod(config.global_batch, micro_batch * ranks.world_size())
+    if rest:
+        raise ValueError(
+            f"--global-batch {config.global_batch} is no multiple of --micro-batch {micro_batch} times {ranks.world_size()} ranks;"
+            " change one of them"
+        )
+    num_steps = _num_steps(tokens, num_tokens, config)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=num_steps,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(WARMUP_SHARE * num_steps),
+        bf16=model.dtype == torch.bfloat16,
+        fp16=model.dtype == torch.float16,
+        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to=["tensorboard"],
+        seed=config.seed,
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        ddp_timeout=int(ranks.TIMEOUT.total_seconds()),
+        deepspeed=_deepspeed_settings(config.deepspeed, on_cpu),
+        disable_tqdm=True,
+    )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # without a launcher, several visible GPUs would mean nn.DataParallel
+    return arguments
+
+
+def _deepspeed_settings(name: str | None, on_cpu: bool) -> dict | None:
+    """The JSON of --deepspeed. Without a launcher, one GPU is a group of one; one CPU process trains without DeepSpeed."""
+    if name is None:
+        return None
+    if "WORLD_SIZE" not in os.environ:
+        if on_cpu:
+            warnings.warn("--deepspeed has no use in one process on a CPU: recovery runs without it", stacklevel=2)
+            return None
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+    return json.loads(deepspeed_file(name).read_text())
+
+
+def _stack(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([example[name] for example in examples]) for name in examples[0]}
+
+
+def _flatten(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """One long row: flash-attention finds the documents' borders only in a batch of one."""
+    return {name: torch.cat([example[name] for example in examples]).unsqueeze(0) for name in examples[0]}
+
+
+def _newest_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end, or None."""
+    complete = ranks.agree([str(marker.parent) for marker in folder.glob(f"checkpoint-*/{COMPLETE}")])
+    return max(complete, key=lambda path: int(path.rsplit("-", 1)[1]), default=None)
+
+
+def _tear_down(trainer: Trainer, model: "PreTrainedModel", dtype: torch.dtype) -> None:
+    """Undo everything that training attached to the model, so that the next round starts from plain weights."""
+    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    if trainer.is_deepspeed_enabled:
+        trainer.model_wrapped.destroy()  # type: ignore[operator]
+    trainer.accelerator.free_memory()
+    model.gradient_checkpointing_disable()
+    model.zero_grad(set_to_none=True)
+    model.to(dtype)  # type: ignore[arg-type]
+    _renew_parameters_(model)
+    model.eval()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _renew_parameters_(model: nn.Module) -> None:
+    """Put each parameter into memory and an object of its own: optimizers leave hooks on them and views of flat buffers in them."""
+    renewed: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) not in renewed:
+                renewed[id(parameter)] = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+            setattr(module, name, renewed[id(parameter)])

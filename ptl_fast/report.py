@@ -1,0 +1,114 @@
+"""Records -> the table after each round, report.json, report.md and the model card."""
+
+from typing import Any
+
+COLUMNS = ["round", "width", "layers", "parameters", "FLOPs/token", "pruned", "recovered", "seconds"]
+
+
+def table(dense: dict[str, Any], rounds: list[dict[str, Any]]) -> str:
+    """The run so far as a markdown table; the last columns but one show the first evaluation task before and after recovery."""
+    task, metric = leading_metric(dense)
+    header = [name if name not in ("pruned", "recovered") else f"{metric} {name}" for name in COLUMNS]
+    rows = [_row("dense", dense, "", _show(dense["eval"][task][metric]), "")]
+    for record in rounds:
+        name = f"{record['round']} {record['kind']}" if record["kind"] != "none" else f"{record['round']} training only"
+        pruned = _show(record["eval_pruned"][task][metric])
+        seconds = f"{sum(record['seconds'].values()):.0f}"
+        rows.append(_row(name, record, pruned, _show(record["eval"][task][metric]), seconds))
+    return _markdown([header, *rows])
+
+
+def leading_metric(size: dict[str, Any]) -> tuple[str, str]:
+    """(task, metric) that leads the tables: the first metric of the first evaluation task."""
+    task = next(iter(size["eval"]))
+    return task, next(iter(size["eval"][task]))
+
+
+def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
+    """report.json for people."""
+    dense, final = report["dense"], report["final"]
+    parts = ["# Compression report", table(dense, report["rounds"])]
+    if final:
+        parts.append(_summary(dense, final))
+        parts.append(how_to_load)
+    parts.append("## Evaluation\n\n" + _evaluations(report))
+    parts.append("## Seconds per stage\n\n" + _seconds(report["rounds"]))
+    for title in ("config", "environment"):
+        parts.append(f"## {title.capitalize()}\n\n" + "\n".join(f"- {name}: {value}" for name, value in report[title].items()))
+    return "\n\n".join(parts) + "\n"
+
+
+def model_card(report: dict[str, Any], model_name: str) -> str:
+    """README.md of the compressed model."""
+    return (
+        f"---\nbase_model: {model_name}\ntags: [pruned, ptl]\n---\n\n# {model_name}, compressed\n\n"
+        "Made with ptl_fast by the Prune-Tune Loop (arXiv 2602.04919). It loads with `AutoModelForCausalLM.from_pretrained`.\n\n"
+        f"{table(report['dense'], report['rounds'])}\n\n{_summary(report['dense'], report['final'])}\n"
+    )
+
+
+def schedule_table(dense: dict[str, Any], rounds: list[dict[str, Any]]) -> str:
+    """The dry run: what each round leaves, and the tokens that it recovers on."""
+    header = ["round", "width", "layers", "parameters", "FLOPs/token", "recovery tokens"]
+    rows = [[*_size("dense", dense), ""]]
+    rows += [[*_size(f"{record['round']} {record['kind']}", record), record["recovery_tokens"]] for record in rounds]
+    return _markdown([header, *rows])
+
+
+def _summary(dense: dict[str, Any], final: dict[str, Any]) -> str:
+    parameters = final["num_parameters"] / dense["num_parameters"]
+    flops = final["flops_per_token"] / dense["flops_per_token"]
+    return f"Parameters: {parameters:.1%} of dense. FLOPs per token: {flops:.1%} of dense."
+
+
+def _evaluations(report: dict[str, Any]) -> str:
+    columns = [(task, metric) for task, values in report["dense"]["eval"].items() for metric in values]
+    stages = [("dense", report["dense"]["eval"])]
+    for record in report["rounds"]:
+        stages += [
+            (f"round {record['round']} pruned", record["eval_pruned"]),
+            (f"round {record['round']} recovered", record["eval"]),
+        ]
+    header = ["", *(f"{task} {metric}" for task, metric in columns)]
+    return _markdown([header, *([name, *(_show(values[task][metric]) for task, metric in columns)] for name, values in stages)])
+
+
+def _seconds(rounds: list[dict[str, Any]]) -> str:
+    if not rounds:
+        return "(no round yet)"
+    names = list(rounds[0]["seconds"])
+    rows = [[str(record["round"]), *(f"{record['seconds'][name]:.1f}" for name in names)] for record in rounds]
+    return _markdown([["round", *names], *rows])
+
+
+def _row(name: str, size: dict[str, Any], pruned: str, recovered: str, seconds: str) -> list[str]:
+    return [*_size(name, size), pruned, recovered, seconds]
+
+
+def _size(name: str, size: dict[str, Any]) -> list[str]:
+    return [
+        name,
+        str(size["width"]),
+        str(size["num_layers"]),
+        _short(size["num_parameters"]),
+        _short(size["flops_per_token"]),
+    ]
+
+
+def _show(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _short(count: float) -> str:
+    for unit in ("", "k", "M", "G", "T"):
+        if count < 1000 or unit == "T":
+            return f"{count:.4g}{unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|")
+    return "\n".join(lines)

@@ -1,0 +1,177 @@
+"""A run's folder: every file in it appears whole or not at all, and what is there need not be computed again.
+
+state.json                       settings and data that the run belongs to
+dense.json                       the original's evaluation
+round-01/plan.json               what went, and why: with statistics.safetensors and scores.safetensors
+round-01/pruned.json             evaluation before recovery
+round-01/recovery/               checkpoints inside recovery, while it lasts
+round-01/model/                  the weights after recovery (newest rounds only)
+round-01/record.json             the finished round
+final/                           the result: an ordinary Hugging Face folder
+report.json, report.md, log/     for people and tools; log/ is for TensorBoard
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptl_fast import ranks
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FORMAT = 1
+
+
+class RunFolder:
+    """Reads and writes a run's folder. Only the main rank writes; all ranks may call every method."""
+
+    def __init__(self, path: Path, state: dict[str, Any]) -> None:
+        self.path, self.state = path, {"format": FORMAT, **state}
+
+    def check(self, overwrite: bool) -> None:
+        """Raise ValueError when the folder holds another run, or something else. Writes nothing."""
+        if not self.path.exists() or (overwrite and self._is_run()):
+            return
+        if not self.path.is_dir() or (any(self.path.iterdir()) and not self._is_run()):
+            raise ValueError(f"{self.path} exists and is not a run of ptl_fast; give another --output")
+        if not self._is_run():
+            return
+        before, now = json.loads((self.path / "state.json").read_text()), self.state
+        for name in before["config"].keys() | now["config"].keys():
+            old, new = before["config"].get(name), now["config"].get(name)
+            if old != new:
+                raise ValueError(
+                    f"{self.path} holds another run: its --{name.replace('_', '-')} is {old}, now it is {new};"
+                    " give another --output, or --overwrite to delete that run"
+                )
+        if before != now:
+            raise ValueError(f"{self.path} holds a run on other data or of another format; give another --output, or --overwrite")
+
+    def open(self, overwrite: bool) -> None:
+        """Create the folder, or continue the run that it holds; call ``check`` first."""
+        if ranks.is_main():
+            if overwrite and self._is_run():
+                shutil.rmtree(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self._is_run():
+                self.write_json("state.json", self.state)
+        ranks.barrier()
+
+    def check_disk(self, needed_bytes: int) -> None:
+        """Raise ValueError when less than ``needed_bytes`` are free where the folder is or will be."""
+        existing = next(parent for parent in [self.path, *self.path.absolute().parents] if parent.exists())
+        free = shutil.disk_usage(existing).free
+        if free < needed_bytes:
+            raise ValueError(
+                f"{existing} has {free / 2**30:.1f} GiB free, and the run needs about {needed_bytes / 2**30:.1f} GiB;"
+                " free some space or give another --output"
+            )
+
+    def round(self, number: int) -> Path:
+        return self.path / f"round-{number:02d}"
+
+    def num_finished_rounds(self) -> int:
+        """Rounds whose record is written, from the first on."""
+        number = 0
+        while (self.round(number + 1) / "record.json").exists():
+            number += 1
+        return ranks.agree(number)
+
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """The content of a JSON file, computed (on all ranks) and written by the main rank if it is not there."""
+        content = ranks.agree(self.read_json(name))
+        if content is None:
+            content = ranks.agree(compute())
+            self.write_json(name, content)
+        return content
+
+    def read_json(self, name: str) -> Any:
+        file = self.path / name
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def write_json(self, name: str, content: Any) -> None:
+        self.write_text(name, json.dumps(content, indent=1) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        if ranks.is_main():
+            _write_atomically(self.path / name, text.encode())
+        ranks.barrier()
+
+    def write_tensors(self, name: str, tensors: "dict[str, Tensor]") -> None:
+        """Write named tensors as a safetensors file."""
+        from safetensors.torch import save
+
+        if ranks.is_main():
+            _write_atomically(self.path / name, save({key: tensor.contiguous() for key, tensor in tensors.items()}))
+        ranks.barrier()
+
+    def save_model(self, name: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Save model and tokenizer as a Hugging Face folder that appears whole or not at all."""
+        if ranks.is_main():
+            folder = self.path / name
+            temporary = folder.with_name(folder.name + ".tmp")
+            shutil.rmtree(temporary, ignore_errors=True)
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            _publish(temporary, folder)
+        ranks.barrier()
+
+    def publish_final(self, source: Path, card: str) -> None:
+        """Make ``final/`` from a round's saved model (hard links where the file system can) and a model card."""
+        if ranks.is_main():
+            temporary = self.path / "final.tmp"
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.copytree(source, temporary, copy_function=_link_or_copy)
+            (temporary / "README.md").write_text(card)
+            _publish(temporary, self.path / "final")
+        ranks.barrier()
+
+    def remove(self, *paths: Path) -> None:
+        if ranks.is_main():
+            for path in paths:
+                shutil.rmtree(path, ignore_errors=True)
+        ranks.barrier()
+
+    def _is_run(self) -> bool:
+        return (self.path / "state.json").is_file()
+
+
+def _write_atomically(file: Path, content: bytes) -> None:
+    """Write to a temporary file, flush it to disk, and rename: a crash leaves the old file or the new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(file.name + ".tmp")
+    with temporary.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.rename(file)
+    _sync(file.parent)
+
+
+def _publish(temporary: Path, folder: Path) -> None:
+    """Flush a finished folder to disk and give it its name."""
+    for path in [*temporary.rglob("*"), temporary]:
+        _sync(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
