@@ -4,6 +4,7 @@ The only file that knows the order of the stages. Each stage's result is written
 same command continues a run that was killed. Heavy libraries are imported when work begins, so that --help answers at once.
 """
 
+import argparse
 import dataclasses
 import os
 import sys
@@ -58,7 +59,7 @@ class _Job:
     """One run: what its stages share. Constructing it checks the settings and writes nothing."""
 
     def __init__(self, config: Config) -> None:
-        from ptl_fast import evaluate, models, plan, ranks
+        from ptl_fast import evaluate, models, plan, ranks, recover
 
         assert config.model is not None
         assert config.data is not None
@@ -70,6 +71,7 @@ class _Job:
         self.tasks = evaluate.parse_tasks(config.eval_tasks)
         self.output = Path(config.output or f"runs/{Path(config.model).name}")
         ranks.join(self.device)
+        recover.batch_split(config)
 
     def dry_run(self) -> str:
         """The schedule as a table, from the config alone."""
@@ -315,10 +317,10 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     try:
         run(parse(arguments))
-    except ValueError as error:
+    except (ValueError, argparse.ArgumentError) as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues from here", file=sys.stderr)

@@ -1,12 +1,14 @@
 """What a model can do: lm-eval tasks on the model in memory, and the negative log-likelihood (NLL) of held-out answers."""
 
 import functools
+import json
 import logging
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm.auto import tqdm
@@ -71,16 +73,9 @@ def run_lm_eval(
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
-    request: str | dict[str, Any] = task.task
-    if task.file is not None:
-        files = {"train": task.file, "test": task.file}
-        request = {
-            "task": task.task,
-            "dataset_path": "json",
-            "dataset_name": None,
-            "dataset_kwargs": {"data_files": files},
-        }
-    loaded = _task_manager(task.task not in shipped_tasks()).load([request])
+    manager = _task_manager(task.task not in shipped_tasks())
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = manager.load([task.task if task.file is None else _with_local_file(manager, task, Path(folder))])
     for loaded_task in loaded["tasks"].values():
         loaded_task.set_config(key="num_fewshot", value=loaded_task.get_config("num_fewshot") or 0)
         loaded_task.set_fewshot_seed(seed=FEWSHOT_SEED)
@@ -138,6 +133,22 @@ def answer_nll(
     if not count:
         raise ValueError(f"evaluation task {description}: the documents hold no answer tokens within {max_length} tokens")
     return {NLL: (total / count).item()}
+
+
+def _with_local_file(manager: "TaskManager", task: EvalTask, folder: Path) -> str:
+    """Write a task file that is the named task, but reads its data from ``task.file``; return its path."""
+    assert task.file is not None
+    files = {"train": str(Path(task.file).resolve()), "test": str(Path(task.file).resolve())}
+    settings = {
+        "include": str(manager.task_index[task.task].yaml_path),
+        "task": task.task,
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": files},
+    }
+    file = folder / f"{task.task}.yaml"
+    file.write_text(json.dumps(settings))
+    return str(file)
 
 
 @functools.cache

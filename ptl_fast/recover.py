@@ -75,6 +75,22 @@ def deepspeed_file(name: str) -> Path:
     raise ValueError(f"--deepspeed {name}: no such file; choose {choices} or give a JSON file")
 
 
+def batch_split(config: "Config") -> tuple[int, int]:
+    """(sequences in a rank's forward pass, forward passes in a step): together with the ranks, the global batch.
+
+    Raises:
+        ValueError: the global batch does not divide.
+    """
+    micro_batch = min(config.micro_batch, max(1, config.global_batch // ranks.world_size()))
+    accumulation, rest = divmod(config.global_batch, micro_batch * ranks.world_size())
+    if rest:
+        raise ValueError(
+            f"--global-batch {config.global_batch} is no multiple of --micro-batch {micro_batch} times"
+            f" {ranks.world_size()} ranks; change one of them"
+        )
+    return micro_batch, accumulation
+
+
 class _Sequences(Dataset):
     """``num_sequences`` packed sequences in a seeded order, epoch after epoch where there are fewer."""
 
@@ -152,13 +168,7 @@ def _training_arguments(
     model: "PreTrainedModel", tokens: "PackedTokens", num_tokens: int, config: "Config", folder: Path
 ) -> TrainingArguments:
     on_cpu = model.device.type == "cpu"
-    micro_batch = min(config.micro_batch, max(1, config.global_batch // ranks.world_size()))
-    accumulation, rest = divmod(config.global_batch, micro_batch * ranks.world_size())
-    if rest:
-        raise ValueError(
-            f"--global-batch {config.global_batch} is no multiple of --micro-batch {micro_batch} times {ranks.world_size()} ranks;"
-            " change one of them"
-        )
+    micro_batch, accumulation = batch_split(config)
     num_steps = _num_steps(tokens, num_tokens, config)
     arguments = TrainingArguments(
         output_dir=str(folder),

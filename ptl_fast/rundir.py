@@ -58,9 +58,9 @@ class RunFolder:
             if overwrite and self._is_run():
                 shutil.rmtree(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
-            if not self._is_run():
-                self.write_json("state.json", self.state)
         ranks.barrier()
+        if ranks.agree(self.read_json("state.json")) is None:
+            self.write_json("state.json", self.state)
 
     def check_disk(self, needed_bytes: int) -> None:
         """Raise ValueError when less than ``needed_bytes`` are free where the folder is or will be."""

@@ -1,0 +1,80 @@
+"""Tiny random models of every tested family, the demo's tokenizer, and a way to run the command line."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+DEMO_MODEL = Path(__file__).parents[1] / "ptl_fast" / "demo" / "model"
+FAMILIES = ["llama", "qwen2", "gemma2", "mistral", "qwen3", "phi3"]
+NUM_LAYERS, WIDTH, HIDDEN = 5, 48, 32
+
+
+def make_model(family: str, **overrides: object) -> PreTrainedModel:
+    """A random float32 model with 5 layers; biases are random too, where the family has them."""
+    settings = {
+        "vocab_size": 384,
+        "hidden_size": HIDDEN,
+        "intermediate_size": WIDTH,
+        "num_hidden_layers": NUM_LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "pad_token_id": 1,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+    }
+    if family in ("gemma2", "mistral"):
+        settings["sliding_window"] = 8
+    if family == "gemma2":
+        settings["query_pre_attn_scalar"] = 8
+    config = AutoConfig.for_model(family, **{**settings, **overrides})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+@pytest.fixture(params=FAMILIES)
+def any_model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return make_model(request.param)
+
+
+@pytest.fixture
+def llama() -> PreTrainedModel:
+    return make_model("llama")
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(DEMO_MODEL)
+
+
+@pytest.fixture
+def input_ids() -> torch.Tensor:
+    return torch.randint(2, 384, (3, 21), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """One thread a process, so that parallel ones do not fight, and no network."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
+
+
+@pytest.fixture
+def command_line(environment: dict[str, str], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run ``python -m ptl_fast.compress`` with these flags in an empty folder."""
+
+    def run(*flags: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "ptl_fast.compress", *map(str, flags)]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout)
+
+    return run

@@ -1,0 +1,146 @@
+"""The command line as a user types it: quick help, bad input in one line with exit code 2, nothing half-written."""
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import DEMO_MODEL
+
+from ptl_fast.compress import main, parse
+from ptl_fast.demo.problems import generate
+
+CommandLine = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def write_data(path: Path, num_problems: int = 400) -> Path:
+    path.write_text("".join(json.dumps(problem) + "\n" for problem in generate(num_problems, 9, "training")))
+    return path
+
+
+def test_help_answers_within_two_seconds(command_line: CommandLine) -> None:
+    start = time.perf_counter()
+    result = command_line("--help")
+    assert time.perf_counter() - start < 2
+    assert result.returncode == 0
+    stable = (
+        "model data protect keep neurons-per-round rounds drop-layers order scorer layer-scorer width-multiple recovery"
+        " recovery-tokens eval-tasks output overwrite seed dtype device attn deepspeed dry-run debug preset config"
+    )
+    for name in stable.split():
+        assert f"--{name}" in result.stdout, name
+
+
+BAD_INPUT = [
+    pytest.param(
+        ["--model", "nowhere", "--data", "data.jsonl"], r"--model nowhere cannot be loaded: no such folder", id="no-model"
+    ),
+    pytest.param(
+        ["--model", "empty", "--data", "data.jsonl"], r"empty is not a model folder: it has no config.json", id="non-model"
+    ),
+    pytest.param(["--model", "gpt2", "--data", "data.jsonl"], r"not supported: looked for intermediate_size", id="architecture"),
+    pytest.param(["--model", "ptl-demo"], r"--data is missing", id="no-data-flag"),
+    pytest.param(["--data", "nowhere.jsonl"], r"no file nowhere.jsonl", id="no-data"),
+    pytest.param(["--data", "empty.jsonl"], r"empty.jsonl holds no documents", id="empty-data"),
+    pytest.param(["--data", "malformed.jsonl"], r"malformed.jsonl line 2 is not valid JSON", id="malformed-data"),
+    pytest.param(["--data", "columns.jsonl"], r"columns.jsonl line 1 has the columns a, b; expected", id="wrong-column"),
+    pytest.param(["--data", "short.jsonl"], r"too few for 4 rounds|less than one sequence", id="short-data"),
+    pytest.param(["--keep", "0"], r"--keep 0.0 is outside \(0, 1\]", id="keep-0"),
+    pytest.param(["--keep", "1.5"], r"--keep 1.5 is outside \(0, 1\]", id="keep-above-1"),
+    pytest.param(["--keep", "nan"], r"keep.*nan", id="keep-nan"),
+    pytest.param(["--keep", "0.01"], r"rounds to zero width with --width-multiple 32", id="zero-width"),
+    pytest.param(["--drop-layers", "4"], r"leaves none of the model's 4 layers", id="every-layer"),
+    pytest.param(["--output", "other"], r"other exists and is not a run", id="output-of-something-else"),
+    pytest.param(["--output", "data.jsonl"], r"data.jsonl exists and is not a run", id="output-is-a-file"),
+    pytest.param(["--scorer", "best"], r"unknown --scorer best; choose activation,", id="scorer"),
+    pytest.param(["--layer-scorer", "best"], r"unknown --layer-scorer best; choose residual,", id="layer-scorer"),
+    pytest.param(["--recovery", "hope"], r"unknown --recovery hope; choose none, cpt", id="recovery"),
+    pytest.param(["--eval-tasks", "nll,unknown_task"], r"unknown evaluation task unknown_task", id="task"),
+    pytest.param(["--eval-tasks", "nll=nowhere.jsonl"], r"no file nowhere.jsonl", id="task-file"),
+    pytest.param(["--preset", "best"], r"unknown --preset best; choose demo", id="preset"),
+    pytest.param(["--deepspeed", "zero9"], r"--deepspeed zero9: no such file; choose zero2", id="deepspeed"),
+    pytest.param(["--device", "cuda:99"], r"--device cuda:99 is not present", id="device"),
+    pytest.param(["--device", "tpu"], r"unknown --device tpu", id="unknown-device"),
+    pytest.param(["--rounds", "zero"], r"rounds", id="not-a-number"),
+    pytest.param(["--rounds", "0"], r"--rounds 0 must be at least 1", id="no-rounds"),
+    pytest.param(["--order", "sideways"], r"order", id="order"),
+    pytest.param(["--config", "nowhere.yaml"], r"nowhere.yaml", id="config-file"),
+    pytest.param(["--unknown-flag", "1"], r"unknown-flag", id="unknown-flag"),
+    pytest.param(["--global-batch", "5", "--micro-batch", "2"], r"--global-batch 5 is no multiple", id="batch"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_INPUT)
+def test_bad_input_is_one_clear_line(
+    flags: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, for speed; test_bad_input_exits_with_2 shows the same of the real command."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    write_data(tmp_path / "data.jsonl")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("precious")
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "malformed.jsonl").write_text('{"text": "a"}\n{"text": "a\n')
+    (tmp_path / "columns.jsonl").write_text('{"a": 1, "b": 2}\n')
+    (tmp_path / "short.jsonl").write_text('{"question": "1?", "answer": "2"}\n' * 3)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert main(flags) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    lines = [line for line in captured.err.strip().replace("\r", "\n").splitlines() if line.strip()]
+    assert len(lines) == 1, captured.err
+    assert re.search(message, lines[0]), lines[0]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_bad_input_exits_with_2(command_line: CommandLine, tmp_path: Path) -> None:
+    result = command_line("--keep", "2")
+    assert result.returncode == 2
+    assert (
+        result.stderr.strip()
+        == "error: --keep 2.0 is outside (0, 1]; it is the fraction of FFN neurons that stay, for example 0.65"
+    )
+    assert "Traceback" in command_line("--keep", "2", "--debug").stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nan_weights_name_the_layer_and_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL)
+    with torch.no_grad():
+        model.model.layers[2].mlp.gate_proj.weight[:] = float("inf")
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(DEMO_MODEL).save_pretrained(tmp_path / "model")
+    flags = ["--model", str(tmp_path / "model"), "--data", "ptl-demo", "--recovery-tokens", "9000", "--device", "cpu"]
+    shape = ["--sequence-length", "128", "--width-multiple", "32", "--output", str(tmp_path / "out")]
+    assert main(flags + shape) == 2
+    assert "layer 2's activations are NaN or infinite" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_flags_override_config_file_and_preset(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("keep: 0.25\nrounds: 3\neval_tasks: [nll, demo_arithmetic]\n")
+    config = parse(["--config", str(file), "--rounds", "2"])
+    assert (config.preset, config.model, config.keep, config.rounds) == ("demo", "ptl-demo", 0.25, 2)
+    assert config.eval_tasks == ["nll", "demo_arithmetic"]
+    assert config.width_multiple == 32, "from the preset"
+    assert parse(["--model", "m", "--data", "d"]).preset is None
+
+
+def test_dry_run_prints_the_schedule_and_writes_nothing(command_line: CommandLine, tmp_path: Path) -> None:
+    result = command_line("--dry-run", "--drop-layers", "1")
+    assert result.returncode == 0, result.stderr
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in result.stdout.strip().splitlines()]
+    assert rows[2][:3] == ["dense", "768", "4"]
+    assert rows[-1][:3] == ["5 layers", "384", "3"]
+    assert list(tmp_path.iterdir()) == []

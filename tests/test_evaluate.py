@@ -1,0 +1,62 @@
+"""Evaluation judges right answers as right, wrong ones as wrong, and NLL equals its definition."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import DEMO_MODEL, make_model
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from ptl_fast import data, evaluate
+from ptl_fast.demo.problems import generate
+
+
+@pytest.fixture(scope="module")
+def demo_model() -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(DEMO_MODEL).eval()
+
+
+def test_bundled_model_solves_held_out_problems(demo_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    task = evaluate.EvalTask.parse("demo_arithmetic")
+    result = evaluate.run_lm_eval(demo_model, tokenizer, task, 250, None)
+    assert result == {"exact_match/final-number": pytest.approx(1.0, abs=0.1)}
+
+
+def test_random_model_solves_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
+    task = evaluate.EvalTask.parse("demo_arithmetic")
+    assert evaluate.run_lm_eval(make_model("llama"), tokenizer, task, 50, 50) == {"exact_match/final-number": 0.0}
+
+
+def test_stock_task_reads_a_local_file(demo_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """GSM8K, 8-shot chain of thought, with no network. The demo's model cannot do it; what counts is that it is asked."""
+    file = tmp_path / "test.jsonl"
+    file.write_text(json.dumps({"question": "One plus one?", "answer": "1+1=2\n#### 2"}) + "\n")
+    (task,) = evaluate.parse_tasks([f"gsm8k_cot={file}"])
+    result = evaluate.run_lm_eval(demo_model, tokenizer, task, 1, None)
+    assert set(result) == {"exact_match/strict-match", "exact_match/flexible-extract"}
+
+
+def test_nll_is_that_of_the_answer_alone(tokenizer: PreTrainedTokenizerBase) -> None:
+    model = make_model("llama")
+    documents = [data.Document(**problem) for problem in generate(7, 3, "training")] + [data.Document("", "plain 5")]
+    total, count = 0.0, 0
+    for document in documents:
+        ids = torch.tensor([tokenizer(document.text)["input_ids"]])
+        num_prompt = len(tokenizer(document.prompt)["input_ids"]) if document.prompt else 1
+        with torch.inference_mode():
+            log_probabilities = model(ids).logits.log_softmax(-1)[0, num_prompt - 1 : -1]
+        total -= log_probabilities.gather(1, ids[0, num_prompt:, None]).sum().item()
+        count += ids.shape[1] - num_prompt
+    # the space before an answer is a token of its own here, and belongs to the prompt
+    result = evaluate.answer_nll(model, tokenizer, documents, 3, 512)
+    assert result["nll"] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_entries_of_eval_tasks() -> None:
+    assert evaluate.EvalTask.parse("nll") == evaluate.EvalTask("nll", "nll", None)
+    assert evaluate.EvalTask.parse("general:nll=a/b.jsonl") == evaluate.EvalTask("general", "nll", "a/b.jsonl")
+    with pytest.raises(ValueError, match="same label"):
+        evaluate.parse_tasks(["nll", "nll=x.jsonl"])
+    with pytest.raises(ValueError, match="not of the form"):
+        evaluate.parse_tasks(["a b"])

@@ -1,0 +1,98 @@
+"""Schedules reach their target in equal, aligned steps; plans remove the least important and keep the protected."""
+
+import pytest
+import torch
+
+from ptl_fast.config import Config
+from ptl_fast.plan import Round, make_schedule, plan_layers, plan_neurons, protect
+from ptl_fast.score import LAYER_SCORERS, SCORERS
+
+
+def schedule(width: int = 1536, num_layers: int = 12, **settings: object) -> list[tuple[str, int, int]]:
+    config = Config(**settings)  # type: ignore[arg-type]
+    return [(step.kind, step.width, step.num_layers) for step in make_schedule(config, width, num_layers)]
+
+
+def test_two_rounds_to_five_sixths() -> None:
+    assert schedule(keep=0.83, rounds=2) == [("neurons", 1408, 12), ("neurons", 1280, 12)]
+
+
+def test_default_is_five_rounds_or_as_many_as_fit() -> None:
+    assert [width for _, width, _ in schedule(keep=0.5, width=14336)] == [12928, 11520, 9984, 8576, 7168]
+    assert [width for _, width, _ in schedule(keep=0.65)] == [1408, 1280, 1152, 1024]
+
+
+def test_neurons_per_round_sets_the_number_of_rounds() -> None:
+    assert [width for _, width, _ in schedule(keep=0.5, neurons_per_round=300, width_multiple=4)] == [1236, 936, 768]
+
+
+@pytest.mark.parametrize(
+    ("order", "kinds"),
+    [("neurons-then-layers", "nnll"), ("layers-then-neurons", "llnn"), ("alternate", "nlnl")],
+)
+def test_order_of_rounds(order: str, kinds: str) -> None:
+    steps = schedule(keep=0.83, rounds=2, drop_layers=2, order=order)
+    assert "".join(kind[0] for kind, _, _ in steps) == kinds
+    assert steps[-1][1:] == (1280, 10)
+
+
+def test_layers_per_round() -> None:
+    assert [count for _, _, count in schedule(keep=1.0, drop_layers=5, layers_per_round=2)] == [10, 8, 7]
+
+
+def test_keep_one_only_trains() -> None:
+    assert schedule(keep=1.0, rounds=3) == [("none", 1536, 12)] * 3
+
+
+@pytest.mark.parametrize(("split", "expected"), [("equal", [0.25] * 4), ("growing", [1 / 15, 2 / 15, 4 / 15, 8 / 15])])
+def test_recovery_shares(split: str, expected: list[float]) -> None:
+    steps = make_schedule(Config(keep=0.5, rounds=4, recovery_split=split), 1536, 4)  # type: ignore[arg-type]
+    assert [step.recovery_share for step in steps] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        pytest.param({"keep": 0.01}, "rounds to zero width", id="zero-width"),
+        pytest.param({"keep": 0.99}, "rounds to the full width", id="full-width"),
+        pytest.param({"keep": 1.0, "drop_layers": 12}, "leaves none of the model's 12 layers", id="every-layer"),
+        pytest.param({"keep": 0.83, "rounds": 3}, "use at most 2 rounds", id="too-many-rounds"),
+        pytest.param({"keep": 0.5, "rounds": 3, "neurons_per_round": 128}, "give one of the two", id="contradiction"),
+    ],
+)
+def test_impossible_schedules_name_the_setting(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        schedule(**settings)
+
+
+STEP = Round(number=1, kind="neurons", width=3, num_layers=2, recovery_share=1.0)
+
+
+def test_least_important_neurons_go() -> None:
+    scores = torch.tensor([[5.0, 1.0, 4.0, 2.0, 3.0], [0.0, 0.0, 7.0, 8.0, 9.0]])
+    assert plan_neurons(STEP, scores, None, "activation").kept_neurons == [[0, 2, 4], [2, 3, 4]]
+
+
+def test_protected_neurons_stay_and_are_counted() -> None:
+    scores = torch.tensor([[5.0, 1.0, 4.0, 2.0, 3.0], [0.0, 0.0, 7.0, 8.0, 9.0]])
+    general = torch.tensor([[0.0, 9.0, 0.0, 8.0, 0.0], [9.0, 8.0, 1.0, 2.0, 0.0]])
+    protected = protect(general, 0.4)
+    decided = plan_neurons(STEP, scores, protected, "activation")
+    assert decided.kept_neurons == [[0, 1, 3], [0, 1, 4]]
+    assert decided.num_rescued == 2
+
+
+def test_too_much_protection_names_the_setting() -> None:
+    scores = torch.rand(2, 5)
+    with pytest.raises(ValueError, match="lower --protect-share"):
+        plan_neurons(STEP, scores, protect(scores, 0.8), "activation")
+
+
+def test_least_important_layers_go() -> None:
+    step = Round(number=1, kind="layers", width=8, num_layers=2, recovery_share=1.0)
+    assert plan_layers(step, torch.tensor([3.0, 1.0, 2.0, 4.0]), "residual").dropped_layers == [1, 2]
+
+
+def test_registries_hold_the_documented_names() -> None:
+    assert set(SCORERS) == {"activation", "output-change", "magnitude", "random"}
+    assert set(LAYER_SCORERS) == {"residual", "block-influence", "last"}

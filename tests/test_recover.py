@@ -1,0 +1,115 @@
+"""Recovery trains on what it should, several rounds in one process, and goes on from its checkpoints."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_model
+from transformers import PreTrainedModel
+
+from ptl_fast import data, recover
+from ptl_fast.config import Config
+
+
+def packed(num_documents: int = 60, seed: int = 5) -> data.PackedTokens:
+    generator = torch.Generator().manual_seed(seed)
+    return data.pack([[2, 3, 4, 5] * int(torch.randint(1, 5, (1,), generator=generator)) for _ in range(num_documents)], 32, 1)
+
+
+def config(**settings: object) -> Config:
+    shape = {"global_batch": 4, "micro_batch": 2, "sequence_length": 32}
+    return Config(**{"model": "x", "data": "x", "learning_rate": 1e-2, "device": "cpu", **shape, **settings})
+
+
+def loss(model: PreTrainedModel, tokens: data.PackedTokens) -> float:
+    batch = recover._stack([tokens[index] for index in range(len(tokens))])
+    with torch.inference_mode():
+        return model(**batch, use_cache=False).loss.item()
+
+
+def test_cpt_lowers_the_loss_and_keeps_type_and_tying(llama: PreTrainedModel, tmp_path: Path) -> None:
+    model = make_model("llama", tie_word_embeddings=True).bfloat16()
+    tokens = packed()
+    before = loss(model, tokens)
+    recover.cpt(model, tokens, 20 * 4 * 32, config(gradient_checkpointing=True), tmp_path / "round-01" / "recovery")
+    assert loss(model, tokens) < before - 1
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert not model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not model.is_gradient_checkpointing
+
+
+def test_gradient_checkpointing_changes_nothing(llama: PreTrainedModel, tmp_path: Path) -> None:
+    other = copy.deepcopy(llama)
+    for model, flag in ((llama, True), (other, False)):
+        recover.cpt(model, packed(), 500, config(gradient_checkpointing=flag), tmp_path / str(flag) / "recovery")
+    for name, parameter in llama.named_parameters():
+        torch.testing.assert_close(parameter, other.get_parameter(name), atol=1e-6, rtol=1e-5)
+
+
+def test_padding_and_document_starts_are_not_trained_on(llama: PreTrainedModel) -> None:
+    """The packed loss is that of the documents one by one, each predicting its own tokens only."""
+    documents = [[2, 3, 4, 5, 6], [7, 8, 9], [10, 11, 12, 13]]
+    total, count = 0.0, 0
+    with torch.inference_mode():
+        for document in documents:
+            ids = torch.tensor([document])
+            total += llama(ids, labels=ids).loss.item() * (len(document) - 1)
+            count += len(document) - 1
+    assert loss(llama, data.pack(documents, 12, 1)) == pytest.approx(total / count, rel=1e-5)
+
+
+def test_rounds_in_one_process_do_not_disturb_each_other(llama: PreTrainedModel, tmp_path: Path) -> None:
+    """The second recovery equals the same recovery by a fresh copy of the weights."""
+    recover.cpt(llama, packed(), 400, config(), tmp_path / "round-01" / "recovery")
+    fresh = make_model("llama")
+    fresh.load_state_dict(llama.state_dict())
+    recover.cpt(llama, packed(seed=6), 400, config(), tmp_path / "round-02" / "recovery")
+    recover.cpt(fresh, packed(seed=6), 400, config(), tmp_path / "round-03" / "recovery")
+    for name, parameter in llama.named_parameters():
+        assert torch.equal(parameter, fresh.get_parameter(name)), name
+
+
+def test_interrupted_recovery_ends_bit_identical(llama: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed = copy.deepcopy(llama)
+    recover.cpt(undisturbed, packed(), 1500, config(), tmp_path / "a" / "recovery")
+
+    class Killed(Exception):
+        pass
+
+    def die_at_step_5(self: object, args: object, state: object, control: object, **kwargs: object) -> None:
+        if state.global_step == 5:  # type: ignore[attr-defined]
+            raise Killed
+
+    original = copy.deepcopy(llama)
+    with monkeypatch.context() as patch:
+        patch.setattr(recover._StopAtNan, "on_step_begin", die_at_step_5)
+        with pytest.raises(Killed):
+            recover.cpt(original, packed(), 1500, config(checkpoint_minutes=0), tmp_path / "b" / "recovery")
+    assert [path.name for path in (tmp_path / "b" / "recovery").glob("checkpoint-*")] == ["checkpoint-5"]
+    recover.cpt(llama, packed(), 1500, config(), tmp_path / "b" / "recovery")
+    for name, parameter in llama.named_parameters():
+        assert torch.equal(parameter, undisturbed.get_parameter(name)), name
+
+
+def test_half_written_checkpoint_is_not_used(tmp_path: Path) -> None:
+    for step in (3, 12, 20):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert recover._newest_checkpoint(tmp_path) is None
+    for step in (3, 12):
+        (tmp_path / f"checkpoint-{step}" / recover.COMPLETE).touch()
+    assert recover._newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
+
+
+def test_nan_loss_names_the_step(llama: PreTrainedModel, tmp_path: Path) -> None:
+    with torch.no_grad():
+        llama.lm_head.weight[5] = float("nan")
+    with pytest.raises(ValueError, match="loss is nan at step 1 of"):
+        recover.cpt(llama, packed(), 1500, config(), tmp_path / "round-01" / "recovery")
+
+
+def test_global_batch_must_divide(llama: PreTrainedModel, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--global-batch 5 is no multiple of --micro-batch 2"):
+        recover.cpt(llama, packed(), 1500, config(global_batch=5), tmp_path / "recovery")

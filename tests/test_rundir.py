@@ -1,0 +1,53 @@
+"""Files appear whole or not at all; what is there is not computed again; a folder that is not ours is left alone."""
+
+from pathlib import Path
+
+import pytest
+
+from ptl_fast import rundir
+from ptl_fast.rundir import RunFolder
+
+STATE = {"config": {"keep": 0.5, "seed": 0}, "data": "abc"}
+
+
+def test_once_computes_once(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", STATE)
+    folder.open(False)
+    calls: list[int] = []
+    for _ in range(2):
+        assert folder.once("a/b.json", lambda: calls.append(1) or {"x": 1}) == {"x": 1}
+    assert calls == [1]
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path, STATE)
+    folder.write_json("a.json", 1)
+
+    def full_disk(descriptor: int) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(rundir.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        folder.write_json("a.json", 2)
+    assert folder.read_json("a.json") == 1
+
+
+def test_another_run_is_named(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run", STATE).open(False)
+    RunFolder(tmp_path / "run", STATE).check(False)
+    with pytest.raises(ValueError, match="its --keep is 0.5, now it is 0.6"):
+        RunFolder(tmp_path / "run", {**STATE, "config": {"keep": 0.6, "seed": 0}}).check(False)
+    with pytest.raises(ValueError, match="other data"):
+        RunFolder(tmp_path / "run", {**STATE, "data": "def"}).check(False)
+
+
+def test_overwrite_never_deletes_what_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match="not a run"):
+        RunFolder(tmp_path, STATE).check(True)
+
+
+def test_full_disk_is_noticed_before_work_begins(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="GiB free, and the run needs about"):
+        RunFolder(tmp_path / "deep" / "run", STATE).check_disk(10**18)
+    assert not (tmp_path / "deep").exists()
