@@ -95,6 +95,7 @@ class _Job:
         if num_finished < len(self.schedule):
             self._load_weights(num_finished)
         self.folder.open(self.config.overwrite)
+        self._remove_old_weights(num_finished)
         if num_finished:
             _say(f"{self.output}: continuing after round {num_finished} of {len(self.schedule)}")
         self.dense = self.folder.once("dense.json", lambda: {**self._size(), "eval": self._evaluate("dense")})
@@ -143,9 +144,14 @@ class _Job:
             "recovery_tokens": self.training[step.number - 1].num_tokens,
         }
         self.folder.write_json(f"{name}/record.json", ranks.agree(record))
-        old = self.folder.round(step.number - self.config.keep_rounds)
-        self.folder.remove(folder / "recovery", old / "model")
+        self._remove_old_weights(step.number)
         return self.folder.read_json(f"{name}/record.json")
+
+    def _remove_old_weights(self, num_finished: int) -> None:
+        """Remove finished recoveries' checkpoints, and all but the newest rounds' weights."""
+        finished = range(1, num_finished + 1)
+        old = [self.folder.round(number) / "model" for number in finished[: -self.config.keep_rounds]]
+        self.folder.remove(*old, *(self.folder.round(number) / "recovery" for number in finished))
 
     def _plan(self, step: "Round") -> dict[str, Any]:
         """Score on the round's own data and decide what goes; the numbers behind the decision go to the round's folder."""

@@ -18,7 +18,7 @@ def test_two_ranks_with_zero2_equal_one_rank(
     command_line: Callable[..., subprocess.CompletedProcess[str]], environment: dict[str, str], tmp_path: Path
 ) -> None:
     assert command_line(*FLAGS.split(), "--output", "one").returncode == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, "-m", "ptl_fast.compress", *FLAGS.split(), "--deepspeed", "zero2", "--output", "two"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]

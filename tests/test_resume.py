@@ -90,9 +90,7 @@ def test_finished_run_answers_at_once_and_another_is_refused(
     assert json.loads((tmp_path / "run" / "final" / "config.json").read_text())["intermediate_size"] == 576
 
 
-def test_report_has_the_promised_form(
-    command_line: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def test_report_has_the_promised_form(command_line: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     flags = "--rounds 2 --recovery none --recovery-tokens 9000 --sequence-length 128 --eval-limit 10 --calibration-tokens 2000"
     assert command_line(*flags.split(), "--device", "cpu", "--output", "run").returncode == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())

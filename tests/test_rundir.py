@@ -35,7 +35,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
 def test_another_run_is_named(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run", STATE).open(False)
     RunFolder(tmp_path / "run", STATE).check(False)
-    with pytest.raises(ValueError, match="its --keep is 0.5, now it is 0.6"):
+    with pytest.raises(ValueError, match=r"its --keep is 0\.5, now it is 0\.6"):
         RunFolder(tmp_path / "run", {**STATE, "config": {"keep": 0.6, "seed": 0}}).check(False)
     with pytest.raises(ValueError, match="other data"):
         RunFolder(tmp_path / "run", {**STATE, "data": "def"}).check(False)
