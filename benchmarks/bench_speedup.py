@@ -31,7 +31,7 @@ def prefill(model: PreTrainedModel, batch_size: int, length: int) -> None:
 def decode(model: PreTrainedModel, batch_size: int, length: int) -> None:
     """``length`` new tokens for each of ``batch_size`` prompts of 16 tokens."""
     prompts = _random_tokens(model, batch_size, 16)
-    model.generate(prompts, max_new_tokens=length, min_new_tokens=length, do_sample=False)
+    model.generate(prompts, max_new_tokens=length, min_new_tokens=length, do_sample=False)  # type: ignore[operator]
 
 
 def compare(
@@ -101,7 +101,7 @@ def _table_row(row: dict[str, Any]) -> str:
 
 def _load(name: str, device: str) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(name)
-    return model.to(device).eval()
+    return model.to(device).eval()  # type: ignore[arg-type]
 
 
 def _random_tokens(model: PreTrainedModel, batch_size: int, length: int) -> torch.Tensor:
