@@ -12,21 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from ptl_fast import report
+from ptl_fast.compress import compress, quiet_libraries
 
 # What each method changes in the demo's settings. Every method gets the same recovery tokens and the same learning rate.
 METHODS: dict[str, dict[str, Any]] = {
     "PTL (our default)": {},
-    "PTL, equal shares": {"recovery_split": "equal"},
     "Prune-Once": {"rounds": 1},
     "random neurons, same schedule": {"scorer": "random"},
     "dense, same extra training": {"keep": 1.0, "rounds": 1},
+    "PTL, equal shares": {"recovery_split": "equal"},
 }
 
 
 def run_cell(method: str, seed: int, output: Path) -> dict[str, Any]:
     """Run or continue one cell; return its report."""
-    from ptl_fast.compress import compress
-
     folder = output / f"{''.join(letter if letter.isalnum() else '-' for letter in method)}-seed-{seed}"
     return compress(**METHODS[method], seed=seed, output=str(folder))
 
@@ -79,6 +78,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ...")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), help="default: all")
     arguments = parser.parse_args()
+    quiet_libraries()
     reports = {
         method: [run_cell(method, seed, arguments.output) for seed in range(arguments.seeds)] for method in arguments.methods
     }

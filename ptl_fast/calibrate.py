@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ptl_fast import ranks
-from ptl_fast.families import Family, decoder_layers, feed_forwards
+from ptl_fast.families import Family, decoder_layers, feed_forwards, needs_one_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,13 +60,12 @@ def collect(
     batches = range(0, len(tokens), batch_size)[ranks.rank() :: ranks.world_size()]
     for first in tqdm(batches, desc=description, disable=not ranks.is_main(), leave=False):
         rows = slice(first, first + batch_size)
+        input_ids, position_ids = tokens.input_ids[rows].to(device), tokens.position_ids[rows].to(device)
         mask = tokens.mask[rows].to(device)
+        if needs_one_row(model):
+            input_ids, position_ids = input_ids.view(1, -1), position_ids.view(1, -1)
         with _watch(model, family, statistics, mask.flatten()):
-            model.base_model(
-                input_ids=tokens.input_ids[rows].to(device),
-                position_ids=tokens.position_ids[rows].to(device),
-                use_cache=False,
-            )
+            model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
         statistics.num_tokens += mask.sum()
     model.train(model_was_training)
     if ranks.world_size() > 1:

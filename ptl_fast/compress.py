@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -47,7 +47,8 @@ def compress(**settings: Any) -> dict[str, Any]:
 def run(config: Config) -> dict[str, Any]:
     """Run, or continue, a compression."""
     config.check()
-    _prepare_libraries(config)
+    if config.device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     job = _Job(config)
     if config.dry_run:
         print(job.dry_run())
@@ -129,9 +130,8 @@ class _Job:
             stage("compact", lambda: compact.compact_(self.model, self.family, plan))
             label = f"round {step.number} pruned"
             self.folder.once(f"{name}/pruned.json", lambda: stage("evaluate", lambda: self._evaluate(label)))
-            tokens = self.training[step.number - 1]
-            train = recover.RECOVERIES[self.config.recovery]
-            stage("recover", lambda: train(self.model, tokens, tokens.num_tokens, self.config, folder / "recovery"))
+            tokens, train = self.training[step.number - 1], recover.RECOVERIES[self.config.recovery]
+            stage("recover", lambda: train(self.model, tokens, self._num_tokens(step), self.config, folder / "recovery"))
             self.folder.save_model(f"{name}/model", self.model, self.tokenizer)
         evaluated = stage("evaluate", lambda: self._evaluate(f"round {step.number} recovered"))
         record = {
@@ -141,11 +141,19 @@ class _Job:
             "kind": step.kind,
             "seconds": seconds,
             "eval_pruned": self.folder.read_json(f"{name}/pruned.json"),
-            "recovery_tokens": self.training[step.number - 1].num_tokens,
+            "recovery_tokens": self._num_tokens(step),
         }
         self.folder.write_json(f"{name}/record.json", ranks.agree(record))
         self._remove_old_weights(step.number)
         return self.folder.read_json(f"{name}/record.json")
+
+    def _num_tokens(self, step: "Round") -> int:
+        """The round's recovery tokens; where its part of the data holds fewer, recovery sees that part several times."""
+        if self.config.recovery == "none":
+            return 0
+        if self.config.recovery_tokens is None:
+            return self.training[step.number - 1].num_tokens
+        return round(step.recovery_share * self.config.recovery_tokens)
 
     def _remove_old_weights(self, num_finished: int) -> None:
         """Remove finished recoveries' checkpoints, and all but the newest rounds' weights."""
@@ -220,15 +228,15 @@ class _Job:
         ]
         self.protected_tokens = None
         if config.protect is not None:
-            general = list(data.tokenize(data.load_documents(config.protect), self.tokenizer))
-            self.protected_tokens = self._pack(general, config.protect).first(config.calibration_tokens)
+            general = data.tokenize(data.load_documents(config.protect), self.tokenizer, config.calibration_tokens)
+            self.protected_tokens = self._pack(general, config.protect)
         self.nll_documents = {
             task.label: (data.load_documents(task.file) if task.file else self.corpus.held_out)[: config.eval_limit]
             for task in self.tasks
             if task.task == evaluate.NLL
         }
 
-    def _pack(self, documents: list[list[int]], source: str) -> "PackedTokens":
+    def _pack(self, documents: Iterable[list[int]], source: str) -> "PackedTokens":
         from ptl_fast import data
 
         return data.pack(documents, self.config.sequence_length, data.padding_token(self.tokenizer), source)
@@ -322,8 +330,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point of the command line; returns the exit code."""
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     try:
-        run(parse(arguments))
-    except (ValueError, argparse.ArgumentError) as error:
+        config = parse(arguments)
+        config.check()
+        if not config.debug:
+            quiet_libraries()
+        run(config)
+    except (ValueError, OSError, argparse.ArgumentError) as error:
         if debug:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -332,6 +344,20 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted; the same command continues from here", file=sys.stderr)
         return 130
     return 0
+
+
+def quiet_libraries() -> None:
+    """Leave only progress bars and our own messages on the screen."""
+    import logging
+    import warnings
+
+    import transformers
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 def _parser() -> Any:
@@ -369,24 +395,6 @@ def _check_names(config: Config) -> None:
             raise ValueError(f"unknown {flag} {name}; choose {', '.join(choices)}")
     if config.deepspeed is not None:
         recover.deepspeed_file(config.deepspeed)
-
-
-def _prepare_libraries(config: Config) -> None:
-    """Environment that must stand before heavy imports, and quiet logs."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if config.device == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    if config.debug:
-        return
-    import logging
-    import warnings
-
-    import transformers
-
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
 
 def _environment(device: str) -> dict[str, str]:

@@ -60,7 +60,7 @@ class Config:
     """How a round recovers: cpt (continual pre-training on the data) or none."""
 
     recovery_tokens: int | None = None
-    """Training tokens over all rounds (default: the data once)."""
+    """Training tokens over all rounds (default: the data once). More than there is repeats each round's part."""
 
     recovery_split: Literal["growing", "equal"] = "growing"
     """How the recovery tokens are shared: growing gives each round --recovery-growth times the tokens of the round before."""

@@ -125,12 +125,14 @@ def split_corpus(
     The same seed gives the same subsets whatever the number of ranks. ``shares`` (summing to 1) are the subsets' parts of
     ``num_tokens``, or of all there is when that is None or more than there is.
     """
-    fingerprint = hashlib.sha256(json.dumps(documents).encode()).hexdigest()
+    fingerprint = hashlib.sha256()
+    for document in documents:
+        fingerprint.update(json.dumps(document).encode())
     unique = list(dict.fromkeys(documents))
     random.Random(seed).shuffle(unique)
     num_held_out = min(num_held_out, len(unique) // 20)
     held_out, training = unique[:num_held_out], unique[num_held_out:]
-    tokenized = list(_tokenize_until(training, tokenizer, num_tokens))
+    tokenized = list(tokenize(training, tokenizer, num_tokens))
     total = sum(map(len, tokenized))
     ends = list(itertools.accumulate(shares))
     subsets: list[list[list[int]]] = [[] for _ in shares]
@@ -142,7 +144,7 @@ def split_corpus(
         seen += len(ids)
     if not all(subsets):
         raise ValueError(f"{source} has {len(tokenized)} training documents, too few for {len(shares)} rounds; give more data")
-    return Corpus(held_out, subsets, fingerprint)
+    return Corpus(held_out, subsets, fingerprint.hexdigest())
 
 
 def pack(documents: Iterable[list[int]], length: int, pad: int, source: str = "the data") -> PackedTokens:
@@ -185,12 +187,18 @@ def pack(documents: Iterable[list[int]], length: int, pad: int, source: str = "t
     return PackedTokens(input_ids, position_ids, mask)
 
 
-def tokenize(documents: Sequence[Document], tokenizer: "PreTrainedTokenizerBase") -> Iterator[list[int]]:
-    """Yield the token ids of each document, with the end-of-sequence token at the end."""
+def tokenize(
+    documents: Sequence[Document], tokenizer: "PreTrainedTokenizerBase", num_tokens: int | None = None
+) -> Iterator[list[int]]:
+    """Yield each document's token ids, with the end-of-sequence token at the end, until ``num_tokens`` are reached."""
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    total = 0
     for first in range(0, len(documents), 1000):
         texts = [document.text for document in documents[first : first + 1000]]
         for ids in tokenizer(texts, verbose=False)["input_ids"]:
+            if num_tokens is not None and total >= num_tokens:
+                return
+            total += len(ids) + len(end)
             yield ids if ids[-1:] == end else ids + end
 
 
@@ -199,17 +207,6 @@ def padding_token(tokenizer: "PreTrainedTokenizerBase") -> int:
     if tokenizer.pad_token_id is not None:
         return tokenizer.pad_token_id
     return tokenizer.eos_token_id or 0
-
-
-def _tokenize_until(
-    documents: Sequence[Document], tokenizer: "PreTrainedTokenizerBase", num_tokens: int | None
-) -> Iterator[list[int]]:
-    total = 0
-    for ids in tokenize(documents, tokenizer):
-        if num_tokens is not None and total >= num_tokens:
-            return
-        total += len(ids)
-        yield ids
 
 
 def _rows(source: str, path: Path) -> Iterator[tuple[int, dict]]:

@@ -101,6 +101,11 @@ def _submodule(layer: "nn.Module", path: str) -> "nn.Module | None":
         return None
 
 
+def needs_one_row(model: "PreTrainedModel") -> bool:
+    """Whether packed sequences must lie in one row: flash-attention finds documents' borders only in a batch of one."""
+    return "flash" in (model.config._attn_implementation or "")
+
+
 def resize_config(config: "PretrainedConfig", width: int, kept_layers: list[int]) -> None:
     """Set the FFN width and keep only some layers in a model's config, in place, with every list that has one entry a layer."""
     num_layers = config.num_hidden_layers

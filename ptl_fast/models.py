@@ -88,7 +88,13 @@ def load_model(name: str, config: "Config", device: str) -> "PreTrainedModel":
         model = AutoModelForCausalLM.from_pretrained(_bundled(name), dtype=dtype)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"--model {name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    model.set_attn_implementation(_attention(config.attn, device, model.dtype))
+    attention = _attention(config.attn, device, model.dtype)
+    try:
+        model.set_attn_implementation(attention)
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"--attn {attention} cannot be used here: {str(error).strip().splitlines()[0]}; use --attn auto"
+        ) from error
     model.to(device).eval()  # type: ignore[arg-type]
     _align_parameters_(model)
     return model

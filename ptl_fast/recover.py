@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ptl_fast import ranks
+from ptl_fast.families import needs_one_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerControl, TrainerState
@@ -42,7 +43,7 @@ def cpt(model: "PreTrainedModel", tokens: "PackedTokens", num_tokens: int, confi
     Raises:
         ValueError: the loss is NaN or infinite (names the step), or the batch does not divide among the ranks.
     """
-    dtype = model.dtype
+    dtype, use_cache = model.dtype, model.config.use_cache
     arguments = _training_arguments(model, tokens, num_tokens, config, folder)
     if dtype != torch.float32 and arguments.deepspeed is None:
         model.float()  # an update of 1e-5 vanishes in bf16's 8 bits of mantissa
@@ -51,12 +52,13 @@ def cpt(model: "PreTrainedModel", tokens: "PackedTokens", num_tokens: int, confi
         model=model,
         args=arguments,
         train_dataset=_Sequences(tokens, arguments.max_steps * config.global_batch, config.seed),
-        data_collator=_flatten if model.config._attn_implementation == "flash_attention_2" else _stack,
+        data_collator=_one_row if needs_one_row(model) else _stack,
         callbacks=[_Progress(folder.parent.name), _StopAtNan(), _Checkpoints(folder, config.checkpoint_minutes * 60)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_newest_checkpoint(folder))
     _tear_down(trainer, model, dtype)
+    model.config.use_cache = use_cache  # Trainer turns it off, and the saved config would keep that
 
 
 RECOVERIES = {"none": none, "cpt": cpt}
@@ -215,8 +217,7 @@ def _stack(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([example[name] for example in examples]) for name in examples[0]}
 
 
-def _flatten(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """One long row: flash-attention finds the documents' borders only in a batch of one."""
+def _one_row(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([example[name] for example in examples]).unsqueeze(0) for name in examples[0]}
 
 

@@ -11,6 +11,7 @@ final/                           the result: an ordinary Hugging Face folder
 report.json, report.md, log/     for people and tools; log/ is for TensorBoard
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -56,11 +57,23 @@ class RunFolder:
         """Create the folder, or continue the run that it holds; call ``check`` first."""
         if ranks.is_main():
             if overwrite and self._is_run():
-                shutil.rmtree(self.path)
+                old = self.path.with_name(self.path.name + ".old")
+                shutil.rmtree(old, ignore_errors=True)
+                self.path.rename(old)
+                shutil.rmtree(old)
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock()
         ranks.barrier()
         if ranks.agree(self.read_json("state.json")) is None:
             self.write_json("state.json", self.state)
+
+    def _lock(self) -> None:
+        """Hold the folder for this process; the system lets go of it however the process ends."""
+        self.lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"another process is working in {self.path}; wait for it, or give another --output") from error
 
     def check_disk(self, needed_bytes: int) -> None:
         """Raise ValueError when less than ``needed_bytes`` are free where the folder is or will be."""

@@ -63,6 +63,7 @@ BAD_INPUT = [
     pytest.param(["--preset", "best"], r"unknown --preset best; choose demo", id="preset"),
     pytest.param(["--deepspeed", "zero9"], r"--deepspeed zero9: no such file; choose zero2", id="deepspeed"),
     pytest.param(["--device", "cuda:99"], r"--device cuda:99 is not present", id="device"),
+    pytest.param(["--attn", "flash_attention_2"], r"--attn flash_attention_2 cannot be used here", id="attention"),
     pytest.param(["--device", "tpu"], r"unknown --device tpu", id="unknown-device"),
     pytest.param(["--rounds", "zero"], r"rounds", id="not-a-number"),
     pytest.param(["--rounds", "0"], r"--rounds 0 must be at least 1", id="no-rounds"),

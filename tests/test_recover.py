@@ -39,6 +39,7 @@ def test_cpt_lowers_the_loss_and_keeps_type_and_tying(llama: PreTrainedModel, tm
     assert not model.training
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not model.is_gradient_checkpointing
+    assert model.config.use_cache
 
 
 def test_gradient_checkpointing_changes_nothing(llama: PreTrainedModel, tmp_path: Path) -> None:

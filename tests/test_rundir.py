@@ -32,6 +32,15 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert folder.read_json("a.json") == 1
 
 
+def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path / "run", STATE)
+    first.open(False)
+    with pytest.raises(ValueError, match="another process is working"):
+        RunFolder(tmp_path / "run", STATE).open(False)
+    first.lock.close()
+    RunFolder(tmp_path / "run", STATE).open(False)
+
+
 def test_another_run_is_named(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run", STATE).open(False)
     RunFolder(tmp_path / "run", STATE).check(False)
