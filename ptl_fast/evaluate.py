@@ -53,7 +53,7 @@ def parse_tasks(entries: Sequence[str]) -> list[EvalTask]:
     for task in tasks:
         if task.file is not None and task.task != NLL and not Path(task.file).is_file():
             raise ValueError(f"evaluation task {task.label}: no file {task.file}")
-        if task.task != NLL and task.task not in shipped_tasks() and task.task not in _task_manager(True).all_tasks:
+        if task.task != NLL and task.task not in shipped_tasks() and task.task not in _task_manager(True).all_subtasks:
             raise ValueError(f"unknown evaluation task {task.task}; choose nll, {', '.join(shipped_tasks())}, or a task of lm-eval")
     labels = [task.label for task in tasks]
     if len(set(labels)) < len(labels):
