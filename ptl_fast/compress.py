@@ -6,6 +6,7 @@ same command continues a run that was killed. Heavy libraries are imported when 
 
 import argparse
 import dataclasses
+import math
 import os
 import sys
 import time
@@ -51,7 +52,7 @@ def run(config: Config) -> dict[str, Any]:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     job = _Job(config)
     if config.dry_run:
-        print(job.dry_run())
+        _say(job.dry_run())
         return {}
     return job.run()
 
@@ -199,9 +200,16 @@ class _Job:
                     self.model, self.tokenizer, documents, self.config.eval_batch, NLL_MAX_LENGTH, label
                 )
             else:
+                loaded = self.lm_eval_tasks[task.label]
                 results[task.label] = evaluate.run_lm_eval(
-                    self.model, self.tokenizer, task, self.config.eval_batch, self.config.eval_limit
+                    self.model, self.tokenizer, loaded, self.config.eval_batch, self.config.eval_limit
                 )
+            for metric, value in results[task.label].items():
+                if not math.isfinite(value):
+                    raise ValueError(
+                        f"{description}: {task.label} {metric} is {value}, the model has diverged; lower --learning-rate or"
+                        " prune less in a round (more --rounds)"
+                    )
         return results
 
     def _load_data(self) -> None:
@@ -211,6 +219,9 @@ class _Job:
         assert config.model is not None
         assert config.data is not None
         self.tokenizer = models.load_tokenizer(config.model)
+        self.lm_eval_tasks = {task.label: evaluate.load_lm_eval_task(task) for task in self.tasks if task.task != evaluate.NLL}
+        if self.lm_eval_tasks and self.tokenizer.eos_token_id is None:
+            raise ValueError(f"--model {config.model}: lm-eval needs a tokenizer with an end-of-sequence token; set eos_token")
         documents = data.load_documents(config.data)
         needs_held_out = any(task.task == evaluate.NLL and task.file is None for task in self.tasks)
         self.corpus = data.split_corpus(
@@ -226,14 +237,23 @@ class _Job:
             self._pack(subset, f"round {step.number}'s part of {config.data}")
             for step, subset in zip(self.schedule, self.corpus.subsets, strict=True)
         ]
-        self.protected_tokens = None
+        self.protected_tokens, protected = None, []
         if config.protect is not None:
-            general = data.tokenize(data.load_documents(config.protect), self.tokenizer, config.calibration_tokens)
+            protected = data.load_documents(config.protect)
+            general = data.tokenize(protected, self.tokenizer, config.calibration_tokens)
             self.protected_tokens = self._pack(general, config.protect)
         self.nll_documents = {
             task.label: (data.load_documents(task.file) if task.file else self.corpus.held_out)[: config.eval_limit]
             for task in self.tasks
             if task.task == evaluate.NLL
+        }
+        if not all(self.nll_documents.values()):
+            raise ValueError(f"{config.data} has too few documents to hold some out for nll; give more, or --eval-tasks nll=FILE")
+        self.fingerprint = {
+            "data": data.fingerprint(documents),
+            "protect": data.fingerprint(protected),
+            "nll": {label: data.fingerprint(documents) for label, documents in self.nll_documents.items()},
+            "weights": models.weights_fingerprint(config.model),
         }
 
     def _pack(self, documents: Iterable[list[int]], source: str) -> "PackedTokens":
@@ -244,7 +264,7 @@ class _Job:
     def _checked_folder(self) -> "RunFolder":
         from ptl_fast.rundir import RunFolder
 
-        folder = RunFolder(self.output, {"config": self.config.identity(), "data": self.corpus.fingerprint})
+        folder = RunFolder(self.output, {"config": self.config.identity(), "inputs": self.fingerprint})
         folder.check(self.config.overwrite)
         # float32 weights of the kept rounds and of a round in the making; a checkpoint adds two Adam moments
         folder.check_disk(self._size()["num_parameters"] * 4 * (self.config.keep_rounds + 1 + 3))
@@ -258,6 +278,9 @@ class _Job:
         source = str(self.folder.round(num_finished) / "model") if num_finished else self.config.model
         self.model = models.load_model(source, self.config, self.device)
         self.family = families.find_family(self.model)
+        num_embeddings = len(self.model.get_input_embeddings().weight)  # type: ignore[arg-type]
+        if max(int(tokens.input_ids.max()) for tokens in self.training) >= num_embeddings:
+            raise ValueError(f"--model {source}: its tokenizer gives ids beyond the model's {num_embeddings} embeddings")
         calibrate.collect(self.model, self.family, self.training[0].first(1), 1, "check")
 
     def _size(self, step: "Round | None" = None) -> dict[str, int]:
@@ -338,7 +361,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, argparse.ArgumentError) as error:
         if debug:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues from here", file=sys.stderr)

@@ -1,11 +1,15 @@
 """Every setting of a run. Each field's docstring is its help text on the command line."""
 
 import dataclasses
+import os
+import typing
 from dataclasses import dataclass, field
 from typing import Literal
 
 # Settings that may differ between a run and its continuation: they do not change what is computed.
 NOT_PART_OF_THE_RESULT = frozenset({"output", "overwrite", "debug", "dry_run", "checkpoint_minutes", "keep_rounds"})
+
+MAX_SEED = 2**20  # seeds of rounds are a thousand times larger, and NumPy takes 32 bits
 
 
 @dataclass(kw_only=True)
@@ -134,11 +138,19 @@ class Config:
     """Settings by name (see ptl_fast/presets); flags override them."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.eval_tasks, str):
-            self.eval_tasks = self.eval_tasks.split(",")
+        self.eval_tasks = self.eval_tasks.split(",") if isinstance(self.eval_tasks, str) else list(self.eval_tasks)
+        for name in ("model", "data", "protect", "output", "deepspeed"):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else os.fspath(value))
 
     def check(self) -> None:
         """Raise ValueError for a setting that no model could satisfy."""
+        for name, hint in typing.get_type_hints(Config).items():
+            if typing.get_origin(hint) is Literal and getattr(self, name) not in typing.get_args(hint):
+                choices = ", ".join(typing.get_args(hint))
+                raise ValueError(f"unknown --{name.replace('_', '-')} {getattr(self, name)}; choose {choices}")
+        if not 0 <= self.seed < MAX_SEED:
+            raise ValueError(f"--seed {self.seed} is outside [0, {MAX_SEED})")
         if not 0 < self.keep <= 1:
             raise ValueError(f"--keep {self.keep} is outside (0, 1]; it is the fraction of FFN neurons that stay, for example 0.65")
         if not 0 <= self.protect_share < 1:

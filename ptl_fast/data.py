@@ -82,8 +82,6 @@ class Corpus:
     held_out: list[Document]
     subsets: list[list[list[int]]]
     """Token ids of each round's documents, which no other round sees."""
-    fingerprint: str
-    """SHA-256 of all documents, so that a run does not continue on other data."""
 
 
 def load_documents(source: str) -> list[Document]:
@@ -101,7 +99,11 @@ def load_documents(source: str) -> list[Document]:
     if path.is_dir():
         raise ValueError(f"{source} is a folder; give one .jsonl, .json, .parquet or .txt file")
     if path.suffix == ".txt" and path.is_file():
-        paragraphs = (text.strip() for text in re.split(r"\n\s*\n", path.read_text(encoding="utf-8")))
+        try:
+            content = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from error
+        paragraphs = (text.strip() for text in re.split(r"\n\s*\n", content))
         documents = [Document("", text) for text in paragraphs if text]
     else:
         documents = _from_rows(source, _rows(source, path))
@@ -125,9 +127,6 @@ def split_corpus(
     The same seed gives the same subsets whatever the number of ranks. ``shares`` (summing to 1) are the subsets' parts of
     ``num_tokens``, or of all there is when that is None or more than there is.
     """
-    fingerprint = hashlib.sha256()
-    for document in documents:
-        fingerprint.update(json.dumps(document).encode())
     unique = list(dict.fromkeys(documents))
     random.Random(seed).shuffle(unique)
     num_held_out = min(num_held_out, len(unique) // 20)
@@ -144,7 +143,7 @@ def split_corpus(
         seen += len(ids)
     if not all(subsets):
         raise ValueError(f"{source} has {len(tokenized)} training documents, too few for {len(shares)} rounds; give more data")
-    return Corpus(held_out, subsets, fingerprint.hexdigest())
+    return Corpus(held_out, subsets)
 
 
 def pack(documents: Iterable[list[int]], length: int, pad: int, source: str = "the data") -> PackedTokens:
@@ -185,6 +184,14 @@ def pack(documents: Iterable[list[int]], length: int, pad: int, source: str = "t
         input_ids[row, : len(flat)], mask[row, : len(flat)] = flat, True
         position_ids[row, : len(flat)] = torch.cat([torch.arange(len(piece)) for piece in pieces])
     return PackedTokens(input_ids, position_ids, mask)
+
+
+def fingerprint(documents: Iterable[Document]) -> str:
+    """SHA-256 of the documents, so that a run does not continue on other data."""
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(json.dumps(document).encode())
+    return digest.hexdigest()
 
 
 def tokenize(
@@ -228,8 +235,12 @@ def _rows(source: str, path: Path) -> Iterator[tuple[int, dict]]:
     except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
         if path.exists():
             raise ValueError(f"{source} cannot be read: {error}") from error
-        raise ValueError(f"no file {source}, and no such data set on the hub or in its cache ({type(error).__name__})") from error
+        raise ValueError(f"no file {source}, and no such data set on the hub or in its cache ({_reason(error)})") from error
     yield from enumerate(rows, start=1)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict]]:
@@ -242,8 +253,8 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict]]:
                 if not isinstance(row, dict):
                     raise ValueError(f'{path} line {number} is not a JSON object, such as {{"question": ..., "answer": ...}}')
                 yield number, row
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} line {number} is not valid JSON ({error.msg}); correct or remove that line") from error
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{path} line {number} is not valid JSON ({_reason(error)}); correct or remove that line") from error
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from error
 
@@ -252,14 +263,23 @@ def _from_rows(source: str, rows: Iterable[tuple[int, dict]]) -> list[Document]:
     documents = []
     for number, row in rows:
         question = next((row[name] for name in QUESTION_COLUMNS if name in row), "")
-        answer = next((row[name] for name in (ANSWER_COLUMNS if question else TEXT_COLUMNS) if name in row), None)
+        has_question = any(name in row for name in QUESTION_COLUMNS)
+        answer_names = ANSWER_COLUMNS if has_question else TEXT_COLUMNS
+        answer = next((row[name] for name in answer_names if name in row), None)
+        if has_question and answer is not None and not question:
+            raise ValueError(f"{source} line {number} has an empty question; remove that line, or give {{text}} alone")
         if answer is None:
             raise ValueError(
                 f"{source} line {number} has the columns {', '.join(map(str, row)) or '(none)'}; expected a question"
                 f" ({', '.join(QUESTION_COLUMNS)}) with an answer ({', '.join(ANSWER_COLUMNS)}), or {' or '.join(TEXT_COLUMNS)}"
             )
-        if not isinstance(question, str) or not isinstance(answer, str):
-            raise ValueError(f"{source} line {number}: question and answer must be text, not {type(answer).__name__}")
+        for value in (question, answer):
+            if not isinstance(value, str):
+                raise ValueError(f"{source} line {number}: question and answer must be text, not {type(value).__name__}")
+            if any("\ud800" <= letter <= "\udfff" for letter in value):
+                raise ValueError(f"{source} line {number} holds half a surrogate pair, which is no text; correct that line")
+        if question and isinstance(row.get("input"), str):
+            question = f"{question}\n{row['input']}"  # Alpaca's form: instruction, input, output
         if answer.strip():
             documents.append(Document(question.strip(), answer.strip()))
     return documents

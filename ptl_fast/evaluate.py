@@ -1,5 +1,6 @@
 """What a model can do: lm-eval tasks on the model in memory, and the negative log-likelihood (NLL) of held-out answers."""
 
+import copy
 import functools
 import json
 import logging
@@ -15,6 +16,7 @@ from tqdm.auto import tqdm
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
+    from lm_eval.tasks.manager import TaskDict
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ptl_fast.data import Document
@@ -66,21 +68,39 @@ def shipped_tasks() -> list[str]:
     return sorted(file.stem for file in TASKS_FOLDER.glob("*.yaml"))
 
 
+def load_lm_eval_task(task: EvalTask) -> "TaskDict":
+    """Load one lm-eval task with its data.
+
+    Raises:
+        ValueError: the data cannot be read, or does not have the task's columns.
+    """
+    manager = _task_manager(task.task not in shipped_tasks())
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            loaded = manager.load([task.task if task.file is None else _with_local_file(manager, task, Path(folder))])
+        for loaded_task in loaded["tasks"].values():
+            loaded_task.set_config(key="num_fewshot", value=loaded_task.get_config("num_fewshot") or 0)
+            loaded_task.set_fewshot_seed(seed=FEWSHOT_SEED)
+            first = next(iter(loaded_task.eval_docs))
+            loaded_task.doc_to_text(first)
+            loaded_task.doc_to_target(first)
+    except Exception as error:  # lm-eval, datasets and jinja raise many types
+        where = f"the data in {task.file}" if task.file else "its data"
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(f"evaluation task {task.label}: {where} cannot be used ({type(error).__name__}: {reason})") from error
+    return loaded
+
+
 def run_lm_eval(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", task: EvalTask, batch_size: int, limit: int | None
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", loaded: "TaskDict", batch_size: int, limit: int | None
 ) -> dict[str, float]:
-    """Return {metric: value} of one lm-eval task; accuracies are fractions."""
+    """Return {metric: value} of one loaded lm-eval task; accuracies are fractions."""
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
-    manager = _task_manager(task.task not in shipped_tasks())
-    with tempfile.TemporaryDirectory() as folder:
-        loaded = manager.load([task.task if task.file is None else _with_local_file(manager, task, Path(folder))])
-    for loaded_task in loaded["tasks"].values():
-        loaded_task.set_config(key="num_fewshot", value=loaded_task.get_config("num_fewshot") or 0)
-        loaded_task.set_fewshot_seed(seed=FEWSHOT_SEED)
     results = evaluate(
-        lm=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+        # lm-eval gives its tokenizer a padding token, which must not reach the saved one
+        lm=HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size),
         task_dict=loaded,
         limit=limit,
         bootstrap_iters=0,
@@ -114,9 +134,7 @@ def answer_nll(
     ordered = sorted(documents, key=lambda document: len(document.text))
     for first in tqdm(range(0, len(ordered), batch_size), desc=description, leave=False):
         batch = ordered[first : first + batch_size]
-        encoded = [
-            tokenizer(document.text, return_offsets_mapping=True, truncation=True, max_length=max_length) for document in batch
-        ]
+        encoded = [tokenizer(document.text, return_offsets_mapping=True, verbose=False) for document in batch]
         longest = max(len(row["input_ids"]) for row in encoded)
         input_ids = torch.full((len(batch), longest), pad)
         counted = torch.zeros(len(batch), longest, dtype=torch.bool)
@@ -124,8 +142,8 @@ def answer_nll(
             input_ids[index, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
             ends = torch.tensor([end for _, end in row["offset_mapping"]])
             counted[index, : len(ends)] = ends > len(document.prompt)
-        counted = counted[:, 1:].to(model.device)
-        input_ids = input_ids.to(model.device)
+        counted = counted[:, 1:max_length].to(model.device)
+        input_ids = input_ids[:, :max_length].to(model.device)
         # right padding under a causal mask: no counted token sees a padded one
         logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1][counted]
         total += torch.nn.functional.cross_entropy(logits.float(), input_ids[:, 1:][counted], reduction="sum").double().cpu()

@@ -4,7 +4,7 @@ import importlib.util
 import os
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -52,8 +52,8 @@ def load_config(name: str) -> "PretrainedConfig":
         raise ValueError(f"{name} is not a model folder: it has no config.json; give a folder saved by save_pretrained")
     try:
         config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if path.exists() else "no such folder, and not found on the hub or in its cache"
+    except Exception as error:  # transformers raises many types for a bad config
+        reason = _first_line(error) if path.exists() else "no such folder, and not found on the hub or in its cache"
         raise ValueError(f"--model {name} cannot be loaded: {reason}") from error
     wanted = ("intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_size")
     missing = [field for field in wanted if not isinstance(getattr(config, field, None), int)]
@@ -72,32 +72,46 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
         ValueError: the folder has none.
     """
     try:
-        return AutoTokenizer.from_pretrained(_bundled(name))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(_bundled(name))
+    except Exception as error:  # transformers raises many types for a bad tokenizer
         raise ValueError(f"--model {name} has no tokenizer that can be loaded; save the tokenizer into the same folder") from error
+    if not tokenizer.is_fast:
+        raise ValueError(f"--model {name} has only a slow tokenizer; convert it to a tokenizer.json first")
+    return tokenizer
 
 
 def load_model(name: str, config: "Config", device: str) -> "PreTrainedModel":
     """Load the weights in the type, on the device and with the attention that the settings ask for.
 
     Raises:
-        ValueError: the weights are missing or do not fit the config.
+        ValueError: the weights are missing or do not fit the config, or the attention cannot be used.
     """
     dtype = _dtype(config.dtype, device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(_bundled(name), dtype=dtype)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"--model {name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    attention = _attention(config.attn, device, model.dtype)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(_bundled(name), dtype=dtype, output_loading_info=True)
+    except Exception as error:  # safetensors, torch and transformers raise many types for bad weights
+        raise ValueError(f"--model {name} cannot be loaded: {_first_line(error)}") from error
+    model, info = loaded
+    unplaced = [key for key in info["unexpected_keys"] if ".layers." in key]
+    for keys in (info["missing_keys"], info["mismatched_keys"], unplaced):
+        if keys:
+            raise ValueError(
+                f"--model {name}: weights and config.json do not belong together, they differ in {min(map(str, keys))}"
+            )
+    attention = _attention(config.attn, device, model)
     try:
         model.set_attn_implementation(attention)
     except (ImportError, ValueError) as error:
-        raise ValueError(
-            f"--attn {attention} cannot be used here: {str(error).strip().splitlines()[0]}; use --attn auto"
-        ) from error
-    model.to(device).eval()  # type: ignore[arg-type]
+        raise ValueError(f"--attn {attention} cannot be used here: {_first_line(error)}; use --attn auto") from error
+    model.to(device).eval()
     _align_parameters_(model)
     return model
+
+
+def weights_fingerprint(name: str) -> dict[str, int]:
+    """File names and sizes of a local model's weights, so that a run does not continue on other ones; empty for a hub name."""
+    folder = Path(_bundled(name))
+    return {file.name: file.stat().st_size for file in sorted(folder.glob("*.safetensors"))} if folder.is_dir() else {}
 
 
 def seed_everything(seed: int) -> None:
@@ -116,11 +130,17 @@ def _dtype(name: str, device: str) -> torch.dtype | str:
     return getattr(torch, name)
 
 
-def _attention(name: str, device: str, dtype: torch.dtype) -> str:
+def _attention(name: str, device: str, model: "PreTrainedModel") -> str:
     if name != "auto":
         return name
-    usable = device != "cpu" and dtype != torch.float32 and importlib.util.find_spec("flash_attn") is not None
-    return "flash_attention_2" if usable else "sdpa"
+    half_on_gpu = device != "cpu" and model.dtype != torch.float32
+    if half_on_gpu and model._supports_flash_attn and importlib.util.find_spec("flash_attn") is not None:
+        return "flash_attention_2"
+    return "sdpa" if model._supports_sdpa else "eager"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @torch.no_grad()

@@ -56,6 +56,8 @@ def make_schedule(config: "Config", width: int, num_layers: int) -> list[Round]:
     schedule = []
     for number, (kind, share) in enumerate(zip(kinds, shares, strict=True), start=1):
         if kind == "neurons":
+            if config.protect is not None:
+                _check_protection(number, width, widths[0], config.protect_share)
             width = widths.pop(0)
         elif kind == "layers":
             num_layers = layer_counts.pop(0)
@@ -69,15 +71,7 @@ def plan_neurons(step: Round, scores_LI: "Tensor", protected_LK: "Tensor | None"
     Args:
         scores_LI: (num_layers, width) importance.
         protected_LK: (num_layers, num_protected) int64 indices that must stay, or None.
-    Raises:
-        ValueError: more neurons are protected than stay.
     """
-    num_protected = 0 if protected_LK is None else protected_LK.shape[1]
-    if num_protected > step.width:
-        raise ValueError(
-            f"round {step.number} keeps {step.width} neurons a layer, but --protect-share protects {num_protected};"
-            " lower --protect-share, or remove fewer neurons in a round (more --rounds)"
-        )
     ranked_LI = scores_LI.clone()
     if protected_LK is not None:
         ranked_LI.scatter_(1, protected_LK, float("inf"))
@@ -129,6 +123,14 @@ def plan_nothing(step: Round) -> PruningPlan:
 def protect(scores_LI: "Tensor", share: float) -> "Tensor":
     """Return the indices of each layer's neurons that score highest on the protected corpus, (num_layers, num_protected)."""
     return scores_LI.topk(int(share * scores_LI.shape[1]), dim=1).indices
+
+
+def _check_protection(number: int, before: int, after: int, share: float) -> None:
+    if int(share * before) > after:
+        raise ValueError(
+            f"round {number} keeps {after} neurons a layer, but --protect-share {share} protects {int(share * before)};"
+            " lower --protect-share, or remove fewer neurons in a round (more --rounds)"
+        )
 
 
 def _num_rescued(scores_LI: "Tensor", protected_LK: "Tensor | None", width: int) -> int:

@@ -44,20 +44,29 @@ def cpt(model: "PreTrainedModel", tokens: "PackedTokens", num_tokens: int, confi
         ValueError: the loss is NaN or infinite (names the step), or the batch does not divide among the ranks.
     """
     dtype, use_cache = model.dtype, model.config.use_cache
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     arguments = _training_arguments(model, tokens, num_tokens, config, folder)
     if dtype != torch.float32 and arguments.deepspeed is None:
-        model.float()  # an update of 1e-5 vanishes in bf16's 8 bits of mantissa
+        _renew_parameters_(model, torch.float32)  # an update of 1e-5 vanishes in bf16's 8 bits of mantissa
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.parent.parent / "log" / folder.parent.name)
+    progress = _Progress(folder.parent.name)
     trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=_Sequences(tokens, arguments.max_steps * config.global_batch, config.seed),
         data_collator=_one_row if needs_one_row(model) else _stack,
-        callbacks=[_Progress(folder.parent.name), _StopAtNan(), _Checkpoints(folder, config.checkpoint_minutes * 60)],
+        callbacks=[progress, _StopAtNan(), _Checkpoints(folder, config.checkpoint_minutes * 60)],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_newest_checkpoint(folder))
-    _tear_down(trainer, model, dtype)
+    try:
+        trainer.train(resume_from_checkpoint=_newest_checkpoint(folder))
+    finally:
+        progress.bar.close()
+    _tear_down(trainer, model)
+    _renew_parameters_(model, dtype)
+    for name, buffer in buffers.items():  # DeepSpeed casts them too, and rotary frequencies must stay float32
+        owner, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, buffer)
     model.config.use_cache = use_cache  # Trainer turns it off, and the saved config would keep that
 
 
@@ -179,7 +188,7 @@ def _training_arguments(
         gradient_accumulation_steps=accumulation,
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(WARMUP_SHARE * num_steps),
+        warmup_steps=int(WARMUP_SHARE * num_steps),
         bf16=model.dtype == torch.bfloat16,
         fp16=model.dtype == torch.float16,
         gradient_checkpointing=config.gradient_checkpointing,
@@ -227,27 +236,29 @@ def _newest_checkpoint(folder: Path) -> str | None:
     return max(complete, key=lambda path: int(path.rsplit("-", 1)[1]), default=None)
 
 
-def _tear_down(trainer: Trainer, model: "PreTrainedModel", dtype: torch.dtype) -> None:
+def _tear_down(trainer: Trainer, model: "PreTrainedModel") -> None:
     """Undo everything that training attached to the model, so that the next round starts from plain weights."""
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     if trainer.is_deepspeed_enabled:
         trainer.model_wrapped.destroy()  # type: ignore[operator]
     trainer.accelerator.free_memory()
+    # accelerate wraps a model's forward in autocast, and would take a model with this mark for wrapped
+    for attribute in ("_is_accelerate_prepared", "forward"):
+        model.__dict__.pop(attribute, None)
     model.gradient_checkpointing_disable()
+    model.disable_input_require_grads()
     model.zero_grad(set_to_none=True)
-    model.to(dtype)  # type: ignore[arg-type]
-    _renew_parameters_(model)
     model.eval()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def _renew_parameters_(model: nn.Module) -> None:
-    """Put each parameter into memory and an object of its own: optimizers leave hooks on them and views of flat buffers in them."""
+def _renew_parameters_(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give each parameter a new object, memory and type: optimizers leave hooks on them and views of flat buffers in them."""
     renewed: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if id(parameter) not in renewed:
-                renewed[id(parameter)] = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+                renewed[id(parameter)] = nn.Parameter(parameter.detach().to(dtype, copy=True), parameter.requires_grad)
             setattr(module, name, renewed[id(parameter)])

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FORMAT = 1
+LOCK = ".lock"
+BEFORE_STATE = {LOCK, "state.json.tmp"}
 
 
 class RunFolder:
@@ -36,13 +38,15 @@ class RunFolder:
 
     def check(self, overwrite: bool) -> None:
         """Raise ValueError when the folder holds another run, or something else. Writes nothing."""
-        if not self.path.exists() or (overwrite and self._is_run()):
-            return
-        if not self.path.is_dir() or (any(self.path.iterdir()) and not self._is_run()):
+        if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} exists and is not a run of ptl_fast; give another --output")
         if not self._is_run():
+            if self.path.exists() and {file.name for file in self.path.iterdir()} - BEFORE_STATE:
+                raise ValueError(f"{self.path} exists and is not a run of ptl_fast; give another --output")
             return
-        before, now = json.loads((self.path / "state.json").read_text()), self.state
+        if overwrite:
+            return
+        before, now = self._state_on_disk(), self.state
         for name in before["config"].keys() | now["config"].keys():
             old, new = before["config"].get(name), now["config"].get(name)
             if old != new:
@@ -51,25 +55,41 @@ class RunFolder:
                     " give another --output, or --overwrite to delete that run"
                 )
         if before != now:
-            raise ValueError(f"{self.path} holds a run on other data or of another format; give another --output, or --overwrite")
+            raise ValueError(f"{self.path} holds a run on other data or weights; give another --output, or --overwrite")
 
     def open(self, overwrite: bool) -> None:
-        """Create the folder, or continue the run that it holds; call ``check`` first."""
+        """Create the folder, or continue the run that it holds; call ``check`` first.
+
+        Raises:
+            ValueError: another process is working in the folder.
+        """
         if ranks.is_main():
-            if overwrite and self._is_run():
-                old = self.path.with_name(self.path.name + ".old")
-                shutil.rmtree(old, ignore_errors=True)
-                self.path.rename(old)
-                shutil.rmtree(old)
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
+            if overwrite and self._is_run():
+                self._empty()
         ranks.barrier()
         if ranks.agree(self.read_json("state.json")) is None:
             self.write_json("state.json", self.state)
 
+    def _empty(self) -> None:
+        """Delete the run's files; state.json goes last, so that an interrupted deletion still leaves a run."""
+        for file in sorted(self.path.iterdir(), key=lambda file: file.name == "state.json"):
+            if file.is_dir() and not file.is_symlink():
+                shutil.rmtree(file)
+            elif file.name != LOCK:
+                file.unlink()
+
+    def _state_on_disk(self) -> dict[str, Any]:
+        try:
+            state = json.loads((self.path / "state.json").read_text())
+            return {**state, "config": dict(state["config"])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.path}/state.json is damaged; give another --output, or --overwrite") from error
+
     def _lock(self) -> None:
         """Hold the folder for this process; the system lets go of it however the process ends."""
-        self.lock = (self.path / ".lock").open("w")
+        self.lock = (self.path / LOCK).open("w")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

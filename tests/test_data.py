@@ -44,6 +44,12 @@ def test_text_formats_agree(tmp_path: Path) -> None:
         pytest.param('{"text": "a"}\n[1]\n', r"line 2 is not a JSON object", id="not-an-object"),
         pytest.param('{"text": "a"}\n{"txt": "a"}\n', r"line 2 has the columns txt; expected", id="wrong-column"),
         pytest.param('{"question": "a", "answer": 3}\n', r"line 1: question and answer must be text", id="number"),
+        pytest.param('{"question": "", "answer": "x"}\n', r"line 1 has an empty question", id="empty-question"),
+        pytest.param(
+            '{"question": 5, "answer": "x"}\n', r"line 1: question and answer must be text, not int", id="number-question"
+        ),
+        pytest.param('{"text": "\\ud800"}\n', r"line 1 holds half a surrogate pair", id="surrogate"),
+        pytest.param("[" * 100000, r"line 1 is not valid JSON", id="deep"),
         pytest.param("", r"holds no documents", id="empty"),
         pytest.param('{"text": "  "}\n', r"holds no documents", id="blank"),
     ],

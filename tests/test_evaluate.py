@@ -19,13 +19,15 @@ def demo_model() -> PreTrainedModel:
 
 def test_bundled_model_solves_held_out_problems(demo_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     task = evaluate.EvalTask.parse("demo_arithmetic")
-    result = evaluate.run_lm_eval(demo_model, tokenizer, task, 250, None)
+    result = evaluate.run_lm_eval(demo_model, tokenizer, evaluate.load_lm_eval_task(task), 250, None)
     assert result == {"exact_match/final-number": pytest.approx(1.0, abs=0.1)}
 
 
 def test_random_model_solves_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
     task = evaluate.EvalTask.parse("demo_arithmetic")
-    assert evaluate.run_lm_eval(make_model("llama"), tokenizer, task, 50, 50) == {"exact_match/final-number": 0.0}
+    assert evaluate.run_lm_eval(make_model("llama"), tokenizer, evaluate.load_lm_eval_task(task), 50, 50) == {
+        "exact_match/final-number": 0.0
+    }
 
 
 def test_stock_task_reads_a_local_file(demo_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
@@ -33,8 +35,20 @@ def test_stock_task_reads_a_local_file(demo_model: PreTrainedModel, tokenizer: P
     file = tmp_path / "test.jsonl"
     file.write_text(json.dumps({"question": "One plus one?", "answer": "1+1=2\n#### 2"}) + "\n")
     (task,) = evaluate.parse_tasks([f"gsm8k_cot={file}"])
-    result = evaluate.run_lm_eval(demo_model, tokenizer, task, 1, None)
+    loaded = evaluate.load_lm_eval_task(task)
+    before = tokenizer.backend_tokenizer.to_str()
+    result = evaluate.run_lm_eval(demo_model, tokenizer, loaded, 1, None)
+    assert result == evaluate.run_lm_eval(demo_model, tokenizer, loaded, 1, None), "a loaded task can be used again"
+    assert tokenizer.backend_tokenizer.to_str() == before
     assert set(result) == {"exact_match/strict-match", "exact_match/flexible-extract"}
+
+
+def test_unfit_task_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "test.jsonl"
+    file.write_text('{"prompt": 1}\n')
+    (task,) = evaluate.parse_tasks([f"gsm8k_cot={file}"])
+    with pytest.raises(ValueError, match=r"gsm8k_cot: the data in .*test\.jsonl cannot be used"):
+        evaluate.load_lm_eval_task(task)
 
 
 def test_nll_is_that_of_the_answer_alone(tokenizer: PreTrainedTokenizerBase) -> None:

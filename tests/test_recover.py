@@ -28,8 +28,22 @@ def loss(model: PreTrainedModel, tokens: data.PackedTokens) -> float:
         return model(**batch, use_cache=False).loss.item()
 
 
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The type of the parameters alone, as from_pretrained does: rotary frequencies stay float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def test_training_begins_with_the_first_step(llama: PreTrainedModel, tmp_path: Path) -> None:
+    """A round of a single step is no warm-up."""
+    before = loss(llama, packed())
+    recover.cpt(llama, packed(), 10, config(), tmp_path / "round-01" / "recovery")
+    assert loss(llama, packed()) < before
+
+
 def test_cpt_lowers_the_loss_and_keeps_type_and_tying(llama: PreTrainedModel, tmp_path: Path) -> None:
-    model = make_model("llama", tie_word_embeddings=True).bfloat16()
+    model = cast(make_model("llama", tie_word_embeddings=True), torch.bfloat16)
     tokens = packed()
     before = loss(model, tokens)
     recover.cpt(model, tokens, 20 * 4 * 32, config(gradient_checkpointing=True), tmp_path / "round-01" / "recovery")
@@ -62,10 +76,15 @@ def test_padding_and_document_starts_are_not_trained_on(llama: PreTrainedModel) 
     assert loss(llama, data.pack(documents, 12, 1)) == pytest.approx(total / count, rel=1e-5)
 
 
-def test_rounds_in_one_process_do_not_disturb_each_other(llama: PreTrainedModel, tmp_path: Path) -> None:
-    """The second recovery equals the same recovery by a fresh copy of the weights."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounds_in_one_process_do_not_disturb_each_other(llama: PreTrainedModel, tmp_path: Path, dtype: torch.dtype) -> None:
+    """The second recovery equals the same recovery by a fresh copy of the weights; nothing of the first stays attached."""
+    llama = cast(llama, dtype)
     recover.cpt(llama, packed(), 400, config(), tmp_path / "round-01" / "recovery")
-    fresh = make_model("llama")
+    assert not {"forward", "_is_accelerate_prepared"} & set(llama.__dict__)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in llama.modules())
+    assert llama.model.rotary_emb.inv_freq.dtype == torch.float32
+    fresh = cast(make_model("llama"), dtype)
     fresh.load_state_dict(llama.state_dict())
     recover.cpt(llama, packed(seed=6), 400, config(), tmp_path / "round-02" / "recovery")
     recover.cpt(fresh, packed(seed=6), 400, config(), tmp_path / "round-03" / "recovery")

@@ -56,6 +56,31 @@ def test_overwrite_never_deletes_what_is_no_run(tmp_path: Path) -> None:
         RunFolder(tmp_path, STATE).check(True)
 
 
+def test_overwrite_empties_the_folder_but_not_a_busy_one(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path / "run", STATE)
+    first.open(False)
+    first.write_json("round-01/plan.json", 1)
+    with pytest.raises(ValueError, match="another process is working"):
+        RunFolder(tmp_path / "run", STATE).open(True)
+    assert first.read_json("round-01/plan.json") == 1
+    first.lock.close()
+    RunFolder(tmp_path / "run", STATE).open(True)
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {".lock", "state.json"}
+
+
+def test_crash_before_the_state_is_written_does_not_block(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    (tmp_path / "state.json.tmp").write_text("{")
+    RunFolder(tmp_path, STATE).check(False)
+
+
+def test_damaged_state_is_named(tmp_path: Path) -> None:
+    for content in ("{", "{}", "[]"):
+        (tmp_path / "state.json").write_text(content)
+        with pytest.raises(ValueError, match=r"state\.json is damaged"):
+            RunFolder(tmp_path, STATE).check(False)
+
+
 def test_full_disk_is_noticed_before_work_begins(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="GiB free, and the run needs about"):
         RunFolder(tmp_path / "deep" / "run", STATE).check_disk(10**18)

@@ -18,7 +18,7 @@ def neuron_square_sums(activation_TI: Tensor, token_mask_T: Tensor | None = None
     """
     if token_mask_T is not None:
         activation_TI = activation_TI[token_mask_T]
-    return activation_TI.float().square_().sum(0).double()
+    return activation_TI.float().square().sum(0).double()
 
 
 def residual_change(before_TH: Tensor, after_TH: Tensor, token_mask_T: Tensor | None = None) -> Tensor:
