@@ -342,6 +342,9 @@ def preset_settings(name: str | None, model: str | None) -> dict[str, Any]:
 def parse(arguments: list[str] | None = None) -> Config:
     """Settings from flags, a --config file and a preset, in this order of precedence."""
     parser = _parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # the deepspeed launcher adds this flag; LOCAL_RANK in the environment says the same
+    arguments = [argument for argument in arguments if not argument.startswith("--local_rank=")]
     chosen = parser.parse_args(arguments)
     parser.set_defaults(preset_settings(chosen.preset, chosen.model))
     settings = parser.parse_args(arguments).as_dict()

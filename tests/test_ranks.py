@@ -1,4 +1,4 @@
-"""Two real processes under the torchrun launcher with DeepSpeed ZeRO-2 do what one process does."""
+"""Two real processes under the torchrun and deepspeed launchers with DeepSpeed ZeRO-2 do what one process does."""
 
 import shutil
 import subprocess
@@ -13,13 +13,17 @@ FLAGS = "--rounds 2 --recovery-tokens 20000 --sequence-length 128 --global-batch
 FLAGS += " --eval-limit 20 --device cpu"
 
 
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+DEEPSPEED = ["deepspeed.launcher.runner", "--num_accelerators", "2", "--module"]
+
+
+@pytest.mark.parametrize("launcher", [pytest.param(TORCHRUN, id="torchrun"), pytest.param(DEEPSPEED, id="deepspeed")])
 @pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles its CPU communication with g++, which is missing")
 def test_two_ranks_with_zero2_equal_one_rank(
-    command_line: Callable[..., subprocess.CompletedProcess[str]], environment: dict[str, str], tmp_path: Path
+    launcher: list[str], command_line: Callable[..., subprocess.CompletedProcess[str]], environment: dict[str, str], tmp_path: Path
 ) -> None:
     assert command_line(*FLAGS.split(), "--output", "one").returncode == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, "-m", "ptl_fast.compress", *FLAGS.split(), "--deepspeed", "zero2", "--output", "two"]
+    command = [sys.executable, "-m", *launcher, "ptl_fast.compress", *FLAGS.split(), "--deepspeed", "zero2", "--output", "two"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("Result: two/final") == 1, "only one rank reports"
