@@ -4,13 +4,13 @@ Shape suffixes: L layers, I FFN width, T tokens.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from ptl_kernels.reference import neuron_square_sums, residual_change
+from ptl_kernels import FfnStatistics, NeuronSums, fused_ffns, residual_change
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -38,6 +38,69 @@ class Statistics:
         return {"num_tokens": self.num_tokens, "square_LI": self.square_LI, "change_L3": self.change_L3}
 
 
+@dataclass(kw_only=True)
+class Watch:
+    """Statistics in the making: every forward pass of the watched model adds to them while ``enabled``."""
+
+    statistics: Statistics
+    neurons: FfnStatistics
+
+    @property
+    def enabled(self) -> bool:
+        return self.neurons.enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        self.neurons.enabled = value
+
+    def expect(self, mask: Tensor) -> None:
+        """Say which tokens of the next forward pass count: bool, one entry a token."""
+        self.neurons.token_mask = mask
+        self.statistics.num_tokens += mask.sum()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """This rank's sums, by name."""
+        return self.statistics.tensors()
+
+    def total(self) -> Statistics:
+        """The sum over all ranks, on the CPU.
+
+        Raises:
+            ValueError: an activation was NaN or infinite; names the layer.
+        """
+        if ranks.world_size() > 1:
+            for tensor in self.statistics.tensors().values():
+                torch.distributed.all_reduce(tensor)
+        _check_finite(self.statistics)
+        return Statistics(**{name: tensor.cpu() for name, tensor in self.statistics.tensors().items()})
+
+
+@contextmanager
+def watch(model: "PreTrainedModel", family: Family) -> Iterator[Watch]:
+    """Inside, forward passes of ``model`` add to the statistics; on the way out it is as before, also after an exception."""
+    ffns, layers, device = feed_forwards(model, family), decoder_layers(model, family), model.device
+    statistics = Statistics(
+        num_tokens=torch.zeros((), dtype=torch.int64, device=device),
+        square_LI=torch.zeros(len(ffns), ffns["0"].width, dtype=torch.float64, device=device),
+        change_L3=torch.zeros(len(layers), 3, dtype=torch.float64, device=device),
+    )
+    neurons = FfnStatistics({name: NeuronSums(square_I) for name, square_I in zip(ffns, statistics.square_LI, strict=True)})
+    watched = Watch(statistics=statistics, neurons=neurons)
+
+    def watch_layer(index: int, module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> None:
+        if watched.enabled:
+            before = args[0] if args else kwargs["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            residual_change(before, after, statistics.change_L3[index], neurons.token_mask)
+
+    with ExitStack() as stack:
+        stack.enter_context(fused_ffns(ffns, neurons))
+        for index, layer in enumerate(layers):
+            handle = layer.register_forward_hook(partial(watch_layer, index), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield watched
+
+
 @torch.inference_mode()
 def collect(
     model: "PreTrainedModel", family: Family, tokens: "PackedTokens", batch_size: int, description: str = "calibrate"
@@ -51,53 +114,17 @@ def collect(
     """
     device, model_was_training = model.device, model.training
     model.eval()
-    num_layers, width = len(decoder_layers(model, family)), next(feed_forwards(model, family)).width
-    statistics = Statistics(
-        num_tokens=torch.zeros((), dtype=torch.int64, device=device),
-        square_LI=torch.zeros(num_layers, width, dtype=torch.float64, device=device),
-        change_L3=torch.zeros(num_layers, 3, dtype=torch.float64, device=device),
-    )
     batches = range(0, len(tokens), batch_size)[ranks.rank() :: ranks.world_size()]
-    for first in tqdm(batches, desc=description, disable=not ranks.is_main(), leave=False):
-        rows = slice(first, first + batch_size)
-        input_ids, position_ids = tokens.input_ids[rows].to(device), tokens.position_ids[rows].to(device)
-        mask = tokens.mask[rows].to(device)
-        if needs_one_row(model):
-            input_ids, position_ids = input_ids.view(1, -1), position_ids.view(1, -1)
-        with _watch(model, family, statistics, mask.flatten()):
+    with watch(model, family) as watched:
+        for first in tqdm(batches, desc=description, disable=not ranks.is_main(), leave=False):
+            rows = slice(first, first + batch_size)
+            input_ids, position_ids = tokens.input_ids[rows].to(device), tokens.position_ids[rows].to(device)
+            if needs_one_row(model):
+                input_ids, position_ids = input_ids.view(1, -1), position_ids.view(1, -1)
+            watched.expect(tokens.mask[rows].to(device))
             model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
-        statistics.num_tokens += mask.sum()
     model.train(model_was_training)
-    if ranks.world_size() > 1:
-        for tensor in statistics.tensors().values():
-            torch.distributed.all_reduce(tensor)
-    _check_finite(statistics)
-    return Statistics(**{name: tensor.cpu() for name, tensor in statistics.tensors().items()})
-
-
-@contextmanager
-def _watch(model: "PreTrainedModel", family: Family, statistics: Statistics, mask_T: Tensor) -> Iterator[None]:
-    """Hooks that add one batch to the statistics; removed on the way out, also after an exception."""
-
-    def watch_neurons(index: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        # A pre-hook's return value replaces the input: this one must return nothing.
-        statistics.square_LI[index] += neuron_square_sums(args[0].flatten(0, -2), mask_T)
-
-    def watch_layer(index: int, module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> None:
-        before = args[0] if args else kwargs["hidden_states"]
-        after = output[0] if isinstance(output, tuple) else output
-        statistics.change_L3[index] += residual_change(before.flatten(0, -2), after.flatten(0, -2), mask_T)
-
-    handles = []
-    try:
-        for index, feed_forward in enumerate(feed_forwards(model, family)):
-            handles.append(feed_forward.down.register_forward_pre_hook(partial(watch_neurons, index)))
-        for index, layer in enumerate(decoder_layers(model, family)):
-            handles.append(layer.register_forward_hook(partial(watch_layer, index), with_kwargs=True))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return watched.total()
 
 
 def _check_finite(statistics: Statistics) -> None:

@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
-from ptl_kernels.reference import compact_columns, compact_rows
+from ptl_kernels import GatedFfn, compact_ffn_
 from torch import Tensor, nn
 
-from ptl_fast.families import Family, FeedForward, decoder_layers, feed_forwards, resize_config
+from ptl_fast.families import Family, decoder_layers, feed_forwards, resize_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,8 +21,7 @@ def compact_(model: "PreTrainedModel", family: Family, plan: "PruningPlan") -> N
     The result equals, to rounding, the original with the removed neurons' activations set to zero. Peak extra memory: one matrix.
     """
     if plan.kept_neurons is not None:
-        for feed_forward, kept in zip(feed_forwards(model, family), plan.kept_neurons, strict=True):
-            _compact_feed_forward(feed_forward, torch.tensor(kept, device=feed_forward.down.weight.device))
+        _compact_neurons_(feed_forwards(model, family), torch.tensor(plan.kept_neurons))
     layers = decoder_layers(model, family)
     kept_layers = [index for index in range(len(layers)) if index not in set(plan.dropped_layers)]
     for index in reversed(plan.dropped_layers):
@@ -34,22 +33,19 @@ def compact_(model: "PreTrainedModel", family: Family, plan: "PruningPlan") -> N
             resize_config(config, plan.width, kept_layers)
 
 
-def _compact_feed_forward(feed_forward: FeedForward, kept: Tensor) -> None:
-    width = feed_forward.width
-    rows = torch.cat([kept, kept + width]) if feed_forward.fused else kept
-    for linear in feed_forward.inputs:
-        _replace(linear, "weight", compact_rows(linear.weight, rows))
-        if linear.bias is not None:
-            _replace(linear, "bias", compact_rows(linear.bias, rows))
-        linear.out_features = len(rows)
-    _replace(feed_forward.down, "weight", compact_columns(feed_forward.down.weight, kept))
-    feed_forward.down.in_features = len(kept)
-    if hasattr(feed_forward.module, "intermediate_size"):
-        feed_forward.module.intermediate_size = len(kept)  # type: ignore[assignment]
+def _compact_neurons_(feed_forwards: dict[str, GatedFfn], kept_LK: Tensor) -> None:
+    """Kept neurons of an FFN's tail move into the holes of its head: ``ptl_kernels.hole_filling`` gives the order."""
+    compact_ffn_([(_input_tensors(ffn), ffn.down.weight) for ffn in feed_forwards.values()], kept_LK)
+    for ffn in feed_forwards.values():
+        for linear in ffn.inputs:
+            linear.out_features = len(linear.weight)
+        ffn.down.in_features = ffn.down.weight.shape[1]
+        if hasattr(ffn.module, "intermediate_size"):
+            ffn.module.intermediate_size = ffn.width  # type: ignore[assignment]
 
 
-def _replace(linear: nn.Linear, name: str, value: Tensor) -> None:
-    setattr(linear, name, nn.Parameter(value, requires_grad=getattr(linear, name).requires_grad))
+def _input_tensors(ffn: GatedFfn) -> list[Tensor]:
+    return [linear.weight for linear in ffn.inputs] + [linear.bias for linear in ffn.inputs if linear.bias is not None]
 
 
 def _number_layers(layers: nn.ModuleList) -> None:

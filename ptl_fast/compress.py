@@ -5,6 +5,7 @@ same command continues a run that was killed. Heavy libraries are imported when 
 """
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import os
@@ -110,7 +111,7 @@ class _Job:
 
     def _round(self, step: "Round") -> dict[str, Any]:
         """Prune and recover once. A stage whose result is already on disk is not run again."""
-        from ptl_fast import compact, models, ranks, recover
+        from ptl_fast import compact, models, ranks
         from ptl_fast.plan import PruningPlan
 
         name, folder = f"round-{step.number:02d}", self.folder.round(step.number)
@@ -131,8 +132,7 @@ class _Job:
             stage("compact", lambda: compact.compact_(self.model, self.family, plan))
             label = f"round {step.number} pruned"
             self.folder.once(f"{name}/pruned.json", lambda: stage("evaluate", lambda: self._evaluate(label)))
-            tokens, train = self.training[step.number - 1], recover.RECOVERIES[self.config.recovery]
-            stage("recover", lambda: train(self.model, tokens, self._num_tokens(step), self.config, folder / "recovery"))
+            stage("recover", lambda: self._recover(step, folder / "recovery"))
             self.folder.save_model(f"{name}/model", self.model, self.tokenizer)
         evaluated = stage("evaluate", lambda: self._evaluate(f"round {step.number} recovered"))
         record = {
@@ -147,6 +147,27 @@ class _Job:
         self.folder.write_json(f"{name}/record.json", ranks.agree(record))
         self._remove_old_weights(step.number)
         return self.folder.read_json(f"{name}/record.json")
+
+    def _recover(self, step: "Round", folder: Path) -> None:
+        """Train in place; with --score-during-recovery, also take the statistics that the next round will use."""
+        from ptl_kernels import fused_ffns
+
+        from ptl_fast import calibrate, families, recover
+
+        train, tokens = recover.RECOVERIES[self.config.recovery], self.training[step.number - 1]
+        with contextlib.ExitStack() as stack:
+            watch = None
+            if self.config.score_during_recovery and step.number < len(self.schedule):
+                watch = stack.enter_context(calibrate.watch(self.model, self.family))
+            elif self.config.fused_ffn or self.config.score_during_recovery:
+                stack.enter_context(fused_ffns(families.feed_forwards(self.model, self.family)))
+            train(self.model, tokens, self._num_tokens(step), self.config, folder, watch)
+        if watch is not None:
+            self.folder.write_tensors(self._next_statistics(step.number), watch.total().tensors())
+
+    def _next_statistics(self, number: int) -> str:
+        """The file with the statistics that round ``number`` took for the next one."""
+        return f"round-{number:02d}/next_statistics.safetensors"
 
     def _num_tokens(self, step: "Round") -> int:
         """The round's recovery tokens; where its part of the data holds fewer, recovery sees that part several times."""
@@ -168,8 +189,11 @@ class _Job:
 
         if step.kind == "none":
             return dataclasses.asdict(plan.plan_nothing(step))
-        tokens = self.training[step.number - 1].first(self.config.calibration_tokens)
-        statistics = calibrate.collect(self.model, self.family, tokens, self.config.micro_batch)
+        if self.config.score_during_recovery and step.number > 1:
+            statistics = calibrate.Statistics(**self.folder.read_tensors(self._next_statistics(step.number - 1)))
+        else:
+            tokens = self.training[step.number - 1].first(self.config.calibration_tokens)
+            statistics = calibrate.collect(self.model, self.family, tokens, self.config.micro_batch)
         if step.kind == "layers":
             scores = score.LAYER_SCORERS[self.config.layer_scorer](statistics)
             decided = plan.plan_layers(step, scores, self.config.layer_scorer)

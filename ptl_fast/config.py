@@ -90,6 +90,14 @@ class Config:
     calibration_tokens: int = 131072
     """Tokens of each round's subset (and of --protect) that score neurons and layers."""
 
+    fused_ffn: bool = False
+    """Train on ptl_kernels' fused activation: it keeps one activation less for the backward pass than eager modules do, and
+    rounds once where they round twice."""
+
+    score_during_recovery: bool = False
+    """Take each next round's statistics from the last --calibration-tokens of a round's recovery instead of a pass of its own
+    (the first round still needs one). Brings --fused-ffn with it."""
+
     eval_tasks: list[str] | str = field(default_factory=lambda: ["nll"])
     """What to measure, separated by commas: [LABEL:]TASK[=FILE]. TASK is nll (negative log-likelihood per token of
     answers; without =FILE, of a held-out part of --data), a task shipped here (demo_arithmetic), or any lm-eval task;
@@ -170,6 +178,9 @@ class Config:
             raise ValueError(
                 "--data is missing: give a file or hub name with the reasoning data that --model should keep its skill on"
             )
+
+        if self.score_during_recovery and self.recovery == "none":
+            raise ValueError("--score-during-recovery takes its statistics from training; it needs --recovery cpt")
 
     def identity(self) -> dict:
         """The settings that decide the result; a run folder only continues under equal ones."""

@@ -4,9 +4,10 @@ Any model whose layers carry an ``mlp`` with ``gate_proj``, ``up_proj`` and ``do
 gets one row in FAMILIES.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from ptl_kernels import GatedFfn
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,28 +24,9 @@ class Family:
     """Projections into the FFN. A single one holds gate and up, one above the other."""
     down: str = "mlp.down_proj"
 
-    @property
-    def fused(self) -> bool:
-        return len(self.inputs) == 1
-
 
 STANDARD = Family()
 FAMILIES = {"phi3": Family(inputs=("mlp.gate_up_proj",))}
-
-
-@dataclass(frozen=True)
-class FeedForward:
-    """The parts of one layer's FFN."""
-
-    module: "nn.Module"
-    inputs: list["nn.Linear"]
-    down: "nn.Linear"
-    fused: bool
-
-    @property
-    def width(self) -> int:
-        """Number of neurons."""
-        return self.down.in_features
 
 
 def find_family(model: "PreTrainedModel") -> Family:
@@ -72,7 +54,7 @@ def find_family(model: "PreTrainedModel") -> Family:
             f" {family.layers}, each with linear layers {', '.join((*family.inputs, family.down))}, and did not find"
             f" {missing[0] if missing else 'any layer'}; a family with other names needs a row in ptl_fast/families.py"
         )
-    widths = {feed_forward.width for feed_forward in feed_forwards(model, family)}
+    widths = {feed_forward.width for feed_forward in feed_forwards(model, family).values()}
     if len(widths) > 1:
         raise ValueError(f"{type(model).__name__} has FFNs of different widths {sorted(widths)}; uniform width is needed")
     return family
@@ -83,15 +65,16 @@ def decoder_layers(model: "PreTrainedModel", family: Family) -> "nn.ModuleList":
     return model.get_submodule(family.layers)  # type: ignore[return-value]
 
 
-def feed_forwards(model: "PreTrainedModel", family: Family) -> Iterator[FeedForward]:
-    """Yield the FFN of each decoder layer, in order."""
-    for layer in decoder_layers(model, family):
-        yield FeedForward(
+def feed_forwards(model: "PreTrainedModel", family: Family) -> dict[str, GatedFfn]:
+    """The FFN of each decoder layer, in order, by the layer's number."""
+    return {
+        str(index): GatedFfn(
             module=layer.get_submodule(family.ffn),
             inputs=[layer.get_submodule(path) for path in family.inputs],  # type: ignore[misc]
             down=layer.get_submodule(family.down),  # type: ignore[arg-type]
-            fused=family.fused,
         )
+        for index, layer in enumerate(decoder_layers(model, family))
+    }
 
 
 def _submodule(layer: "nn.Module", path: str) -> "nn.Module | None":

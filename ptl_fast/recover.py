@@ -8,7 +8,7 @@ import shutil
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,15 +30,32 @@ WARMUP_SHARE = 0.05
 COMPLETE = "complete"
 
 
-def none(model: "PreTrainedModel", tokens: "PackedTokens", num_tokens: int, config: "Config", folder: Path) -> None:
+class Watch(Protocol):
+    """What counts the forward passes of training (ptl_fast.calibrate has it)."""
+
+    enabled: bool
+
+    def expect(self, mask: Tensor) -> None:
+        """Say which tokens of the next forward pass count."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """This rank's sums, which a checkpoint keeps."""
+
+
+def none(
+    model: "PreTrainedModel", tokens: "PackedTokens", num_tokens: int, config: "Config", folder: Path, watch: Watch | None = None
+) -> None:
     """No recovery: pruning alone."""
 
 
-def cpt(model: "PreTrainedModel", tokens: "PackedTokens", num_tokens: int, config: "Config", folder: Path) -> None:
+def cpt(
+    model: "PreTrainedModel", tokens: "PackedTokens", num_tokens: int, config: "Config", folder: Path, watch: Watch | None = None
+) -> None:
     """Continual pre-training on ``num_tokens`` tokens: next-token prediction, cosine schedule, in place.
 
     The sequences come in the same order on any number of ranks. Checkpoints go to ``folder``; where it holds one, training goes
-    on from there. The weights' type stays; without DeepSpeed, half-precision weights train as float32 under autocast.
+    on from there. The weights' type stays; without DeepSpeed, half-precision weights train as float32 under autocast. A watch
+    counts the last ``config.calibration_tokens``.
 
     Raises:
         ValueError: the loss is NaN or infinite (names the step), or the batch does not divide among the ranks.
@@ -50,16 +67,24 @@ def cpt(model: "PreTrainedModel", tokens: "PackedTokens", num_tokens: int, confi
         _renew_parameters_(model, torch.float32)  # an update of 1e-5 vanishes in bf16's 8 bits of mantissa
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.parent.parent / "log" / folder.parent.name)
     progress = _Progress(folder.parent.name)
-    trainer = Trainer(
+    callbacks = [progress, _StopAtNan(), _Checkpoints(folder, config.checkpoint_minutes * 60, watch)]
+    if watch is not None:
+        callbacks.append(_WatchTheEnd(watch, _num_steps(tokens, config.calibration_tokens, config)))
+    trainer = _Trainer(
+        watch,
         model=model,
         args=arguments,
         train_dataset=_Sequences(tokens, arguments.max_steps * config.global_batch, config.seed),
         data_collator=_one_row if needs_one_row(model) else _stack,
-        callbacks=[progress, _StopAtNan(), _Checkpoints(folder, config.checkpoint_minutes * 60)],
+        callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
+    checkpoint = _newest_checkpoint(folder)
+    if watch is not None and checkpoint is not None:
+        for name, tensor in torch.load(_watch_file(Path(checkpoint))).items():
+            watch.tensors()[name].copy_(tensor)
     try:
-        trainer.train(resume_from_checkpoint=_newest_checkpoint(folder))
+        trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         progress.bar.close()
     _tear_down(trainer, model)
@@ -118,6 +143,28 @@ class _Sequences(Dataset):
         return self.tokens[int(self.order[index])]
 
 
+class _Trainer(Trainer):
+    """Trainer whose examples carry a mask: not for the model, but for a watch."""
+
+    def __init__(self, watch: Watch | None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.watch = watch
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        mask = inputs.pop("mask")
+        if self.watch is not None and self.watch.enabled:
+            self.watch.expect(mask)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+class _WatchTheEnd(TrainerCallback):
+    def __init__(self, watch: Watch, num_steps: int) -> None:
+        self.watch, self.num_steps = watch, num_steps
+
+    def on_step_begin(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
+        self.watch.enabled = state.global_step >= state.max_steps - self.num_steps
+
+
 class _Progress(TrainerCallback):
     """One bar with the current loss."""
 
@@ -152,14 +199,16 @@ class _StopAtNan(TrainerCallback):
 class _Checkpoints(TrainerCallback):
     """Asks for a checkpoint when enough time has passed, marks it complete once it is on disk, and removes the ones before."""
 
-    def __init__(self, folder: Path, seconds: float) -> None:
-        self.folder, self.seconds, self.last = folder, seconds, time.monotonic()
+    def __init__(self, folder: Path, seconds: float, watch: Watch | None) -> None:
+        self.folder, self.seconds, self.watch, self.last = folder, seconds, watch, time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
         due = time.monotonic() - self.last >= self.seconds and state.global_step < state.max_steps
         control.should_save = ranks.agree(due)
 
     def on_save(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
+        if self.watch is not None:
+            torch.save(self.watch.tensors(), _watch_file(self.folder / f"checkpoint-{state.global_step}"))
         ranks.barrier()
         if ranks.is_main():
             (self.folder / f"checkpoint-{state.global_step}" / COMPLETE).touch()
@@ -234,6 +283,10 @@ def _newest_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint that was written to its end, or None."""
     complete = ranks.agree([str(marker.parent) for marker in folder.glob(f"checkpoint-*/{COMPLETE}")])
     return max(complete, key=lambda path: int(path.rsplit("-", 1)[1]), default=None)
+
+
+def _watch_file(checkpoint: Path) -> Path:
+    return checkpoint / f"watch-{ranks.rank()}.pt"
 
 
 def _tear_down(trainer: Trainer, model: "PreTrainedModel") -> None:

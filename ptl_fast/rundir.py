@@ -143,6 +143,12 @@ class RunFolder:
             _write_atomically(self.path / name, save({key: tensor.contiguous() for key, tensor in tensors.items()}))
         ranks.barrier()
 
+    def read_tensors(self, name: str) -> "dict[str, Tensor]":
+        """Read what ``write_tensors`` wrote."""
+        from safetensors.torch import load_file
+
+        return load_file(self.path / name)
+
     def save_model(self, name: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
         """Save model and tokenizer as a Hugging Face folder that appears whole or not at all."""
         if ranks.is_main():

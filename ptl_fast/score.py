@@ -23,14 +23,14 @@ def activation(statistics: "Statistics", model: "PreTrainedModel", family: Famil
 
 def output_change(statistics: "Statistics", model: "PreTrainedModel", family: Family, seed: int) -> Tensor:
     """score[l, i] = sqrt(sum_t a[t, i]^2) * ||W_down[:, i]||: the change of the FFN's output without neuron i (Eq. 2)."""
-    norms = [_norm(feed_forward.down.weight, dim=0) for feed_forward in feed_forwards(model, family)]
+    norms = [_norm(feed_forward.down.weight, dim=0) for feed_forward in feed_forwards(model, family).values()]
     return statistics.square_LI.sqrt() * torch.stack(norms)
 
 
 def magnitude(statistics: "Statistics", model: "PreTrainedModel", family: Family, seed: int) -> Tensor:
     """score[l, i] = L2 norm of all weights of neuron i: its rows of gate and up, its column of down."""
     scores = []
-    for feed_forward in feed_forwards(model, family):
+    for feed_forward in feed_forwards(model, family).values():
         rows = [_norm(linear.weight, dim=1) for linear in feed_forward.inputs]
         if feed_forward.fused:
             rows = list(rows[0].chunk(2))

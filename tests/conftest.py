@@ -8,11 +8,32 @@ from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton kernels: they then run on the CPU
+
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+# Where Triton kernels run in the tests, and with which types: Triton's interpreter computes bf16 products wrongly.
+TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TRITON_DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if torch.cuda.is_available() else [])]
+# Relative error of a whole tensor, ||out - expected|| / ||expected||, against float64: a few roundings of each type.
+ERRORS = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 DEMO_MODEL = Path(__file__).parents[1] / "ptl_fast" / "demo" / "model"
 FAMILIES = ["llama", "qwen2", "gemma2", "mistral", "qwen3", "phi3"]
 NUM_LAYERS, WIDTH, HIDDEN = 5, 48, 32
+
+
+def relative_error(out: torch.Tensor, expected: torch.Tensor) -> float:
+    """||out - expected|| / ||expected|| of values of order 1, in float64; NaN or a wrong shape never passes.
+
+    A few values may all be tiny by chance, and then be rounded to zero: the norm counts as at least a tenth an element.
+    """
+    assert out.shape == expected.shape
+    scale = expected.double().norm().clamp_min(0.1 * expected.numel() ** 0.5)
+    error = float((out.double() - expected.double()).norm() / scale)
+    return error if error == error else float("inf")
 
 
 def make_model(family: str, **overrides: object) -> PreTrainedModel:
@@ -66,7 +87,7 @@ def input_ids() -> torch.Tensor:
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
     """One thread a process, so that parallel ones do not fight, and no network."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu", "TRITON_INTERPRET": "0"}
 
 
 @pytest.fixture

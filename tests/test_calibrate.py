@@ -26,7 +26,7 @@ def definition(model: PreTrainedModel, documents: list[list[int]]) -> tuple[torc
         activations, hidden = [], []
         handles = [
             part.down.register_forward_pre_hook(lambda module, args, into=activations: into.append(args[0][0]))
-            for part in feed_forwards(model, family)
+            for part in feed_forwards(model, family).values()
         ]
         for layer in decoder_layers(model, family):
             handles.append(layer.register_forward_hook(lambda module, args, output, into=hidden: into.append((args[0], output))))
@@ -85,7 +85,7 @@ def test_output_change_is_the_norm_of_what_a_neuron_adds(any_model: PreTrainedMo
     statistics = calibrate.collect(any_model, family, data.pack(documents, 32, 1), 2)
     scores = score.output_change(statistics, any_model, family, 0)
     any_model.double()
-    part = list(feed_forwards(any_model, family))[2]
+    part = list(feed_forwards(any_model, family).values())[2]
     total = 0.0
     for document in documents:
         captured: list[torch.Tensor] = []
@@ -102,7 +102,7 @@ def test_output_change_is_the_norm_of_what_a_neuron_adds(any_model: PreTrainedMo
 def test_magnitude_counts_all_weights_of_a_neuron(any_model: PreTrainedModel) -> None:
     family = find_family(any_model)
     scores = score.magnitude(None, any_model, family, 0)  # type: ignore[arg-type]
-    part = list(feed_forwards(any_model, family))[1]
+    part = list(feed_forwards(any_model, family).values())[1]
     weights = [linear.weight for linear in part.inputs]
     if part.fused:
         weights = list(weights[0].chunk(2))

@@ -52,7 +52,7 @@ def random_kept(width: int, seed: int = 3) -> list[list[int]]:
 def masked_logits(model: PreTrainedModel, kept: list[list[int]], input_ids: torch.Tensor) -> torch.Tensor:
     """Logits of the uncompacted model with the removed neurons' activations set to zero."""
     handles = []
-    for feed_forward, indices in zip(feed_forwards(model, find_family(model)), kept, strict=True):
+    for feed_forward, indices in zip(feed_forwards(model, find_family(model)).values(), kept, strict=True):
         mask = torch.zeros(WIDTH)
         mask[indices] = 1
         handles.append(feed_forward.down.register_forward_pre_hook(lambda module, args, mask=mask: (args[0] * mask,)))

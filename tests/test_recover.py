@@ -1,6 +1,8 @@
 """Recovery trains on what it should, several rounds in one process, and goes on from its checkpoints."""
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,9 @@ import torch
 from conftest import make_model
 from transformers import PreTrainedModel
 
-from ptl_fast import data, recover
+from ptl_fast import calibrate, data, recover
 from ptl_fast.config import Config
+from ptl_fast.families import find_family
 
 
 def packed(num_documents: int = 60, seed: int = 5) -> data.PackedTokens:
@@ -25,7 +28,9 @@ def config(**settings: object) -> Config:
 def loss(model: PreTrainedModel, tokens: data.PackedTokens) -> float:
     batch = recover._stack([tokens[index] for index in range(len(tokens))])
     with torch.inference_mode():
-        return model(**batch, use_cache=False).loss.item()
+        return model(
+            input_ids=batch["input_ids"], position_ids=batch["position_ids"], labels=batch["labels"], use_cache=False
+        ).loss.item()
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -92,26 +97,69 @@ def test_rounds_in_one_process_do_not_disturb_each_other(llama: PreTrainedModel,
         assert torch.equal(parameter, fresh.get_parameter(name)), name
 
 
-def test_interrupted_recovery_ends_bit_identical(llama: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    undisturbed = copy.deepcopy(llama)
-    recover.cpt(undisturbed, packed(), 1500, config(), tmp_path / "a" / "recovery")
+class Killed(Exception):
+    pass
 
-    class Killed(Exception):
-        pass
 
-    def die_at_step_5(self: object, args: object, state: object, control: object, **kwargs: object) -> None:
-        if state.global_step == 5:  # type: ignore[attr-defined]
+def killed_at_step(number: int, train: Callable[[], None]) -> None:
+    """Train until this step begins."""
+
+    def die(self: object, args: object, state: object, control: object, **kwargs: object) -> None:
+        if state.global_step == number:  # type: ignore[attr-defined]
             raise Killed
 
-    original = copy.deepcopy(llama)
-    with monkeypatch.context() as patch:
-        patch.setattr(recover._StopAtNan, "on_step_begin", die_at_step_5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recover._StopAtNan, "on_step_begin", die)
         with pytest.raises(Killed):
-            recover.cpt(original, packed(), 1500, config(checkpoint_minutes=0), tmp_path / "b" / "recovery")
+            train()
+
+
+def test_interrupted_recovery_ends_bit_identical(llama: PreTrainedModel, tmp_path: Path) -> None:
+    undisturbed = copy.deepcopy(llama)
+    recover.cpt(undisturbed, packed(), 1500, config(), tmp_path / "a" / "recovery")
+    original = copy.deepcopy(llama)
+    settings = config(checkpoint_minutes=0)
+    killed_at_step(5, lambda: recover.cpt(original, packed(), 1500, settings, tmp_path / "b" / "recovery"))
     assert [path.name for path in (tmp_path / "b" / "recovery").glob("checkpoint-*")] == ["checkpoint-5"]
     recover.cpt(llama, packed(), 1500, config(), tmp_path / "b" / "recovery")
     for name, parameter in llama.named_parameters():
         assert torch.equal(parameter, undisturbed.get_parameter(name)), name
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_watch_counts_the_last_tokens_once(llama: PreTrainedModel, tmp_path: Path, gradient_checkpointing: bool) -> None:
+    """With a learning rate that changes nothing, the statistics are those of a pass over the same sequences, without padding."""
+    tokens, family = packed(num_documents=20), find_family(llama)
+    assert not tokens.mask.all()
+    settings = config(learning_rate=1e-12, calibration_tokens=3 * 4 * 32, gradient_checkpointing=gradient_checkpointing)
+    with calibrate.watch(llama, family) as watch:
+        recover.cpt(llama, tokens, 8 * 4 * 32, settings, tmp_path / "round-01" / "recovery", watch)
+    num_steps = recover._num_steps(tokens, 8 * 4 * 32, settings)
+    num_watched = recover._num_steps(tokens, settings.calibration_tokens, settings)
+    assert 0 < num_watched < num_steps
+    order = recover._Sequences(tokens, num_steps * 4, settings.seed).order[-num_watched * 4 :]
+    rows = data.PackedTokens(tokens.input_ids[order], tokens.position_ids[order], tokens.mask[order])
+    expected, total = calibrate.collect(llama, family, rows, 2), watch.total()
+    assert int(total.num_tokens) == int(expected.num_tokens) == rows.num_tokens
+    torch.testing.assert_close(total.square_LI, expected.square_LI, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(total.change_L3, expected.change_L3, rtol=1e-5, atol=1e-9)
+
+
+def test_interrupted_watch_ends_bit_identical(llama: PreTrainedModel, tmp_path: Path) -> None:
+    """Killed while statistics are being taken: the checkpoint has those of the steps before."""
+    totals, family = [], find_family(llama)
+    settings = config(calibration_tokens=10 * 4 * 32, checkpoint_minutes=0)
+    for name, steps_before_kill in (("a", None), ("b", 9)):
+        folder = tmp_path / name / "recovery"
+        if steps_before_kill is not None:
+            model = copy.deepcopy(llama)
+            with calibrate.watch(model, family) as watch:
+                killed_at_step(steps_before_kill, partial(recover.cpt, model, packed(), 1500, settings, folder, watch))
+        model = copy.deepcopy(llama)
+        with calibrate.watch(model, family) as watch:
+            recover.cpt(model, packed(), 1500, settings, folder, watch)
+        totals.append(watch.total())
+    assert all(torch.equal(first, totals[1].tensors()[name]) for name, first in totals[0].tensors().items())
 
 
 def test_half_written_checkpoint_is_not_used(tmp_path: Path) -> None:

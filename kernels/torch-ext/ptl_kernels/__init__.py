@@ -1,8 +1,24 @@
 """Operations on feed-forward neurons and decoder layers, usable without ptl_fast.
 
-Imports only the standard library, torch and triton.
+Imports only the standard library, torch and triton. Each has Triton kernels for CUDA, a path for CPUs, and a plain twin in
+``ptl_kernels.reference``.
 """
 
-from ptl_kernels.reference import compact_columns, compact_rows, neuron_square_sums, residual_change
+from ptl_kernels.compaction import HoleFilling, compact_ffn_, hole_filling
+from ptl_kernels.ffn import FfnStatistics, GatedFfn, collect_statistics, find_gated_ffns, fused_ffns
+from ptl_kernels.gated_activation import NeuronSums, gated_activation
+from ptl_kernels.residual_change import residual_change
 
-__all__ = ["compact_columns", "compact_rows", "neuron_square_sums", "residual_change"]
+__all__ = [
+    "FfnStatistics",
+    "GatedFfn",
+    "HoleFilling",
+    "NeuronSums",
+    "collect_statistics",
+    "compact_ffn_",
+    "find_gated_ffns",
+    "fused_ffns",
+    "gated_activation",
+    "hole_filling",
+    "residual_change",
+]

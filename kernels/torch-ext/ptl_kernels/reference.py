@@ -1,4 +1,4 @@
-"""The plain PyTorch twin of every operation: what the kernels are compared with, and the fallback.
+"""The plain PyTorch twin of every operation: what the kernels are compared with, and the fallback where none fits.
 
 Shape suffixes: T tokens, I FFN width, H hidden size, K kept neurons.
 """
@@ -7,18 +7,49 @@ import torch
 from torch import Tensor
 
 
-def neuron_square_sums(activation_TI: Tensor, token_mask_T: Tensor | None = None) -> Tensor:
-    """Return each neuron's sum of squares over the tokens, (I,) fp64.
+def activate(gate: Tensor, activation: str | None) -> Tensor:
+    """SiLU (silu), GELU by tanh (gelu_tanh), or the same tensor (None)."""
+    if activation == "silu":
+        return torch.nn.functional.silu(gate)
+    if activation == "gelu_tanh":
+        return torch.nn.functional.gelu(gate, approximate="tanh")
+    return gate
 
-    out[i] = sum_t mask[t] * activation[t, i] ** 2, squared in fp32 (Eq. 4 of arXiv 2602.04919 is its square root).
+
+def gated_activation(gate: Tensor, up: Tensor, activation: str | None = "silu", mode: str = "fast") -> Tensor:
+    """activation(gate) * up: rounded once (fast), or after the activation and after the product (match_hf)."""
+    if mode == "match_hf" or gate.dtype == torch.float64:
+        return activate(gate, activation) * up
+    return (activate(gate.float(), activation) * up.float()).to(gate.dtype)
+
+
+def neuron_sums(activation_TI: Tensor, token_mask_T: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return each neuron's sum of squares, sum, sum of |a| and maximum of |a| over the tokens, (I,) fp64 each.
 
     Args:
-        activation_TI: input of down_proj, (num_tokens, width), bf16/fp16/fp32.
+        activation_TI: input of down_proj, (num_tokens, width), bf16/fp16/fp32/fp64; squared and summed in fp64.
         token_mask_T: True for the tokens that count, (num_tokens,) bool; None counts all.
     """
     if token_mask_T is not None:
         activation_TI = activation_TI[token_mask_T]
-    return activation_TI.float().square().sum(0).double()
+    value_TI = activation_TI.double()
+    magnitude_TI = value_TI.abs()
+    largest_I = magnitude_TI.amax(0) if len(value_TI) else value_TI.new_zeros(value_TI.shape[1])
+    return value_TI.square().sum(0), value_TI.sum(0), magnitude_TI.sum(0), largest_I
+
+
+def add_neuron_sums_(totals: tuple[Tensor, ...], activation_TI: Tensor, token_mask_T: Tensor | None = None) -> None:
+    """Add to (), (square,) or (square, sum, absolute, maximum), in place."""
+    if len(totals) == 1:  # the common case, without the other three and without an fp64 copy of the activation
+        if token_mask_T is not None:
+            activation_TI = activation_TI[token_mask_T]
+        wide = activation_TI if activation_TI.dtype == torch.float64 else activation_TI.float()
+        totals[0].add_(wide.square().sum(0))
+    elif totals:
+        *sums, largest = neuron_sums(activation_TI, token_mask_T)
+        for total, update in zip(totals[:3], sums, strict=True):
+            total.add_(update)
+        torch.maximum(totals[3], largest, out=totals[3])
 
 
 def residual_change(before_TH: Tensor, after_TH: Tensor, token_mask_T: Tensor | None = None) -> Tensor:
@@ -28,23 +59,39 @@ def residual_change(before_TH: Tensor, after_TH: Tensor, token_mask_T: Tensor | 
     the first, block influence (ShortGPT, arXiv 2403.03853) one minus the mean of the third.
 
     Args:
-        before_TH: the layer's input, (num_tokens, hidden_size), bf16/fp16/fp32.
+        before_TH: the layer's input, (num_tokens, hidden_size), bf16/fp16/fp32/fp64; summed in fp32 (fp64 for fp64).
         after_TH: the layer's output, same shape.
         token_mask_T: True for the tokens that count, (num_tokens,) bool; None counts all.
     """
     if token_mask_T is not None:
         before_TH, after_TH = before_TH[token_mask_T], after_TH[token_mask_T]
-    before_TH, after_TH = before_TH.float(), after_TH.float()
+    if before_TH.dtype != torch.float64:
+        before_TH, after_TH = before_TH.float(), after_TH.float()
     change_T = torch.linalg.vector_norm(after_TH - before_TH, dim=-1).double()
     cosine_T = torch.nn.functional.cosine_similarity(before_TH, after_TH, dim=-1).double()
     return torch.stack([change_T.sum(), change_T.square().sum(), cosine_T.sum()])
 
 
-def compact_rows(weight_IH: Tensor, kept_K: Tensor) -> Tensor:
-    """Return the kept rows (neurons of gate_proj, up_proj or a bias), (K, ...), in the order of ``kept_K`` (int64)."""
-    return weight_IH.index_select(0, kept_K)
+def dual_gemm(
+    hidden_TH: Tensor,
+    gate_weight_IH: Tensor,
+    up_weight_IH: Tensor,
+    gate_bias_I: Tensor | None = None,
+    up_bias_I: Tensor | None = None,
+    activation: str | None = "silu",
+    mode: str = "fast",
+) -> Tensor:
+    """activation(hidden @ gate_weight.T + gate_bias) * (hidden @ up_weight.T + up_bias): (num_tokens, width)."""
+    gate_TI = torch.nn.functional.linear(hidden_TH, gate_weight_IH, gate_bias_I)
+    up_TI = torch.nn.functional.linear(hidden_TH, up_weight_IH, up_bias_I)
+    return gated_activation(gate_TI, up_TI, activation, mode)
 
 
-def compact_columns(weight_HI: Tensor, kept_K: Tensor) -> Tensor:
-    """Return the kept columns (neurons of down_proj), contiguous (H, K), in the order of ``kept_K`` (int64)."""
-    return weight_HI.index_select(1, kept_K)
+def compact_rows(weight_IH: Tensor, order_K: Tensor) -> Tensor:
+    """Return rows (neurons of gate_proj, up_proj or a bias), (K, ...), in this order (int64)."""
+    return weight_IH.index_select(0, order_K)
+
+
+def compact_columns(weight_HI: Tensor, order_K: Tensor) -> Tensor:
+    """Return columns (neurons of down_proj), contiguous (H, K), in this order (int64)."""
+    return weight_HI.index_select(1, order_K)

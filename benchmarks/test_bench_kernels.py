@@ -1,0 +1,38 @@
+"""bench_kernels' cases on one small shape under pytest-benchmark: python -m pytest benchmarks --benchmark-enable."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.bench_kernels import check, dtype_name, expected_results
+from benchmarks.kernel_cases import Case, cases
+from benchmarks.kernel_peers import Contender, Tensors
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def contenders() -> Iterator[Any]:
+    """Our call and each peer's, for every op and dtype."""
+    for case in cases(DEVICE, quick=True):
+        for name, contender in {"ours": case.ours, **case.peers}.items():
+            missing = case.ours.missing or contender.missing
+            mark = pytest.mark.skipif(bool(missing), reason=f"not measured: {missing}")
+            yield pytest.param(case, name, contender, marks=mark, id=f"{case.op}-{dtype_name(case.setting.dtype)}-{name}")
+
+
+@pytest.mark.parametrize(("case", "name", "contender"), contenders())
+def test_speed(benchmark: Any, case: Case, name: str, contender: Contender) -> None:
+    benchmark.group = f"{case.op} {case.setting.shape} {dtype_name(case.setting.dtype)} {DEVICE}"
+
+    def run(prepared: Tensors) -> Tensors:
+        results = contender.run(prepared)
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        return results
+
+    with torch.no_grad():
+        inputs = case.make_inputs()
+        check(case, name, run(contender.prepare(inputs)), expected_results(case, inputs))
+        benchmark.pedantic(run, setup=lambda: ((contender.prepare(inputs),), {}), rounds=20, warmup_rounds=3)

@@ -1,0 +1,186 @@
+// The C ABI that ptl_kernels.cpu loads, and how work is divided among threads. Nothing here knows torch, so one build serves
+// every version of it.
+//
+// Sums are deterministic, whatever the number of threads: the rows are cut into splits of a fixed size, each summed in float by
+// one thread, and a column's splits are added in double in their order.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "kernels.h"
+
+using namespace ptl;
+
+namespace {
+
+constexpr int64_t SPLIT_ROWS = 64;       // float sums stay short
+constexpr int64_t CHUNK_COLUMNS = 2048;  // 8 KiB of sums: they stay in the first-level cache
+constexpr int64_t PADDING = 16;          // the widest vector, in floats
+constexpr int64_t PARALLEL_FROM = 1 << 15;  // elements; below, waking a second thread costs more than it saves
+
+const Kernels *kernels() {
+#if defined(__x86_64__)
+    static const Kernels *chosen = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                                           __builtin_cpu_supports("avx512dq")
+                                       ? &AVX512
+                                   : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &AVX2
+                                                                                                      : &BASELINE;
+    return chosen;
+#else
+    return &BASELINE;
+#endif
+}
+
+const Kernels *override_kernels = nullptr;
+
+const Kernels *current() { return override_kernels ? override_kernels : kernels(); }
+
+int64_t item_size(Dtype dtype) { return dtype == FLOAT32 ? 4 : 2; }
+
+const char *at(const void *base, int64_t elements, Dtype dtype) {
+    return static_cast<const char *>(base) + elements * item_size(dtype);
+}
+
+char *at(void *base, int64_t elements, Dtype dtype) { return static_cast<char *>(base) + elements * item_size(dtype); }
+
+int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
+
+}  // namespace
+
+extern "C" {
+
+// The instruction set in use.
+const char *ptl_instruction_set() { return current()->name; }
+
+// For tests: use "avx512", "avx2", "baseline", or "" for the best. Returns 0, or -1 where the processor lacks it.
+int ptl_use_instruction_set(const char *name) {
+    const Kernels *best = kernels(), *wanted = nullptr;
+    if (!*name) return override_kernels = nullptr, 0;
+#if defined(__x86_64__)
+    const Kernels *known[] = {&BASELINE, &AVX2, &AVX512};
+#else
+    const Kernels *known[] = {&BASELINE};
+#endif
+    for (const Kernels *each : known) {
+        if (!std::strcmp(each->name, name)) wanted = each;
+        if (each == best) break;
+    }
+    if (!wanted) return -1;
+    override_kernels = wanted;
+    return 0;
+}
+
+// out = activation(gate) * up; per column, over the rows that count: square += out^2, sum += out, absolute += |out|,
+// maximum = max(maximum, |out|). The last three come together or not at all; without square there are none. out may be gate or up.
+void ptl_gated_activation(const void *gate, const void *up, void *out, int64_t rows, int64_t columns, int64_t gate_stride,
+                          int64_t up_stride, int64_t out_stride, int dtype_code, int activation_code, const uint8_t *mask,
+                          double *square, double *sum, double *absolute, double *maximum) {
+    const Dtype dtype = static_cast<Dtype>(dtype_code);
+    const Activation activation = static_cast<Activation>(activation_code);
+    const int64_t splits = divide_up(rows, SPLIT_ROWS), chunks = divide_up(columns, CHUNK_COLUMNS);
+    const int64_t padded = divide_up(columns, PADDING) * PADDING;
+    const int64_t num_statistics = !square ? 0 : sum ? 4 : 1;
+    std::vector<float> partials(num_statistics * splits * padded);
+    const bool parallel = rows * columns >= PARALLEL_FROM;
+    const Kernels *run = current();
+#pragma omp parallel for collapse(2) schedule(static) if (parallel)
+    for (int64_t split = 0; split < splits; split++) {
+        for (int64_t chunk = 0; chunk < chunks; chunk++) {
+            const int64_t row = split * SPLIT_ROWS, column = chunk * CHUNK_COLUMNS;
+            float *part[4] = {};
+            for (int64_t which = 0; which < num_statistics; which++)
+                part[which] = partials.data() + (which * splits + split) * padded + column;
+            run->forward({at(gate, row * gate_stride + column, dtype), at(up, row * up_stride + column, dtype),
+                          at(out, row * out_stride + column, dtype), gate_stride, up_stride, out_stride,
+                          std::min(SPLIT_ROWS, rows - row), std::min(CHUNK_COLUMNS, columns - column), mask ? mask + row : nullptr,
+                          part[0], part[1], part[2], part[3]},
+                         dtype, activation);
+        }
+    }
+    double *totals[4] = {square, sum, absolute, maximum};
+    for (int64_t which = 0; which < num_statistics; which++) {
+        const float *parts = partials.data() + which * splits * padded;
+        double *into = totals[which];
+#pragma omp parallel for schedule(static) if (splits * columns >= PARALLEL_FROM)
+        for (int64_t chunk = 0; chunk < chunks; chunk++) {
+            const int64_t end = std::min(columns, (chunk + 1) * CHUNK_COLUMNS);
+            for (int64_t split = 0; split < splits; split++)
+                for (int64_t column = chunk * CHUNK_COLUMNS; column < end; column++) {
+                    const double part = parts[split * padded + column];
+                    if (which < 3) into[column] += part;
+                    else if (part > into[column] || part != part) into[column] = part;  // a NaN stays
+                }
+        }
+    }
+}
+
+// grad_gate = grad * up * activation'(gate); grad_up = grad * activation(gate).
+void ptl_gated_activation_backward(const void *grad, const void *gate, const void *up, void *grad_gate, void *grad_up, int64_t rows,
+                                   int64_t columns, int64_t grad_stride, int64_t gate_stride, int64_t up_stride,
+                                   int64_t grad_gate_stride, int64_t grad_up_stride, int dtype_code, int activation_code) {
+    const Dtype dtype = static_cast<Dtype>(dtype_code);
+    const Activation activation = static_cast<Activation>(activation_code);
+    const int64_t splits = divide_up(rows, SPLIT_ROWS), chunks = divide_up(columns, CHUNK_COLUMNS);
+    const Kernels *run = current();
+#pragma omp parallel for collapse(2) schedule(static) if (rows * columns >= PARALLEL_FROM)
+    for (int64_t split = 0; split < splits; split++) {
+        for (int64_t chunk = 0; chunk < chunks; chunk++) {
+            const int64_t row = split * SPLIT_ROWS, column = chunk * CHUNK_COLUMNS;
+            run->backward({at(grad, row * grad_stride + column, dtype), at(gate, row * gate_stride + column, dtype),
+                           at(up, row * up_stride + column, dtype), at(grad_gate, row * grad_gate_stride + column, dtype),
+                           at(grad_up, row * grad_up_stride + column, dtype), grad_stride, gate_stride, up_stride, grad_gate_stride,
+                           grad_up_stride, std::min(SPLIT_ROWS, rows - row), std::min(CHUNK_COLUMNS, columns - column)},
+                          dtype, activation);
+        }
+    }
+}
+
+// sums[3] += {sum ||after - before||, sum ||after - before||^2, sum cosine(before, after)} over the rows that count.
+void ptl_residual_change(const void *before, const void *after, int64_t rows, int64_t columns, int64_t before_stride,
+                         int64_t after_stride, int dtype_code, const uint8_t *mask, double *sums) {
+    const Dtype dtype = static_cast<Dtype>(dtype_code);
+    const int64_t splits = divide_up(rows, SPLIT_ROWS);
+    std::vector<double> partials(splits * 3);
+    const Kernels *run = current();
+#pragma omp parallel for schedule(static) if (rows * columns >= PARALLEL_FROM)
+    for (int64_t split = 0; split < splits; split++) {
+        const int64_t row = split * SPLIT_ROWS;
+        run->residual({at(before, row * before_stride, dtype), at(after, row * after_stride, dtype), before_stride, after_stride,
+                       std::min(SPLIT_ROWS, rows - row), columns, mask ? mask + row : nullptr, partials.data() + split * 3},
+                      dtype);
+    }
+    for (int64_t split = 0; split < splits; split++)
+        for (int which = 0; which < 3; which++) sums[which] += partials[split * 3 + which];
+}
+
+// Row sources[i] moves to row destinations[i]; no row is in both lists.
+void ptl_move_rows(void *rows, int64_t row_bytes, const int64_t *sources, const int64_t *destinations, int64_t num_moves) {
+    char *base = static_cast<char *>(rows);
+#pragma omp parallel for schedule(static) if (num_moves * row_bytes >= PARALLEL_FROM)
+    for (int64_t move = 0; move < num_moves; move++)
+        std::memcpy(base + destinations[move] * row_bytes, base + sources[move] * row_bytes, row_bytes);
+}
+
+// out[r, j] = in[r, j] for j < columns, except out[r, destinations[i]] = in[r, sources[i]]. out is contiguous.
+void ptl_compact_columns(const void *in, void *out, int64_t rows, int64_t row_bytes, int64_t columns, int64_t item_bytes,
+                         const int64_t *sources, const int64_t *destinations, int64_t num_moves) {
+    const int64_t out_bytes = columns * item_bytes;
+#pragma omp parallel for schedule(static) if (rows * out_bytes >= PARALLEL_FROM)
+    for (int64_t row = 0; row < rows; row++) {
+        const char *from = static_cast<const char *>(in) + row * row_bytes;
+        char *to = static_cast<char *>(out) + row * out_bytes;
+        std::memcpy(to, from, out_bytes);
+        if (item_bytes == 2)
+            for (int64_t move = 0; move < num_moves; move++)
+                std::memcpy(to + destinations[move] * 2, from + sources[move] * 2, 2);
+        else if (item_bytes == 4)
+            for (int64_t move = 0; move < num_moves; move++)
+                std::memcpy(to + destinations[move] * 4, from + sources[move] * 4, 4);
+        else
+            for (int64_t move = 0; move < num_moves; move++)
+                std::memcpy(to + destinations[move] * item_bytes, from + sources[move] * item_bytes, item_bytes);
+    }
+}
+
+}  // extern "C"

@@ -1,0 +1,23 @@
+// The kernels for AVX2, whatever processor the compiler was told to build for.
+#include <cmath>
+#include <cstring>
+
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#define PTL_KERNELS AVX2
+#define PTL_NAME "avx2"
+#define PTL_BYTES 32
+#include "kernels.inl"
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

@@ -1,0 +1,10 @@
+// The kernels for the instruction set that the compiler builds for by default: SSE2 on x86-64, NEON on ARM.
+#include <cmath>
+#include <cstring>
+
+#include "kernels.h"
+
+#define PTL_KERNELS BASELINE
+#define PTL_NAME "baseline"
+#define PTL_BYTES 16
+#include "kernels.inl"

@@ -1,0 +1,203 @@
+"""Removing FFN neurons from weights: rows in place by hole filling, columns into a tight buffer with the same permutation.
+
+The order of neurons inside an FFN is free. So the kept neurons whose index is below the new width stay where they are, and the kept
+ones of the tail move into the holes. Shape suffixes: L layers, I FFN width, K kept neurons, M moves, H hidden size.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ptl_kernels import cpu, reference
+
+ROW_MOVES = {"BLOCK": 1024, "num_warps": 4, "num_stages": 1}  # not tuned on a GPU yet
+COLUMN_GATHER = {"BLOCK_H": 4, "BLOCK_K": 1024, "num_warps": 8, "num_stages": 1}
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class HoleFilling:
+    """Which neuron of each layer moves where. Lists of moves are padded with -1; all tensors are int64 on the CPU."""
+
+    order_LK: Tensor
+    """order[l, j]: the neuron that lies at place j afterwards."""
+    sources_LM: Tensor
+    destinations_LM: Tensor
+    num_moves: list[int]
+
+    def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """(sources, destinations) of one layer, without padding."""
+        count = self.num_moves[layer]
+        return self.sources_LM[layer, :count], self.destinations_LM[layer, :count]
+
+
+def hole_filling(kept_LK: Tensor, width: int) -> HoleFilling:
+    """Plan the moves that keep these neurons: min(removed, kept in the tail) of them in each layer.
+
+    Args:
+        kept_LK: indices of the neurons that stay, (num_layers, num_kept) int64, in any order.
+        width: number of neurons before.
+
+    Raises:
+        ValueError: an index is out of range or comes twice, or nothing is kept.
+    """
+    kept_LK = kept_LK.detach().cpu()
+    if kept_LK.dim() != 2 or kept_LK.dtype != torch.int64 or not kept_LK.shape[1]:
+        raise ValueError(f"kept must be int64 (num_layers, num_kept >= 1); got {kept_LK.dtype} {tuple(kept_LK.shape)}")
+    num_layers, num_kept = kept_LK.shape
+    if kept_LK.numel() and (int(kept_LK.min()) < 0 or int(kept_LK.max()) >= width):
+        raise ValueError(f"kept has indices from {int(kept_LK.min())} to {int(kept_LK.max())}; they must lie in 0..{width - 1}")
+    stays_LI = torch.zeros(num_layers, width, dtype=torch.bool).scatter_(1, kept_LK, True)
+    if (stays_LI.sum(1) != num_kept).any():
+        raise ValueError("kept has the same index twice in one layer")
+    # both lists come sorted by layer, then by index, and each layer has as many holes as kept neurons in its tail
+    layer_of_move, destinations = (~stays_LI[:, :num_kept]).nonzero(as_tuple=True)
+    sources = stays_LI[:, num_kept:].nonzero(as_tuple=True)[1] + num_kept
+    num_moves = torch.bincount(layer_of_move, minlength=num_layers)
+    place = torch.arange(len(sources)) - (num_moves.cumsum(0) - num_moves)[layer_of_move]
+    padded = torch.full((2, num_layers, max(1, int(num_moves.max()) if num_layers else 0)), -1)
+    padded[0, layer_of_move, place], padded[1, layer_of_move, place] = sources, destinations
+    order_LK = torch.arange(num_kept).repeat(num_layers, 1)
+    order_LK[layer_of_move, destinations] = sources
+    return HoleFilling(order_LK, padded[0], padded[1], num_moves.tolist())
+
+
+@triton.jit
+def _move_rows_kernel(address_ptr, sources_ptr, destinations_ptr, max_moves, row_length,
+                      ELEMENT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    layer, move = tl.program_id(2), tl.program_id(1)
+    source = tl.load(sources_ptr + layer * max_moves + move)
+    destination = tl.load(destinations_ptr + layer * max_moves + move)
+    if source >= 0:
+        base = tl.load(address_ptr + layer).to(tl.pointer_type(ELEMENT))
+        columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        values = tl.load(base + source * row_length + columns, mask=columns < row_length)
+        tl.store(base + destination * row_length + columns, values, mask=columns < row_length)
+
+
+@triton.jit
+def _gather_columns_kernel(in_ptr, out_ptr, order_ptr, num_rows, num_kept, in_stride,
+                           BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_H + tl.arange(0, BLOCK_H)
+    columns = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    inside = (rows < num_rows)[:, None] & (columns < num_kept)[None, :]
+    from_columns = tl.load(order_ptr + columns, mask=columns < num_kept, other=0)
+    values = tl.load(in_ptr + rows[:, None] * in_stride + from_columns[None, :], mask=inside)
+    tl.store(out_ptr + rows[:, None] * num_kept + columns[None, :], values, mask=inside)
+
+
+@torch.no_grad()
+def compact_ffn_(layers: Sequence[tuple[Sequence[Tensor], Tensor]], kept_LK: Tensor) -> Tensor:
+    """Remove all neurons but the kept ones from each layer's FFN tensors, in place, and return the order in which they lie now.
+
+    The tensors themselves change shape, so whoever holds them (a module, an optimizer) sees the small ones. Rows of the inputs move
+    within their memory, which keeps its size until the tensor is copied; the down projection and fused inputs get tight memory.
+    Peak extra memory: one matrix. One launch per kind of input, one per down projection; the host never waits for a device.
+
+    Args:
+        layers: for each layer (inputs, down). An input holds one neuron a row, (width, ...): the weights of gate_proj and up_proj,
+            their biases, an optimizer's moments of them; with 2 * width rows it is a fused gate and up, compacted half by half.
+            down is (hidden_size, width). Contiguous, of any type and device.
+        kept_LK: indices of the neurons that stay, (num_layers, num_kept) int64.
+
+    Returns:
+        order_LK, int64 on the CPU: new row j of layer l is old row order[l, j].
+
+    Raises:
+        ValueError: shapes do not fit the kept indices, or a tensor is not contiguous.
+
+    Moves min(removed, kept in the tail) rows of each input: at a tenth removed, a tenth of a copy's traffic.
+    """
+    if len(layers) != len(kept_LK):
+        raise ValueError(f"kept names {len(kept_LK)} layers, and there are {len(layers)}")
+    width = layers[0][1].shape[1] if layers else 1
+    for inputs, down in layers:
+        wrong = [tensor for tensor in inputs if tensor.shape[0] not in (width, 2 * width)]
+        if wrong or down.dim() != 2 or down.shape[1] != width:
+            raise ValueError(
+                f"an FFN of width {width} has inputs of {[tuple(each.shape) for each in inputs]} and down {tuple(down.shape)}"
+            )
+        if not all(tensor.is_contiguous() for tensor in (*inputs, down)):
+            raise ValueError("FFN tensors must be contiguous")
+    moves = hole_filling(kept_LK, width)
+    num_kept = kept_LK.shape[1]
+    for kind in zip(*(inputs for inputs, _ in layers), strict=True):
+        if kind[0].shape[0] == width:
+            move_rows_(kind, moves)
+            for tensor in kind:
+                _become(tensor, tensor[:num_kept])
+        else:  # both halves must end up side by side, which no moves in place can do
+            for tensor, order_K in zip(kind, moves.order_LK, strict=True):
+                both_K = torch.cat([order_K, order_K + width]).to(tensor.device, non_blocking=True)
+                _become(tensor, reference.compact_rows(tensor, both_K))
+    for layer, (_, down) in enumerate(layers):
+        _become(down, compact_columns(down, moves, layer))
+    return moves.order_LK
+
+
+def move_rows_(tensors: Sequence[Tensor], moves: HoleFilling) -> None:
+    """Move rows of every layer's tensor (one kind: equal shapes and types) within it; one launch for each device."""
+    by_device: dict[torch.device, list[int]] = defaultdict(list)
+    for layer, tensor in enumerate(tensors):
+        by_device[tensor.device].append(layer)
+    for device, layers in by_device.items():
+        if device.type == "cuda":
+            launch_moves([tensors[layer] for layer in layers], moves.sources_LM[layers], moves.destinations_LM[layers])
+            continue
+        for layer in layers:
+            sources_M, destinations_M = moves.of_layer(layer)
+            if device.type == "cpu" and cpu.available():
+                cpu.move_rows(tensors[layer], sources_M, destinations_M)
+            else:
+                tensors[layer][destinations_M] = tensors[layer][sources_M]
+
+
+def launch_moves(tensors: Sequence[Tensor], sources_LM: Tensor, destinations_LM: Tensor) -> None:
+    """Run the Triton kernel on all layers at once: it reads their addresses from a table."""
+    device, row_bytes = tensors[0].device, tensors[0][0].numel() * tensors[0].element_size()
+    addresses = [tensor.data_ptr() for tensor in tensors]
+    item = next(size for size in (8, 4, 2, 1) if row_bytes % size == 0 and all(address % size == 0 for address in addresses))
+    element = {8: tl.int64, 4: tl.int32, 2: tl.int16, 1: tl.int8}[item]
+    table_L = torch.tensor(addresses).to(device, non_blocking=True)
+    length, max_moves = row_bytes // item, sources_LM.shape[1]
+    with torch.cuda.device_of(tensors[0]):
+        _move_rows_kernel[(triton.cdiv(length, ROW_MOVES["BLOCK"]), max_moves, len(tensors))](
+            table_L, sources_LM.to(device, non_blocking=True), destinations_LM.to(device, non_blocking=True), max_moves, length,
+            ELEMENT=element, enable_fp_fusion=True, **ROW_MOVES,
+        )  # fmt: skip
+
+
+def compact_columns(weight_HI: Tensor, moves: HoleFilling, layer: int) -> Tensor:
+    """Return the kept columns of one layer's down projection, (hidden_size, num_kept) contiguous, in the moves' order."""
+    order_K = moves.order_LK[layer]
+    if weight_HI.is_cuda:
+        return launch_gather(weight_HI, order_K.to(weight_HI.device, non_blocking=True))
+    if weight_HI.device.type == "cpu" and cpu.available():
+        out_HK = torch.empty(weight_HI.shape[0], len(order_K), dtype=weight_HI.dtype)
+        cpu.compact_columns(weight_HI, out_HK, *moves.of_layer(layer))
+        return out_HK
+    return reference.compact_columns(weight_HI, order_K.to(weight_HI.device))
+
+
+def launch_gather(weight_HI: Tensor, order_K: Tensor) -> Tensor:
+    """Run the Triton kernel; everything is on the device already."""
+    num_rows, num_kept = weight_HI.shape[0], len(order_K)
+    out_HK = torch.empty(num_rows, num_kept, dtype=weight_HI.dtype, device=weight_HI.device)
+    integer = INTEGERS[weight_HI.element_size()]
+    with torch.cuda.device_of(weight_HI):
+        _gather_columns_kernel[(triton.cdiv(num_rows, COLUMN_GATHER["BLOCK_H"]), triton.cdiv(num_kept, COLUMN_GATHER["BLOCK_K"]))](
+            weight_HI.view(integer), out_HK.view(integer), order_K, num_rows, num_kept, weight_HI.stride(0),
+            enable_fp_fusion=True, **COLUMN_GATHER,
+        )  # fmt: skip
+    return out_HK
+
+
+def _become(tensor: Tensor, small: Tensor) -> None:
+    """Give a tensor other content and another shape without a new object; a gradient of the old shape goes."""
+    tensor.grad = None
+    tensor.data = small

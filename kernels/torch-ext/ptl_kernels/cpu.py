@@ -1,0 +1,120 @@
+"""Binding of csrc's kernels for the CPU. Where they were not built, ``available`` is False and the plain twins do the work."""
+
+import ctypes
+import functools
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, None: 2}
+
+_POINTER, _SIZE, _CODE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_SIGNATURES = {
+    "ptl_gated_activation": [*[_POINTER] * 3, *[_SIZE] * 5, *[_CODE] * 2, *[_POINTER] * 5],
+    "ptl_gated_activation_backward": [*[_POINTER] * 5, *[_SIZE] * 7, *[_CODE] * 2],
+    "ptl_residual_change": [*[_POINTER] * 2, *[_SIZE] * 4, _CODE, *[_POINTER] * 2],
+    "ptl_move_rows": [_POINTER, _SIZE, _POINTER, _POINTER, _SIZE],
+    "ptl_compact_columns": [*[_POINTER] * 2, *[_SIZE] * 4, *[_POINTER] * 2, _SIZE],
+}
+
+
+def available(dtype: torch.dtype | None = None) -> bool:
+    """Whether the compiled kernels can be used, and know this type of element."""
+    return _library() is not None and (dtype is None or dtype in DTYPES)
+
+
+def instruction_set() -> str:
+    """The instruction set in use: avx512, avx2, baseline; or none, where the kernels were not built."""
+    library = _library()
+    return library.ptl_instruction_set().decode() if library else "none"
+
+
+def use_instruction_set(name: str) -> bool:
+    """Use another one than the processor's best ("" for that); return False where the processor lacks it."""
+    library = _library()
+    return library is not None and library.ptl_use_instruction_set(name.encode()) == 0
+
+
+def gated_activation(
+    gate_TI: Tensor, up_TI: Tensor, out_TI: Tensor, activation: str | None, sums: tuple[Tensor, ...], token_mask_T: Tensor | None
+) -> None:
+    """out = activation(gate) * up, and add to ``sums``: (), (square,) or (square, sum, absolute, maximum), each (I,) fp64."""
+    num_tokens, width = gate_TI.shape
+    strides = gate_TI.stride(0), up_TI.stride(0), out_TI.stride(0)
+    codes = DTYPES[gate_TI.dtype], ACTIVATIONS[activation]
+    pointers = [tensor.data_ptr() for tensor in sums] + [None] * (4 - len(sums))
+    _call("ptl_gated_activation", gate_TI, up_TI, out_TI, num_tokens, width, *strides, *codes, token_mask_T, *pointers)
+
+
+def gated_activation_backward(
+    grad_TI: Tensor, gate_TI: Tensor, up_TI: Tensor, grad_gate_TI: Tensor, grad_up_TI: Tensor, activation: str | None
+) -> None:
+    """grad_gate = grad * up * activation'(gate); grad_up = grad * activation(gate)."""
+    tensors = grad_TI, gate_TI, up_TI, grad_gate_TI, grad_up_TI
+    strides = [tensor.stride(0) for tensor in tensors]
+    _call("ptl_gated_activation_backward", *tensors, *gate_TI.shape, *strides, DTYPES[gate_TI.dtype], ACTIVATIONS[activation])
+
+
+def residual_change(before_TH: Tensor, after_TH: Tensor, out_3: Tensor, token_mask_T: Tensor | None) -> None:
+    """Add the three sums of ``reference.residual_change`` to ``out_3``, (3,) fp64."""
+    strides = before_TH.stride(0), after_TH.stride(0)
+    _call("ptl_residual_change", before_TH, after_TH, *before_TH.shape, *strides, DTYPES[before_TH.dtype], token_mask_T, out_3)
+
+
+def move_rows(rows: Tensor, sources_M: Tensor, destinations_M: Tensor) -> None:
+    """Copy rows within a contiguous tensor; no row is in both lists, (M,) int64."""
+    row_bytes = rows[0].numel() * rows.element_size()
+    _call("ptl_move_rows", rows, row_bytes, sources_M, destinations_M, len(sources_M))
+
+
+def compact_columns(weight_HI: Tensor, out_HK: Tensor, sources_M: Tensor, destinations_M: Tensor) -> None:
+    """Fill ``out_HK`` with the head of each row of ``weight_HI``, and its holes with columns of the tail."""
+    item = weight_HI.element_size()
+    sizes = weight_HI.shape[0], weight_HI.stride(0) * item, out_HK.shape[1], item
+    _call("ptl_compact_columns", weight_HI, out_HK, *sizes, sources_M, destinations_M, len(sources_M))
+
+
+def _call(name: str, *arguments: Tensor | int | None) -> None:
+    library = _library()
+    assert library is not None
+    function: Callable[..., None] = getattr(library, name)
+    function(*(argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments))
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    files = sorted(Path(__file__).parent.glob("_cpu*.so"))
+    if not files:
+        _warn("they were not built (no C++ compiler at installation?)")
+        return None
+    try:
+        _share_openmp()
+        library = ctypes.CDLL(str(files[0]))
+    except OSError as error:
+        _warn(str(error))
+        return None
+    for name, types in _SIGNATURES.items():
+        getattr(library, name).argtypes = types
+        getattr(library, name).restype = None
+    library.ptl_instruction_set.restype = ctypes.c_char_p
+    return library
+
+
+def _share_openmp() -> None:
+    """Make torch's own OpenMP library visible to ours, which leaves its symbols open.
+
+    One pool of threads then serves both. With a second OpenMP library, its threads would fight torch's, which spin for a while
+    after each of torch's operations, and ``torch.set_num_threads`` would not reach it.
+    """
+    loaded = Path("/proc/self/maps")
+    names = {line.split()[-1] for line in loaded.read_text().splitlines() if "/" in line} if loaded.exists() else set()
+    runtimes = [name for name in sorted(names) if Path(name).name.startswith(("libgomp", "libiomp5", "libomp"))]
+    ctypes.CDLL(runtimes[0] if runtimes else "libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
+
+
+def _warn(reason: str) -> None:
+    warnings.warn(f"ptl_kernels: the CPU kernels are not in use, plain PyTorch is (slower): {reason}", stacklevel=2)
