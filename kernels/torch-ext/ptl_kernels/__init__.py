@@ -4,10 +4,10 @@ Imports only the standard library, torch and triton. Each has Triton kernels for
 ``ptl_kernels.reference``.
 """
 
-from ptl_kernels.compaction import HoleFilling, compact_ffn_, hole_filling
-from ptl_kernels.ffn import FfnStatistics, GatedFfn, collect_statistics, find_gated_ffns, fused_ffns
-from ptl_kernels.gated_activation import NeuronSums, gated_activation
-from ptl_kernels.residual_change import residual_change
+from .compaction import HoleFilling, compact_ffn_, hole_filling
+from .ffn import FfnStatistics, GatedFfn, collect_statistics, find_gated_ffns, fused_ffns
+from .gated_activation import NeuronSums, gated_activation
+from .residual_change import residual_change
 
 __all__ = [
     "FfnStatistics",

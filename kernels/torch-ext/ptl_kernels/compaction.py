@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ptl_kernels import cpu, reference
+from . import cpu, reference
 
 ROW_MOVES = {"BLOCK": 1024, "num_warps": 4, "num_stages": 1}  # not tuned on a GPU yet
 COLUMN_GATHER = {"BLOCK_H": 4, "BLOCK_K": 1024, "num_warps": 8, "num_stages": 1}

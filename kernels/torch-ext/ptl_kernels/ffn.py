@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ptl_kernels import reference
-from ptl_kernels.gated_activation import Activation, Mode, NeuronSums, gated_activation
+from . import reference
+from .gated_activation import Activation, Mode, NeuronSums, gated_activation
 
 # The check before a swap compares two orders of rounding: a few units in the last place of each type.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}

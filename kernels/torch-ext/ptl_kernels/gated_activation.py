@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ptl_kernels import cpu, reference
+from . import cpu, reference
 
 Activation = Literal["silu", "gelu_tanh"]
 Mode = Literal["fast", "match_hf"]

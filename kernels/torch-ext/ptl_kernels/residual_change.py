@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ptl_kernels import cpu, reference
-from ptl_kernels.gated_activation import add_splits
+from . import cpu, reference
+from .gated_activation import add_splits
 
 BLOCKS = {"BLOCK_T": 4, "BLOCK_H": 1024, "num_warps": 8, "num_stages": 2}  # not tuned on a GPU yet
 
