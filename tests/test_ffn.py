@@ -35,13 +35,16 @@ def untouched(model: nn.Module) -> bool:
     return not any(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__ for module in model.modules())
 
 
+@pytest.mark.parametrize("use_dual_gemm", [False, True])
 @pytest.mark.parametrize("mode", ["fast", "match_hf"])
-def test_statistics_of_any_family_equal_hooks(any_model: PreTrainedModel, input_ids: Tensor, mode: str) -> None:
+def test_statistics_of_any_family_equal_hooks(
+    any_model: PreTrainedModel, input_ids: Tensor, mode: str, use_dual_gemm: bool
+) -> None:
     mask = torch.rand(input_ids.shape) < 0.7
     expected = eager_sums(any_model, input_ids, mask)
     with torch.inference_mode():
         logits = any_model(input_ids).logits
-        with collect_statistics(any_model, every=True, mode=mode) as statistics:
+        with collect_statistics(any_model, every=True, mode=mode, use_dual_gemm=use_dual_gemm) as statistics:
             statistics.token_mask = mask
             watched = any_model(input_ids).logits
         assert torch.equal(any_model(input_ids).logits, logits)

@@ -195,6 +195,15 @@ def test_nan_of_a_token_that_counts_reaches_every_sum(cpu_path: str) -> None:
         assert total.isnan().nonzero().flatten().tolist() == [3]
 
 
+def test_triton_keeps_nan_in_every_sum() -> None:
+    gate, up = torch.randn(300, 40, device=TRITON_DEVICE), torch.randn(300, 40, device=TRITON_DEVICE)
+    gate[5, 3] = float("nan")
+    sums, out = NeuronSums.zeros(40, TRITON_DEVICE, every=True), torch.empty_like(gate)
+    launch_forward(gate, up, out, "silu", sums.tensors(), None, "fast")
+    for total in sums.tensors():
+        assert total.isnan().nonzero().flatten().tolist() == [3]
+
+
 @pytest.mark.parametrize("path", ["triton", "cpu"])
 def test_offsets_past_two_to_the_31(path: str) -> None:
     """Three rows that lie 1.2e9 elements apart: the memory between is never touched, so it is never really there."""

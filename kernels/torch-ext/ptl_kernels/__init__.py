@@ -5,6 +5,7 @@ Imports only the standard library, torch and triton. Each has Triton kernels for
 """
 
 from .compaction import HoleFilling, compact_ffn_, hole_filling
+from .dual_gemm import dual_gemm
 from .ffn import FfnStatistics, GatedFfn, collect_statistics, find_gated_ffns, fused_ffns
 from .gated_activation import NeuronSums, gated_activation
 from .residual_change import residual_change
@@ -16,6 +17,7 @@ __all__ = [
     "NeuronSums",
     "collect_statistics",
     "compact_ffn_",
+    "dual_gemm",
     "find_gated_ffns",
     "fused_ffns",
     "gated_activation",

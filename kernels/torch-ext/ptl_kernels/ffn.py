@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import reference
+from .dual_gemm import dual_gemm
 from .gated_activation import Activation, Mode, NeuronSums, gated_activation
 
 # The check before a swap compares two orders of rounding: a few units in the last place of each type.
@@ -82,7 +83,12 @@ def find_gated_ffns(model: nn.Module) -> dict[str, GatedFfn]:
 
 @contextmanager
 def collect_statistics(
-    model: nn.Module, *, every: bool = False, mode: Mode = "fast", ffns: dict[str, GatedFfn] | None = None
+    model: nn.Module,
+    *,
+    every: bool = False,
+    mode: Mode = "fast",
+    ffns: dict[str, GatedFfn] | None = None,
+    use_dual_gemm: bool = False,
 ) -> Iterator[FfnStatistics]:
     """Inside, every forward pass of ``model`` adds to the statistics that are yielded; afterwards the model is as before.
 
@@ -94,6 +100,8 @@ def collect_statistics(
         every: take sum, sum of |a| and maximum of |a| besides the squares.
         mode: fast rounds the activation once; match_hf rounds as transformers' modules do.
         ffns: which FFNs, by name (default: find_gated_ffns(model)).
+        use_dual_gemm: compute both projections, activation and sums in one kernel where no gradient is needed: no gate and up in
+            memory. Its speed is not known on any GPU yet, so it is off.
 
     Raises:
         ValueError: no gated FFN was found.
@@ -101,12 +109,14 @@ def collect_statistics(
     ffns = find_gated_ffns(model) if ffns is None else ffns
     sums = {name: NeuronSums.zeros(ffn.width, _device(ffn), every) for name, ffn in ffns.items()}
     statistics = FfnStatistics(sums)
-    with fused_ffns(ffns, statistics, mode):
+    with fused_ffns(ffns, statistics, mode, use_dual_gemm):
         yield statistics
 
 
 @contextmanager
-def fused_ffns(ffns: dict[str, GatedFfn], statistics: FfnStatistics | None = None, mode: Mode = "fast") -> Iterator[None]:
+def fused_ffns(
+    ffns: dict[str, GatedFfn], statistics: FfnStatistics | None = None, mode: Mode = "fast", use_dual_gemm: bool = False
+) -> Iterator[None]:
     """Inside, these FFNs run on ``gated_activation``: in training this keeps one activation less than eager modules do.
 
     An FFN whose own forward pass computes something else keeps it, with a warning, and its statistics come from a hook.
@@ -115,9 +125,9 @@ def fused_ffns(ffns: dict[str, GatedFfn], statistics: FfnStatistics | None = Non
     with ExitStack() as stack:
         for name, ffn in ffns.items():
             kind = type(ffn.module)
-            forward = _forward(ffn, statistics, name, mode)
+            forward = _forward(ffn, statistics, name, mode, use_dual_gemm)
             if kind not in as_expected:
-                as_expected[kind] = _computes_the_same(ffn, _forward(ffn, None, name, mode))
+                as_expected[kind] = _computes_the_same(ffn, _forward(ffn, None, name, mode, use_dual_gemm))
             if as_expected[kind]:
                 stack.enter_context(_swapped(ffn.module, forward))
             elif statistics is not None:
@@ -125,29 +135,33 @@ def fused_ffns(ffns: dict[str, GatedFfn], statistics: FfnStatistics | None = Non
         yield
 
 
-def _forward(ffn: GatedFfn, statistics: FfnStatistics | None, name: str, mode: Mode) -> Callable[[Tensor], Tensor]:
+def _forward(
+    ffn: GatedFfn, statistics: FfnStatistics | None, name: str, mode: Mode, use_dual_gemm: bool
+) -> Callable[[Tensor], Tensor]:
     activation = recognize_activation(ffn.act_fn)
+    plain = not any(hasattr(linear, "_hf_hook") or linear._forward_hooks or linear._forward_pre_hooks for linear in ffn.inputs)
+    one_kernel = use_dual_gemm and plain and activation is not None and not ffn.fused
 
     def forward(hidden: Tensor) -> Tensor:
+        counts = statistics is not None and statistics.enabled
+        sums = statistics.sums[name] if statistics and counts else None
+        mask = statistics.token_mask if statistics and counts else None
+        if one_kernel and not torch.is_grad_enabled():
+            gate_proj, up_proj = ffn.inputs
+            weights = gate_proj.weight, up_proj.weight, gate_proj.bias, up_proj.bias
+            active = dual_gemm(hidden, *weights, activation, sums=sums, token_mask=mask, mode=mode)
+            assert active is not None  # it is stored
+            return ffn.down(active)
         if ffn.fused:
             gate, up = ffn.inputs[0](hidden).chunk(2, dim=-1)
         else:
             gate, up = ffn.inputs[0](hidden), ffn.inputs[1](hidden)
         if activation is None and ffn.act_fn is not None:
             gate = ffn.act_fn(gate)
-        counts = statistics is not None and statistics.enabled
         # Nobody else holds the gate then, and writing over it spares an allocation as large as the activation.
         reusable = not torch.is_grad_enabled() and not ffn.fused and not ffn.inputs[0]._forward_hooks
-        active = gated_activation(
-            gate,
-            up,
-            activation,
-            sums=statistics.sums[name] if statistics and counts else None,
-            token_mask=statistics.token_mask if statistics and counts else None,
-            mode=mode,
-            out=gate if reusable else None,
-        )
-        return ffn.down(active)
+        out = gate if reusable else None
+        return ffn.down(gated_activation(gate, up, activation, sums=sums, token_mask=mask, mode=mode, out=out))
 
     return forward
 

@@ -114,15 +114,17 @@ def _gated_activation_kernel(
             if NUM_STATISTICS > 1:
                 total += value
                 absolute += tl.abs(value)
-                maximum = tl.maximum(maximum, tl.abs(value), propagate_nan=tl.PropagateNan.ALL)
+                maximum = tl.maximum(maximum, tl.abs(value))
     if NUM_STATISTICS > 0:
         to = partials_ptr + split * width + columns
         step = tl.num_programs(1) * width
         tl.store(to, tl.sum(square, 0), mask=columns < width)
         if NUM_STATISTICS > 1:
+            all_absolute = tl.sum(absolute, 0)  # NaN where a value is one, which tl.max would drop
+            largest = tl.where(all_absolute != all_absolute, all_absolute, tl.max(maximum, 0))
             tl.store(to + step, tl.sum(total, 0), mask=columns < width)
-            tl.store(to + 2 * step, tl.sum(absolute, 0), mask=columns < width)
-            tl.store(to + 3 * step, tl.max(maximum, 0), mask=columns < width)
+            tl.store(to + 2 * step, all_absolute, mask=columns < width)
+            tl.store(to + 3 * step, largest, mask=columns < width)
 
 
 @triton.jit
@@ -138,7 +140,7 @@ def _add_splits_kernel(partials_ptr, out_0_ptr, out_1_ptr, out_2_ptr, out_3_ptr,
         at = partials_ptr + (statistic * num_splits + splits)[:, None] * width + columns[None, :]
         part = tl.load(at, mask=(splits < num_splits)[:, None] & inside[None, :], other=0.0).to(tl.float64)
         if statistic == 3:
-            total = tl.where((total != total) | (total > part), total, part)  # a NaN in either comes through
+            total = tl.where((total != total) | (total > part), total, part)  # a NaN in either comes through, here and below
         else:
             total += part
     if statistic == 0:
@@ -149,7 +151,8 @@ def _add_splits_kernel(partials_ptr, out_0_ptr, out_1_ptr, out_2_ptr, out_3_ptr,
         tl.store(out_2_ptr + columns, tl.load(out_2_ptr + columns, mask=inside) + tl.sum(total, 0), mask=inside)
     else:
         before = tl.load(out_3_ptr + columns, mask=inside)
-        largest = tl.max(total, 0)
+        all_total = tl.sum(total, 0)  # maxima are not negative, so it is NaN where one of them is, which tl.max would drop
+        largest = tl.where(all_total != all_total, all_total, tl.max(total, 0))
         tl.store(out_3_ptr + columns, tl.where((before != before) | (before > largest), before, largest), mask=inside)
 
 
@@ -213,8 +216,8 @@ def gated_activation(
 
     Reads gate and up once and writes once: 3 * num_tokens * width * itemsize bytes. CUDA: Triton; CPU: csrc, for fp32 and bf16.
     """
-    _check(gate, up, activation, sums, token_mask, mode)
-    gate_TI, up_TI = _rows(gate, "gate"), _rows(up, "up")
+    check_arguments(gate, up, activation, sums, token_mask, mode)
+    gate_TI, up_TI = as_rows(gate, "gate"), as_rows(up, "up")
     mask_T = None if token_mask is None else token_mask.reshape(-1).contiguous()
     if torch._C._current_graph_task_id() != -1:  # inside a backward pass: gradient checkpointing repeats this forward pass
         sums = None
@@ -225,9 +228,9 @@ def gated_activation(
     if out is None:
         out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     elif out.shape != gate.shape or out.dtype != gate.dtype or out.device != gate.device:
-        raise ValueError(f"out is {_describe(out)}; it must be like gate, {_describe(gate)}")
+        raise ValueError(f"out is {describe(out)}; it must be like gate, {describe(gate)}")
     if gate.numel():
-        _forward(gate_TI, up_TI, _rows(out, "out"), activation, sums, mask_T, mode)
+        _forward(gate_TI, up_TI, as_rows(out, "out"), activation, sums, mask_T, mode)
     return out
 
 
@@ -353,7 +356,7 @@ def _use_triton(tensor: Tensor) -> bool:
     return tensor.is_cuda and tensor.dtype != torch.float64
 
 
-def _check(
+def check_arguments(
     gate: Tensor, up: Tensor, activation: Activation | None, sums: NeuronSums | None, token_mask: Tensor | None, mode: Mode
 ) -> None:
     if activation not in CODES:
@@ -361,22 +364,20 @@ def _check(
     if mode not in ("fast", "match_hf"):
         raise ValueError(f"mode is {mode!r}; choose fast or match_hf")
     if gate.shape != up.shape or gate.dtype != up.dtype or gate.device != up.device or gate.dim() < 1:
-        raise ValueError(f"gate is {_describe(gate)} and up {_describe(up)}; they must be alike")
+        raise ValueError(f"gate is {describe(gate)} and up {describe(up)}; they must be alike")
     if gate.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise ValueError(f"gate is {_describe(gate)}; its type must be float32, bfloat16 or float16")
+        raise ValueError(f"gate is {describe(gate)}; its type must be float32, bfloat16 or float16")
     if sums and any(total.shape != gate.shape[-1:] or total.dtype != torch.float64 for total in sums.tensors()):
-        raise ValueError(f"sums must be fp64 of shape {tuple(gate.shape[-1:])}; got {_describe(sums.square)}")
+        raise ValueError(f"sums must be fp64 of shape {tuple(gate.shape[-1:])}; got {describe(sums.square)}")
     if sums and any(total.device != gate.device or not total.is_contiguous() for total in sums.tensors()):
         raise ValueError(f"sums must be contiguous and on {gate.device}, like gate")
     if token_mask is not None and (token_mask.dtype != torch.bool or token_mask.numel() * gate.shape[-1] != gate.numel()):
-        raise ValueError(
-            f"token_mask is {_describe(token_mask)}; it must be bool with one entry a token of gate, {_describe(gate)}"
-        )
+        raise ValueError(f"token_mask is {describe(token_mask)}; it must be bool with one entry a token of gate, {describe(gate)}")
     if token_mask is not None and token_mask.device != gate.device:
         raise ValueError(f"token_mask is on {token_mask.device}; it must be on {gate.device}, like gate")
 
 
-def _rows(tensor: Tensor, name: str) -> Tensor:
+def as_rows(tensor: Tensor, name: str) -> Tensor:
     """(..., I) as (T, I) without a copy."""
     try:
         rows_TI = tensor.view(-1, tensor.shape[-1]) if tensor.numel() else tensor.reshape(0, tensor.shape[-1])
@@ -384,10 +385,10 @@ def _rows(tensor: Tensor, name: str) -> Tensor:
         rows_TI = None
     if rows_TI is None or (rows_TI.stride(1) != 1 and rows_TI.shape[1] > 1):
         raise ValueError(
-            f"{name} is {_describe(tensor)} with strides {tensor.stride()}; its rows must be contiguous and evenly spaced"
+            f"{name} is {describe(tensor)} with strides {tensor.stride()}; its rows must be contiguous and evenly spaced"
         )
     return rows_TI
 
 
-def _describe(tensor: Tensor) -> str:
+def describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)} on {tensor.device}"
