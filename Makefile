@@ -23,6 +23,7 @@ quality: $(INSTALLED)
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.bench_kernels
 	$(BIN)/python -m benchmarks.bench_speedup
 
 compare: $(INSTALLED)

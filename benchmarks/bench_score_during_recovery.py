@@ -14,10 +14,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 
 import ptl_fast
+from benchmarks.bench_kernels import environment, write_text
 from ptl_fast import calibrate, families, models, plan, score
 from ptl_fast.compress import _Job, preset_settings
 from ptl_fast.config import Config
@@ -25,8 +25,8 @@ from ptl_fast.config import Config
 
 def compare_rounds(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """One row for each round whose neurons were chosen from the recovery before it."""
-    report = ptl_fast.compress(**settings, score_during_recovery=True, keep_rounds=1000, output=folder)
-    config = Config(**{**preset_settings(None, None), **settings})
+    report = ptl_fast.compress(**settings, device="cpu", score_during_recovery=True, keep_rounds=1000, output=folder)
+    config = Config(**{**preset_settings(None, None), **settings, "device": "cpu"})
     job = _Job(config)
     job._load_data()
     rows = []
@@ -72,8 +72,8 @@ def main() -> None:
         seconds = f"{row['separate_pass_seconds']:.2f} | {row['calibrate_seconds']:.2f}"
         print(f"| {row['round']} | {row['width']} | {overlap} | {row['num_tokens_during_recovery']} | {seconds} |")
     if arguments.json:
-        environment = {"threads": torch.get_num_threads(), "torch": torch.__version__}
-        arguments.json.write_text(json.dumps({"environment": environment, "seed": arguments.seed, "rows": rows}, indent=1) + "\n")
+        content = {"environment": environment("cpu"), "seed": arguments.seed, "rows": rows}
+        write_text(arguments.json, json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ptl_kernels import cpu, reference
+from ptl_kernels import reference
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from benchmarks.bench_kernels import environment, write_text
 from ptl_fast import calibrate, data, models
 from ptl_fast.config import Config
 from ptl_fast.families import Family, decoder_layers, feed_forwards, find_family
@@ -177,12 +178,7 @@ def main() -> None:
     documents = list(data.tokenize(data.load_documents(arguments.data), tokenizer, arguments.num_tokens))
     tokens = data.pack(documents, arguments.sequence_length, data.padding_token(tokenizer), arguments.data)
     result = {
-        "environment": {
-            "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
-            "threads": torch.get_num_threads(),
-            "instruction_set": cpu.instruction_set(),
-            "torch": torch.__version__,
-        },
+        "environment": environment(device.partition(":")[0]),
         "model": Path(arguments.model).name,
         "dtype": str(model.dtype).removeprefix("torch."),
         "num_tokens": tokens.num_tokens,
@@ -191,7 +187,7 @@ def main() -> None:
     }
     print(json.dumps(result, indent=1))
     if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_text(arguments.json, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.kernels_table [--check]
 
-Reads kernels_*.json and scoring_*.json in benchmarks/results. A kind of device without results keeps its rows, as "not measured".
+Reads kernels_*.json, scoring_*.json and during_recovery_*.json in benchmarks/results. A kind of device without results keeps its rows, as "not measured".
 """
 
 import argparse
@@ -32,14 +32,16 @@ MARKED = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Results = list[dict[str, Any]]
 
 
-def fill(document: str, kernels: Results, scoring: Results) -> str:
+def fill(document: str, kernels: Results, scoring: Results, during_recovery: Results) -> str:
     """Return the document with every marked table written anew.
 
     Raises:
         ValueError: a marker names no table.
     """
     makers: dict[str, Callable[[], list[list[str]]]] = {name: lambda name=name: op_table(name, kernels) for name in OPS}  # type: ignore[misc]
-    makers |= {"devices": lambda: devices_table(kernels, scoring), "scoring": lambda: scoring_table(scoring)}
+    makers["devices"] = lambda: devices_table(kernels, [*scoring, *during_recovery])
+    makers["scoring"] = lambda: scoring_table(scoring)
+    makers["during_recovery"] = lambda: during_recovery_table(during_recovery)
 
     def write(match: re.Match[str]) -> str:
         if match[2] not in makers:
@@ -83,30 +85,42 @@ def _ratio(row: dict[str, Any] | None) -> str:
 
 def scoring_table(scoring: Results) -> list[list[str]]:
     """The scoring pass of whole models: a row for each device and model."""
-    table = [["device", "model", *SCORING.values()]]
+    table = [["device", "model", "dtype", *SCORING.values()]]
     for device_type, label in DEVICE_TYPES.items():
-        of_type = [each for each in scoring if _device_type(each["environment"]) == device_type]
-        for results in of_type or [{"environment": {"device": label}, "model": ""}]:
-            table.append([_device(results["environment"]), results["model"], *(_scoring_cell(results, name) for name in SCORING)])
+        of_type = [each for each in scoring if each["environment"]["device_type"] == device_type]
+        for results in of_type or [{"environment": {"device": label}, "model": "", "dtype": ""}]:
+            names = [results["environment"]["device"], results["model"], results["dtype"]]
+            table.append([*names, *(_scoring_cell(results, name) for name in SCORING)])
     return table
 
 
-def devices_table(kernels: Results, scoring: Results) -> list[list[str]]:
+def during_recovery_table(during_recovery: Results) -> list[list[str]]:
+    """Neurons chosen from the end of recovery against those of a separate pass: a row for each round."""
+    table = [["seed", "round", "width", "kept by both", "lowest layer", "tokens", "separate pass, s", "from recovery, s"]]
+    for results in during_recovery:
+        for row in results["rows"]:
+            names = [str(results["seed"]), str(row["round"]), str(row["width"])]
+            shares = [f"{row['overlap']:.1%}", f"{row['lowest_overlap']:.1%}", str(row["num_tokens_during_recovery"])]
+            table.append([*names, *shares, f"{row['separate_pass_seconds']:.2f}", f"{row['calibrate_seconds']:.2f}"])
+    return table
+
+
+def devices_table(kernels: Results, others: Results) -> list[list[str]]:
     """Which device, versions and commit each file of results belongs to, and what the device reaches."""
     table = [["results", "device", "threads", "instruction set", "torch", "triton", "Liger", "commit", "copy GB/s"]]
-    for results in [*kernels, *scoring]:
+    for results in [*kernels, *others]:
         known = results["environment"]
         commit = known.get("commit") or ""
         table.append(
             [
                 f"[{results['file']}](../benchmarks/results/{results['file']})",
-                _device(known),
+                known["device"],
                 *(str(known.get(name) or "") for name in ("threads", "cpu_instruction_set", "torch", "triton", "liger_kernel")),
                 f"{commit[:9]}{' and changes' if known.get('dirty') else ''}",
                 f"{results['ceilings']['copy_gbs']:.1f}" if "ceilings" in results else "",
             ]
         )
-    present = {_device_type(results["environment"]) for results in kernels}
+    present = {results["environment"]["device_type"] for results in kernels}
     return table + [[MISSING, label, *[""] * 7] for device_type, label in DEVICE_TYPES.items() if device_type not in present]
 
 
@@ -129,20 +143,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     before = options.document.read_text()
-    after = fill(before, load(options.results, "kernels"), load(options.results, "scoring"))
+    after = fill(before, *(load(options.results, prefix) for prefix in ("kernels", "scoring", "during_recovery")))
     if options.check and before != after:
         raise SystemExit(f"{options.document} is not what {options.results} gives; run python -m benchmarks.kernels_table")
     if before != after:
         write_text(options.document, after)
-
-
-def _device(known: dict[str, Any]) -> str:
-    return str(known.get("device", ""))
-
-
-def _device_type(known: dict[str, Any]) -> str:
-    """Files of other benchmarks may give the kind alone, or a name."""
-    return known.get("device_type") or ("cpu" if "cpu" in _device(known).lower() else "cuda")
 
 
 def _scoring_cell(results: dict[str, Any], name: str) -> str:
