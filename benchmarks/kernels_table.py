@@ -2,7 +2,8 @@
 
     python -m benchmarks.kernels_table [--check]
 
-Reads kernels_*.json, scoring_*.json and during_recovery_*.json in benchmarks/results. A kind of device without results keeps its rows, as "not measured".
+Reads kernels_*.json, scoring_*.json and during_recovery_*.json in benchmarks/results. A kind of device without results keeps its
+rows, as "not measured".
 """
 
 import argparse

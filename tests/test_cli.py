@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import DEMO_MODEL
+from safetensors.torch import load_file
 
 from ptl_fast.compress import main, parse
 from ptl_fast.demo.problems import generate
@@ -136,6 +138,22 @@ def test_flags_override_config_file_and_preset(tmp_path: Path) -> None:
     assert config.eval_tasks == ["nll", "demo_arithmetic"]
     assert config.width_multiple == 32, "from the preset"
     assert parse(["--model", "m", "--data", "d"]).preset is None
+
+
+def test_statistics_from_recovery_decide_the_next_round(command_line: CommandLine, tmp_path: Path) -> None:
+    """Also where one round drops a layer and the other neurons; the round that ends the run takes none."""
+    flags = "--rounds 1 --keep 0.75 --drop-layers 1 --order layers-then-neurons --recovery-tokens 6000 --sequence-length 128"
+    flags += " --global-batch 8 --micro-batch 8 --calibration-tokens 2000 --eval-limit 10 --device cpu --score-during-recovery"
+    result = command_line(*flags.split(), "--output", "run")
+    assert result.returncode == 0, result.stderr
+    taken = load_file(tmp_path / "run" / "round-01" / "next_statistics.safetensors")
+    used = load_file(tmp_path / "run" / "round-02" / "statistics.safetensors")
+    assert int(taken["num_tokens"]) > 0
+    assert all(torch.equal(tensor, used[name]) for name, tensor in taken.items())
+    assert not (tmp_path / "run" / "round-02" / "next_statistics.safetensors").exists()
+    refused = command_line(*flags.split(), "--recovery", "none", "--output", "other")
+    assert refused.returncode == 2
+    assert "needs --recovery cpt" in refused.stderr
 
 
 def test_dry_run_prints_the_schedule_and_writes_nothing(command_line: CommandLine, tmp_path: Path) -> None:

@@ -17,19 +17,27 @@ TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-
 DEEPSPEED = ["deepspeed.launcher.runner", "--num_accelerators", "2", "--module"]
 
 
-@pytest.mark.parametrize("launcher", [pytest.param(TORCHRUN, id="torchrun"), pytest.param(DEEPSPEED, id="deepspeed")])
+@pytest.mark.parametrize(
+    ("launcher", "flags"),
+    [pytest.param(TORCHRUN, f"{FLAGS} --score-during-recovery", id="torchrun"), pytest.param(DEEPSPEED, FLAGS, id="deepspeed")],
+)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles its CPU communication with g++, which is missing")
 def test_two_ranks_with_zero2_equal_one_rank(
-    launcher: list[str], command_line: Callable[..., subprocess.CompletedProcess[str]], environment: dict[str, str], tmp_path: Path
+    launcher: list[str],
+    flags: str,
+    command_line: Callable[..., subprocess.CompletedProcess[str]],
+    environment: dict[str, str],
+    tmp_path: Path,
 ) -> None:
-    assert command_line(*FLAGS.split(), "--output", "one").returncode == 0
-    command = [sys.executable, "-m", *launcher, "ptl_fast.compress", *FLAGS.split(), "--deepspeed", "zero2", "--output", "two"]
+    assert command_line(*flags.split(), "--output", "one").returncode == 0
+    command = [sys.executable, "-m", *launcher, "ptl_fast.compress", *flags.split(), "--deepspeed", "zero2", "--output", "two"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("Result: two/final") == 1, "only one rank reports"
     one, two = [load_file(tmp_path / run / "final" / "model.safetensors") for run in ("one", "two")]
-    dense = load_file(tmp_path / "one" / "round-02" / "statistics.safetensors")
-    assert dense["scores"].shape == load_file(tmp_path / "two" / "round-02" / "statistics.safetensors")["scores"].shape
+    statistics = [load_file(tmp_path / run / "round-02" / "statistics.safetensors") for run in ("one", "two")]
+    assert statistics[0]["num_tokens"] == statistics[1]["num_tokens"], "every token counts once, whichever rank has it"
+    assert statistics[0]["scores"].shape == statistics[1]["scores"].shape
     assert one.keys() == two.keys()
     plans = [(tmp_path / run / "round-01" / "plan.json").read_text() for run in ("one", "two")]
     assert plans[0] == plans[1], "the first round's decision rests on sums that both must get right"
