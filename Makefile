@@ -29,7 +29,7 @@ bench: $(INSTALLED)
 compare: $(INSTALLED)
 	$(BIN)/python -m benchmarks.compare
 
-$(INSTALLED): constraints.txt pyproject.toml setup.py
+$(INSTALLED): constraints.txt pyproject.toml setup.py $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch

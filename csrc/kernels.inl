@@ -83,7 +83,10 @@ inline Float exponential(Float x) {
     return p * bits<Float>(exponent << 23);
 }
 
-inline Float sigmoid(Float x) { return 1.0f / (1.0f + exponential(-x)); }
+inline Float sigmoid(Float x) {
+    Float share = 1.0f / (1.0f + exponential(-x));
+    return x < -87.0f ? broadcast(0.0f) : share;  // where the exponential saturates: a huge x times a share above 0 is not small
+}
 
 constexpr float GELU_SCALE = 1.5957691216f;  // 2 sqrt(2 / pi): 0.5 (1 + tanh(y)) is sigmoid(2 y)
 constexpr float GELU_CUBIC = 0.044715f;
@@ -92,7 +95,7 @@ template <Activation A>
 inline Float activate(Float x) {
     if (A == NONE) return x;
     Float argument = A == SILU ? x : GELU_SCALE * (x + GELU_CUBIC * x * x * x);
-    return x / (1.0f + exponential(-argument));
+    return x * sigmoid(argument);
 }
 
 template <Activation A>
@@ -104,8 +107,9 @@ inline void activate_with_slope(Float x, Float &value, Float &slope) {
     }
     Float s = sigmoid(A == SILU ? x : GELU_SCALE * (x + GELU_CUBIC * x * x * x));
     Float inner = A == SILU ? x : GELU_SCALE * (x + 3 * GELU_CUBIC * x * x * x);  // x times the argument's slope
+    Float bend = s * (1.0f - s);
     value = x * s;
-    slope = s + s * (1.0f - s) * inner;
+    slope = s + (bend == 0.0f ? broadcast(0.0f) : bend * inner);  // inner may be infinite there
 }
 
 inline void add_to(float *sums, Float value) {

@@ -68,11 +68,9 @@ class Watch:
         Raises:
             ValueError: an activation was NaN or infinite; names the layer.
         """
-        if ranks.world_size() > 1:
-            for tensor in self.statistics.tensors().values():
-                torch.distributed.all_reduce(tensor)
-        _check_finite(self.statistics)
-        return Statistics(**{name: tensor.cpu() for name, tensor in self.statistics.tensors().items()})
+        total = Statistics(**{name: tensor.cpu() for name, tensor in ranks.summed(self.tensors()).items()})
+        _check_finite(total)
+        return total
 
 
 @contextmanager

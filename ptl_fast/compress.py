@@ -55,7 +55,15 @@ def run(config: Config) -> dict[str, Any]:
     if config.dry_run:
         _say(job.dry_run())
         return {}
+    _mention_missing_kernels(job.device)
     return job.run()
+
+
+def _mention_missing_kernels(device: str) -> None:
+    from ptl_kernels import cpu
+
+    if device == "cpu" and not cpu.available():
+        _say("Scoring runs on plain PyTorch: the C++ kernels were not built; with a C++ compiler, install again to have them.")
 
 
 class _Job:

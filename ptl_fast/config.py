@@ -95,8 +95,8 @@ class Config:
     rounds once where they round twice."""
 
     score_during_recovery: bool = False
-    """Take each next round's statistics from the last --calibration-tokens of a round's recovery instead of a pass of its own
-    (the first round still needs one). Brings --fused-ffn with it."""
+    """Take each next round's statistics from the last --calibration-tokens of a round's recovery (or all of a shorter one),
+    so from that round's data, instead of a pass of its own; the first round still needs one. Brings --fused-ffn with it."""
 
     eval_tasks: list[str] | str = field(default_factory=lambda: ["nll"])
     """What to measure, separated by commas: [LABEL:]TASK[=FILE]. TASK is nll (negative log-likelihood per token of

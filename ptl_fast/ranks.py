@@ -43,3 +43,12 @@ def agree(value: T) -> T:
     values = [value]
     torch.distributed.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def summed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies of the tensors, each added up over all ranks."""
+    totals = {name: tensor.clone() for name, tensor in tensors.items()}
+    if world_size() > 1:
+        for total in totals.values():
+            torch.distributed.all_reduce(total)
+    return totals

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 DEEPSPEED_FOLDER = Path(__file__).parent / "presets" / "deepspeed"
 WARMUP_SHARE = 0.05
 COMPLETE = "complete"
+WATCHED = "watched.pt"
 
 
 class Watch(Protocol):
@@ -80,8 +81,8 @@ def cpt(
     )
     trainer.remove_callback(PrinterCallback)
     checkpoint = _newest_checkpoint(folder)
-    if watch is not None and checkpoint is not None:
-        for name, tensor in torch.load(_watch_file(Path(checkpoint))).items():
+    if watch is not None and checkpoint is not None and ranks.is_main():  # the sums of all ranks then, however many they were
+        for name, tensor in torch.load(Path(checkpoint) / WATCHED).items():
             watch.tensors()[name].copy_(tensor)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -208,7 +209,9 @@ class _Checkpoints(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
         if self.watch is not None:
-            torch.save(self.watch.tensors(), _watch_file(self.folder / f"checkpoint-{state.global_step}"))
+            total = ranks.summed(self.watch.tensors())
+            if ranks.is_main():
+                torch.save(total, self.folder / f"checkpoint-{state.global_step}" / WATCHED)
         ranks.barrier()
         if ranks.is_main():
             (self.folder / f"checkpoint-{state.global_step}" / COMPLETE).touch()
@@ -283,10 +286,6 @@ def _newest_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint that was written to its end, or None."""
     complete = ranks.agree([str(marker.parent) for marker in folder.glob(f"checkpoint-*/{COMPLETE}")])
     return max(complete, key=lambda path: int(path.rsplit("-", 1)[1]), default=None)
-
-
-def _watch_file(checkpoint: Path) -> Path:
-    return checkpoint / f"watch-{ranks.rank()}.pt"
 
 
 def _tear_down(trainer: Trainer, model: "PreTrainedModel") -> None:

@@ -91,7 +91,7 @@ def test_compacted_tensors_are_the_kept_ones(
         return
     with pytest.MonkeyPatch.context() as patch:
         if path == "twin":
-            patch.setattr(cpu, "available", lambda dtype=None: False)
+            patch.setattr(cpu, "available", lambda: False)
         order_LK = compact_ffn_(layers, kept_LK)
     for (inputs, down), (old_inputs, old_down), order in zip(layers, before, order_LK, strict=True):
         all_rows = torch.cat([order, order + width]) if fused else order
@@ -180,8 +180,24 @@ def test_bad_keep_sets_are_named(kept: list[list[int]], message: str) -> None:
     assert layers[0][1].shape == (2, 8)
 
 
+def test_layers_that_differ_or_share_memory_are_refused_before_anything_moves() -> None:
+    gate, down, bias = torch.randn(8, 2), torch.randn(2, 8), torch.randn(8)
+    other = torch.randn(8, 2), torch.randn(2, 8)
+    before = gate.clone()
+    for second, message in (
+        (([other[0]], other[1]), "must be alike"),
+        (([other[0], torch.randn(16)], other[1]), "must be alike"),
+        (([other[0], bias.double()], other[1]), "must be alike"),
+        (([gate, bias.clone()], other[1]), "share their memory"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compact_ffn_([([gate, bias], down), second], torch.tensor([[0, 7], [0, 7]]))
+    assert torch.equal(gate, before)
+    assert down.shape == (2, 8)
+
+
 def test_bad_shapes_are_named() -> None:
-    with pytest.raises(ValueError, match="FFN of width 8 has inputs"):
+    with pytest.raises(ValueError, match="FFN of width 8 has tensors"):
         compact_ffn_([([torch.ones(7, 2)], torch.ones(2, 8))], torch.tensor([[0]]))
     with pytest.raises(ValueError, match="contiguous"):
         compact_ffn_([([torch.ones(2, 8).T], torch.ones(2, 8))], torch.tensor([[0]]))

@@ -1,5 +1,6 @@
 """Statistics of a whole model: by structure, exact, and without leaving a trace."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -153,12 +154,75 @@ class OddFfn(nn.Module):
 def test_a_module_that_computes_something_else_keeps_its_forward() -> None:
     model, hidden = nn.Sequential(OddFfn()), torch.randn(4, 6)
     expected = model(hidden)
-    with pytest.warns(UserWarning, match="OddFfn is no down"), torch.no_grad(), collect_statistics(model) as statistics:
+    with pytest.warns(UserWarning, match="OddFfn runs as it is.*does not compute"), collect_statistics(model) as statistics:
         assert torch.equal(model(hidden), expected)
     ffn = model[0]
     activation = ffn.act_fn(ffn.gate_proj(hidden)) * ffn.up_proj(hidden) + 1.0
     torch.testing.assert_close(statistics.sums["0"].square, reference.neuron_sums(activation)[0], rtol=RELATIVE, atol=0.0)
     assert untouched(model)
+
+
+class TwoArguments(OddFfn):
+    def forward(self, hidden: Tensor, scale: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(hidden)) * self.up_proj(hidden)) * scale
+
+
+def test_a_module_that_cannot_be_checked_keeps_its_forward() -> None:
+    module, hidden, scale = TwoArguments(), torch.randn(4, 6), torch.tensor(2.0)
+    expected = module(hidden, scale)
+    with pytest.warns(UserWarning, match="TwoArguments runs as it is.*TypeError"), collect_statistics(module) as statistics:
+        assert torch.equal(module(hidden, scale), expected)
+    assert (statistics.square() > 0).all()
+
+
+def test_every_module_is_checked(llama: PreTrainedModel, input_ids: Tensor) -> None:
+    """One of five layers computes something else, though its class is that of the others."""
+    mlp = llama.model.layers[1].mlp
+    original = mlp.forward
+    mlp.forward = lambda hidden: original(hidden) * 0.5
+    with torch.inference_mode():
+        expected = llama(input_ids).logits
+        with pytest.warns(UserWarning, match="LlamaMLP runs as it is"), collect_statistics(llama) as statistics:
+            torch.testing.assert_close(llama(input_ids).logits, expected, atol=2e-5, rtol=2e-5)
+    assert (statistics.square() > 0).all()
+
+
+def test_nested_and_hooked_blocks_see_real_tokens_only(llama: PreTrainedModel, input_ids: Tensor) -> None:
+    expected, seen = eager_sums(llama, input_ids), []
+    handles = [llama.model.layers[0].mlp.down_proj.register_forward_hook(lambda *args: seen.append(0))]
+    handles.append(llama.model.layers[0].mlp.act_fn.register_forward_hook(lambda module, args, output: seen.append(output)))
+    with torch.inference_mode(), collect_statistics(llama) as outer:
+        with collect_statistics(llama) as inner:
+            pass
+        assert seen == []
+        llama(input_ids)
+    for handle in handles:
+        handle.remove()
+    assert len(seen) == 2
+    gate = llama.model.layers[0].mlp.gate_proj
+    assert seen[0].shape == (*input_ids.shape, gate.out_features), "what a hook keeps is not written over"
+    assert not inner.square().any()
+    for name, sums in outer.sums.items():
+        torch.testing.assert_close(sums.square, expected[name][0], rtol=RELATIVE, atol=RELATIVE)
+
+
+def test_a_copy_made_inside_is_a_model_of_its_own(llama: PreTrainedModel, input_ids: Tensor) -> None:
+    with torch.inference_mode(), collect_statistics(llama) as statistics:
+        clone = copy.deepcopy(llama)
+        for layer in clone.model.layers:
+            layer.mlp.down_proj.weight.zero_()
+        assert not torch.allclose(clone(input_ids).logits, llama(input_ids).logits)
+        counted = statistics.square()
+        clone(input_ids)
+        assert torch.equal(statistics.square(), counted)
+
+
+def test_autocast_is_no_reason_to_fall_back(llama: PreTrainedModel, input_ids: Tensor) -> None:
+    with warnings.catch_warnings(), torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        warnings.simplefilter("error")
+        with collect_statistics(llama) as statistics:
+            llama(input_ids)
+    assert (statistics.square() > 0).all()
 
 
 def test_other_activations_run_as_they_are(input_ids: Tensor) -> None:
@@ -180,6 +244,8 @@ def test_activations_are_recognized_by_what_they_compute() -> None:
     assert recognize_activation(nn.GELU(approximate="tanh")) == "gelu_tanh"
     assert recognize_activation(nn.GELU()) is None
     assert recognize_activation(nn.PReLU()) is None
+    assert recognize_activation(lambda x: nn.functional.silu(x).clamp(max=7.0)) is None
+    assert recognize_activation("silu") is None
 
 
 def test_a_model_without_gated_ffns_is_refused() -> None:

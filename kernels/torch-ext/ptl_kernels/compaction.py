@@ -70,12 +70,12 @@ def hole_filling(kept_LK: Tensor, width: int) -> HoleFilling:
 @triton.jit
 def _move_rows_kernel(address_ptr, sources_ptr, destinations_ptr, max_moves, row_length,
                       ELEMENT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    layer, move = tl.program_id(2), tl.program_id(1)
+    layer, move = tl.program_id(2), tl.program_id(0)
     source = tl.load(sources_ptr + layer * max_moves + move)
     destination = tl.load(destinations_ptr + layer * max_moves + move)
     if source >= 0:
         base = tl.load(address_ptr + layer).to(tl.pointer_type(ELEMENT))
-        columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         values = tl.load(base + source * row_length + columns, mask=columns < row_length)
         tl.store(base + destination * row_length + columns, values, mask=columns < row_length)
 
@@ -96,7 +96,8 @@ def compact_ffn_(layers: Sequence[tuple[Sequence[Tensor], Tensor]], kept_LK: Ten
     """Remove all neurons but the kept ones from each layer's FFN tensors, in place, and return the order in which they lie now.
 
     The tensors themselves change shape, so whoever holds them (a module, an optimizer) sees the small ones. Rows of the inputs move
-    within their memory, which keeps its size until the tensor is copied; the down projection and fused inputs get tight memory.
+    within their memory, which keeps its size until the tensor is copied (and torch.save writes all of it); the down projection and
+    fused inputs get tight memory.
     Peak extra memory: one matrix. One launch per kind of input, one per down projection; the host never waits for a device.
 
     Args:
@@ -109,21 +110,12 @@ def compact_ffn_(layers: Sequence[tuple[Sequence[Tensor], Tensor]], kept_LK: Ten
         order_LK, int64 on the CPU: new row j of layer l is old row order[l, j].
 
     Raises:
-        ValueError: shapes do not fit the kept indices, or a tensor is not contiguous.
+        ValueError: layers differ in shape or type, do not fit the kept indices or share a tensor, or a tensor is not contiguous.
+            Nothing has moved then.
 
     Moves min(removed, kept in the tail) rows of each input: at a tenth removed, a tenth of a copy's traffic.
     """
-    if len(layers) != len(kept_LK):
-        raise ValueError(f"kept names {len(kept_LK)} layers, and there are {len(layers)}")
-    width = layers[0][1].shape[1] if layers else 1
-    for inputs, down in layers:
-        wrong = [tensor for tensor in inputs if tensor.shape[0] not in (width, 2 * width)]
-        if wrong or down.dim() != 2 or down.shape[1] != width:
-            raise ValueError(
-                f"an FFN of width {width} has inputs of {[tuple(each.shape) for each in inputs]} and down {tuple(down.shape)}"
-            )
-        if not all(tensor.is_contiguous() for tensor in (*inputs, down)):
-            raise ValueError("FFN tensors must be contiguous")
+    width = _check_layers(layers, kept_LK)
     moves = hole_filling(kept_LK, width)
     num_kept = kept_LK.shape[1]
     for kind in zip(*(inputs for inputs, _ in layers), strict=True):
@@ -140,6 +132,28 @@ def compact_ffn_(layers: Sequence[tuple[Sequence[Tensor], Tensor]], kept_LK: Ten
     return moves.order_LK
 
 
+def _check_layers(layers: Sequence[tuple[Sequence[Tensor], Tensor]], kept_LK: Tensor) -> int:
+    """Raise ValueError unless every layer can be compacted like the first; return the width."""
+    if not layers or len(layers) != len(kept_LK):
+        raise ValueError(f"kept names {len(kept_LK)} layers, and there are {len(layers)}")
+    if torch.is_inference_mode_enabled():
+        raise ValueError("compact_ffn_ under torch.inference_mode would leave weights that cannot be trained; use torch.no_grad")
+    described = [[(tuple(each.shape), each.dtype) for each in (*inputs, down)] for inputs, down in layers]
+    for layer, description in enumerate(described):
+        if description != described[0]:
+            raise ValueError(f"layer {layer}'s FFN tensors are {description}, layer 0's {described[0]}; they must be alike")
+    first_inputs, first_down = layers[0]
+    width = first_down.shape[1] if first_down.dim() == 2 else -1
+    if any(not each.dim() or each.shape[0] not in (width, 2 * width) for each in first_inputs):
+        raise ValueError(f"an FFN of width {width} has tensors of {described[0]}; inputs need a row a neuron, down a column")
+    tensors = [each for inputs, down in layers for each in (*inputs, down)]
+    if len({each.data_ptr() for each in tensors if each.numel()}) < sum(1 for each in tensors if each.numel()):
+        raise ValueError("two FFN tensors share their memory (tied layers?); each must have its own")
+    if not all(each.is_contiguous() for each in tensors):
+        raise ValueError("FFN tensors must be contiguous")
+    return width
+
+
 def move_rows_(tensors: Sequence[Tensor], moves: HoleFilling) -> None:
     """Move rows of every layer's tensor (one kind: equal shapes and types) within it; one launch for each device."""
     by_device: dict[torch.device, list[int]] = defaultdict(list)
@@ -151,7 +165,7 @@ def move_rows_(tensors: Sequence[Tensor], moves: HoleFilling) -> None:
             continue
         for layer in layers:
             sources_M, destinations_M = moves.of_layer(layer)
-            if device.type == "cpu" and cpu.available():
+            if cpu.holds_memory(tensors[layer]) and cpu.available():
                 cpu.move_rows(tensors[layer], sources_M, destinations_M)
             else:
                 tensors[layer][destinations_M] = tensors[layer][sources_M]
@@ -166,7 +180,7 @@ def launch_moves(tensors: Sequence[Tensor], sources_LM: Tensor, destinations_LM:
     table_L = torch.tensor(addresses).to(device, non_blocking=True)
     length, max_moves = row_bytes // item, sources_LM.shape[1]
     with torch.cuda.device_of(tensors[0]):
-        _move_rows_kernel[(triton.cdiv(length, ROW_MOVES["BLOCK"]), max_moves, len(tensors))](
+        _move_rows_kernel[(max_moves, triton.cdiv(length, ROW_MOVES["BLOCK"]), len(tensors))](
             table_L, sources_LM.to(device, non_blocking=True), destinations_LM.to(device, non_blocking=True), max_moves, length,
             ELEMENT=element, enable_fp_fusion=True, **ROW_MOVES,
         )  # fmt: skip
@@ -177,7 +191,7 @@ def compact_columns(weight_HI: Tensor, moves: HoleFilling, layer: int) -> Tensor
     order_K = moves.order_LK[layer]
     if weight_HI.is_cuda:
         return launch_gather(weight_HI, order_K.to(weight_HI.device, non_blocking=True))
-    if weight_HI.device.type == "cpu" and cpu.available():
+    if cpu.holds_memory(weight_HI) and cpu.available():
         out_HK = torch.empty(weight_HI.shape[0], len(order_K), dtype=weight_HI.dtype)
         cpu.compact_columns(weight_HI, out_HK, *moves.of_layer(layer))
         return out_HK

@@ -22,9 +22,19 @@ _SIGNATURES = {
 }
 
 
-def available(dtype: torch.dtype | None = None) -> bool:
-    """Whether the compiled kernels can be used, and know this type of element."""
-    return _library() is not None and (dtype is None or dtype in DTYPES)
+def available() -> bool:
+    """Whether the compiled kernels can be used at all."""
+    return _library() is not None
+
+
+def takes(tensor: Tensor) -> bool:
+    """Whether a kernel that computes can work on this tensor: ordinary CPU memory, of a type that it knows."""
+    return holds_memory(tensor) and tensor.dtype in DTYPES and available()
+
+
+def holds_memory(tensor: Tensor) -> bool:
+    """Whether the tensor is ordinary CPU memory: no other device, and no subclass that only looks like it."""
+    return tensor.device.type == "cpu" and type(tensor) in (Tensor, torch.nn.Parameter)
 
 
 def instruction_set() -> str:
@@ -87,20 +97,23 @@ def _call(name: str, *arguments: Tensor | int | None) -> None:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    files = sorted(Path(__file__).parent.glob("_cpu*.so"))
-    if not files:
-        _warn("they were not built (no C++ compiler at installation?)")
-        return None
-    try:
-        _share_openmp()
-        library = ctypes.CDLL(str(files[0]))
-    except OSError as error:
-        _warn(str(error))
-        return None
+    reason = "they were not built (no C++ compiler at installation?)"
+    for file in sorted(Path(__file__).parent.glob("_cpu*.so")):  # one for each Python that built here
+        try:
+            _share_openmp()
+            return _declared(ctypes.CDLL(str(file)))
+        except (OSError, AttributeError) as error:  # for another machine, or of another version of the source
+            reason = f"{file.name}: {error}; install again"
+    warnings.warn(f"ptl_kernels: the CPU kernels are not in use, plain PyTorch is (slower): {reason}", stacklevel=2)
+    return None
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     for name, types in _SIGNATURES.items():
         getattr(library, name).argtypes = types
         getattr(library, name).restype = None
     library.ptl_instruction_set.restype = ctypes.c_char_p
+    library.ptl_use_instruction_set.restype = ctypes.c_int
     return library
 
 
@@ -111,10 +124,6 @@ def _share_openmp() -> None:
     after each of torch's operations, and ``torch.set_num_threads`` would not reach it.
     """
     loaded = Path("/proc/self/maps")
-    names = {line.split()[-1] for line in loaded.read_text().splitlines() if "/" in line} if loaded.exists() else set()
+    names = {line.split(maxsplit=5)[-1] for line in loaded.read_text().splitlines() if "/" in line} if loaded.exists() else set()
     runtimes = [name for name in sorted(names) if Path(name).name.startswith(("libgomp", "libiomp5", "libomp"))]
     ctypes.CDLL(runtimes[0] if runtimes else "libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
-
-
-def _warn(reason: str) -> None:
-    warnings.warn(f"ptl_kernels: the CPU kernels are not in use, plain PyTorch is (slower): {reason}", stacklevel=2)

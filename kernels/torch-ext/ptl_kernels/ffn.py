@@ -5,9 +5,12 @@ own forward pass before it is swapped.
 """
 
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +21,8 @@ from .gated_activation import Activation, Mode, NeuronSums, gated_activation
 
 # The check before a swap compares two orders of rounding: a few units in the last place of each type.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+_checking: ContextVar[bool] = ContextVar("checking", default=False)  # made-up tokens are running, which must not count
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class FfnStatistics:
     """Whether forward passes count."""
 
     def square(self) -> Tensor:
-        """(num_layers, width) fp64: every FFN's sums of squares, on the CPU."""
+        """(num_layers, width) fp64: every FFN's sums of squares, on the CPU. Their widths must be equal."""
         return torch.stack([sums.square.cpu() for sums in self.sums.values()])
 
 
@@ -119,60 +124,82 @@ def fused_ffns(
 ) -> Iterator[None]:
     """Inside, these FFNs run on ``gated_activation``: in training this keeps one activation less than eager modules do.
 
-    An FFN whose own forward pass computes something else keeps it, with a warning, and its statistics come from a hook.
+    An FFN whose own forward pass computes something else, or that cannot be checked, keeps it, with a warning, and its statistics
+    come from a hook. Experts that see only some of the tokens (mixture of experts) cannot use a token mask.
     """
-    as_expected: dict[type, bool] = {}
+    warned: set[type] = set()
     with ExitStack() as stack:
         for name, ffn in ffns.items():
-            kind = type(ffn.module)
-            forward = _forward(ffn, statistics, name, mode, use_dual_gemm)
-            if kind not in as_expected:
-                as_expected[kind] = _computes_the_same(ffn, _forward(ffn, None, name, mode, use_dual_gemm))
-            if as_expected[kind]:
+            forward = _FusedForward(ffn, statistics, name, mode, use_dual_gemm)
+            reason = _why_not(ffn, forward)
+            if reason is None:
                 stack.enter_context(_swapped(ffn.module, forward))
-            elif statistics is not None:
+                continue
+            if type(ffn.module) not in warned:
+                warned.add(type(ffn.module))
+                kind = type(ffn.module).__name__
+                warnings.warn(f"{kind} runs as it is, and its statistics cost an extra pass: {reason}", stacklevel=3)
+            if statistics is not None:
                 stack.enter_context(_hooked(ffn, statistics, name))
         yield
 
 
-def _forward(
-    ffn: GatedFfn, statistics: FfnStatistics | None, name: str, mode: Mode, use_dual_gemm: bool
-) -> Callable[[Tensor], Tensor]:
-    activation = recognize_activation(ffn.act_fn)
-    plain = not any(hasattr(linear, "_hf_hook") or linear._forward_hooks or linear._forward_pre_hooks for linear in ffn.inputs)
-    one_kernel = use_dual_gemm and plain and activation is not None and not ffn.fused
+class _FusedForward:
+    """The forward pass of one FFN. An object, so that a copy of the model made inside has a copy of it."""
 
-    def forward(hidden: Tensor) -> Tensor:
-        counts = statistics is not None and statistics.enabled
-        sums = statistics.sums[name] if statistics and counts else None
-        mask = statistics.token_mask if statistics and counts else None
-        if one_kernel and not torch.is_grad_enabled():
-            gate_proj, up_proj = ffn.inputs
-            weights = gate_proj.weight, up_proj.weight, gate_proj.bias, up_proj.bias
-            active = dual_gemm(hidden, *weights, activation, sums=sums, token_mask=mask, mode=mode)
+    def __init__(self, ffn: GatedFfn, statistics: FfnStatistics | None, name: str, mode: Mode, use_dual_gemm: bool) -> None:
+        self.ffn, self.statistics, self.name, self.mode, self.use_dual_gemm = ffn, statistics, name, mode, use_dual_gemm
+        self.activation = recognize_activation(ffn.act_fn)
+
+    def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        (hidden,) = (*args, *kwargs.values())  # an FFN takes one tensor, under whatever name
+        ffn, inputs = self.ffn, self.ffn.inputs
+        sums = mask = None
+        if self.statistics is not None and self.statistics.enabled and not _checking.get():
+            sums, mask = self.statistics.sums[self.name], self.statistics.token_mask
+            mask = None if mask is None else mask.to(hidden.device)
+        options: dict[str, Any] = {"sums": sums, "token_mask": mask, "mode": self.mode}
+        act_fn_is_watched = isinstance(ffn.act_fn, nn.Module) and _has_hooks(ffn.act_fn)
+        activation = None if act_fn_is_watched else self.activation
+        if self.use_dual_gemm and activation is not None and not torch.is_grad_enabled() and _may_skip(inputs):
+            weights = inputs[0].weight, inputs[1].weight, inputs[0].bias, inputs[1].bias
+            active = dual_gemm(hidden, *weights, activation, **options)
             assert active is not None  # it is stored
             return ffn.down(active)
-        if ffn.fused:
-            gate, up = ffn.inputs[0](hidden).chunk(2, dim=-1)
-        else:
-            gate, up = ffn.inputs[0](hidden), ffn.inputs[1](hidden)
+        gate, up = inputs[0](hidden).chunk(2, dim=-1) if ffn.fused else (inputs[0](hidden), inputs[1](hidden))
+        # Without gradients and hooks nobody else holds the gate, and writing over it spares an allocation as large.
+        reusable = not (torch.is_grad_enabled() or ffn.fused or activation is None or _has_hooks(inputs[0]))
         if activation is None and ffn.act_fn is not None:
             gate = ffn.act_fn(gate)
-        # Nobody else holds the gate then, and writing over it spares an allocation as large as the activation.
-        reusable = not torch.is_grad_enabled() and not ffn.fused and not ffn.inputs[0]._forward_hooks
-        out = gate if reusable else None
-        return ffn.down(gated_activation(gate, up, activation, sums=sums, token_mask=mask, mode=mode, out=out))
+        return ffn.down(gated_activation(gate, up, activation, out=gate if reusable else None, **options))
 
-    return forward
+
+def _has_hooks(module: nn.Module) -> bool:
+    everywhere = torch.nn.modules.module
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or everywhere._global_forward_hooks
+        or everywhere._global_forward_pre_hooks
+    )
+
+
+def _may_skip(inputs: list[nn.Linear]) -> bool:
+    """Whether gate and up are nothing but their weights: one kernel can then stand for both modules."""
+    plain = len(inputs) == 2 and all(type(linear) is nn.Linear for linear in inputs)
+    return plain and not any(hasattr(linear, "_hf_hook") or _has_hooks(linear) for linear in inputs)
 
 
 def recognize_activation(act_fn: Callable[[Tensor], Tensor] | None) -> Activation | None:
     """silu or gelu_tanh, if that is what the function computes, else None: the function itself then has to be called."""
     if act_fn is None or (isinstance(act_fn, nn.Module) and any(True for _ in act_fn.parameters())):
         return None
-    probe = torch.linspace(-6.0, 6.0, 49)
-    with torch.no_grad():
-        out = act_fn(probe)
+    probe = torch.cat([torch.linspace(-6.0, 6.0, 49), torch.tensor([-1000.0, -20.0, 20.0, 1000.0])])
+    try:
+        with torch.no_grad(), _without_hooks([act_fn]):
+            out = act_fn(probe)
+    except Exception:  # whatever it is, it is no activation of one tensor
+        return None
     for activation in ("silu", "gelu_tanh"):  # exact GELU differs from the tanh form by up to 5e-4
         if torch.allclose(out, reference.activate(probe, activation), atol=1e-5):
             return activation
@@ -180,27 +207,41 @@ def recognize_activation(act_fn: Callable[[Tensor], Tensor] | None) -> Activatio
 
 
 @torch.no_grad()
-def _computes_the_same(ffn: GatedFfn, forward: Callable[[Tensor], Tensor]) -> bool:
-    """Whether the module's own forward pass equals ours on two made-up tokens; warns where it does not."""
-    weight = ffn.down.weight
-    device = _device(ffn)
-    numbers = torch.arange(2 * ffn.inputs[0].in_features, dtype=torch.float32)
-    hidden = torch.sin(numbers * 12.9898).view(1, 2, -1).to(device, weight.dtype)
-    expected, ours = ffn.module.forward(hidden), forward(hidden)
-    same = isinstance(expected, Tensor) and expected.shape == ours.shape
-    if same:
-        error = (ours.double() - expected.double()).norm()
-        same = not error > TOLERANCE.get(weight.dtype, 1e-1) * expected.double().norm()  # NaN weights are not this check's matter
-    if not same:
-        warnings.warn(
-            f"{type(ffn.module).__name__} is no down(act(gate) * up): it runs as it is, and its statistics cost an extra pass",
-            stacklevel=2,
-        )
-    return same
+def _why_not(ffn: GatedFfn, forward: _FusedForward) -> str | None:
+    """Why ours cannot stand for the module's own forward pass, or None: both run on two made-up tokens, without hooks."""
+    weight, hidden_size = ffn.down.weight, ffn.inputs[0].in_features
+    dtype = weight.dtype if weight.dtype in TOLERANCE else torch.bfloat16  # a quantised layer's weight
+    hidden = torch.sin(torch.arange(2.0 * hidden_size) * 12.9898).view(1, 2, -1).to(_device(ffn), dtype)
+    token = _checking.set(True)
+    try:
+        with _without_hooks([*ffn.inputs, ffn.down, ffn.act_fn]):
+            expected, ours = ffn.module.forward(hidden), forward(hidden)
+            difference = (ours.double() - expected.double()).norm() / expected.double().norm()
+    except Exception as error:  # somebody else's module may raise anything
+        return f"{type(error).__name__}: {error}"
+    finally:
+        _checking.reset(token)
+    if expected.shape != ours.shape or difference > TOLERANCE[expected.dtype]:  # NaN weights are not this check's matter
+        return "it does not compute down(act(gate) * up)"
+    return None
 
 
 @contextmanager
-def _swapped(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def _without_hooks(modules: list[Any]) -> Iterator[None]:
+    """Made-up tokens are nothing that hooks should see."""
+    modules = [module for module in modules if isinstance(module, nn.Module)]
+    kept = [(module, module._forward_hooks, module._forward_pre_hooks) for module in modules]
+    for module in modules:
+        module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        for module, hooks, pre_hooks in kept:
+            module._forward_hooks, module._forward_pre_hooks = hooks, pre_hooks
+
+
+@contextmanager
+def _swapped(module: nn.Module, forward: _FusedForward) -> Iterator[None]:
     """Put another forward on one module. accelerate's hooks call the original as ``_old_forward``, and stay around ours."""
     attribute = "_old_forward" if hasattr(module, "_old_forward") else "forward"
     before = module.__dict__.get(attribute)
@@ -218,8 +259,8 @@ def _swapped(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator
 def _hooked(ffn: GatedFfn, statistics: FfnStatistics, name: str) -> Iterator[None]:
     def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         # A pre-hook's return value replaces the input: this one must return nothing.
-        if statistics.enabled and torch._C._current_graph_task_id() == -1:
-            mask_T = None if statistics.token_mask is None else statistics.token_mask.reshape(-1)
+        if statistics.enabled and not _checking.get() and torch._C._current_graph_task_id() == -1:
+            mask_T = None if statistics.token_mask is None else statistics.token_mask.reshape(-1).to(args[0].device)
             reference.add_neuron_sums_(statistics.sums[name].tensors(), args[0].detach().flatten(0, -2), mask_T)
 
     handle = ffn.down.register_forward_pre_hook(add)

@@ -88,8 +88,8 @@ def _gated_activation_kernel(
     ACTIVATION: tl.constexpr, MATCH_HF: tl.constexpr, NUM_STATISTICS: tl.constexpr, HAS_MASK: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    columns = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
-    split = tl.program_id(1)
+    split = tl.program_id(0)
+    columns = tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
     square = tl.zeros((BLOCK_T, BLOCK_I), tl.float32)
     total = tl.zeros((BLOCK_T, BLOCK_I), tl.float32)
     absolute = tl.zeros((BLOCK_T, BLOCK_I), tl.float32)
@@ -117,7 +117,7 @@ def _gated_activation_kernel(
                 maximum = tl.maximum(maximum, tl.abs(value))
     if NUM_STATISTICS > 0:
         to = partials_ptr + split * width + columns
-        step = tl.num_programs(1) * width
+        step = tl.num_programs(0) * width
         tl.store(to, tl.sum(square, 0), mask=columns < width)
         if NUM_STATISTICS > 1:
             all_absolute = tl.sum(absolute, 0)  # NaN where a value is one, which tl.max would drop
@@ -170,15 +170,14 @@ def _gated_activation_backward_kernel(
     grad = tl.load(grad_ptr + rows * grad_stride + columns, mask=inside, other=0.0).to(tl.float32)
     gate = tl.load(gate_ptr + rows * gate_stride + columns, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(up_ptr + rows * up_stride + columns, mask=inside, other=0.0).to(tl.float32)
-    if ACTIVATION == 0:
-        value, slope = gate, tl.full((BLOCK_T, BLOCK_I), 1.0, tl.float32)
-    elif ACTIVATION == 1:
-        share = _sigmoid(gate)
-        value, slope = gate * share, share + share * (1 - share) * gate
-    else:
-        share = _sigmoid(_gelu_argument(gate))
-        inner = 1.5957691216057308 * (gate + 3 * 0.044715 * gate * gate * gate)  # gate times the argument's slope
-        value, slope = gate * share, share + share * (1 - share) * inner
+    value, slope = gate, tl.full((BLOCK_T, BLOCK_I), 1.0, tl.float32)
+    if ACTIVATION != 0:
+        argument, inner = gate, gate  # inner is gate times the argument's slope
+        if ACTIVATION == 2:
+            argument, inner = _gelu_argument(gate), 1.5957691216057308 * (gate + 3 * 0.044715 * gate * gate * gate)
+        share = _sigmoid(argument)
+        bend = share * (1 - share)
+        value, slope = gate * share, share + tl.where(bend == 0, 0.0, bend * inner)  # inner may be infinite there
     to_active = grad * up
     if MATCH_HF:
         value, to_active = value.to(dtype).to(tl.float32), to_active.to(dtype).to(tl.float32)
@@ -229,6 +228,8 @@ def gated_activation(
         out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     elif out.shape != gate.shape or out.dtype != gate.dtype or out.device != gate.device:
         raise ValueError(f"out is {describe(out)}; it must be like gate, {describe(gate)}")
+    elif as_rows(out, "out").stride(0) < out.shape[-1] and out.numel() > out.shape[-1]:
+        raise ValueError(f"out has strides {out.stride()}: its rows overlap")
     if gate.numel():
         _forward(gate_TI, up_TI, as_rows(out, "out"), activation, sums, mask_T, mode)
     return out
@@ -253,8 +254,9 @@ class _GatedActivation(torch.autograd.Function):
         return out_TI
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_TI: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise NotImplementedError("gated_activation has no second derivative (create_graph=True); use ptl_kernels.reference")
         gate_TI, up_TI = ctx.saved_tensors
         if grad_TI.stride(-1) != 1:
             grad_TI = grad_TI.contiguous()
@@ -275,7 +277,7 @@ def _forward(
     totals = sums.tensors() if sums else ()
     if _use_triton(gate_TI):
         launch_forward(gate_TI, up_TI, out_TI, activation, totals, mask_T, mode)
-    elif cpu.available(gate_TI.dtype):
+    elif cpu.takes(gate_TI) and cpu.takes(up_TI) and cpu.takes(out_TI):
         if mode == "match_hf":  # the exponential must be torch's own
             gate_TI, activation = reference.activate(gate_TI, activation), None
         cpu.gated_activation(gate_TI, up_TI, out_TI, activation, totals, mask_T)
@@ -285,7 +287,7 @@ def _forward(
 
 
 def _backward(grad_TI: Tensor, gate_TI: Tensor, up_TI: Tensor, activation: Activation | None, mode: Mode) -> tuple[Tensor, Tensor]:
-    if _use_triton(gate_TI) or (mode == "fast" and cpu.available(gate_TI.dtype)):
+    if _use_triton(gate_TI) or (mode == "fast" and cpu.takes(gate_TI)):
         grad_gate_TI, grad_up_TI = gate_TI.new_empty(gate_TI.shape), gate_TI.new_empty(gate_TI.shape)
         if _use_triton(gate_TI):
             launch_backward(grad_TI, gate_TI, up_TI, grad_gate_TI, grad_up_TI, activation, mode)
@@ -312,7 +314,7 @@ def launch_forward(
     num_splits = triton.cdiv(num_tokens, SPLIT_TOKENS)
     partials_NSI = torch.empty(len(totals), num_splits, width, dtype=torch.float32, device=gate_TI.device)
     with torch.cuda.device_of(gate_TI):
-        _gated_activation_kernel[(triton.cdiv(width, FORWARD["BLOCK_I"]), num_splits)](
+        _gated_activation_kernel[(num_splits, triton.cdiv(width, FORWARD["BLOCK_I"]))](
             gate_TI, up_TI, out_TI, partials_NSI, mask_T,
             num_tokens, width, SPLIT_TOKENS, gate_TI.stride(0), up_TI.stride(0), out_TI.stride(0),
             ACTIVATION=CODES[activation], MATCH_HF=mode == "match_hf", NUM_STATISTICS=len(totals), HAS_MASK=mask_T is not None,
@@ -363,10 +365,10 @@ def check_arguments(
         raise ValueError(f"activation is {activation!r}; choose silu, gelu_tanh or None")
     if mode not in ("fast", "match_hf"):
         raise ValueError(f"mode is {mode!r}; choose fast or match_hf")
-    if gate.shape != up.shape or gate.dtype != up.dtype or gate.device != up.device or gate.dim() < 1:
+    if gate.shape != up.shape or gate.dtype != up.dtype or gate.device != up.device or not gate.dim():
         raise ValueError(f"gate is {describe(gate)} and up {describe(up)}; they must be alike")
     if gate.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise ValueError(f"gate is {describe(gate)}; its type must be float32, bfloat16 or float16")
+        raise ValueError(f"gate is {describe(gate)}; its type must be float32, bfloat16, float16 or float64")
     if sums and any(total.shape != gate.shape[-1:] or total.dtype != torch.float64 for total in sums.tensors()):
         raise ValueError(f"sums must be fp64 of shape {tuple(gate.shape[-1:])}; got {describe(sums.square)}")
     if sums and any(total.device != gate.device or not total.is_contiguous() for total in sums.tensors()):

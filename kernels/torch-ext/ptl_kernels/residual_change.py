@@ -64,7 +64,7 @@ def residual_change(before: Tensor, after: Tensor, out_3: Tensor, token_mask: Te
 
     Reads each tensor once: 2 * num_tokens * hidden_size * itemsize bytes. CUDA: Triton; CPU: csrc, for fp32 and bf16.
     """
-    if before.shape != after.shape or before.dtype != after.dtype or before.device != after.device:
+    if not before.dim() or before.shape != after.shape or before.dtype != after.dtype or before.device != after.device:
         raise ValueError(
             f"before is {before.dtype} {tuple(before.shape)}, after {after.dtype} {tuple(after.shape)}; they must be alike"
         )
@@ -80,7 +80,7 @@ def residual_change(before: Tensor, after: Tensor, out_3: Tensor, token_mask: Te
     mask_T = None if token_mask is None else token_mask.reshape(-1).contiguous()
     if before.is_cuda and before.dtype != torch.float64:
         launch(before_TH, after_TH, out_3, mask_T)
-    elif not before.is_cuda and cpu.available(before.dtype):
+    elif cpu.takes(before) and cpu.takes(after):
         cpu.residual_change(before_TH, after_TH, out_3, mask_T)
     else:
         out_3 += reference.residual_change(before_TH, after_TH, mask_T)
