@@ -1,7 +1,7 @@
 """Run a model's gated feed-forward networks (FFNs) on the fused activation, with each neuron's statistics taken on the way.
 
-Nothing here knows a model family: FFNs are found by the names of their projections, and each kind is checked against the module's
-own forward pass before it is swapped.
+Nothing here knows a model family: FFNs are found by the names of their projections, and each is checked against the module's own
+forward pass before it is swapped.
 """
 
 import warnings
@@ -221,7 +221,7 @@ def _why_not(ffn: GatedFfn, forward: _FusedForward) -> str | None:
         return f"{type(error).__name__}: {error}"
     finally:
         _checking.reset(token)
-    if expected.shape != ours.shape or difference > TOLERANCE[expected.dtype]:  # NaN weights are not this check's matter
+    if expected.shape != ours.shape or difference > TOLERANCE.get(expected.dtype, 1e-1):  # NaN weights are not this check's matter
         return "it does not compute down(act(gate) * up)"
     return None
 
