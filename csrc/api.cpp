@@ -109,7 +109,8 @@ void ptl_gated_activation(const void *gate, const void *up, void *out, int64_t r
                 for (int64_t column = chunk * CHUNK_COLUMNS; column < end; column++) {
                     const double part = parts[split * padded + column];
                     if (which < 3) into[column] += part;
-                    else if (part > into[column] || part != part) into[column] = part;  // a NaN stays
+                    else if (part > into[column]) into[column] = part;
+                    if (which == 3 && absolute[column] != absolute[column]) into[column] = absolute[column];  // kernels drop a NaN
                 }
         }
     }

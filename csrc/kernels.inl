@@ -36,12 +36,11 @@ struct BFloat16 {
         std::memcpy(&half, from, sizeof half);
         return bits<Float>(__builtin_convertvector(half, Unsigned) << 16);
     }
-    // To nearest, ties to even; a NaN stays one.
+    // To nearest, ties to even. A NaN stays one: it comes from a bfloat16 or from arithmetic, so its low bits are zero and no carry
+    // reaches its exponent.
     static Float rounded(Float value) {
         Unsigned raw = bits<Unsigned>(value);
-        Unsigned even = raw + 0x7fffu + ((raw >> 16) & 1u);
-        Unsigned quiet = raw | 0x400000u;
-        return bits<Float>((value == value ? even : quiet) & 0xffff0000u);
+        return bits<Float>((raw + 0x7fffu + ((raw >> 16) & 1u)) & 0xffff0000u);
     }
     static void store(Element *to, Float value) {
         Half half = __builtin_convertvector(bits<Unsigned>(value) >> 16, Half);
@@ -63,10 +62,9 @@ inline void store_first(typename T::Element *to, Float value, int64_t count) {
     std::memcpy(to, padded, count * sizeof *to);
 }
 
-// exp(x) to 2 units in the last place: x = n ln 2 + r with |r| <= ln 2 / 2, and a polynomial in r. Saturates where a float's
-// exponent ends; comparisons leave a NaN as it is.
+// exp(x) to 2 units in the last place, for x up to 87: x = n ln 2 + r with |r| <= ln 2 / 2, and a polynomial in r. Saturates below
+// -87; the comparison leaves a NaN as it is.
 inline Float exponential(Float x) {
-    x = x > 88.0f ? broadcast(88.0f) : x;
     x = x < -87.0f ? broadcast(-87.0f) : x;
     const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number, which the low bits then hold
     Float shifted = x * 1.44269504f + magic;
@@ -85,7 +83,7 @@ inline Float exponential(Float x) {
 
 inline Float sigmoid(Float x) {
     Float share = 1.0f / (1.0f + exponential(-x));
-    return x < -87.0f ? broadcast(0.0f) : share;  // where the exponential saturates: a huge x times a share above 0 is not small
+    return x < -87.0f ? broadcast(0.0f) : share;  // beyond the exponential's range
 }
 
 constexpr float GELU_SCALE = 1.5957691216f;  // 2 sqrt(2 / pi): 0.5 (1 + tanh(y)) is sigmoid(2 y)
@@ -119,8 +117,7 @@ inline void add_to(float *sums, Float value) {
 
 inline void raise_to(float *largest, Float value) {
     Float before = bits<Float>(*reinterpret_cast<float(*)[LANES]>(largest));
-    Float after = before >= value ? before : value;  // a NaN in either comes through
-    after = before == before ? after : before;
+    Float after = value > before ? value : before;  // drops a NaN, which the sum of magnitudes keeps
     std::memcpy(largest, &after, sizeof after);
 }
 
