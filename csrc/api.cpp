@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "kernels.h"
@@ -16,7 +17,8 @@ namespace {
 
 constexpr int64_t SPLIT_ROWS = 64;       // float sums stay short
 constexpr int64_t CHUNK_COLUMNS = 2048;  // 8 KiB of sums: they stay in the first-level cache
-constexpr int64_t PADDING = 16;          // the widest vector, in floats
+constexpr int64_t TOTAL_COLUMNS = 256;    // totals in double of a block: 8 KiB
+constexpr int64_t PADDING = 32;          // the widest pair of vectors, in floats
 constexpr int64_t PARALLEL_FROM = 1 << 15;  // elements; below, waking a second thread costs more than it saves
 
 const Kernels *kernels() {
@@ -81,7 +83,7 @@ void ptl_gated_activation(const void *gate, const void *up, void *out, int64_t r
     const int64_t splits = divide_up(rows, SPLIT_ROWS), chunks = divide_up(columns, CHUNK_COLUMNS);
     const int64_t padded = divide_up(columns, PADDING) * PADDING;
     const int64_t num_statistics = !square ? 0 : sum ? 4 : 1;
-    std::vector<float> partials(num_statistics * splits * padded);
+    std::unique_ptr<float[]> partials(new float[num_statistics * splits * padded]);  // each thread clears what it sums into
     const bool parallel = rows * columns >= PARALLEL_FROM;
     const Kernels *run = current();
 #pragma omp parallel for collapse(2) schedule(static) if (parallel)
@@ -89,8 +91,10 @@ void ptl_gated_activation(const void *gate, const void *up, void *out, int64_t r
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
             const int64_t row = split * SPLIT_ROWS, column = chunk * CHUNK_COLUMNS;
             float *part[4] = {};
-            for (int64_t which = 0; which < num_statistics; which++)
-                part[which] = partials.data() + (which * splits + split) * padded + column;
+            for (int64_t which = 0; which < num_statistics; which++) {
+                part[which] = partials.get() + (which * splits + split) * padded + column;
+                std::fill_n(part[which], std::min(CHUNK_COLUMNS, padded - column), 0.0f);
+            }
             run->forward({at(gate, row * gate_stride + column, dtype), at(up, row * up_stride + column, dtype),
                           at(out, row * out_stride + column, dtype), gate_stride, up_stride, out_stride,
                           std::min(SPLIT_ROWS, rows - row), std::min(CHUNK_COLUMNS, columns - column), mask ? mask + row : nullptr,
@@ -99,20 +103,24 @@ void ptl_gated_activation(const void *gate, const void *up, void *out, int64_t r
         }
     }
     double *totals[4] = {square, sum, absolute, maximum};
-    for (int64_t which = 0; which < num_statistics; which++) {
-        const float *parts = partials.data() + which * splits * padded;
-        double *into = totals[which];
-#pragma omp parallel for schedule(static) if (splits * columns >= PARALLEL_FROM)
-        for (int64_t chunk = 0; chunk < chunks; chunk++) {
-            const int64_t end = std::min(columns, (chunk + 1) * CHUNK_COLUMNS);
-            for (int64_t split = 0; split < splits; split++)
-                for (int64_t column = chunk * CHUNK_COLUMNS; column < end; column++) {
-                    const double part = parts[split * padded + column];
-                    if (which < 3) into[column] += part;
-                    else if (part > into[column]) into[column] = part;
-                    if (which == 3 && absolute[column] != absolute[column]) into[column] = absolute[column];  // kernels drop a NaN
+    const int64_t blocks = divide_up(columns, TOTAL_COLUMNS);
+#pragma omp parallel for schedule(static) if (num_statistics * splits * columns >= PARALLEL_FROM)
+    for (int64_t block = 0; block < blocks; block++) {
+        const int64_t start = block * TOTAL_COLUMNS, end = std::min(columns, start + TOTAL_COLUMNS);
+        for (int64_t which = 0; which < num_statistics; which++) {
+            double *into = totals[which];
+            for (int64_t split = 0; split < splits; split++) {
+                const float *part = partials.get() + (which * splits + split) * padded;
+                if (which < 3) {
+                    for (int64_t column = start; column < end; column++) into[column] += part[column];
+                } else {
+                    for (int64_t column = start; column < end; column++)
+                        into[column] = std::max<double>(into[column], part[column]);
                 }
+            }
         }
+        for (int64_t column = start; maximum && column < end; column++)
+            if (absolute[column] != absolute[column]) maximum[column] = absolute[column];  // maxima drop a NaN
     }
 }
 

@@ -1,6 +1,8 @@
 // The kernels for AVX512, whatever processor the compiler was told to build for.
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
+#include <type_traits>
 
 #include "kernels.h"
 

@@ -1,6 +1,8 @@
 // The kernels for the instruction set that the compiler builds for by default: SSE2 on x86-64, NEON on ARM.
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
+#include <type_traits>
 
 #include "kernels.h"
 

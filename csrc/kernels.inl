@@ -9,7 +9,6 @@ constexpr int LANES = PTL_BYTES / 4;
 typedef float Float __attribute__((vector_size(PTL_BYTES)));
 typedef int32_t Int __attribute__((vector_size(PTL_BYTES)));
 typedef uint32_t Unsigned __attribute__((vector_size(PTL_BYTES)));
-typedef uint16_t Half __attribute__((vector_size(PTL_BYTES / 2)));
 
 template <typename To, typename From>
 inline To bits(const From &from) {
@@ -19,22 +18,42 @@ inline To bits(const From &from) {
     return to;
 }
 
+template <typename Vector>
+inline Vector read(const void *from) {
+    Vector vector;
+    std::memcpy(&vector, from, sizeof vector);
+    return vector;
+}
+
 inline Float broadcast(float value) { return value - Float{}; }
 
-// A type of element: load LANES of them (the first `count`, where fewer are left), and store them rounded.
-struct Float32 {
-    typedef float Element;
-    static Float load(const Element *from) { return bits<Float>(*reinterpret_cast<const Element(*)[LANES]>(from)); }
-    static Float rounded(Float value) { return value; }
-    static void store(Element *to, Float value) { std::memcpy(to, &value, sizeof value); }
+// 2 * LANES values, the least that the loops below work on.
+struct Pair {
+    Float first, second;
 };
 
+constexpr int STEP = 2 * LANES;
+
+// A type of element: load STEP of them as a pair, round to it, and store a pair that is rounded.
+struct Float32 {
+    typedef float Element;
+    static Pair load(const Element *from) { return {read<Float>(from), read<Float>(from + LANES)}; }
+    static Float rounded(Float value) { return value; }
+    static void store(Element *to, Pair pair) {
+        std::memcpy(to, &pair.first, sizeof pair.first);
+        std::memcpy(to + LANES, &pair.second, sizeof pair.second);
+    }
+    static void sort(float *) {}
+};
+
+// A pair holds the elements at even places, then those at odd ones: two bfloat16 make 32 bits, and a float's upper half is a
+// bfloat16, so neither loading nor storing moves anything across lanes.
 struct BFloat16 {
+    static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the element at the even place is the lower half");
     typedef uint16_t Element;
-    static Float load(const Element *from) {
-        Half half;
-        std::memcpy(&half, from, sizeof half);
-        return bits<Float>(__builtin_convertvector(half, Unsigned) << 16);
+    static Pair load(const Element *from) {
+        Unsigned raw = read<Unsigned>(from);
+        return {bits<Float>(raw << 16), bits<Float>(raw & 0xffff0000u)};
     }
     // To nearest, ties to even. A NaN stays one: it comes from a bfloat16 or from arithmetic, so its low bits are zero and no carry
     // reaches its exponent.
@@ -42,131 +61,205 @@ struct BFloat16 {
         Unsigned raw = bits<Unsigned>(value);
         return bits<Float>((raw + 0x7fffu + ((raw >> 16) & 1u)) & 0xffff0000u);
     }
-    static void store(Element *to, Float value) {
-        Half half = __builtin_convertvector(bits<Unsigned>(value) >> 16, Half);
-        std::memcpy(to, &half, sizeof half);
+    static void store(Element *to, Pair pair) {
+        Unsigned raw = bits<Unsigned>(pair.first) >> 16 | bits<Unsigned>(pair.second);
+        std::memcpy(to, &raw, sizeof raw);
+    }
+    // Bring a pair's sums into the order of the columns.
+    static void sort(float *sums) {
+        float pair[STEP];
+        std::memcpy(pair, sums, sizeof pair);
+        for (int lane = 0; lane < LANES; lane++) {
+            sums[2 * lane] = pair[lane];
+            sums[2 * lane + 1] = pair[LANES + lane];
+        }
     }
 };
 
+// Where fewer than STEP elements are left.
 template <class T>
-inline Float load_first(const typename T::Element *from, int64_t count) {
-    typename T::Element padded[LANES] = {};
+inline Pair load_first(const typename T::Element *from, int64_t count) {
+    typename T::Element padded[STEP] = {};
     std::memcpy(padded, from, count * sizeof *from);
     return T::load(padded);
 }
 
 template <class T>
-inline void store_first(typename T::Element *to, Float value, int64_t count) {
-    typename T::Element padded[LANES];
-    T::store(padded, value);
+inline void store_first(typename T::Element *to, Pair pair, int64_t count) {
+    typename T::Element padded[STEP];
+    T::store(padded, pair);
     std::memcpy(to, padded, count * sizeof *to);
 }
 
-// exp(x) to 2 units in the last place, for x up to 87: x = n ln 2 + r with |r| <= ln 2 / 2, and a polynomial in r. Saturates below
+// 2^n and n, where n is t rounded to a whole number of at most 127: adding 1.5 * 2^23 rounds, and leaves n in the low bits.
+inline Float power_of_two(Float t, Float &n) {
+    const float magic = 12582912.0f;
+    Float shifted = t + magic;
+    n = shifted - magic;
+    return bits<Float>((bits<Int>(shifted) - bits<int32_t>(magic) + 127) << 23);
+}
+
+// exp(x) for x up to 87: to 2 units in the last place of a float, or to 1e-5, of which a bfloat16 sees nothing. Saturates below
 // -87; the comparison leaves a NaN as it is.
+template <class T>
 inline Float exponential(Float x) {
     x = x < -87.0f ? broadcast(-87.0f) : x;
-    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number, which the low bits then hold
-    Float shifted = x * 1.44269504f + magic;
-    Float n = shifted - magic;
-    Float r = x - n * 0.693359375f + n * 2.12194440e-4f;  // ln 2 in two parts, the first exact in few bits
-    Float p = broadcast(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
+    Float t = x * 1.44269504f, n;
+    Float power = power_of_two(t, n);
+    if (std::is_same<T, BFloat16>::value) {  // 2^(t - n)
+        Float f = t - n;
+        Float p = 0.00966636837f * f + 0.0559219755f;
+        p = p * f + 0.240223497f;
+        p = p * f + 0.693121016f;
+        return (p * f + 1.0f) * power;
+    }
+    Float r = x - n * 0.693359375f + n * 2.12194440e-4f;  // x - n ln 2, with ln 2 in two parts, the first exact in few bits
+    Float p = 1.9875691500e-4f * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    Int exponent = bits<Int>(shifted) - bits<int32_t>(magic) + 127;
-    return p * bits<Float>(exponent << 23);
+    return (p * r * r + r + 1.0f) * power;
 }
 
+template <class T>
 inline Float sigmoid(Float x) {
-    Float share = 1.0f / (1.0f + exponential(-x));
+    Float share = 1.0f / (1.0f + exponential<T>(-x));
     return x < -87.0f ? broadcast(0.0f) : share;  // beyond the exponential's range
 }
 
 constexpr float GELU_SCALE = 1.5957691216f;  // 2 sqrt(2 / pi): 0.5 (1 + tanh(y)) is sigmoid(2 y)
 constexpr float GELU_CUBIC = 0.044715f;
 
-template <Activation A>
+template <class T, Activation A>
 inline Float activate(Float x) {
     if (A == NONE) return x;
     Float argument = A == SILU ? x : GELU_SCALE * (x + GELU_CUBIC * x * x * x);
-    return x * sigmoid(argument);
+    return x * sigmoid<T>(argument);
 }
 
-template <Activation A>
+template <class T, Activation A>
 inline void activate_with_slope(Float x, Float &value, Float &slope) {
     if (A == NONE) {
         value = x;
         slope = broadcast(1.0f);
         return;
     }
-    Float s = sigmoid(A == SILU ? x : GELU_SCALE * (x + GELU_CUBIC * x * x * x));
+    Float s = sigmoid<T>(A == SILU ? x : GELU_SCALE * (x + GELU_CUBIC * x * x * x));
     Float inner = A == SILU ? x : GELU_SCALE * (x + 3 * GELU_CUBIC * x * x * x);  // x times the argument's slope
     Float bend = s * (1.0f - s);
     value = x * s;
     slope = s + (bend == 0.0f ? broadcast(0.0f) : bend * inner);  // inner may be infinite there
 }
 
-inline void add_to(float *sums, Float value) {
-    Float total = bits<Float>(*reinterpret_cast<float(*)[LANES]>(sums)) + value;
-    std::memcpy(sums, &total, sizeof total);
-}
+// Sums over rows of the columns of a pair. NUM: 0 no statistics, 1 squares, 2 all of them.
+template <int NUM>
+struct Sums {
+    Pair square, sum, absolute, maximum;
 
-inline void raise_to(float *largest, Float value) {
-    Float before = bits<Float>(*reinterpret_cast<float(*)[LANES]>(largest));
-    Float after = value > before ? value : before;  // drops a NaN, which the sum of magnitudes keeps
-    std::memcpy(largest, &after, sizeof after);
-}
+    void load(const ForwardTile &tile, int64_t column) {
+        if (NUM >= 1) square = Float32::load(tile.square + column);
+        if (NUM >= 2) {
+            sum = Float32::load(tile.sum + column);
+            absolute = Float32::load(tile.absolute + column);
+            maximum = Float32::load(tile.maximum + column);
+        }
+    }
 
-struct Statistics {
-    float *square, *sum, *absolute, *maximum;
-    template <int NUM>
-    void add(int64_t column, Float value) const {
-        if (NUM >= 1) add_to(square + column, value * value);
+    void store(const ForwardTile &tile, int64_t column) const {
+        if (NUM >= 1) Float32::store(tile.square + column, square);
+        if (NUM >= 2) {
+            Float32::store(tile.sum + column, sum);
+            Float32::store(tile.absolute + column, absolute);
+            Float32::store(tile.maximum + column, maximum);
+        }
+    }
+
+    void add(Pair value) {
+        add(value.first, square.first, sum.first, absolute.first, maximum.first);
+        add(value.second, square.second, sum.second, absolute.second, maximum.second);
+    }
+
+    static void add(Float value, Float &square, Float &sum, Float &absolute, Float &maximum) {
+        if (NUM >= 1) square += value * value;
         if (NUM >= 2) {
             Float magnitude = bits<Float>(bits<Unsigned>(value) & 0x7fffffffu);
-            add_to(sum + column, value);
-            add_to(absolute + column, magnitude);
-            raise_to(maximum + column, magnitude);
+            sum += value;
+            absolute += magnitude;
+            maximum = magnitude > maximum ? magnitude : maximum;  // drops a NaN, which the sum of magnitudes keeps
         }
     }
 };
 
-// NUM: 0 no statistics, 1 squares, 2 all of them.
-template <class T, Activation A, int NUM>
-inline void forward_row(const typename T::Element *gate, const typename T::Element *up, typename T::Element *out, int64_t columns,
-                        const Statistics &statistics) {
+template <class T, Activation A>
+inline Pair activate_times(Pair gate, Pair up) {
+    return {T::rounded(activate<T, A>(gate.first) * up.first), T::rounded(activate<T, A>(gate.second) * up.second)};
+}
+
+// ROWS rows, whose sums stay in registers until a column is done.
+template <class T, Activation A, int NUM, int ROWS>
+inline void forward_rows(const ForwardTile &tile, int64_t row) {
+    typedef typename T::Element Element;
+    const Element *gate = static_cast<const Element *>(tile.gate) + row * tile.gate_stride;
+    const Element *up = static_cast<const Element *>(tile.up) + row * tile.up_stride;
+    Element *out = static_cast<Element *>(tile.out) + row * tile.out_stride;
+    Sums<NUM> sums;
     int64_t column = 0;
-    for (; column + LANES <= columns; column += LANES) {
-        Float value = T::rounded(activate<A>(T::load(gate + column)) * T::load(up + column));
-        T::store(out + column, value);
-        statistics.add<NUM>(column, value);
+    for (; column + STEP <= tile.columns; column += STEP) {
+        sums.load(tile, column);
+        for (int each = 0; each < ROWS; each++) {
+            Pair value = activate_times<T, A>(T::load(gate + each * tile.gate_stride + column),
+                                              T::load(up + each * tile.up_stride + column));
+            T::store(out + each * tile.out_stride + column, value);
+            sums.add(value);
+        }
+        sums.store(tile, column);
     }
-    if (int64_t count = columns - column) {
-        Float value = T::rounded(activate<A>(load_first<T>(gate + column, count)) * load_first<T>(up + column, count));
-        store_first<T>(out + column, value, count);
-        statistics.add<NUM>(column, value);  // the sums' memory is padded to whole vectors
+    if (int64_t count = tile.columns - column) {  // the sums' memory is padded to whole pairs
+        sums.load(tile, column);
+        for (int each = 0; each < ROWS; each++) {
+            Pair value = activate_times<T, A>(load_first<T>(gate + each * tile.gate_stride + column, count),
+                                              load_first<T>(up + each * tile.up_stride + column, count));
+            store_first<T>(out + each * tile.out_stride + column, value, count);
+            sums.add(value);
+        }
+        sums.store(tile, column);
+    }
+}
+
+template <class T, Activation A, int NUM>
+inline void forward_all_rows(const ForwardTile &tile) {
+    constexpr int ROWS = NUM ? 4 : 1;
+    int64_t row = 0;
+    while (row < tile.rows) {
+        bool together = row + ROWS <= tile.rows;
+        for (int each = 0; together && tile.mask && each < ROWS; each++) together = tile.mask[row + each];
+        if (together) {
+            forward_rows<T, A, NUM, ROWS>(tile, row);
+            row += ROWS;
+        } else {
+            if (tile.mask && !tile.mask[row]) forward_rows<T, A, 0, 1>(tile, row);
+            else forward_rows<T, A, NUM, 1>(tile, row);
+            row++;
+        }
     }
 }
 
 template <class T, Activation A>
 void forward_tile(const ForwardTile &tile) {
-    typedef typename T::Element Element;
-    const Statistics statistics = {tile.square, tile.sum, tile.absolute, tile.maximum};
-    for (int64_t row = 0; row < tile.rows; row++) {
-        const Element *gate = static_cast<const Element *>(tile.gate) + row * tile.gate_stride;
-        const Element *up = static_cast<const Element *>(tile.up) + row * tile.up_stride;
-        Element *out = static_cast<Element *>(tile.out) + row * tile.out_stride;
-        if (!tile.square || (tile.mask && !tile.mask[row]))
-            forward_row<T, A, 0>(gate, up, out, tile.columns, statistics);
-        else if (!tile.sum)
-            forward_row<T, A, 1>(gate, up, out, tile.columns, statistics);
-        else
-            forward_row<T, A, 2>(gate, up, out, tile.columns, statistics);
-    }
+    if (!tile.square) return forward_all_rows<T, A, 0>(tile);
+    if (!tile.sum) forward_all_rows<T, A, 1>(tile);
+    else forward_all_rows<T, A, 2>(tile);
+    for (float *sums : {tile.square, tile.sum, tile.absolute, tile.maximum})
+        for (int64_t column = 0; sums && column < tile.columns; column += STEP) T::sort(sums + column);
+}
+
+template <class T, Activation A>
+inline void gradients(Float grad, Float gate, Float up, Float &to_gate, Float &to_up) {
+    Float value, slope;
+    activate_with_slope<T, A>(gate, value, slope);
+    to_gate = T::rounded(grad * up * slope);
+    to_up = T::rounded(grad * value);
 }
 
 template <class T, Activation A>
@@ -178,15 +271,15 @@ void backward_tile(const BackwardTile &tile) {
         const Element *up = static_cast<const Element *>(tile.up) + row * tile.up_stride;
         Element *grad_gate = static_cast<Element *>(tile.grad_gate) + row * tile.grad_gate_stride;
         Element *grad_up = static_cast<Element *>(tile.grad_up) + row * tile.grad_up_stride;
-        for (int64_t column = 0; column < tile.columns; column += LANES) {
+        for (int64_t column = 0; column < tile.columns; column += STEP) {
             int64_t count = tile.columns - column;
-            bool whole = count >= LANES;
-            Float g = whole ? T::load(grad + column) : load_first<T>(grad + column, count);
-            Float x = whole ? T::load(gate + column) : load_first<T>(gate + column, count);
-            Float u = whole ? T::load(up + column) : load_first<T>(up + column, count);
-            Float value, slope;
-            activate_with_slope<A>(x, value, slope);
-            Float to_gate = T::rounded(g * u * slope), to_up = T::rounded(g * value);
+            bool whole = count >= STEP;
+            Pair g = whole ? T::load(grad + column) : load_first<T>(grad + column, count);
+            Pair x = whole ? T::load(gate + column) : load_first<T>(gate + column, count);
+            Pair u = whole ? T::load(up + column) : load_first<T>(up + column, count);
+            Pair to_gate, to_up;
+            gradients<T, A>(g.first, x.first, u.first, to_gate.first, to_up.first);
+            gradients<T, A>(g.second, x.second, u.second, to_gate.second, to_up.second);
             if (whole) {
                 T::store(grad_gate + column, to_gate);
                 T::store(grad_up + column, to_up);
@@ -212,14 +305,18 @@ void residual_tile(const ResidualTile &tile) {
         const Element *before = static_cast<const Element *>(tile.before) + row * tile.before_stride;
         const Element *after = static_cast<const Element *>(tile.after) + row * tile.after_stride;
         Float change = {}, dot = {}, norm_before = {}, norm_after = {};
-        for (int64_t column = 0; column < tile.columns; column += LANES) {
-            int64_t count = tile.columns - column;
-            Float b = count >= LANES ? T::load(before + column) : load_first<T>(before + column, count);
-            Float a = count >= LANES ? T::load(after + column) : load_first<T>(after + column, count);
+        auto add = [&](Float b, Float a) {
             change += (a - b) * (a - b);
             dot += a * b;
             norm_before += b * b;
             norm_after += a * a;
+        };
+        for (int64_t column = 0; column < tile.columns; column += STEP) {
+            int64_t count = tile.columns - column;
+            Pair b = count >= STEP ? T::load(before + column) : load_first<T>(before + column, count);
+            Pair a = count >= STEP ? T::load(after + column) : load_first<T>(after + column, count);
+            add(b.first, a.first);
+            add(b.second, a.second);
         }
         double squared = total(change), product = total(norm_before) * total(norm_after);
         tile.sums[0] += std::sqrt(squared);
