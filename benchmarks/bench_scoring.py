@@ -5,8 +5,9 @@
 - vs_plain_forward: the model's forward pass with logits and without any statistics
 - vs_plain_decoder: the same without the language-model head, which scoring does not need either
 - vs_eager_hooks: the decoder with hooks in plain PyTorch that take the same statistics
-- vs_reference_rule: the detection rule that the authors of arXiv 2602.04919 published: batch 1, whole logits, the last position of
-  three views of each layer, and sets of the least active neurons intersected on the host
+- vs_reference_rule: the detection rule that the authors of arXiv 2602.04919 published (ptl_fast/reference_rule.py), without its
+  English samples: batch 1, whole logits, the last position of three views of each layer, and sets of the least active neurons
+  intersected on the host
 
 Above 1, ours is faster. Samples of all of them take turns; the median ratio counts. Wrong statistics are not timed.
 """
@@ -26,12 +27,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from benchmarks.bench_kernels import environment, write_text
-from ptl_fast import calibrate, data, models
+from ptl_fast import calibrate, data, models, reference_rule
 from ptl_fast.config import Config
 from ptl_fast.families import Family, decoder_layers, feed_forwards, find_family
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
-REFERENCE_SHARE = 12000 / 14336  # the authors' top_n of the width, first round
 
 
 class EagerHooks:
@@ -66,34 +66,6 @@ class EagerHooks:
         finally:
             for handle in handles:
                 handle.remove()
-
-
-def reference_rule(model: PreTrainedModel, family: Family, documents: list[list[int]]) -> list[list[set[int]]]:
-    """The published rule, without its English corpus: neurons among the least active of every document, per layer and view."""
-    views: list[list[Tensor]] = []
-
-    def record(layer: int, tensor: Tensor) -> None:
-        views[layer].append(tensor[0, -1])
-
-    handles = []
-    for index, ffn in enumerate(feed_forwards(model, family).values()):
-        for linear in ffn.inputs:
-            handles.append(linear.register_forward_hook(lambda module, args, output, layer=index: record(layer, output)))
-        handles.append(ffn.down.register_forward_pre_hook(lambda module, args, layer=index: record(layer, args[0])))
-    detected: list[list[set[int]]] = []
-    for document in documents:
-        views[:] = [[] for _ in decoder_layers(model, family)]
-        model(torch.tensor([[*document, document[-1]]], device=model.device), use_cache=False)
-        found = [
-            [set(view.topk(round(REFERENCE_SHARE * view.numel()), largest=False).indices.tolist()) for view in layer]
-            for layer in views
-        ]
-        detected = (
-            [[a & b for a, b in zip(*pair, strict=True)] for pair in zip(detected, found, strict=True)] if detected else found
-        )
-    for handle in handles:
-        handle.remove()
-    return detected
 
 
 @torch.inference_mode()
@@ -133,7 +105,7 @@ def measure(
         "plain_forward": plain_forward,
         "plain_decoder": plain_decoder,
         "eager_hooks": eager_hooks,
-        "reference_rule": lambda: reference_rule(model, family, documents),
+        "reference_rule": lambda: reference_rule.common_extremes(model, family, documents, largest=False),
     }
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for sample in range(samples + 1):

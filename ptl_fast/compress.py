@@ -19,8 +19,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ptl_fast.config import Config
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ptl_fast.calibrate import Extra, Statistics
     from ptl_fast.data import PackedTokens
-    from ptl_fast.plan import Round
+    from ptl_fast.plan import PruningPlan, Round
     from ptl_fast.rundir import RunFolder
 
 T = TypeVar("T")
@@ -94,7 +97,10 @@ class _Job:
             if self.config.recovery_tokens is not None:
                 tokens = f"{step.recovery_share * self.config.recovery_tokens:,.0f}"
             rounds.append({**self._size(step), "round": step.number, "kind": step.kind, "recovery_tokens": tokens})
-        return report.schedule_table(self._size(), rounds)
+        table = report.schedule_table(self._size(), rounds)
+        if self.config.threshold is not None:
+            table += "\n\nThese widths are the lowest that --threshold may reach: a round's scores decide how many neurons go."
+        return table
 
     def run(self) -> dict[str, Any]:
         """The loop. Inputs are checked first; nothing is written before they fit."""
@@ -119,7 +125,7 @@ class _Job:
 
     def _round(self, step: "Round") -> dict[str, Any]:
         """Prune and recover once. A stage whose result is already on disk is not run again."""
-        from ptl_fast import compact, models, ranks
+        from ptl_fast import compact, models, ranks, report
         from ptl_fast.plan import PruningPlan
 
         name, folder = f"round-{step.number:02d}", self.folder.round(step.number)
@@ -134,6 +140,11 @@ class _Job:
             return value
 
         plan = PruningPlan(**self.folder.once(f"{name}/plan.json", lambda: stage("calibrate", lambda: self._plan(step))))
+        share = 0.0 if plan.removes_nothing else step.recovery_share
+        step = dataclasses.replace(step, width=plan.width, recovery_share=share)
+        if plan.num_redundant is not None:
+            width = (self.records[-1] if self.records else self.dense)["width"]
+            _say(report.redundant_line(step.number, plan.num_redundant, width - plan.width))
         if ranks.agree((folder / "model").is_dir()):
             self._load_weights(step.number)
         else:
@@ -151,6 +162,7 @@ class _Job:
             "seconds": seconds,
             "eval_pruned": self.folder.read_json(f"{name}/pruned.json"),
             "recovery_tokens": self._num_tokens(step),
+            "num_redundant": plan.num_redundant,
         }
         self.folder.write_json(f"{name}/record.json", ranks.agree(record))
         self._remove_old_weights(step.number)
@@ -162,11 +174,14 @@ class _Job:
 
         from ptl_fast import calibrate, families, recover
 
+        if not self._num_tokens(step):
+            return
         train, tokens = recover.RECOVERIES[self.config.recovery], self.training[step.number - 1]
         with contextlib.ExitStack() as stack:
             watch = None
             if self.config.score_during_recovery and step.number < len(self.schedule):
-                watch = stack.enter_context(calibrate.watch(self.model, self.family))
+                extra = self._extra(self.schedule[step.number].kind)
+                watch = stack.enter_context(calibrate.watch(self.model, self.family, extra))
             elif self.config.fused_ffn or self.config.score_during_recovery:
                 stack.enter_context(fused_ffns(families.feed_forwards(self.model, self.family)))
             train(self.model, tokens, self._num_tokens(step), self.config, folder, watch)
@@ -179,7 +194,7 @@ class _Job:
 
     def _num_tokens(self, step: "Round") -> int:
         """The round's recovery tokens; where its part of the data holds fewer, recovery sees that part several times."""
-        if self.config.recovery == "none":
+        if self.config.recovery == "none" or not step.recovery_share:
             return 0
         if self.config.recovery_tokens is None:
             return self.training[step.number - 1].num_tokens
@@ -193,29 +208,57 @@ class _Job:
 
     def _plan(self, step: "Round") -> dict[str, Any]:
         """Score on the round's own data and decide what goes; the numbers behind the decision go to the round's folder."""
-        from ptl_fast import calibrate, plan, score
+        from ptl_fast import plan, score
 
+        if step.kind != "neurons":  # with --threshold, the rounds before decided on the width
+            step = dataclasses.replace(step, width=self.model.config.intermediate_size)
         if step.kind == "none":
             return dataclasses.asdict(plan.plan_nothing(step))
-        if self.config.score_during_recovery and step.number > 1:
-            statistics = calibrate.Statistics(**self.folder.read_tensors(self._next_statistics(step.number - 1)))
-        else:
-            tokens = self.training[step.number - 1].first(self.config.calibration_tokens)
-            statistics = calibrate.collect(self.model, self.family, tokens, self.config.micro_batch)
+        statistics = self._statistics(step)
         if step.kind == "layers":
             scores = score.LAYER_SCORERS[self.config.layer_scorer](statistics)
             decided = plan.plan_layers(step, scores, self.config.layer_scorer)
         else:
-            seed = self.config.seed * 1000 + step.number
-            scorer = score.SCORERS[self.config.scorer]
-            scores = scorer(statistics, self.model, self.family, seed)
-            protected = None
-            if self.protected_tokens is not None:
-                general = calibrate.collect(self.model, self.family, self.protected_tokens, self.config.micro_batch, "protect")
-                protected = plan.protect(scorer(general, self.model, self.family, seed), self.config.protect_share)
-            decided = plan.plan_neurons(step, scores, protected, self.config.scorer)
+            scores, decided = self._plan_neurons(step, statistics)
         self.folder.write_tensors(f"round-{step.number:02d}/statistics.safetensors", {**statistics.tensors(), "scores": scores})
         return dataclasses.asdict(decided)
+
+    def _plan_neurons(self, step: "Round", statistics: "Statistics") -> "tuple[Tensor, PruningPlan]":
+        """The neurons' scores, and what goes."""
+        from ptl_fast import calibrate, plan, score
+
+        name, seed, extra = self.config.scorer, self.config.seed * 1000 + step.number, self._extra(step.kind)
+        scorer, protected = score.SCORERS[name], None
+        scores = scorer(statistics, self.model, self.family, seed)
+        if self.protected_tokens is not None:
+            micro_batch = self.config.micro_batch
+            general = calibrate.collect(self.model, self.family, self.protected_tokens, micro_batch, "protect", extra)
+            protected = plan.protect(scorer(general, self.model, self.family, seed), self.config.protect_share)
+        if self.config.threshold is None:
+            return scores, plan.plan_neurons(step, scores, protected, name, statistics.selected_LI)
+        redundant = score.per_token(name, scores, statistics.num_tokens) <= self.config.threshold
+        return scores, plan.plan_redundant(step, scores, protected, name, redundant, self.config.width_multiple)
+
+    def _statistics(self, step: "Round") -> "Statistics":
+        """What the last round's recovery took for this one, or else those of a pass over the first of the round's data."""
+        from ptl_fast import calibrate, ranks, reference_rule
+
+        config, taken = self.config, self._next_statistics(step.number - 1)
+        if config.score_during_recovery and ranks.agree((self.output / taken).is_file()):
+            return calibrate.Statistics(**self.folder.read_tensors(taken))
+        tokens, extra = self.training[step.number - 1].first(config.calibration_tokens), self._extra(step.kind)
+        statistics = calibrate.collect(self.model, self.family, tokens, config.micro_batch, extra=extra)
+        if step.kind == "neurons" and config.scorer == "reference":
+            reasoning = [ids[: config.sequence_length] for ids in self.corpus.subsets[step.number - 1]]
+            statistics.selected_LI = reference_rule.detect(self.model, self.family, reasoning, self.protected_samples)
+        return statistics
+
+    def _extra(self, kind: str) -> "frozenset[Extra]":
+        """What a round of this kind needs beyond the usual statistics, or what the user wants to have."""
+        from ptl_fast import score
+
+        everything: frozenset[Extra] = frozenset({"sums"}) if self.config.all_statistics else frozenset()
+        return everything | score.EXTRA.get(self.config.layer_scorer if kind == "layers" else self.config.scorer, frozenset())
 
     def _evaluate(self, description: str) -> dict[str, dict[str, float]]:
         """{task: {metric: value}}, computed by the main rank while the others wait."""
@@ -245,7 +288,7 @@ class _Job:
         return results
 
     def _load_data(self) -> None:
-        from ptl_fast import data, evaluate, models
+        from ptl_fast import data, evaluate, models, reference_rule
 
         config = self.config
         assert config.model is not None
@@ -272,6 +315,10 @@ class _Job:
         self.protected_tokens, protected = None, []
         if config.protect is not None:
             protected = data.load_documents(config.protect)
+        if config.scorer == "reference":
+            samples = data.tokenize(protected[: reference_rule.NUM_GENERAL], self.tokenizer)
+            self.protected_samples = [ids[: config.sequence_length] for ids in samples]
+        elif config.protect is not None:
             general = data.tokenize(protected, self.tokenizer, config.calibration_tokens)
             self.protected_tokens = self._pack(general, config.protect)
         self.nll_documents = {

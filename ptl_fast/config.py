@@ -1,6 +1,7 @@
 """Every setting of a run. Each field's docstring is its help text on the command line."""
 
 import dataclasses
+import math
 import os
 import typing
 from dataclasses import dataclass, field
@@ -37,6 +38,13 @@ class Config:
     neurons_per_round: int | None = None
     """FFN neurons removed from each layer in a round; the number of rounds follows."""
 
+    threshold: float | None = None
+    """Eq. 3: remove only neurons that score at most this, the same number in every layer (as many as the layer with the fewest
+    has, down to a multiple of --width-multiple), and never below --keep. Scores are per token: for activation and
+    output-change the root mean square over tokens, which is Eq. 4's norm divided by the square root of the number of tokens,
+    so that a threshold does not depend on the corpus's size. The other scores are taken as they are; random and reference
+    have none. A round that finds nothing to remove does not train."""
+
     rounds: int | None = None
     """Rounds in which neurons are removed (default: 5, or fewer where --width-multiple allows fewer steps)."""
 
@@ -51,11 +59,15 @@ class Config:
 
     scorer: str = "activation"
     """Neuron importance: activation (Eq. 4: L2 norm of the activation), output-change (Eq. 2: times the norm of the
-    down_proj column), magnitude (L2 norm of the weights), random."""
+    down_proj column), fluctuation (FLAP: variance of the activation times the column's squared norm), gradient (first-order
+    Taylor: sum over tokens of |activation times its loss gradient|; needs a backward pass), magnitude (L2 norm of the weights),
+    random, reference (the rule that the method's authors published, as a baseline: neurons are selected on 10 samples of
+    --data and 1000 of --protect, at one position each, and deleted in index order; if it selects too few, the rest in index
+    order follows)."""
 
     layer_scorer: str = "residual"
     """Layer importance: residual (Eq. 5: mean L2 norm of the layer's change of the residual stream), block-influence
-    (ShortGPT: 1 - cosine), last (removes the deepest)."""
+    (ShortGPT: 1 - cosine), angular (mean angle between the layer's input and output, over pi), last (removes the deepest)."""
 
     width_multiple: int = 128
     """FFN widths are rounded to a multiple of this; 128 suits tensor cores and tensor parallelism."""
@@ -90,13 +102,17 @@ class Config:
     calibration_tokens: int = 131072
     """Tokens of each round's subset (and of --protect) that score neurons and layers."""
 
+    all_statistics: bool = False
+    """Also store each neuron's sum, sum of magnitudes and largest magnitude in statistics.safetensors."""
+
     fused_ffn: bool = False
     """Train on ptl_kernels' fused activation: it keeps one activation less for the backward pass than eager modules do, and
     rounds once where they round twice."""
 
     score_during_recovery: bool = False
     """Take each next round's statistics from the last --calibration-tokens of a round's recovery (or all of a shorter one),
-    so from that round's data, instead of a pass of its own; the first round still needs one. Brings --fused-ffn with it."""
+    so from that round's data, instead of a pass of its own; the first round still needs one. Brings --fused-ffn with it.
+    Not for the scorers gradient and reference."""
 
     eval_tasks: list[str] | str = field(default_factory=lambda: ["nll"])
     """What to measure, separated by commas: [LABEL:]TASK[=FILE]. TASK is nll (negative log-likelihood per token of
@@ -181,6 +197,27 @@ class Config:
 
         if self.score_during_recovery and self.recovery == "none":
             raise ValueError("--score-during-recovery takes its statistics from training; it needs --recovery cpt")
+
+        self._check_scoring()
+
+    def _check_scoring(self) -> None:
+        """Raise ValueError for settings of the scoring that exclude one another."""
+        if self.score_during_recovery and self.scorer in ("gradient", "reference"):
+            raise ValueError(
+                f"--scorer {self.scorer} needs a pass of its own, which --score-during-recovery would spare; leave one of them out"
+            )
+        if self.scorer == "reference" and self.protect is None:
+            raise ValueError("--scorer reference also looks at English samples; give them with --protect")
+        if self.threshold is None:
+            return
+        if self.scorer in ("random", "reference"):
+            raise ValueError(f"--threshold has no meaning for --scorer {self.scorer}; choose a scorer that measures something")
+        if not 0 <= self.threshold < math.inf:
+            raise ValueError(f"--threshold {self.threshold} must be a number that is at least 0")
+        if self.neurons_per_round is not None:
+            raise ValueError("--threshold decides how many neurons go, and so does --neurons-per-round; give one of the two")
+        if self.keep == 1:
+            raise ValueError("--threshold removes neurons and --keep 1 forbids it; lower --keep, the least that may stay")
 
     def identity(self) -> dict:
         """The settings that decide the result; a run folder only continues under equal ones."""

@@ -57,8 +57,8 @@ class PackedTokens:
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    def __getitem__(self, index: int) -> dict[str, "Tensor"]:
-        """One training example and its mask. No document's first token is predicted from the document before it."""
+    def __getitem__(self, index: int | slice) -> dict[str, "Tensor"]:
+        """One training example, or some, and the mask. No document's first token is predicted from the document before it."""
         input_ids, position_ids = self.input_ids[index], self.position_ids[index]
         labels = input_ids.where(self.mask[index] & (position_ids > 0), IGNORED)
         return {"input_ids": input_ids, "position_ids": position_ids, "labels": labels, "mask": self.mask[index]}

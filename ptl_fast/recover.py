@@ -40,7 +40,10 @@ class Watch(Protocol):
         """Say which tokens of the next forward pass count."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """This rank's sums, which a checkpoint keeps."""
+        """This rank's statistics."""
+
+    def over_ranks(self) -> dict[str, Tensor]:
+        """All ranks' statistics as one, which a checkpoint keeps."""
 
 
 def none(
@@ -209,7 +212,7 @@ class _Checkpoints(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
         if self.watch is not None:
-            total = ranks.summed(self.watch.tensors())
+            total = self.watch.over_ranks()
             if ranks.is_main():
                 torch.save(total, self.folder / f"checkpoint-{state.global_step}" / WATCHED)
         ranks.barrier()

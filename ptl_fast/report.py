@@ -24,6 +24,19 @@ def leading_metric(size: dict[str, Any]) -> tuple[str, str]:
     return task, next(iter(size["eval"][task]))
 
 
+def redundant_line(number: int, num_redundant: list[int], num_removed: int) -> str:
+    """How many neurons of each layer a round found redundant, and what that led to, in one sentence."""
+    fewest, counts = min(num_redundant), ", ".join(map(str, num_redundant))
+    line = (
+        f"Round {number}: {fewest} to {max(num_redundant)} neurons a layer are redundant ({counts}); {num_removed} went from each"
+    )
+    if not num_removed:
+        line += ", so the round did not train"
+    elif num_removed > fewest:
+        line += ", those of lowest index where fewer are redundant"
+    return line + "."
+
+
 def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
     """report.json for people."""
     dense, final = report["dense"], report["final"]
@@ -31,6 +44,9 @@ def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
     if final:
         parts.append(_summary(dense, final))
         parts.append(how_to_load)
+    redundant = _redundant(report)
+    if redundant:
+        parts.append("## Redundant neurons\n\n" + redundant)
     parts.append("## Evaluation\n\n" + _evaluations(report))
     parts.append("## Seconds per stage\n\n" + _seconds(report["rounds"]))
     for title in ("config", "environment"):
@@ -59,6 +75,16 @@ def _summary(dense: dict[str, Any], final: dict[str, Any]) -> str:
     parameters = final["num_parameters"] / dense["num_parameters"]
     flops = final["flops_per_token"] / dense["flops_per_token"]
     return f"Parameters: {parameters:.1%} of dense. FLOPs per token: {flops:.1%} of dense."
+
+
+def _redundant(report: dict[str, Any]) -> str:
+    widths = [report["dense"]["width"], *(record["width"] for record in report["rounds"])]
+    lines = [
+        redundant_line(record["round"], record["num_redundant"], before - record["width"])
+        for before, record in zip(widths, report["rounds"], strict=False)
+        if record.get("num_redundant") is not None
+    ]
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _evaluations(report: dict[str, Any]) -> str:
