@@ -70,7 +70,7 @@ def dry_run(config: Config) -> str:
     from ptl_fast import estimate, flops, plan, report
 
     assert config.model is not None
-    dense = shipped_config(config.model) or _load_config(config)
+    dense: Any = shipped_config(config.model) or _load_config(config)
     schedule = plan.make_schedule(config, dense.intermediate_size, dense.num_hidden_layers)
     rows = [{"name": "dense", **estimate.predict(dense, config, 0)}]
     for step in schedule:

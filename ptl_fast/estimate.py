@@ -1,4 +1,4 @@
-"""What a run will need on named GPUs: memory and hours. The counts in flops.py are exact; these are estimates that say what they assume.
+"""What a run will need on named GPUs: memory and hours. flops.py counts exactly; these are estimates, which say what they assume.
 
 Bytes are for one GPU, N is the number of parameters, T the tokens in one forward pass of one rank.
 """
@@ -84,13 +84,14 @@ def predict(config: "PretrainedConfig", settings: "Config", num_tokens: int | No
 def assumptions(settings: "Config", rows: list[dict[str, Any]]) -> str:
     """What the predictions of a dry run (dense, then each round) add up to, and what they rest on."""
     _, gpu = parse_gpus(settings.dry_run_gpus)
+    batch = f"{settings.micro_batch} x {settings.sequence_length}"
     recompute = "with" if settings.gradient_checkpointing else "without"
     lines = [
-        "Under each benchmark: FLOPs of one prompt of so many tokens, without the language-model head. The lengths are inferred from"
-        " the FLOPs of arXiv 2602.04919, not measured (docs/paper.md).",
-        f"Serving: bf16 weights and the KV cache of one sequence of {SERVED_CONTEXT} tokens. Training: each of {settings.dry_run_gpus},"
-        f" {settings.deepspeed or 'no DeepSpeed'}, {settings.micro_batch} x {settings.sequence_length} tokens, {recompute} gradient"
-        " checkpointing; an estimate.",
+        "Under each benchmark: FLOPs of one prompt of so many tokens, without the language-model head. The lengths are inferred"
+        " from the FLOPs of arXiv 2602.04919, not measured (docs/paper.md).",
+        f"Serving: bf16 weights and the KV cache of one sequence of {SERVED_CONTEXT} tokens. Training: each of"
+        f" {settings.dry_run_gpus}, {settings.deepspeed or 'no DeepSpeed'}, {batch} tokens, {recompute} gradient checkpointing;"
+        " an estimate.",
     ]
     if all(row["recovery_hours"] is not None for row in rows):
         total = sum(row["recovery_hours"] for row in rows)
@@ -158,8 +159,8 @@ def _state_bytes(num_parameters: int, settings: "Config", num_gpus: int) -> int:
 def _activation_bytes(config: "PretrainedConfig", settings: "Config") -> int:
     """Half-precision inputs of every operation of a decoder layer, with attention that stores no square, and the logits.
 
-    A layer keeps 6 tensors of the hidden width, 2 of the queries' and of the keys', and 4 of the FFN's. With gradient checkpointing all
-    layers but the one being recomputed keep only their input. Logits: half precision, a float32 copy and its gradient.
+    A layer keeps 6 tensors of the hidden width, 2 of the queries' and of the keys', and 4 of the FFN's. With gradient checkpointing
+    all layers but the one being recomputed keep only their input. Logits: half precision, a float32 copy and its gradient.
     """
     tokens = settings.micro_batch * settings.sequence_length
     query, key_value = flops.attention_widths(config)

@@ -1,7 +1,7 @@
 """Parameters and forward FLOPs of a model, counted exactly from its config alone: no weights, and for known families no torch.
 
 One multiply and one add are two operations. Counted are the products with weights and attention's two products; norms, activations,
-softmax and the embedding's look-up are left out (below 0.5% together). A config is a transformers one, or any object with its fields.
+softmax and the embedding's look-up are left out. A config is a transformers one, or any object with its fields.
 """
 
 import copy
@@ -62,9 +62,7 @@ def count_weights(config: "PretrainedConfig") -> Weights:
         others += 2 * width + hidden
     head = config.vocab_size * hidden
     embeddings = head if config.tie_word_embeddings else 2 * head
-    return Weights(
-        decoder=num_layers * layer, head=head, num_parameters=num_layers * (layer + others) + embeddings + hidden
-    )
+    return Weights(decoder=num_layers * layer, head=head, num_parameters=num_layers * (layer + others) + embeddings + hidden)
 
 
 def head_dim(config: "PretrainedConfig") -> int:
@@ -130,6 +128,4 @@ def _count_in_model(config: "PretrainedConfig") -> Weights:
         model: Any = AutoModelForCausalLM.from_config(config)
     head = model.get_output_embeddings().weight.numel()
     linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
-    return Weights(
-        decoder=linear - head, head=head, num_parameters=sum(parameter.numel() for parameter in model.parameters())
-    )
+    return Weights(decoder=linear - head, head=head, num_parameters=sum(parameter.numel() for parameter in model.parameters()))
