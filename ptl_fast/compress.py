@@ -7,6 +7,7 @@ same command continues a run that was killed. Heavy libraries are imported when 
 import argparse
 import contextlib
 import dataclasses
+import json
 import math
 import os
 import sys
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ptl_fast.config import Config
+from ptl_fast.config import Config, deepspeed_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,14 +53,44 @@ def compress(**settings: Any) -> dict[str, Any]:
 def run(config: Config) -> dict[str, Any]:
     """Run, or continue, a compression."""
     config.check()
+    if config.dry_run:
+        if os.environ.get("RANK", "0") == "0":
+            print(dry_run(config))
+        return {}
     if config.device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     job = _Job(config)
-    if config.dry_run:
-        _say(job.dry_run())
-        return {}
     _mention_missing_kernels(job.device)
     return job.run()
+
+
+def dry_run(config: Config) -> str:
+    """What each round would do, as a table, from the model's config alone: no weights, no data, and for a preset no network.
+
+    Raises:
+        ValueError: the schedule does not fit the model, or the estimate does not know a setting.
+    """
+    from ptl_fast import estimate, flops, plan, report
+
+    assert config.model is not None
+    dense: Any = shipped_config(config.model) or _load_config(config)
+    schedule = plan.make_schedule(config, dense.intermediate_size, dense.num_hidden_layers)
+    rows = [{"name": "dense", **estimate.predict(dense, config, 0)}]
+    for step in schedule:
+        num_tokens = None if config.recovery_tokens is None else round(step.recovery_share * config.recovery_tokens)
+        smaller = flops.resized(dense, step.width, step.num_layers)
+        rows.append({"name": f"{step.number} {step.kind}", **estimate.predict(smaller, config, num_tokens)})
+    floor = "These widths are the lowest that --threshold may reach: a round's scores decide how many neurons go.\n\n"
+    return f"{report.schedule_table(rows)}\n\n{floor if config.threshold is not None else ''}{estimate.assumptions(config, rows)}"
+
+
+def _load_config(config: Config) -> Any:
+    from ptl_fast import models
+
+    if not config.debug:
+        quiet_libraries()
+    assert config.model is not None
+    return models.load_config(config.model)
 
 
 def _mention_missing_kernels(device: str) -> None:
@@ -86,21 +117,6 @@ class _Job:
         self.output = Path(config.output or f"runs/{Path(config.model).name}")
         ranks.join(self.device)
         recover.batch_split(config)
-
-    def dry_run(self) -> str:
-        """The schedule as a table, from the config alone."""
-        from ptl_fast import report
-
-        rounds = []
-        for step in self.schedule:
-            tokens = "its part of the data"
-            if self.config.recovery_tokens is not None:
-                tokens = f"{step.recovery_share * self.config.recovery_tokens:,.0f}"
-            rounds.append({**self._size(step), "round": step.number, "kind": step.kind, "recovery_tokens": tokens})
-        table = report.schedule_table(self._size(), rounds)
-        if self.config.threshold is not None:
-            table += "\n\nThese widths are the lowest that --threshold may reach: a round's scores decide how many neurons go."
-        return table
 
     def run(self) -> dict[str, Any]:
         """The loop. Inputs are checked first; nothing is written before they fit."""
@@ -418,6 +434,16 @@ def preset_settings(name: str | None, model: str | None) -> dict[str, Any]:
     return {"preset": name, **yaml.safe_load(file.read_text())}
 
 
+def shipped_config(name: str) -> types.SimpleNamespace | None:
+    """The architecture's numbers of a model that a preset names: enough for a dry run, not for loading weights."""
+    file = PRESETS / "configs" / f"{name.replace('/', '--')}.json"
+    if name == "ptl-demo":
+        file = Path(__file__).parent / "demo" / "model" / "config.json"
+    if Path(name).exists() or not file.is_file():
+        return None
+    return types.SimpleNamespace(**json.loads(file.read_text()))
+
+
 def parse(arguments: list[str] | None = None) -> Config:
     """Settings from flags, a --config file and a preset, in this order of precedence."""
     parser = _parser()
@@ -437,7 +463,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = parse(arguments)
         config.check()
-        if not config.debug:
+        if not config.debug and not config.dry_run:  # it imports transformers, which a dry run may not need
             quiet_libraries()
         run(config)
     except (ValueError, OSError, argparse.ArgumentError) as error:
@@ -500,7 +526,7 @@ def _check_names(config: Config) -> None:
         if name not in choices:
             raise ValueError(f"unknown {flag} {name}; choose {', '.join(choices)}")
     if config.deepspeed is not None:
-        recover.deepspeed_file(config.deepspeed)
+        deepspeed_file(config.deepspeed)
 
 
 def _environment(device: str) -> dict[str, str]:

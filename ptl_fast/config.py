@@ -5,11 +5,13 @@ import math
 import os
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 # Settings that may differ between a run and its continuation: they do not change what is computed.
-NOT_PART_OF_THE_RESULT = frozenset({"output", "overwrite", "debug", "dry_run", "checkpoint_minutes", "keep_rounds"})
+NOT_PART_OF_THE_RESULT = frozenset({"output", "overwrite", "debug", "dry_run", "dry_run_gpus", "checkpoint_minutes", "keep_rounds"})
 
+DEEPSPEED_FOLDER = Path(__file__).parent / "presets" / "deepspeed"
 MAX_SEED = 2**20  # seeds of rounds are a thousand times larger, and NumPy takes 32 bits
 
 
@@ -153,7 +155,11 @@ class Config:
     """How many of the newest rounds keep their weights on disk."""
 
     dry_run: bool = False
-    """Print what each round would do (width, layers, parameters, FLOPs, tokens) from the config alone, and stop."""
+    """Print what each round would do (width, layers, parameters, FLOPs, tokens, memory, hours) from the config alone, and stop.
+    Needs no --data. The names of scorers and evaluation tasks are checked by the run itself."""
+
+    dry_run_gpus: str = "1xA100-80GB"
+    """The GPUs that --dry-run predicts memory and hours for, COUNTxNAME: A100-40GB, A100-80GB, H100-80GB or H200."""
 
     debug: bool = False
     """Show tracebacks and the libraries' own log messages."""
@@ -190,7 +196,9 @@ class Config:
                 raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 1")
         if self.drop_layers < 0:
             raise ValueError(f"--drop-layers {self.drop_layers} must be at least 0")
-        if self.model is not None and self.data is None:
+        if self.recovery == "grpo" and not self.dry_run:
+            raise ValueError("--recovery grpo (reinforcement learning) is not there yet, only its dry run is; use --recovery cpt")
+        if self.model is not None and self.data is None and not self.dry_run:
             raise ValueError(
                 "--data is missing: give a file or hub name with the reasoning data that --model should keep its skill on"
             )
@@ -222,3 +230,16 @@ class Config:
     def identity(self) -> dict:
         """The settings that decide the result; a run folder only continues under equal ones."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in NOT_PART_OF_THE_RESULT}
+
+
+def deepspeed_file(name: str) -> Path:
+    """The JSON file of --deepspeed: a shipped one by name, or a path.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    choices = ", ".join(sorted(path.stem for path in DEEPSPEED_FOLDER.glob("*.json")))
+    for file in (DEEPSPEED_FOLDER / f"{name}.json", Path(name)):
+        if file.is_file():
+            return file
+    raise ValueError(f"--deepspeed {name}: no such file; choose {choices} or give a JSON file")

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ptl_fast import ranks
+from ptl_fast.config import deepspeed_file
 from ptl_fast.families import needs_one_row
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from ptl_fast.config import Config
     from ptl_fast.data import PackedTokens
 
-DEEPSPEED_FOLDER = Path(__file__).parent / "presets" / "deepspeed"
 WARMUP_SHARE = 0.05
 COMPLETE = "complete"
 WATCHED = "watched.pt"
@@ -100,19 +100,6 @@ def cpt(
 
 
 RECOVERIES = {"none": none, "cpt": cpt}
-
-
-def deepspeed_file(name: str) -> Path:
-    """The JSON file of --deepspeed: a shipped one by name, or a path.
-
-    Raises:
-        ValueError: there is no such file.
-    """
-    choices = ", ".join(sorted(path.stem for path in DEEPSPEED_FOLDER.glob("*.json")))
-    for file in (DEEPSPEED_FOLDER / f"{name}.json", Path(name)):
-        if file.is_file():
-            return file
-    raise ValueError(f"--deepspeed {name}: no such file; choose {choices} or give a JSON file")
 
 
 def batch_split(config: "Config") -> tuple[int, int]:

@@ -63,12 +63,21 @@ def model_card(report: dict[str, Any], model_name: str) -> str:
     )
 
 
-def schedule_table(dense: dict[str, Any], rounds: list[dict[str, Any]]) -> str:
-    """The dry run: what each round leaves, and the tokens that it recovers on."""
-    header = ["round", "width", "layers", "parameters", "FLOPs/token", "recovery tokens"]
-    rows = [[*_size("dense", dense), ""]]
-    rows += [[*_size(f"{record['round']} {record['kind']}", record), record["recovery_tokens"]] for record in rounds]
-    return _markdown([header, *rows])
+def schedule_table(rows: list[dict[str, Any]]) -> str:
+    """The dry run: what dense is and each round leaves, FLOPs of each benchmark's prompt, memory of one GPU, tokens and hours."""
+    benchmarks = [f"{name} ({num_tokens})" for name, num_tokens in rows[0]["prompt_tokens"].items()]
+    header = [*COLUMNS[:5], *benchmarks, "serve GiB", "train GiB", "recovery tokens", "hours"]
+    lines = []
+    for row in rows:
+        memory = [f"{row[name] / 2**30:.1f}" for name in ("serving_bytes", "training_bytes")]
+        if row is rows[0]:
+            recovery = ["", ""]
+        elif row["recovery_tokens"] is None:
+            recovery = ["its part of the data", "?"]
+        else:
+            recovery = [f"{row['recovery_tokens']:,}", f"{row['recovery_hours']:.1f}"]
+        lines.append([*_size(row["name"], row), *map(_short, row["prompt_flops"].values()), *memory, *recovery])
+    return _markdown([header, *lines])
 
 
 def _summary(dense: dict[str, Any], final: dict[str, Any]) -> str:
