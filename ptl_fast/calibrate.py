@@ -89,7 +89,8 @@ def watch(model: "PreTrainedModel", family: Family) -> Iterator[Watch]:
         if watched.enabled:
             before = args[0] if args else kwargs["hidden_states"]
             after = output[0] if isinstance(output, tuple) else output
-            residual_change(before, after, statistics.change_L3[index], neurons.token_mask)
+            if before.shape == after.shape:  # a model that SliceGPT sliced widens in its last layer, and drops no layers
+                residual_change(before, after, statistics.change_L3[index], neurons.token_mask)
 
     with ExitStack() as stack:
         stack.enter_context(fused_ffns(ffns, neurons))

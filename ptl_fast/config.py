@@ -46,6 +46,11 @@ class Config:
     layers_per_round: int = 1
     """Decoder layers removed in one round."""
 
+    slice_hidden: float | None = None
+    """The SliceGPT baseline instead of neurons and layers: fraction of the residual stream's dimensions that stays, in (0, 1),
+    rounded to a multiple of 8. One round; --keep is then 1, and neither --keep below 1 nor --drop-layers goes with it. The result
+    loads after ``import ptl_fast.slicegpt``."""
+
     order: Literal["neurons-then-layers", "layers-then-neurons", "alternate"] = "neurons-then-layers"
     """Which rounds come first."""
 
@@ -174,6 +179,8 @@ class Config:
                 raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 1")
         if self.drop_layers < 0:
             raise ValueError(f"--drop-layers {self.drop_layers} must be at least 0")
+        if self.slice_hidden is not None:
+            self._check_slicing(self.slice_hidden)
         if self.model is not None and self.data is None:
             raise ValueError(
                 "--data is missing: give a file or hub name with the reasoning data that --model should keep its skill on"
@@ -181,6 +188,17 @@ class Config:
 
         if self.score_during_recovery and self.recovery == "none":
             raise ValueError("--score-during-recovery takes its statistics from training; it needs --recovery cpt")
+
+    def _check_slicing(self, share: float) -> None:
+        if not 0 < share < 1:
+            raise ValueError(
+                f"--slice-hidden {share} is outside (0, 1); it is the fraction of dimensions that stay, for example 0.75"
+            )
+        if self.keep < 1 or self.drop_layers or self.neurons_per_round or (self.rounds or 1) > 1:
+            raise ValueError(
+                "--slice-hidden is one round that removes nothing else: it does not go with --keep below 1, --drop-layers,"
+                " --neurons-per-round or several --rounds; leave them out"
+            )
 
     def identity(self) -> dict:
         """The settings that decide the result; a run folder only continues under equal ones."""

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ptl_fast.families import resize_config
+from ptl_fast.slicegpt import sliced_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -34,8 +35,10 @@ def model_size(config: "PretrainedConfig", context_length: int) -> dict[str, int
     }
 
 
-def predicted_size(config: "PretrainedConfig", width: int, num_layers: int, context_length: int) -> dict[str, int]:
+def predicted_size(
+    config: "PretrainedConfig", width: int, num_layers: int, context_length: int, sliced_hidden_size: int | None = None
+) -> dict[str, int]:
     """``model_size`` of the model that a round will leave. Which layers go does not change the count."""
-    smaller = copy.deepcopy(config)
+    smaller = copy.deepcopy(config) if sliced_hidden_size is None else sliced_config(config, sliced_hidden_size)
     resize_config(smaller, width, list(range(num_layers)))
     return model_size(smaller, context_length)

@@ -40,9 +40,12 @@ def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
 
 def model_card(report: dict[str, Any], model_name: str) -> str:
     """README.md of the compressed model."""
+    method = "the Prune-Tune Loop (arXiv 2602.04919). It loads with `AutoModelForCausalLM.from_pretrained`."
+    if report["config"]["slice_hidden"] is not None:
+        method = "SliceGPT (arXiv 2401.15024). `AutoModelForCausalLM.from_pretrained` loads it after `import ptl_fast.slicegpt`."
     return (
         f"---\nbase_model: {model_name}\ntags: [pruned, ptl]\n---\n\n# {model_name}, compressed\n\n"
-        "Made with ptl_fast by the Prune-Tune Loop (arXiv 2602.04919). It loads with `AutoModelForCausalLM.from_pretrained`.\n\n"
+        f"Made with ptl_fast by {method}\n\n"
         f"{table(report['dense'], report['rounds'])}\n\n{_summary(report['dense'], report['final'])}\n"
     )
 

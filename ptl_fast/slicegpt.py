@@ -1,14 +1,14 @@
 """SliceGPT (arXiv 2401.15024), the baseline that narrows the residual stream: rotate it into its principal axes, keep the first.
 
-A transformer with RMSNorm computes the same when the stream x between two blocks becomes x Q with an orthogonal Q, once the norms'
-weights are folded into the linear layers behind them: ||x Q|| = ||x||, and Q is absorbed by the weights on both sides. Every block
-(attention or FFN) gets the Q of its own input, so the residual connection needs the matrix Q_in^T Q_out, the *shortcut*. Slicing keeps
-the first columns of each Q. As in the authors' code, Q holds the principal axes of the uncentred, unnormalised stream, calibration
-runs through the part that is already sliced, and the stream before the head is not sliced: final norm and head stay as they are.
+A transformer with RMSNorm computes the same when the stream x between two blocks becomes x Q with an orthogonal Q, once the
+norms' weights are folded into the linear layers behind them: ||x Q|| = ||x||, and the weights on both sides absorb Q. Every block
+(attention or FFN) gets the Q of its own input, so the residual connection needs the matrix Q_in^T Q_out, the *shortcut*. Slicing
+keeps the first columns of each Q. As in the authors' code, Q holds the principal axes of the uncentred, unnormalised stream,
+calibration runs through the part that is already sliced, and the stream before the head is not sliced: final norm and head stay.
 
 A sliced model is no ordinary checkpoint. Its model_type is ``slicegpt_`` and the original's, which transformers refuses; after
-``import ptl_fast.slicegpt`` the Auto classes know it. In its config, ``hidden_size`` stays the original's and ``sliced_hidden_size``
-is what is left.
+``import ptl_fast.slicegpt`` the Auto classes know it. In its config, ``hidden_size`` stays the original's, and
+``sliced_hidden_size`` is what is left.
 
 Shape suffixes: T tokens, H hidden size, D sliced hidden size, O width of a block's output (D, or H in the last block), B bases.
 """
@@ -65,7 +65,7 @@ class RootMeanSquare(nn.Module):
     """x / sqrt(sum(x^2) / hidden_size + eps), in float32: an RMSNorm whose weight is folded away.
 
     ``hidden_size`` is the original one also where x is narrower. The kept coordinates hold nearly all of ||x||, so their sum of
-    squares over the original count is nearly the original mean; dividing by the kept count would make every block's input too small.
+    squares over the original count is nearly the original mean; over the kept count, every block's input would come out too small.
     """
 
     def __init__(self, hidden_size: int, eps: float) -> None:
@@ -96,11 +96,10 @@ class PostNorm(nn.Module):
 class SlicedDecoderLayer(GradientCheckpointingLayer):
     """A decoder layer's own attention and FFN on a rotated, sliced residual stream: (..., D) -> (..., output_size)."""
 
-    def __init__(self, layer: nn.Module, config: "PretrainedConfig", output_size: int) -> None:
+    def __init__(self, layer: Any, config: "PretrainedConfig", output_size: int) -> None:
         super().__init__()
         structure, hidden_size, eps = _structure(config), config.hidden_size, config.rms_norm_eps
-        self.self_attn: Any = layer.self_attn
-        self.mlp: Any = layer.mlp
+        self.self_attn, self.mlp = layer.self_attn, layer.mlp
         self.norm = RootMeanSquare(hidden_size, eps)
         weight = self.mlp.down_proj.weight
         square = functools.partial(nn.Linear, config.sliced_hidden_size, bias=False, device=weight.device, dtype=weight.dtype)
@@ -171,8 +170,8 @@ def rotate_and_slice(
     model.eval()
     decoder: Any = model.base_model
     batches = _record_batches(model, tokens, batch_size)
-    eigenvalues_H, basis_HH = _principal_axes([batch.stream for batch in batches], batches, config.hidden_size, model.device)
-    spectrum, basis_HD = [eigenvalues_H], basis_HH[:, :sliced_hidden_size]
+    first_H, basis_HH = _principal_axes([batch.stream for batch in batches], batches, config.hidden_size, model.device)
+    spectrum, basis_HD = [first_H], basis_HH[:, :sliced_hidden_size]
     decoder.embed_tokens = _sliced_embedding(decoder.embed_tokens, basis_HD)
     for batch in batches:
         batch.stream = batch.stream @ basis_HD.to(batch.stream.dtype)
@@ -248,14 +247,16 @@ def _blocks(sliced: SlicedDecoderLayer, layer: nn.Module, config: "PretrainedCon
     """The two blocks of a layer, in the order in which the stream meets them."""
     structure = _structure(config)
 
-    def weight(name: str | None) -> Tensor | None:
-        return None if name is None else structure.norm_offset + layer.get_submodule(name).weight.double()  # type: ignore[operator]
+    def factor(name: str) -> Tensor:
+        """What the layer's norm of this name multiplies by."""
+        weight: Any = layer.get_submodule(name).weight
+        return structure.norm_offset + weight.double()
 
     attention = _Block(
         inputs=[getattr(sliced.self_attn, name) for name in ATTENTION_INPUTS],
         output=sliced.self_attn.o_proj,
-        norm_weight_H=weight("input_layernorm"),  # type: ignore[arg-type]
-        post_weight_H=weight(structure.attention_post_norm),
+        norm_weight_H=factor("input_layernorm"),
+        post_weight_H=factor(structure.attention_post_norm) if structure.attention_post_norm else None,
         post=sliced.attention_post,
         shortcut=sliced.attention_shortcut,
         run=lambda stream, arguments: sliced.attend(stream, **arguments),
@@ -263,8 +264,8 @@ def _blocks(sliced: SlicedDecoderLayer, layer: nn.Module, config: "PretrainedCon
     ffn = _Block(
         inputs=[getattr(sliced.mlp, name) for name in FFN_INPUTS],
         output=sliced.mlp.down_proj,
-        norm_weight_H=weight(structure.ffn_norm),  # type: ignore[arg-type]
-        post_weight_H=weight(structure.ffn_post_norm),
+        norm_weight_H=factor(structure.ffn_norm),
+        post_weight_H=factor(structure.ffn_post_norm) if structure.ffn_post_norm else None,
         post=sliced.ffn_post,
         shortcut=sliced.ffn_shortcut,
         run=lambda stream, arguments: sliced.feed_forward(stream),
@@ -303,9 +304,7 @@ def _slice_block(
     return next_HO, eigenvalues_H
 
 
-def _principal_axes(
-    tensors: list[Tensor], batches: list[_Batch], hidden_size: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _principal_axes(tensors: list[Tensor], batches: list[_Batch], hidden_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(hidden_size,) eigenvalues of sum_t x_t x_t^T, descending, on the CPU, and the eigenvectors as columns; both float64."""
     covariance_HH = torch.zeros(hidden_size, hidden_size, dtype=torch.float64, device=device)
     for tensor, batch in zip(tensors, batches, strict=True):
@@ -340,8 +339,6 @@ def _assemble(model: Any, config: "PretrainedConfig") -> "PreTrainedModel":
     """The sliced type's model object around the modules that were sliced in place."""
     with torch.device("meta"):
         sliced: Any = AutoModelForCausalLM.from_config(config)
-    if model.lm_head.weight is model.model.embed_tokens.weight:
-        raise AssertionError("the embedding was replaced, so the head has weights of its own")
     sliced.model, sliced.lm_head = model.model, model.lm_head
     for module in sliced.modules():
         if hasattr(module, "config"):
