@@ -342,11 +342,15 @@ class _Job:
         context_length, hidden_size = self.config.sequence_length // 2, step.hidden_size if step else None
         return flops.predicted_size(self.hf_config, width, num_layers, context_length, hidden_size)
 
-    def _how_to_load(self) -> str:
+    def _result_is_sliced(self) -> bool:
         from ptl_fast import slicegpt
 
-        sliced = self.config.slice_hidden is not None or slicegpt.is_sliced(self.hf_config)
-        imports = "    import ptl_fast.slicegpt  # without it, transformers refuses this model type\n" if sliced else ""
+        return self.config.slice_hidden is not None or slicegpt.is_sliced(self.hf_config)
+
+    def _how_to_load(self) -> str:
+        imports = ""
+        if self._result_is_sliced():
+            imports = "    import ptl_fast.slicegpt  # without it, transformers refuses this model type\n"
         return HOW_TO_LOAD.format(final=self.output / "final", imports=imports)
 
     def _write_report(self, final: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -370,7 +374,7 @@ class _Job:
         final = {name: last[name] for name in ("num_parameters", "num_layers", "width", "flops_per_token", "eval")}
         content = self._write_report(final)
         if not ranks.agree((self.output / "final").is_dir()):
-            card = report.model_card(content, str(self.config.model))
+            card = report.model_card(content, str(self.config.model), self._result_is_sliced())
             self.folder.publish_final(self.folder.round(len(self.schedule)) / "model", card)
         where = f"Result: {self.output / 'final'}   Report: {self.output / 'report.md'}"
         _say(where + "\n\n" + self._how_to_load())
