@@ -1,5 +1,6 @@
 """SliceGPT: rotation alone changes nothing, slicing keeps the principal axes, and the result saves, loads, trains and resumes."""
 
+import contextlib
 import gc
 import json
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import DEMO_MODEL, HIDDEN, NUM_LAYERS, make_model, relative_error
+from test_cli import write_data
 from test_resume import without_seconds
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -209,12 +211,13 @@ def test_gradient_checkpointing_gives_the_same_gradients(input_ids: torch.Tensor
 
 
 RUN = {
-    "slice_hidden": 0.75,
-    "recovery_tokens": 6000,
+    "slice_hidden": 0.25,
+    "recovery_tokens": 3000,
+    "learning_rate": 1e-3,
     "sequence_length": 128,
     "global_batch": 8,
     "micro_batch": 8,
-    "calibration_tokens": 3000,
+    "calibration_tokens": 2000,
     "eval_tasks": ["nll", "demo_arithmetic"],
     "eval_limit": 5,
     "checkpoint_minutes": 0,
@@ -226,7 +229,7 @@ class Killed(BaseException):
     """As sudden as a signal: nothing in the loop catches it."""
 
 
-def run_until(written: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_until(written: str, data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run, and die as soon as this file is there."""
     write = RunFolder.write_json
 
@@ -237,31 +240,36 @@ def run_until(written: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "write_json", write_and_die)
-        try:
-            compress(**RUN, output=folder)
-        except Killed:
-            pass
-        else:
-            pytest.fail(f"the run ended without writing {written}")
+        with contextlib.suppress(Killed):
+            compress(**RUN, data=data, output=folder)
+    assert (folder / written).is_file()
+    assert not (folder / "final").exists()
     gc.collect()  # the folder's lock goes with its owner
 
 
 def test_run_slices_recovers_and_resumes_bit_identically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ptl_fast import recover
 
-    expected = compress(**RUN, output=tmp_path / "undisturbed")
+    data = write_data(tmp_path / "data.jsonl")
+    expected = compress(**RUN, data=data, output=tmp_path / "undisturbed")
     for written in ("round-01/plan.json", "round-01/pruned.json"):
-        run_until(written, tmp_path / "run", monkeypatch)
+        run_until(written, data, tmp_path / "run", monkeypatch)
 
-    def die(*args: Any) -> None:
-        raise Killed
+    save, num_saves = recover._Checkpoints.on_save, []
+
+    def save_twice(*args: Any, **kwargs: Any) -> None:
+        save(*args, **kwargs)
+        num_saves.append(1)
+        if len(num_saves) == 2:
+            raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(recover._Trainer, "_save_rng_state", die)  # in the middle of the first checkpoint
-        with pytest.raises(Killed):
-            compress(**RUN, output=tmp_path / "run")
+        patch.setattr(recover._Checkpoints, "on_save", save_twice)
+        with contextlib.suppress(Killed):
+            compress(**RUN, data=data, output=tmp_path / "run")
+    assert list((tmp_path / "run" / "round-01" / "recovery").glob("checkpoint-2/complete")), "recovery goes on from here"
     gc.collect()
-    resumed = compress(**RUN, output=tmp_path / "run")
+    resumed = compress(**RUN, data=data, output=tmp_path / "run")
     assert without_seconds(resumed) == without_seconds(expected)
     for name in ("final/model.safetensors", "final/config.json", "round-01/plan.json", "round-01/statistics.safetensors"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes(), name
@@ -272,7 +280,7 @@ def check_result(folder: Path, report: dict) -> None:
     """The round is what was asked for, recovery helped, and the sizes in the report are those of the saved model."""
     (record,), dense = report["rounds"], report["dense"]
     config = json.loads((folder / "final" / "config.json").read_text())
-    assert (config["model_type"], config["sliced_hidden_size"]) == ("slicegpt_llama", round(0.75 * config["hidden_size"]))
+    assert (config["model_type"], config["hidden_size"], config["sliced_hidden_size"]) == ("slicegpt_llama", 128, 32)
     assert (record["kind"], record["width"], record["num_layers"]) == ("hidden", dense["width"], dense["num_layers"])
     assert dense["eval"]["nll"]["nll"] < record["eval"]["nll"]["nll"] < record["eval_pruned"]["nll"]["nll"]
     assert record["flops_per_token"] < dense["flops_per_token"]
@@ -309,7 +317,8 @@ def test_sliced_models_lose_no_layers_and_are_not_sliced_again(tmp_path: Path, c
 def test_dry_run_shows_the_slice(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--dry-run", "--slice-hidden", "0.75"]) == 0
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.strip().splitlines()]
-    dense = AutoModelForCausalLM.from_pretrained(DEMO_MODEL)
+    dense, tokens = AutoModelForCausalLM.from_pretrained(DEMO_MODEL), packed()
+    tokens.input_ids.remainder_(dense.config.vocab_size)
     size = round(0.75 * dense.config.hidden_size)
     assert rows[3][:3] == ["1 hidden", str(dense.config.intermediate_size), str(dense.config.num_hidden_layers)]
-    assert rows[3][3] == f"{sliced(dense, size, packed()).num_parameters() / 1e6:.4g}M"
+    assert rows[3][3] == f"{sliced(dense, size, tokens).num_parameters() / 1e6:.4g}M"
