@@ -156,8 +156,9 @@ def rotate_and_slice(
     """Return the sliced model, made of the given one's modules (which is used up), and the bases' eigenvalues.
 
     One pass over ``tokens``, layer after layer; tokens whose mask is False do not count. With several ranks each takes every
-    world_size-th batch. Covariances and changes of weights are computed in float64, on the model's device; the whole corpus's
-    residual stream is held there three times, in the weights' type: 3 * num_tokens * hidden_size * itemsize bytes.
+    world_size-th batch, and the axes of small eigenvalues then differ from those of one rank, as sums are rounded in another order.
+    Covariances and changes of weights are computed in float64, on the model's device. There, the whole corpus's residual stream is
+    held three times in the weights' type, 3 * num_tokens * hidden_size * itemsize bytes, and its attention masks once.
 
     Returns:
         The model, and (2 * num_layers, hidden_size) float64 on the CPU: for the input of every block, the uncentred covariance's
@@ -287,9 +288,8 @@ def _slice_block(
         back_DH = own_HD.T * block.post_weight_H
         _set_output_axes_(block.output, own_HD)
         outputs = [block.post.norm(output @ own_HD.to(output.dtype)) @ back_DH.to(output.dtype) for output in outputs]
-    streams = [
-        batch.stream @ basis_HD.T.to(output.dtype) + output for batch, output in zip(batches, outputs, strict=True)
-    ]  # in the original axes, so nothing of this block's output is lost before its own slice
+    # in the original axes, so that nothing of this block's output is lost before its own slice
+    streams = [batch.stream @ basis_HD.T.to(output.dtype) + output for batch, output in zip(batches, outputs, strict=True)]
     eigenvalues_H, next_HO = None, torch.eye(hidden_size, dtype=torch.float64, device=basis_HD.device)
     if not last:
         eigenvalues_H, next_HH = _principal_axes(streams, batches, hidden_size, basis_HD.device)
