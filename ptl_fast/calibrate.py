@@ -118,6 +118,8 @@ def watch(model: "PreTrainedModel", family: Family, extra: frozenset[Extra] = NO
         if watched.enabled:
             before = args[0] if args else kwargs["hidden_states"]
             after = output[0] if isinstance(output, tuple) else output
+            if before.shape != after.shape:  # a model that SliceGPT sliced widens in its last layer, and drops no layers
+                return
             residual_change(before, after, statistics.change_L3[index], neurons.token_mask)
             if statistics.angle_L is not None:
                 _add_angles(before, after, statistics.angle_L[index], neurons.token_mask)

@@ -21,9 +21,11 @@ from ptl_fast.config import Config, deepspeed_file
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from ptl_fast.calibrate import Extra, Statistics
     from ptl_fast.data import PackedTokens
+    from ptl_fast.families import Family
     from ptl_fast.plan import PruningPlan, Round
     from ptl_fast.rundir import RunFolder
 
@@ -35,7 +37,7 @@ NUM_HELD_OUT = 256
 NLL_MAX_LENGTH = 2048
 HOW_TO_LOAD = """Load the result:
 
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+{imports}    from transformers import AutoModelForCausalLM, AutoTokenizer
     model = AutoModelForCausalLM.from_pretrained("{final}")
     tokenizer = AutoTokenizer.from_pretrained("{final}")"""
 
@@ -46,7 +48,7 @@ def compress(**settings: Any) -> dict[str, Any]:
     Raises:
         ValueError: a setting, the model or the data does not fit; the message names the fix.
     """
-    defaults = preset_settings(settings.get("preset"), settings.get("model"))
+    defaults = _defaults(settings.get("preset"), settings.get("model"), settings.get("slice_hidden"))
     return run(Config(**{**defaults, **settings}))
 
 
@@ -70,15 +72,19 @@ def dry_run(config: Config) -> str:
     Raises:
         ValueError: the schedule does not fit the model, or the estimate does not know a setting.
     """
-    from ptl_fast import estimate, flops, plan, report
+    from ptl_fast import estimate, flops, report
 
     assert config.model is not None
     dense: Any = shipped_config(config.model) or _load_config(config)
-    schedule = plan.make_schedule(config, dense.intermediate_size, dense.num_hidden_layers)
+    if config.slice_hidden is not None and isinstance(dense, types.SimpleNamespace):  # slicing needs transformers' own class
+        from transformers import AutoConfig
+
+        dense = AutoConfig.for_model(**vars(dense))
+    schedule = _schedule(config, dense)
     rows = [{"name": "dense", **estimate.predict(dense, config, 0)}]
     for step in schedule:
         num_tokens = None if config.recovery_tokens is None else round(step.recovery_share * config.recovery_tokens)
-        smaller = flops.resized(dense, step.width, step.num_layers)
+        smaller = flops.resized(dense, step.width, step.num_layers, step.hidden_size)
         rows.append({"name": f"{step.number} {step.kind}", **estimate.predict(smaller, config, num_tokens)})
     floor = "These widths are the lowest that --threshold may reach: a round's scores decide how many neurons go.\n\n"
     return f"{report.schedule_table(rows)}\n\n{floor if config.threshold is not None else ''}{estimate.assumptions(config, rows)}"
@@ -103,8 +109,11 @@ def _mention_missing_kernels(device: str) -> None:
 class _Job:
     """One run: what its stages share. Constructing it checks the settings and writes nothing."""
 
+    model: "PreTrainedModel"
+    family: "Family"
+
     def __init__(self, config: Config) -> None:
-        from ptl_fast import evaluate, models, plan, ranks, recover
+        from ptl_fast import evaluate, models, ranks, recover
 
         assert config.model is not None
         assert config.data is not None
@@ -112,7 +121,7 @@ class _Job:
         self.config = config
         self.device = models.resolve_device(config.device)
         self.hf_config = models.load_config(config.model)
-        self.schedule = plan.make_schedule(config, self.hf_config.intermediate_size, self.hf_config.num_hidden_layers)
+        self.schedule = _schedule(config, self.hf_config)
         self.tasks = evaluate.parse_tasks(config.eval_tasks)
         self.output = Path(config.output or f"runs/{Path(config.model).name}")
         ranks.join(self.device)
@@ -141,7 +150,7 @@ class _Job:
 
     def _round(self, step: "Round") -> dict[str, Any]:
         """Prune and recover once. A stage whose result is already on disk is not run again."""
-        from ptl_fast import compact, models, ranks, report
+        from ptl_fast import models, ranks, report
         from ptl_fast.plan import PruningPlan
 
         name, folder = f"round-{step.number:02d}", self.folder.round(step.number)
@@ -164,7 +173,7 @@ class _Job:
         if ranks.agree((folder / "model").is_dir()):
             self._load_weights(step.number)
         else:
-            stage("compact", lambda: compact.compact_(self.model, self.family, plan))
+            stage("compact", lambda: self._compact(plan))
             label = f"round {step.number} pruned"
             self.folder.once(f"{name}/pruned.json", lambda: stage("evaluate", lambda: self._evaluate(label)))
             stage("recover", lambda: self._recover(step, folder / "recovery"))
@@ -183,6 +192,17 @@ class _Job:
         self.folder.write_json(f"{name}/record.json", ranks.agree(record))
         self._remove_old_weights(step.number)
         return self.folder.read_json(f"{name}/record.json")
+
+    def _compact(self, plan: "PruningPlan") -> None:
+        """Make the model smaller as the plan says."""
+        from ptl_fast import compact, slicegpt
+
+        if plan.hidden_size is None:
+            compact.compact_(self.model, self.family, plan)
+            return
+        tokens = self.training[plan.round - 1].first(self.config.calibration_tokens)
+        self.model, eigenvalues = slicegpt.rotate_and_slice(self.model, tokens, plan.hidden_size, self.config.micro_batch)
+        self.folder.write_tensors(f"round-{plan.round:02d}/statistics.safetensors", {"eigenvalues": eigenvalues})
 
     def _recover(self, step: "Round", folder: Path) -> None:
         """Train in place; with --score-during-recovery, also take the statistics that the next round will use."""
@@ -228,7 +248,7 @@ class _Job:
 
         if step.kind != "neurons":  # with --threshold, the rounds before decided on the width
             step = dataclasses.replace(step, width=self.model.config.intermediate_size)
-        if step.kind == "none":
+        if step.kind in ("none", "hidden"):
             return dataclasses.asdict(plan.plan_nothing(step))
         statistics = self._statistics(step)
         if step.kind == "layers":
@@ -385,7 +405,19 @@ class _Job:
         width = step.width if step else self.hf_config.intermediate_size
         num_layers = step.num_layers if step else self.hf_config.num_hidden_layers
         # the mean number of tokens that a token of a full sequence sees
-        return flops.predicted_size(self.hf_config, width, num_layers, self.config.sequence_length // 2)
+        context_length, hidden_size = self.config.sequence_length // 2, step.hidden_size if step else None
+        return flops.predicted_size(self.hf_config, width, num_layers, context_length, hidden_size)
+
+    def _result_is_sliced(self) -> bool:
+        from ptl_fast import slicegpt
+
+        return self.config.slice_hidden is not None or slicegpt.is_sliced(self.hf_config)
+
+    def _how_to_load(self) -> str:
+        imports = ""
+        if self._result_is_sliced():
+            imports = "    import ptl_fast.slicegpt  # without it, transformers refuses this model type\n"
+        return HOW_TO_LOAD.format(final=self.output / "final", imports=imports)
 
     def _write_report(self, final: dict[str, Any] | None = None) -> dict[str, Any]:
         from ptl_fast import report
@@ -398,7 +430,7 @@ class _Job:
             "final": final,
         }
         self.folder.write_json("report.json", content)
-        self.folder.write_text("report.md", report.to_markdown(content, HOW_TO_LOAD.format(final=self.output / "final")))
+        self.folder.write_text("report.md", report.to_markdown(content, self._how_to_load()))
         return content
 
     def _finish(self) -> dict[str, Any]:
@@ -408,11 +440,17 @@ class _Job:
         final = {name: last[name] for name in ("num_parameters", "num_layers", "width", "flops_per_token", "eval")}
         content = self._write_report(final)
         if not ranks.agree((self.output / "final").is_dir()):
-            card = report.model_card(content, str(self.config.model))
+            card = report.model_card(content, str(self.config.model), self._result_is_sliced())
             self.folder.publish_final(self.folder.round(len(self.schedule)) / "model", card)
         where = f"Result: {self.output / 'final'}   Report: {self.output / 'report.md'}"
-        _say(where + "\n\n" + HOW_TO_LOAD.format(final=self.output / "final"))
+        _say(where + "\n\n" + self._how_to_load())
         return content
+
+
+def _defaults(preset: str | None, model: str | None, slice_hidden: float | None) -> dict[str, Any]:
+    """Settings that hold where the user gives none: a preset's, and with --slice-hidden one round that removes no neurons."""
+    slicing = {} if slice_hidden is None else {"keep": 1.0, "rounds": None}
+    return {**preset_settings(preset, model), **slicing}
 
 
 def preset_settings(name: str | None, model: str | None) -> dict[str, Any]:
@@ -451,7 +489,7 @@ def parse(arguments: list[str] | None = None) -> Config:
     # the deepspeed launcher adds this flag; LOCAL_RANK in the environment says the same
     arguments = [argument for argument in arguments if not argument.startswith("--local_rank=")]
     chosen = parser.parse_args(arguments)
-    parser.set_defaults(preset_settings(chosen.preset, chosen.model))
+    parser.set_defaults(_defaults(chosen.preset, chosen.model, chosen.slice_hidden))
     settings = parser.parse_args(arguments).as_dict()
     settings.pop("config")
     return Config(**settings)
@@ -513,6 +551,25 @@ def _parser() -> Any:
         text = (help_of.get(field.name) or "").replace("\n", " ").replace("%", "%%")
         parser.add_argument(f"--{field.name.replace('_', '-')}", help=text, **kind)
     return parser
+
+
+def _schedule(config: Config, hf_config: "PretrainedConfig") -> "list[Round]":
+    """The rounds that the settings ask for."""
+    from ptl_fast import plan
+
+    width, num_layers = hf_config.intermediate_size, hf_config.num_hidden_layers
+    if config.slice_hidden is not None:
+        from ptl_fast import slicegpt
+
+        schedule = plan.make_slicing_schedule(config, width, num_layers, hf_config.hidden_size)
+        assert schedule[0].hidden_size is not None
+        slicegpt.sliced_config(hf_config, schedule[0].hidden_size)  # says so now if this model type cannot be sliced
+        return schedule
+    if config.drop_layers and hasattr(hf_config, "sliced_hidden_size"):
+        raise ValueError(
+            f"--drop-layers: the layers of {config.model} cannot go, each one's output stands in axes of its own (SliceGPT)"
+        )
+    return plan.make_schedule(config, width, num_layers)
 
 
 def _check_names(config: Config) -> None:

@@ -56,6 +56,11 @@ class Config:
     layers_per_round: int = 1
     """Decoder layers removed in one round."""
 
+    slice_hidden: float | None = None
+    """The SliceGPT baseline instead of neurons and layers: fraction of the residual stream's dimensions that stays, in (0, 1),
+    rounded to a multiple of 8. One round; --keep is then 1, and neither --keep below 1 nor --drop-layers goes with it. The result
+    loads after ``import ptl_fast.slicegpt``."""
+
     order: Literal["neurons-then-layers", "layers-then-neurons", "alternate"] = "neurons-then-layers"
     """Which rounds come first."""
 
@@ -196,6 +201,8 @@ class Config:
                 raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 1")
         if self.drop_layers < 0:
             raise ValueError(f"--drop-layers {self.drop_layers} must be at least 0")
+        if self.slice_hidden is not None:
+            self._check_slicing(self.slice_hidden)
         if self.recovery == "grpo" and not self.dry_run:
             raise ValueError("--recovery grpo (reinforcement learning) is not there yet, only its dry run is; use --recovery cpt")
         if self.model is not None and self.data is None and not self.dry_run:
@@ -226,6 +233,17 @@ class Config:
             raise ValueError("--threshold decides how many neurons go, and so does --neurons-per-round; give one of the two")
         if self.keep == 1:
             raise ValueError("--threshold removes neurons and --keep 1 forbids it; lower --keep, the least that may stay")
+
+    def _check_slicing(self, share: float) -> None:
+        if not 0 < share < 1:
+            raise ValueError(
+                f"--slice-hidden {share} is outside (0, 1); it is the fraction of dimensions that stay, for example 0.75"
+            )
+        if self.keep < 1 or self.drop_layers or self.neurons_per_round or (self.rounds or 1) > 1:
+            raise ValueError(
+                "--slice-hidden is one round that removes nothing else: it does not go with --keep below 1, --drop-layers,"
+                " --neurons-per-round or several --rounds; leave them out"
+            )
 
     def identity(self) -> dict:
         """The settings that decide the result; a run folder only continues under equal ones."""

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from ptl_fast.config import Config
 
 DEFAULT_ROUNDS = 5
-Kind = Literal["neurons", "layers", "none"]
+HIDDEN_MULTIPLE = 8  # of a sliced hidden size, as in SliceGPT's code
+Kind = Literal["neurons", "layers", "hidden", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,8 @@ class Round:
     """With --threshold, the lowest width that the round may leave."""
     num_layers: int
     recovery_share: float
+    hidden_size: int | None = None
+    """For a hidden round: the dimensions of the residual stream that stay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,8 @@ class PruningPlan:
     """For a layer round: the score of every layer."""
     num_redundant: list[int] | None = None
     """Neurons of each layer that --threshold, or the rule of scorer reference, calls redundant; protected ones do not count."""
+    hidden_size: int | None = None
+    """For a hidden round: the dimensions of the residual stream that stay."""
 
     @property
     def removes_nothing(self) -> bool:
@@ -71,6 +76,22 @@ def make_schedule(config: "Config", width: int, num_layers: int) -> list[Round]:
             num_layers = layer_counts.pop(0)
         schedule.append(Round(number=number, kind=kind, width=width, num_layers=num_layers, recovery_share=share))
     return schedule
+
+
+def make_slicing_schedule(config: "Config", width: int, num_layers: int, hidden_size: int) -> list[Round]:
+    """Return the one round of the SliceGPT baseline.
+
+    Raises:
+        ValueError: the target rounds to zero or to all dimensions.
+    """
+    assert config.slice_hidden is not None
+    sliced = round(config.slice_hidden * hidden_size / HIDDEN_MULTIPLE) * HIDDEN_MULTIPLE
+    if not 0 < sliced < hidden_size:
+        raise ValueError(
+            f"--slice-hidden {config.slice_hidden} of {hidden_size} dimensions rounds to {sliced}, a multiple of {HIDDEN_MULTIPLE};"
+            f" it must be at least {HIDDEN_MULTIPLE} and below {hidden_size}"
+        )
+    return [Round(number=1, kind="hidden", width=width, num_layers=num_layers, recovery_share=1.0, hidden_size=sliced)]
 
 
 def plan_neurons(
@@ -138,10 +159,10 @@ def plan_layers(step: Round, scores_L: "Tensor", scorer: str) -> PruningPlan:
 
 
 def plan_nothing(step: Round) -> PruningPlan:
-    """A round that only trains."""
+    """A round that only trains, or slices the residual stream: which directions go is found while slicing, block after block."""
     return PruningPlan(
         round=step.number,
-        kind="none",
+        kind=step.kind,
         scorer="",
         width=step.width,
         num_layers=step.num_layers,
@@ -149,6 +170,7 @@ def plan_nothing(step: Round) -> PruningPlan:
         dropped_layers=[],
         num_rescued=0,
         layer_scores=None,
+        hidden_size=step.hidden_size,
     )
 
 

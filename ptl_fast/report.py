@@ -54,11 +54,14 @@ def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def model_card(report: dict[str, Any], model_name: str) -> str:
-    """README.md of the compressed model."""
+def model_card(report: dict[str, Any], model_name: str, sliced: bool) -> str:
+    """README.md of the compressed model; a ``sliced`` one, by this run or before it, needs ptl_fast to load."""
+    one_round = report["config"]["slice_hidden"] is not None
+    method = "SliceGPT (arXiv 2401.15024)" if one_round else "the Prune-Tune Loop (arXiv 2602.04919)"
+    condition = " after `import ptl_fast.slicegpt`" if sliced else ""
     return (
         f"---\nbase_model: {model_name}\ntags: [pruned, ptl]\n---\n\n# {model_name}, compressed\n\n"
-        "Made with ptl_fast by the Prune-Tune Loop (arXiv 2602.04919). It loads with `AutoModelForCausalLM.from_pretrained`.\n\n"
+        f"Made with ptl_fast by {method}. It loads with `AutoModelForCausalLM.from_pretrained`{condition}.\n\n"
         f"{table(report['dense'], report['rounds'])}\n\n{_summary(report['dense'], report['final'])}\n"
     )
 
