@@ -1,8 +1,8 @@
 """Is a response's final answer the right one? math-verify decides, in a child process with limits.
 
-Answers that models make up, such as 9^{9^{9^9}}, can keep sympy busy for ever, inside C code that no signal interrupts. So one child
-judges all answers; the kernel ends it where one takes too long or too much memory, that answer counts as wrong, and another child
-goes on. It counts processor time, so that a busy machine does not change results, and works from any thread.
+Answers that models make up, such as 9^{9^{9^9}}, can keep sympy busy for ever, inside C code that no signal interrupts. So one
+child judges all answers; the kernel ends it where one takes too long or too much memory, that answer counts as wrong, and another
+child goes on. It counts processor time, so that a busy machine does not change results, and works from any thread.
 """
 
 import functools

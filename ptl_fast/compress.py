@@ -73,9 +73,7 @@ def _mention_missing_protections() -> None:
 
     missing = sandbox.missing_protections()
     if missing:
-        _say(
-            f"Generated code runs with limits on time and memory, but this system lacks {', '.join(missing)}: see ptl_fast/sandbox.py."
-        )
+        _say(f"Generated code runs with limits on time and memory, but without {', '.join(missing)}: see ptl_fast/sandbox.py.")
 
 
 class _Job:

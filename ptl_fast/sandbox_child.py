@@ -1,7 +1,7 @@
-"""What runs in the sandbox's child process, as ``python -c``: it takes its own rights away, then executes the program and its tests.
+"""What the sandbox's child process runs, as ``python -c``: it gives up its rights, then executes the program and its tests.
 
-Standard library only, for it starts once a program. It is told on standard input what to run; that the tests passed it tells on a pipe
-of its own, with a word that the parent made up, so neither printing nor a successful exit counts as passing.
+Standard library only, for it starts once a program. It is told on standard input what to run; that the tests passed it tells on
+a pipe of its own, with a word that the parent made up, so neither printing nor a successful exit counts as passing.
 """
 
 import ctypes
@@ -26,8 +26,9 @@ EXECUTE, WRITE_FILE, REFER, TRUNCATE = 1 << 0, 1 << 1, 1 << 13, 1 << 14
 REMOVE_AND_MAKE = 0b1_1111_1111 << 4  # folders, files, devices, sockets, pipes, links
 CAPABILITY_VERSION_3 = 0x20080522
 
-# {machine: (audit architecture, system calls that a program has no need of)}: new processes and threads, signals, sockets, tracing,
-# io_uring (which opens sockets too), owners and permissions of files. Source: the kernel's asm/unistd_64.h and asm-generic/unistd.h.
+# {machine: (audit architecture, system calls that a program has no need of)}: new processes and threads, signals, sockets,
+# tracing, io_uring (which opens sockets too), owners and permissions of files. Source: the kernel's asm/unistd_64.h and
+# asm-generic/unistd.h.
 FORBIDDEN_CALLS = {
     "x86_64": (
         0xC000003E,
