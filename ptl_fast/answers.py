@@ -18,7 +18,7 @@ from typing import Any
 
 CPU_SECONDS = 10  # for one answer
 MEMORY_BYTES = 4 * 2**30
-BOXED = re.compile(r"\\f?boxed\s*")
+BOXED = re.compile(r"\\(?:boxed|fbox)\s*")
 MARKED = re.compile(r"####\s*(.+)|\banswer is:?\s*(.+?)\s*(?:\.(?=\s|$)|$)", re.MULTILINE | re.IGNORECASE)
 
 
@@ -66,7 +66,7 @@ class _Judge:
 
     def _start(self) -> "subprocess.Popen[str]":
         # the same modules as here, wherever Python has them from; the child ends when this process does, for then its input does
-        code = f"import sys; sys.path[:] = {sys.path!r}; from ptl_fast.answers import serve; serve()"
+        code = f"import sys; sys.path[:] = {sys.path!r}; from ptl_fast.answers import serve; serve({CPU_SECONDS})"
         environment = {**os.environ, "PYTHONHASHSEED": "0"}
         pipe = subprocess.PIPE
         child = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, env=environment, text=True)
@@ -91,7 +91,7 @@ def _judge() -> _Judge:
     return _Judge()
 
 
-def serve() -> None:
+def serve(cpu_seconds: int) -> None:
     """The child's loop: a line [gold, answer, response] in, a line true or false out."""
     import resource
 
@@ -104,7 +104,7 @@ def serve() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         used = resource.getrusage(resource.RUSAGE_SELF)
-        resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + CPU_SECONDS, hard))
+        resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + cpu_seconds, hard))
         print(json.dumps(_equal(math_verify, *json.loads(line))), flush=True)
 
 

@@ -33,7 +33,7 @@ def test_right_code_passes_and_wrong_code_does_not() -> None:
         "import os; os._exit(0)",
         "raise SystemExit",
         "quit()",
-        "import os\nfor descriptor in range(3, 64):\n    try:\n        os.write(descriptor, b'[]\\n')\n    except OSError: pass\nos._exit(0)",
+        "import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'[]\\n')\n    except OSError: pass\nos._exit(0)",
         "import atexit, os\natexit.register(lambda: os._exit(0))",
         "import sys\nsys.stdin.seek(0)\nprint(sys.stdin.read())\nos._exit(0)",
     ],

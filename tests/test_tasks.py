@@ -4,14 +4,17 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lm_eval.tasks
 import pytest
 from conftest import DEMO_MODEL
+from jinja2 import Template
 from lm_eval.api.model import LM
+from lm_eval.tasks._yaml_loader import load_yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ptl_fast import answers, evaluate
@@ -41,6 +44,12 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
+def stock_task(path: str) -> tuple[dict[str, Any], Callable[[Row], str]]:
+    """One of lm-eval's own tasks: its settings, and its prompt without examples."""
+    stock = load_yaml(Path(lm_eval.tasks.__file__).parent / path, resolve_func=False)
+    return stock, Template(stock["doc_to_text"], keep_trailing_newline=True).render
+
+
 class Scripted(LM):
     """A model that says what a function of the problem's row says."""
 
@@ -63,7 +72,7 @@ class Scripted(LM):
 
 
 @pytest.fixture
-def score(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[dict[str, float], Scripted]]]:
+def score(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[dict[str, float], Scripted]]:
     """Evaluate a scripted model: (entry, what it says) -> (scores, the model)."""
 
     def run(entry: str, say: Callable[[Row], str], limit: int | None = None) -> tuple[dict[str, float], Scripted]:
@@ -73,7 +82,7 @@ def score(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[dict[
         tokenizer: Any = SimpleNamespace()
         return evaluate.run_lm_eval(None, tokenizer, evaluate.load_lm_eval_task(task), 1, limit), model  # type: ignore[arg-type]
 
-    yield run
+    return run
 
 
 def test_gsm8k_gold_scores_1_and_wrong_0(score: Callable) -> None:
@@ -97,13 +106,16 @@ def test_gsm8k_gold_scores_1_and_wrong_0(score: Callable) -> None:
 
 def test_gsm8k_asks_as_lm_evals_own_task_does(score: Callable, tmp_path: Path) -> None:
     """The 8-shot chain-of-thought prompt of the literature, to the letter."""
+    stock, ask = stock_task("gsm8k/gsm8k-cot.yaml")
+    row = {"question": "One plus one?", "answer": "1+1=2\n#### 2"}
+    shots = [f"{ask(example)} {example['target']}" for example in stock["fewshot_config"]["samples"]]
     file = tmp_path / "test.jsonl"
-    file.write_text(json.dumps({"question": "One plus one?", "answer": "1+1=2\n#### 2"}) + "\n")
-    ours = score(f"ptl_gsm8k={file}", lambda row: "2")[1]
-    stock = score(f"gsm8k_cot={file}", lambda row: "2")[1]
-    assert ours.prompts == stock.prompts
-    assert ours.prompts[0].count("Q:") == 9
-    assert [settings["until"] for settings in ours.settings] == [settings["until"] for settings in stock.settings]
+    file.write_text(json.dumps(row) + "\n")
+    scores, model = score(f"ptl_gsm8k={file}", lambda row: "2")
+    assert model.prompts == ["\n\n".join([*shots, ask(row)])]
+    assert model.prompts[0].count("Q: ") == stock["num_fewshot"] + 1 == 9
+    assert model.settings[0]["until"] == stock["generation_kwargs"]["until"]
+    assert scores == {"exact_match": 1.0}
 
 
 @pytest.mark.parametrize("task", ["ptl_minerva_math", "ptl_math500"])
@@ -113,17 +125,19 @@ def test_math_gold_scores_1_and_wrong_0(score: Callable, task: str) -> None:
     scores, model = score(f"{task}={MATH_PROBLEMS}", lambda row: rows[row["problem"]]["solution"])
     assert scores == {"exact_match": 1.0}
     assert all(prompt.count("Problem:\n") == 5 and prompt.endswith("\n\nSolution:") for prompt in model.prompts)
-    minerva = "Final Answer: The final answer is ${}$. I hope it is correct."
-    for say in (minerva, "Therefore $\\boxed{{{}}}$.", "#### {}"):
-        for kind, expected in (("same", 1.0), ("wrong", 0.0)):
-            judged = {problem: score_one(task, row, say.format(row[kind])) for problem, row in rows.items()}
-            assert set(judged.values()) == {expected}, [rows[name][kind] for name, value in judged.items() if value != expected]
+    scores, _ = score(f"{task}={MATH_PROBLEMS}", lambda row: rows[row["problem"]]["wrong"], 10)
+    assert scores == {"exact_match": 0.0}
 
 
-def score_one(task: str, row: Row, response: str) -> float:
-    gold = answers.final_answer(row["solution"])
-    assert gold is not None
-    return float(answers.is_right(gold, response))
+@pytest.mark.parametrize(
+    "say", ["Final Answer: The final answer is ${}$. I hope it is correct.", "Therefore $\\boxed{{{}}}$.", "#### {}"]
+)
+def test_equal_answers_are_right_however_written_and_others_wrong(say: str) -> None:
+    for row in read(MATH_PROBLEMS):
+        gold = answers.final_answer(row["solution"])
+        assert gold is not None
+        assert answers.is_right(gold, say.format(row["same"])), (gold, row["same"])
+        assert not answers.is_right(gold, say.format(row["wrong"])), (gold, row["wrong"])
 
 
 def test_an_answer_column_comes_before_the_solution(score: Callable, tmp_path: Path) -> None:
@@ -159,8 +173,6 @@ def test_final_answers(response: str, answer: str | None) -> None:
 def test_an_answer_that_no_one_can_compute_is_wrong_and_the_next_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "CPU_SECONDS", 2)
     judge = answers._Judge()
-    judge_start = judge._start
-    monkeypatch.setattr(judge, "_start", judge_start)
     tower = "9" + "^{9" * 4 + "}" * 4
     assert not judge.ask(["5", tower, ""])
     assert judge.ask(["5", "5", ""])
@@ -193,19 +205,15 @@ def test_mbpp_gold_scores_1_and_wrong_0(score: Callable) -> None:
 
 def test_mbpp_asks_as_lm_evals_own_task_does(score: Callable, tmp_path: Path) -> None:
     """Its yaml's templates; the task itself cannot be loaded here, for it downloads its metric."""
-    import lm_eval.tasks
-    from jinja2 import Template
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    stock = load_yaml(Path(lm_eval.tasks.__file__).parent / "mbpp" / "mbpp.yaml", resolve_func=False)
+    stock, ask = stock_task("mbpp/mbpp.yaml")
     row = {"text": "Add one.", "test_list": ["assert f(1) == 2", "assert f(2) == 3", "assert f(0) == 1"]}
-    ask, answer = Template(stock["doc_to_text"], keep_trailing_newline=True), Template(stock["doc_to_target"])
+    answer = Template(stock["doc_to_target"])
     examples = [{**example, "is_fewshot": True} for example in sources.standard_examples("mbpp/utils.py")]
-    shots = [ask.render(example) + answer.render(example) for example in examples[: stock["num_fewshot"]]]
+    shots = [ask(example) + answer.render(example) for example in examples[: stock["num_fewshot"]]]
     file = tmp_path / "test.jsonl"
     file.write_text(json.dumps(row) + "\n")
     scores, model = score(f"ptl_mbpp={file}", lambda row: "def f(x):\n    return x + 1\n")
-    assert model.prompts == ["\n\n".join([*shots, ask.render(row)])]
+    assert model.prompts == ["\n\n".join([*shots, ask(row)])]
     assert model.settings[0]["until"] == stock["generation_kwargs"]["until"]
     assert scores == {"pass@1": 1.0}
 
@@ -309,6 +317,8 @@ def test_a_real_model_is_judged(tmp_path: Path) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(DEMO_MODEL).eval(), AutoTokenizer.from_pretrained(DEMO_MODEL)
     file = tmp_path / "mbpp.jsonl"
     file.write_text(json.dumps({"text": "Add one.", "test_list": ["assert f(1) == 2"]}) + "\n")
-    for entry, metric in ((f"ptl_math500={MATH_PROBLEMS}", "exact_match"), (f"ptl_mbpp={file}", "pass@1")):
+    questions = tmp_path / "gsm8k.jsonl"
+    questions.write_text(json.dumps({"question": "One plus one?", "answer": "#### 2"}) + "\n")
+    for entry, metric in ((f"ptl_gsm8k={questions}", "exact_match"), (f"ptl_mbpp={file}", "pass@1")):
         loaded = evaluate.load_lm_eval_task(*evaluate.parse_tasks([entry], allow_code_execution=True))
         assert evaluate.run_lm_eval(model, tokenizer, loaded, 2, 2) == {metric: 0.0}
