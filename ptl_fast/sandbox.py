@@ -49,12 +49,20 @@ class Limits:
 
 
 def passes(program: str, tests: str, limits: Limits | None = None) -> bool:
-    """Whether ``program`` and then ``tests``, in one namespace, run to their end in a child process."""
+    """Whether ``program`` and then ``tests``, in one namespace, run to their end in a child process.
+
+    Raises:
+        ValueError: the child could not begin, which says nothing about the program.
+    """
     return _run([program, tests], limits or Limits())[0]
 
 
 def missing_protections() -> list[str]:
-    """Protections that this system does not offer, of: privileges, landlock, seccomp."""
+    """Protections that this system does not offer, of: privileges, landlock, seccomp.
+
+    Raises:
+        ValueError: the sandbox does not work here.
+    """
     _, report = _run([""], Limits())
     return json.loads(report)
 
@@ -89,7 +97,12 @@ def _run(sources: Sequence[str], limits: Limits) -> tuple[bool, bytes]:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
-    first, _, rest = said.partition(b"\n")
+    first, began, rest = said.partition(b"\n")
+    if not began:
+        raise ValueError(
+            f"the sandbox's child process ended with status {child.returncode} before it ran anything; see whether"
+            f" {sys.executable} starts, and whether {limits.memory_bytes / 2**20:.0f} MiB of address space are enough for it"
+        )
     return rest == word.encode(), first
 
 
@@ -98,9 +111,7 @@ def _read(descriptor: int, deadline: float) -> bytes:
     said = b""
     while len(said) < MAX_REPORT_BYTES:
         ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            return b""
-        chunk = os.read(descriptor, MAX_REPORT_BYTES)
+        chunk = os.read(descriptor, MAX_REPORT_BYTES) if ready else b""
         if not chunk:
             break
         said += chunk

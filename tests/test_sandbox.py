@@ -151,3 +151,9 @@ def test_results_do_not_depend_on_hash_seeds() -> None:
     assert outcomes == {True, False}, "exactly one letter comes first"
     first = next(letter for letter in "abcdefgh" if passes(program, f"assert order[0] == {letter!r}"))
     assert all(passes(program, f"assert order[0] == {first!r}") for _ in range(4))
+
+
+def test_a_sandbox_that_does_not_work_is_an_error_and_no_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "CHILD", "raise SystemExit(3)")
+    with pytest.raises(ValueError, match="status 3 before it ran anything"):
+        passes("", "")
