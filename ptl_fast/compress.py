@@ -63,6 +63,8 @@ def run(config: Config) -> dict[str, Any]:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     job = _Job(config)
     _mention_missing_kernels(job.device)
+    if config.allow_code_execution:
+        _mention_missing_protections()
     return job.run()
 
 
@@ -106,6 +108,14 @@ def _mention_missing_kernels(device: str) -> None:
         _say("Scoring runs on plain PyTorch: the C++ kernels were not built; with a C++ compiler, install again to have them.")
 
 
+def _mention_missing_protections() -> None:
+    from ptl_fast import sandbox
+
+    missing = sandbox.missing_protections()
+    if missing:
+        _say(f"Generated code runs with limits on time and memory, but without {', '.join(missing)}: see ptl_fast/sandbox.py.")
+
+
 class _Job:
     """One run: what its stages share. Constructing it checks the settings and writes nothing."""
 
@@ -122,7 +132,7 @@ class _Job:
         self.device = models.resolve_device(config.device)
         self.hf_config = models.load_config(config.model)
         self.schedule = _schedule(config, self.hf_config)
-        self.tasks = evaluate.parse_tasks(config.eval_tasks)
+        self.tasks = evaluate.parse_tasks(config.eval_tasks, config.allow_code_execution)
         self.output = Path(config.output or f"runs/{Path(config.model).name}")
         ranks.join(self.device)
         recover.batch_split(config)
@@ -593,7 +603,7 @@ def _environment(device: str) -> dict[str, str]:
     import torch
 
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
-    packages = ("ptl_fast", "torch", "triton", "transformers", "trl", "datasets", "deepspeed", "lm_eval")
+    packages = ("ptl_fast", "torch", "triton", "transformers", "trl", "datasets", "deepspeed", "lm_eval", "math_verify")
     versions = {}
     for package in packages:
         try:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 # Settings that may differ between a run and its continuation: they do not change what is computed.
-NOT_PART_OF_THE_RESULT = frozenset({"output", "overwrite", "debug", "dry_run", "dry_run_gpus", "checkpoint_minutes", "keep_rounds"})
+NOT_PART_OF_THE_RESULT = frozenset(
+    {"output", "overwrite", "debug", "dry_run", "dry_run_gpus", "checkpoint_minutes", "keep_rounds", "allow_code_execution"}
+)
 
 DEEPSPEED_FOLDER = Path(__file__).parent / "presets" / "deepspeed"
 MAX_SEED = 2**20  # seeds of rounds are a thousand times larger, and NumPy takes 32 bits
@@ -123,8 +125,13 @@ class Config:
 
     eval_tasks: list[str] | str = field(default_factory=lambda: ["nll"])
     """What to measure, separated by commas: [LABEL:]TASK[=FILE]. TASK is nll (negative log-likelihood per token of
-    answers; without =FILE, of a held-out part of --data), a task shipped here (demo_arithmetic), or any lm-eval task;
-    =FILE makes an lm-eval task read that jsonl file instead of the network. The first one leads the tables."""
+    answers; without =FILE, of a held-out part of --data), a task shipped here (demo_arithmetic, ptl_gsm8k,
+    ptl_minerva_math, ptl_math500, ptl_mbpp), or any lm-eval task. =FILE makes a task read that jsonl file instead of the
+    hub; the ptl_ tasks also take a hub name there. The first one leads the tables."""
+
+    allow_code_execution: bool = False
+    """Allow ptl_mbpp to run the code that the model writes: in a child process without network, with limits on time,
+    memory and files."""
 
     eval_limit: int | None = None
     """Examples per evaluation task (default: all)."""

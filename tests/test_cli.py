@@ -30,7 +30,8 @@ def test_help_answers_within_two_seconds(command_line: CommandLine) -> None:
     assert result.returncode == 0
     stable = (
         "model data protect keep neurons-per-round rounds drop-layers order scorer layer-scorer width-multiple recovery"
-        " recovery-tokens eval-tasks output overwrite seed dtype device attn deepspeed dry-run debug preset config"
+        " recovery-tokens eval-tasks allow-code-execution output overwrite seed dtype device attn deepspeed dry-run debug preset"
+        " config"
     )
     for name in stable.split():
         assert f"--{name}" in result.stdout, name
@@ -62,6 +63,7 @@ BAD_INPUT = [
     pytest.param(["--recovery", "hope"], r"unknown --recovery hope; choose none, cpt", id="recovery"),
     pytest.param(["--eval-tasks", "nll,unknown_task"], r"unknown evaluation task unknown_task", id="task"),
     pytest.param(["--eval-tasks", "nll=nowhere.jsonl"], r"no file nowhere.jsonl", id="task-file"),
+    pytest.param(["--eval-tasks", "ptl_mbpp=data.jsonl"], r"runs the code.*; allow it with --allow-code-execution", id="code"),
     pytest.param(["--preset", "best"], r"unknown --preset best; choose demo", id="preset"),
     pytest.param(["--deepspeed", "zero9"], r"--deepspeed zero9: no such file; choose zero2", id="deepspeed"),
     pytest.param(["--device", "cuda:99"], r"--device cuda:99 is not present", id="device"),
