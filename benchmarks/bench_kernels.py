@@ -41,15 +41,17 @@ FEWEST_SAMPLES, MOST_SAMPLES = 40, 50
 
 
 class Stopwatch:
-    """Times one call on a device whose caches hold something else."""
+    """Times one call on a device whose caches hold something else, or what an untimed call before it left (``warm``)."""
 
     def __init__(self, device: str, flush_bytes: int) -> None:
         self.device = device
         self.flush = torch.ones(flush_bytes // 4, device=device)
 
-    def time_ms(self, call: Callable[[], object]) -> float:
+    def time_ms(self, call: Callable[[], object], warm: bool = False) -> float:
         """Device time of one call on CUDA, wall time on CPU."""
         self.flush.sum()
+        if warm:
+            call()
         if self.device == "cpu":
             start = time.perf_counter()
             call()
