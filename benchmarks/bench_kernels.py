@@ -10,7 +10,6 @@ program stops instead of timing it. Caches are flushed before each call; times a
 import argparse
 import functools
 import importlib.metadata
-import importlib.util
 import json
 import math
 import os
@@ -26,6 +25,7 @@ import torch
 from ptl_kernels import cpu
 from torch import Tensor
 
+from benchmarks import nvml
 from benchmarks.kernel_cases import DTYPES, OPS, Case, cases
 from benchmarks.kernel_peers import Contender, Tensors
 
@@ -217,8 +217,10 @@ def environment(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "triton": importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None,
-        "liger_kernel": importlib.metadata.version("liger-kernel") if importlib.util.find_spec("liger_kernel") else None,
+        "driver": nvml.driver_version() if device == "cuda" else None,
+        "triton": _version("triton"),
+        "transformers": _version("transformers"),
+        "liger_kernel": _version("liger-kernel"),
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain")),
     }
@@ -277,6 +279,13 @@ def _table_row(row: dict[str, Any]) -> str:
     else:
         cells += [""] * 6
     return f"| {' | '.join([*cells, row['status']])} |"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _git(*arguments: str) -> str | None:

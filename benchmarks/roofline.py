@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from benchmarks.bench_kernels import Stopwatch
+from ptl_fast.flops import model_size
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -32,7 +33,7 @@ Call = Callable[[], object]
 MATRIX_PRODUCTS = {torch.ops.aten.mm: 0, torch.ops.aten.bmm: 0, torch.ops.aten.addmm: 1, torch.ops.aten.baddbmm: 1}
 NO_TRAFFIC = {torch.ops.aten._unsafe_view, torch.ops.aten.lift_fresh, torch.ops.aten.empty, torch.ops.aten.detach}
 SMALLEST_COPY = 1 << 20  # bytes; below, the time is that of the call
-NUM_TIMINGS = 7
+NUM_TIMINGS = 15
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,48 @@ def _tokens(model: "PreTrainedModel", batch_size: int, length: int) -> Tensor:
     return torch.randint(2, model.config.vocab_size, (batch_size, length), device=model.device)
 
 
+class Size:
+    """Parameters, FLOPs and bytes of a model, from its config alone."""
+
+    def __init__(self, config: "PretrainedConfig", dtype: torch.dtype) -> None:
+        self.config, self.dtype = config, dtype
+        self.at_0, self.at_1 = (model_size(config, context) for context in (0, 1))
+
+    def as_dict(self) -> dict[str, int]:
+        """For the results."""
+        names = ("num_parameters", "num_layers", "width")
+        return {**{name: self.at_0[name] for name in names}, "weight_bytes": self.weight_bytes, "cache_bytes": self.cache_bytes}
+
+    @property
+    def weight_bytes(self) -> int:
+        """Weights that every pass reads: an embedding that is not tied to the head is looked up, not read."""
+        looked_up = 0 if self.config.tie_word_embeddings else self.config.vocab_size * self.config.hidden_size
+        return (self.at_0["num_parameters"] - looked_up) * self.dtype.itemsize
+
+    @property
+    def cache_bytes(self) -> int:
+        """Keys and values of one token in every layer."""
+        config = self.config
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        num_key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        return 2 * config.num_hidden_layers * num_key_heads * head_dim * self.dtype.itemsize
+
+    def prefill(self, batch_size: int, length: int) -> dict[str, int]:
+        """{flops, num_bytes} of a pass over a prompt: every token sees half of it, and only the last one's logits are computed."""
+        head = 2 * self.config.hidden_size * self.config.vocab_size
+        flops = batch_size * (length * (self._flops_per_token(length // 2) - head) + head)
+        return {"flops": flops, "num_bytes": self.weight_bytes + batch_size * length * self.cache_bytes}
+
+    def decode(self, batch_size: int, context: int) -> dict[str, int]:
+        """{flops, num_bytes} of a token for each of ``batch_size`` sequences that see ``context`` tokens."""
+        flops = batch_size * self._flops_per_token(context)
+        return {"flops": flops, "num_bytes": self.weight_bytes + batch_size * context * self.cache_bytes}
+
+    def _flops_per_token(self, context: int) -> int:
+        without, of_one = self.at_0["flops_per_token"], self.at_1["flops_per_token"] - self.at_0["flops_per_token"]
+        return without + context * of_one
+
+
 @dataclass
 class Rates:
     """What the device reaches at the shapes of one model. Each rate is measured when it is first asked for."""
@@ -146,9 +189,7 @@ class Rates:
         def make() -> Call:
             query = self._normal(batch, heads, length, head_dim)
             key, value = (self._normal(batch, key_heads, key_length, head_dim) for _ in range(2))
-            return lambda: scaled_dot_product_attention(
-                query, key, value, is_causal=length > 1, enable_gqa=heads != key_heads
-            )
+            return lambda: scaled_dot_product_attention(query, key, value, is_causal=length > 1, enable_gqa=heads != key_heads)
 
         name = f"attention {batch} x {heads} heads of {head_dim}, {length} of {key_length}, {key_heads} key heads, FLOP/s"
         return self._rate(name, 4 * batch * heads * length * head_dim * key_length, make)
