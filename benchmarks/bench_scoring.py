@@ -178,7 +178,8 @@ def random_inputs(arguments: argparse.Namespace, device: str) -> Inputs:
     default = "float32" if device == "cpu" else "bfloat16"
     config = shape_config(arguments.shape)
     model = random_model(config, device, getattr(torch, default if arguments.dtype == "auto" else arguments.dtype))
-    generator, documents = random.Random(0), []
+    generator = random.Random(0)
+    documents: list[list[int]] = []
     while sum(map(len, documents)) < arguments.num_tokens:
         length = generator.randint(arguments.sequence_length // 8, arguments.sequence_length // 2)
         documents.append([generator.randrange(2, config.vocab_size) for _ in range(length)])

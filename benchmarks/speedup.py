@@ -305,7 +305,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def rows(pair: Pair, works: list[Work], rates: Rates, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every engine's rows, one by one."""
-    predicted = {}
+    predicted: dict[Work, float | None] = {}
     with torch.inference_mode():
         for work in works:
             row = measure(pair, work, rates, PAPER_SAMPLES if work.work == "paper" else options.samples)
@@ -316,8 +316,8 @@ def rows(pair: Pair, works: list[Work], rates: Rates, options: argparse.Namespac
     if options.device != "cpu":
         torch.cuda.empty_cache()
     for work, row in zip(works, vllm_speed.rows(configs, works, options), strict=True):
-        known = row["status"] == MEASURED and predicted[work]
-        yield {**row, **(against(row["speedup"], predicted[work]) if known else {})}
+        prediction = predicted[work] if row["status"] == MEASURED else None
+        yield {**row, **(against(row["speedup"], prediction) if prediction else {})}
 
 
 def table_row(row: dict[str, Any]) -> str:
