@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from benchmarks.bench_kernels import FLUSH_BYTES, Stopwatch, environment, write_text
+from benchmarks.bench_kernels import FLUSH_BYTES, Stopwatch, environment
+from benchmarks.files import write_text
 from ptl_fast.models import resolve_device
 
 STEP = 8

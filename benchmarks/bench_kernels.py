@@ -26,11 +26,11 @@ from ptl_kernels import cpu
 from torch import Tensor
 
 from benchmarks import nvml
+from benchmarks.files import MEASURED, write_text
 from benchmarks.kernel_cases import DTYPES, OPS, Case, cases
 from benchmarks.kernel_peers import Contender, Tensors
 
 COLUMNS = ["op", "shape", "dtype", "peer", "ours ms", "peer ms", "peer / ours (p20 to p80)", "error", "GB/s", "of copy", "status"]
-MEASURED = "ok"
 
 # Read before each call: more than the last cache of most devices. On CUDA it also lets the host run ahead of the device, so that
 # the host's time to launch a first kernel stays outside.
@@ -221,8 +221,9 @@ def environment(device: str) -> dict[str, Any]:
         "triton": _version("triton"),
         "transformers": _version("transformers"),
         "liger_kernel": _version("liger-kernel"),
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain")),
+        # a copy of the tree without .git may be told its commit, and cannot know whether it was changed
+        "commit": _git("rev-parse", "HEAD") or os.environ.get("COMMIT"),
+        "dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
     }
 
 
@@ -232,14 +233,6 @@ def processor_name() -> str:
     lines = information.read_text().splitlines() if information.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file at once, so that an interruption leaves the old or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def main(arguments: list[str] | None = None) -> None:

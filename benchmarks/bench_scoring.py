@@ -26,7 +26,8 @@ from ptl_kernels import reference
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from benchmarks.bench_kernels import environment, write_text
+from benchmarks.bench_kernels import environment
+from benchmarks.files import write_text
 from benchmarks.shapes import SHAPES, random_model, shape_config
 from ptl_fast import calibrate, data, models
 from ptl_fast.config import Config

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench_kernels import MEASURED, dtype_name, write_text
+from benchmarks.bench_kernels import dtype_name
+from benchmarks.files import MEASURED, write_text
 from benchmarks.kernel_cases import OPS, cases
 
 ROOT = Path(__file__).parents[1]

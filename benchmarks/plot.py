@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.bench_kernels import MEASURED
+from benchmarks.files import MEASURED
 from benchmarks.kernels_table import RESULTS, ROOT, load
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.alignment import MULTIPLES
-from benchmarks.bench_kernels import MEASURED
+from benchmarks.files import MEASURED
 from benchmarks.kernels_table import DEVICE_TYPES, MISSING, ROOT, Makers, Results, load, run
 from benchmarks.speedup import ratio_cells
 

@@ -29,7 +29,8 @@ import torch
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from benchmarks import nvml, vllm_speed
-from benchmarks.bench_kernels import FLUSH_BYTES, MEASURED, Stopwatch, dtype_name, environment, write_text
+from benchmarks.bench_kernels import FLUSH_BYTES, Stopwatch, dtype_name, environment
+from benchmarks.files import MEASURED, write_text
 from benchmarks.roofline import Rates, Size, decode_operations, prefill_operations
 from benchmarks.shapes import SHAPES, random_model, resized, shape_config
 from ptl_fast import models

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.bench_kernels import MEASURED
+from benchmarks.files import MEASURED
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
