@@ -18,6 +18,7 @@ for argument in "$@"; do
     esac
 done
 if ((rehearse)); then
+    total_limit=1800
     out=${places[0]:-${OUT:-runs/rehearsal-quality}} model=ptl-demo
     data=$out/rehearsal.jsonl runs=${RUNS:-$out/runs} accuracy=
     settings=(--device cpu --recovery-tokens 512 --sequence-length 64 --global-batch 2 --calibration-tokens 256 --eval-limit 4)

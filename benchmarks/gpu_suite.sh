@@ -17,6 +17,7 @@ for argument in "$@"; do
     esac
 done
 if ((rehearse)); then
+    total_limit=1800
     : "${out:=runs/rehearsal-suite}"
     tests=(compaction) selected=hole
     kernels=(--quick --device cpu --op residual_change)
