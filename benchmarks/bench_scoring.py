@@ -14,6 +14,7 @@ Above 1, ours is faster. Samples of all of them take turns; the median ratio cou
 
 import argparse
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +27,9 @@ from ptl_kernels import reference
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from benchmarks.bench_kernels import environment, write_text
+from benchmarks.bench_kernels import environment
+from benchmarks.files import write_text
+from benchmarks.shapes import SHAPES, random_model, shape_config
 from ptl_fast import calibrate, data, models, reference_rule
 from ptl_fast.config import Config
 from ptl_fast.families import Family, decoder_layers, feed_forwards, find_family
@@ -132,9 +135,36 @@ def check(ours: calibrate.Statistics, eager: EagerHooks, dtype: torch.dtype) -> 
             raise SystemExit(f"wrong statistics: relative error {error:.2e}, above {TOLERANCE[dtype]:.0e}; nothing was timed")
 
 
+Inputs = tuple[PreTrainedModel, list[list[int]], int]  # model, documents, padding token
+
+
+def loaded_inputs(arguments: argparse.Namespace, device: str) -> Inputs:
+    """A model from a folder or the hub, and text."""
+    model = models.load_model(arguments.model, Config(model=arguments.model, dtype=arguments.dtype), device)
+    tokenizer = models.load_tokenizer(arguments.model)
+    documents = list(data.tokenize(data.load_documents(arguments.data), tokenizer, arguments.num_tokens))
+    return model, documents, data.padding_token(tokenizer)
+
+
+def random_inputs(arguments: argparse.Namespace, device: str) -> Inputs:
+    """A known shape with random weights, and documents of an eighth to half a sequence: neither is downloaded."""
+    default = "float32" if device == "cpu" else "bfloat16"
+    config = shape_config(arguments.shape)
+    model = random_model(config, device, getattr(torch, default if arguments.dtype == "auto" else arguments.dtype))
+    generator = random.Random(0)
+    documents: list[list[int]] = []
+    while sum(map(len, documents)) < arguments.num_tokens:
+        length = generator.randint(arguments.sequence_length // 8, arguments.sequence_length // 2)
+        documents.append([generator.randrange(2, config.vocab_size) for _ in range(length)])
+    return model, documents, 0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=models.DEMO, help="model folder or hub name (default: the bundled model)")
+    parser.add_argument(
+        "--shape", choices=list(SHAPES), help="instead of --model: a known model with random weights, on random tokens"
+    )
     parser.add_argument("--data", default=models.DEMO, help="text to score on (default: the bundled model's data)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
@@ -145,13 +175,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the result")
     arguments = parser.parse_args()
     device = models.resolve_device(arguments.device)
-    model = models.load_model(arguments.model, Config(model=arguments.model, dtype=arguments.dtype), device)
-    tokenizer = models.load_tokenizer(arguments.model)
-    documents = list(data.tokenize(data.load_documents(arguments.data), tokenizer, arguments.num_tokens))
-    tokens = data.pack(documents, arguments.sequence_length, data.padding_token(tokenizer), arguments.data)
+    model, documents, pad = random_inputs(arguments, device) if arguments.shape else loaded_inputs(arguments, device)
+    tokens = data.pack(documents, arguments.sequence_length, pad, arguments.shape or arguments.data)
     result = {
         "environment": environment(device.partition(":")[0]),
-        "model": Path(arguments.model).name,
+        "model": arguments.shape or Path(arguments.model).name,
         "dtype": str(model.dtype).removeprefix("torch."),
         "num_tokens": tokens.num_tokens,
         "num_documents": len(documents),
