@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from benchmarks.bench_kernels import environment, write_text
-from ptl_fast import calibrate, data, models
+from ptl_fast import calibrate, data, models, sources
 from ptl_fast.config import Config
 from ptl_fast.families import Family, decoder_layers, feed_forwards, find_family
 
@@ -175,7 +175,7 @@ def main() -> None:
     device = models.resolve_device(arguments.device)
     model = models.load_model(arguments.model, Config(model=arguments.model, dtype=arguments.dtype), device)
     tokenizer = models.load_tokenizer(arguments.model)
-    documents = list(data.tokenize(data.load_documents(arguments.data), tokenizer, arguments.num_tokens))
+    documents = list(data.tokenize(sources.load_documents(arguments.data), tokenizer, arguments.num_tokens))
     tokens = data.pack(documents, arguments.sequence_length, data.padding_token(tokenizer), arguments.data)
     result = {
         "environment": environment(device.partition(":")[0]),
