@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from benchmarks.bench_kernels import environment
 from benchmarks.files import write_text
 from benchmarks.shapes import SHAPES, random_model, shape_config
-from ptl_fast import calibrate, data, models, reference_rule
+from ptl_fast import calibrate, data, models, reference_rule, sources
 from ptl_fast.config import Config
 from ptl_fast.families import Family, decoder_layers, feed_forwards, find_family
 
@@ -142,7 +142,7 @@ def loaded_inputs(arguments: argparse.Namespace, device: str) -> Inputs:
     """A model from a folder or the hub, and text."""
     model = models.load_model(arguments.model, Config(model=arguments.model, dtype=arguments.dtype), device)
     tokenizer = models.load_tokenizer(arguments.model)
-    documents = list(data.tokenize(data.load_documents(arguments.data), tokenizer, arguments.num_tokens))
+    documents = list(data.tokenize(sources.load_documents(arguments.data), tokenizer, arguments.num_tokens))
     return model, documents, data.padding_token(tokenizer)
 
 

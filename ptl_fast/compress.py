@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ptl_fast.families import Family
     from ptl_fast.plan import PruningPlan, Round
     from ptl_fast.rundir import RunFolder
+    from ptl_fast.sources import Form
 
 T = TypeVar("T")
 
@@ -334,7 +335,7 @@ class _Job:
         return results
 
     def _load_data(self) -> None:
-        from ptl_fast import data, evaluate, models, reference_rule
+        from ptl_fast import data, evaluate, models, sources
 
         config = self.config
         assert config.model is not None
@@ -343,45 +344,61 @@ class _Job:
         self.lm_eval_tasks = {task.label: evaluate.load_lm_eval_task(task) for task in self.tasks if task.task != evaluate.NLL}
         if self.lm_eval_tasks and self.tokenizer.eos_token_id is None:
             raise ValueError(f"--model {config.model}: lm-eval needs a tokenizer with an end-of-sequence token; set eos_token")
-        documents = data.load_documents(config.data)
         needs_held_out = any(task.task == evaluate.NLL and task.file is None for task in self.tasks)
+        form = _form(config)
         self.corpus = data.split_corpus(
-            documents,
+            sources.open_parts(config.data, form, config.seed if config.streaming else None),
             self.tokenizer,
             shares=[step.recovery_share for step in self.schedule],
             num_tokens=config.recovery_tokens,
             num_held_out=NUM_HELD_OUT if needs_held_out else 0,
             seed=config.seed,
-            source=config.data,
         )
         self.training = [
             self._pack(subset, f"round {step.number}'s part of {config.data}")
             for step, subset in zip(self.schedule, self.corpus.subsets, strict=True)
         ]
-        self.protected_tokens, protected = None, []
-        if config.protect is not None:
-            protected = data.load_documents(config.protect)
-        if config.scorer == "reference":
-            samples = data.tokenize(protected[: reference_rule.NUM_GENERAL], self.tokenizer)
-            self.protected_samples = [ids[: config.sequence_length] for ids in samples]
-        elif config.protect is not None:
-            general = data.tokenize(protected, self.tokenizer, config.calibration_tokens)
-            self.protected_tokens = self._pack(general, config.protect)
+        protected = self._load_protect(form.template)
         self.nll_documents = {
-            task.label: (data.load_documents(task.file) if task.file else self.corpus.held_out)[: config.eval_limit]
+            task.label: sources.load_documents(task.file, form, config.eval_limit)
+            if task.file
+            else self.corpus.held_out[: config.eval_limit]
             for task in self.tasks
             if task.task == evaluate.NLL
         }
         if not all(self.nll_documents.values()):
             raise ValueError(f"{config.data} has too few documents to hold some out for nll; give more, or --eval-tasks nll=FILE")
         self.fingerprint = {
-            "data": data.fingerprint(documents),
-            "protect": data.fingerprint(protected),
+            "data": self.corpus.fingerprint,
+            "protect": protected,
             "nll": {label: data.fingerprint(documents) for label, documents in self.nll_documents.items()},
             "weights": models.weights_fingerprint(config.model),
         }
 
-    def _pack(self, documents: Iterable[list[int]], source: str) -> "PackedTokens":
+    def _load_protect(self, template: str) -> str | None:
+        """Take a sample of --protect; return the fingerprint of all that was read."""
+        from ptl_fast import data, reference_rule, sources
+
+        self.protected_tokens = None
+        if self.config.protect is None:
+            return None
+        by_reference = self.config.scorer == "reference"
+        corpus = data.split_corpus(
+            sources.open_parts(self.config.protect, sources.Form(template=template)),
+            self.tokenizer,
+            shares=[1.0],
+            num_tokens=None if by_reference else self.config.calibration_tokens,
+            num_held_out=0,
+            seed=self.config.seed,
+        )
+        if by_reference:  # one sample at a time, and no neuron is protected besides
+            samples = corpus.subsets[0][: reference_rule.NUM_GENERAL]
+            self.protected_samples = [ids[: self.config.sequence_length] for ids in samples]
+        else:
+            self.protected_tokens = self._pack(corpus.subsets[0], self.config.protect)
+        return corpus.fingerprint
+
+    def _pack(self, documents: Iterable[Sequence[int]], source: str) -> "PackedTokens":
         from ptl_fast import data
 
         return data.pack(documents, self.config.sequence_length, data.padding_token(self.tokenizer), source)
@@ -582,6 +599,13 @@ def _schedule(config: Config, hf_config: "PretrainedConfig") -> "list[Round]":
     return plan.make_schedule(config, width, num_layers)
 
 
+def _form(config: Config) -> "Form":
+    from ptl_fast import sources
+
+    template = sources.make_template(config.template)
+    return sources.Form(config.question_column, config.answer_column, config.text_column, template)
+
+
 def _check_names(config: Config) -> None:
     from ptl_fast import recover, score
 
@@ -592,6 +616,7 @@ def _check_names(config: Config) -> None:
     ):
         if name not in choices:
             raise ValueError(f"unknown {flag} {name}; choose {', '.join(choices)}")
+    _form(config)
     if config.deepspeed is not None:
         deepspeed_file(config.deepspeed)
 

@@ -25,9 +25,27 @@ class Config:
     """Folder or hub name of the causal language model to compress. Without it, the bundled demo runs."""
 
     data: str | None = None
-    """Reasoning data for scoring and recovery: a .jsonl, .json, .parquet or .txt file, or a hub name (NAME or
-    NAME:SPLIT). Columns {question, answer}, {query, response}, {problem, solution}, {prompt, completion} or
-    {text}."""
+    """Reasoning data for scoring and recovery: a .jsonl, .json, .parquet or .txt file, a folder, or a hub data set
+    (OWNER/NAME[/FOLDER][:[CONFIG:]SPLIT]). Columns {question, answer}, {query, response}, {problem, solution}, {prompt,
+    completion}, {instruction, output}, {messages}, {text} or {content}. Commas separate sources; SOURCE@WEIGHT gives each
+    its part of every round's training tokens, without weights they are joined."""
+
+    question_column: str | None = None
+    """The column of --data and of nll=FILE that holds the question, where it is not one of the names above."""
+
+    answer_column: str | None = None
+    """The column that holds the answer, for example answer where solution would be taken."""
+
+    text_column: str | None = None
+    """The column that holds plain text; it goes before question and answer."""
+
+    template: str = "lines"
+    """How question and answer are joined, in training and for nll: lines (Question: ..., new line, Answer: ...), paper (as the
+    paper's code: nothing between question and 'Answer: '), or a text with {question} that ends with {answer}."""
+
+    streaming: bool = False
+    """Read hub data sets and folders without storing them, in an order drawn by the seed, and only until --recovery-tokens are
+    there: a sample of the shards that come first. For what is too large for the disk; memory is bounded without it too."""
 
     protect: str | None = None
     """General text (same formats): neurons that matter most for it are not removed."""
@@ -85,7 +103,8 @@ class Config:
     """How a round recovers: cpt (continual pre-training on the data) or none."""
 
     recovery_tokens: int | None = None
-    """Training tokens over all rounds (default: the data once). More than there is repeats each round's part."""
+    """Training tokens over all rounds (default: the data once), and so how many documents are kept in memory. More than there
+    is repeats each round's part."""
 
     recovery_split: Literal["growing", "equal"] = "growing"
     """How the recovery tokens are shared: growing gives each round --recovery-growth times the tokens of the round before."""
@@ -217,6 +236,8 @@ class Config:
                 "--data is missing: give a file or hub name with the reasoning data that --model should keep its skill on"
             )
 
+        if self.streaming and self.recovery_tokens is None:
+            raise ValueError("--streaming reads only as much as training needs; say how much with --recovery-tokens")
         if self.score_during_recovery and self.recovery == "none":
             raise ValueError("--score-during-recovery takes its statistics from training; it needs --recovery cpt")
 

@@ -22,7 +22,9 @@ NUM_REASONING, NUM_GENERAL = 10, 1000
 TOP_SHARE = 12000 / 14336  # their top_n of the width in the first round
 
 
-def detect(model: "PreTrainedModel", family: Family, reasoning: Sequence[list[int]], general: Sequence[list[int]]) -> Tensor:
+def detect(
+    model: "PreTrainedModel", family: Family, reasoning: Sequence[Sequence[int]], general: Sequence[Sequence[int]]
+) -> Tensor:
     """Return the neurons that the rule calls redundant, (num_layers, width) bool on the CPU.
 
     For each of a layer's three views: the least active neurons of every reasoning sample, less the most active ones of every
@@ -44,7 +46,7 @@ def detect(model: "PreTrainedModel", family: Family, reasoning: Sequence[list[in
 
 @torch.inference_mode()
 def common_extremes(
-    model: "PreTrainedModel", family: Family, documents: Sequence[list[int]], largest: bool, description: str = ""
+    model: "PreTrainedModel", family: Family, documents: Sequence[Sequence[int]], largest: bool, description: str = ""
 ) -> list[list[set[int]]]:
     """Return, per layer and view, the neurons that are among the most (or least) active ones in every document.
 

@@ -51,6 +51,17 @@ BAD_INPUT = [
     pytest.param(["--data", "malformed.jsonl"], r"malformed.jsonl line 2 is not valid JSON", id="malformed-data"),
     pytest.param(["--data", "columns.jsonl"], r"columns.jsonl line 1 has the columns a, b; expected", id="wrong-column"),
     pytest.param(["--data", "short.jsonl"], r"too few for 4 rounds|less than one sequence", id="short-data"),
+    pytest.param(["--data", "data.jsonl@2,short.jsonl"], r"give every source a weight .* or none", id="half-weighted"),
+    pytest.param(["--data", "data.jsonl@-1"], r"'-1' after the @ is no positive weight", id="negative-weight"),
+    pytest.param(["--data", "data.jsonl,nowhere.txt"], r"no file nowhere.txt .*commas separate sources", id="no-second-source"),
+    pytest.param(["--data", "data.jsonl:train"], r"a file has no configurations or splits", id="split-of-a-file"),
+    pytest.param(["--data", "data.jsonl", "--text-column", "txt"], r"line 1 .*--text-column txt does not fit", id="column-flag"),
+    pytest.param(["--template", "papre"], r"unknown --template 'papre'; choose lines, paper", id="template"),
+    pytest.param(
+        ["--model", "ptl-demo", "--data", "data.jsonl", "--streaming"],
+        r"--streaming reads only .*--recovery-tokens",
+        id="streaming",
+    ),
     pytest.param(["--keep", "0"], r"--keep 0.0 is outside \(0, 1\]", id="keep-0"),
     pytest.param(["--keep", "1.5"], r"--keep 1.5 is outside \(0, 1\]", id="keep-above-1"),
     pytest.param(["--keep", "nan"], r"keep.*nan", id="keep-nan"),
@@ -156,6 +167,26 @@ def test_statistics_from_recovery_decide_the_next_round(command_line: CommandLin
     refused = command_line(*flags.split(), "--recovery", "none", "--output", "other")
     assert refused.returncode == 2
     assert "needs --recovery cpt" in refused.stderr
+
+
+def test_data_settings_reach_the_run_and_belong_to_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two weighted sources, named columns and an own template; another template does not continue the run."""
+    monkeypatch.chdir(tmp_path)
+    problems = generate(300, 9, "training")
+    rows = ({"frage": problem["question"], "antwort": problem["answer"]} for problem in problems)
+    Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("b.jsonl").write_text("".join(json.dumps({"antwort": f"{row} = {row}", "frage": "Same?"}) + "\n" for row in range(500)))
+    Path("c.txt").write_text("\n\n".join(f"{row} + 0 = {row}" for row in range(100)))
+    flags = "--model ptl-demo --data a.jsonl@3,b.jsonl@1 --question-column frage --answer-column antwort --protect c.txt --rounds 1"
+    flags += " --keep 0.75 --width-multiple 32 --recovery-tokens 3000 --sequence-length 128 --calibration-tokens 500 --eval-limit 8"
+    flags += " --global-batch 8 --micro-batch 8 --device cpu --output run"
+    assert main([*flags.split(), "--template", r"Q {question}\nA {answer}"]) == 0, capsys.readouterr().err
+    report = json.loads(Path("run/report.json").read_text())
+    assert report["final"]["eval"]["nll"]["nll"] > 0
+    assert main([*flags.split(), "--template", "paper"]) == 2
+    assert "template" in capsys.readouterr().err
 
 
 def test_dry_run_prints_the_schedule_and_writes_nothing(command_line: CommandLine, tmp_path: Path) -> None:
