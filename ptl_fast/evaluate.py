@@ -160,6 +160,7 @@ def _with_local_file(manager: "TaskManager", task: EvalTask, folder: Path) -> st
     settings = {
         "include": str(manager.task_index[task.task].yaml_path),
         "task": task.task,
+        "custom_dataset": None,  # the demo's tasks make their data, and would ignore the file
         "dataset_path": "json",
         "dataset_name": None,
         "dataset_kwargs": {"data_files": files},
