@@ -5,7 +5,7 @@
     python -m benchmarks.compare --model DIR --data FILE --config SETTINGS.yaml
     python -m benchmarks.compare --render --json FILE          # tables and figures again, from the rows alone
 
-Each cell is one ptl_fast.compress(...) in a folder and a process of its own: interrupted, the same command goes on where it was, and
+Each cell is one ptl_fast.compress(...) in a folder and a process of its own: interrupted, the same command goes on where it was;
 finished cells are not run again. For another model, --config holds the settings of every cell (recovery_tokens, learning_rate,
 eval_tasks, ...). To choose a setting, use --split validation: the test problems are for the last word only.
 """
@@ -92,9 +92,9 @@ def _run(missing: list[Cell], results: dict[str, Any], options: argparse.Namespa
 
 def plan_text(num_cells: int, missing: Sequence[Cell], jobs: int) -> str:
     """How many cells there are, and about how long they take."""
-    hours = sum(each.cost_s for each in missing) / jobs / 3600
+    minutes = sum(each.cost_s for each in missing) / jobs / 60
     return (
-        f"{num_cells} cells, {num_cells - len(missing)} of them finished; {jobs} at a time. The rest takes about {hours:.1f} h"
+        f"{num_cells} cells, {num_cells - len(missing)} of them finished; {jobs} at a time. The rest takes about {minutes:.0f} min"
         " with the bundled model on free cores; with another model, the first finished cells will tell."
     )
 

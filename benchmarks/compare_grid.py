@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ptl_fast.compress import planned_sizes, preset_settings
+from ptl_fast.config import Config
 
 Settings = dict[str, Any]
 T = TypeVar("T")
@@ -29,8 +30,9 @@ ORDER_KEEP = 0.65
 SLICES = 256
 FILES = ("data", "protect", "eval_tasks")  # settings too long for a folder's name
 
-# Seconds of one thread for the bundled model, measured on a 2-core virtual machine: imports and data, 500 problems, one token.
-STARTUP_S, EVALUATION_S, TOKEN_S = 8.0, 2.8, 1.6e-4
+# Seconds of one thread with the bundled model: imports and data, an evaluation on 500 problems, training on one token. Measured on
+# a virtual machine whose 2 cores were both busy. The dense model's evaluation, the same in every cell, is 6%: not worth sharing.
+STARTUP_S, EVALUATION_S, TOKEN_S = 9.0, 3.4, 1.9e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,8 +211,10 @@ def methods_study(setup: Setup) -> list[Draft]:
 
 def order_study(setup: Setup) -> list[Draft]:
     """Table 4: which of neurons and layers goes first. An eighth of the layers goes, at least one."""
-    dropped = {"drop_layers": max(1, num_layers(setup) // 8), "layers_per_round": 1}
-    return [Draft(order, ORDER_KEEP, ptl, changes={**dropped, "order": order}) for order in ORDERS]
+    num_dropped = max(1, num_layers(setup) // 8)
+    num_rounds = len(planned({**setup.base, "keep": ORDER_KEEP})) - 1 + num_dropped
+    common = {"drop_layers": num_dropped, "layers_per_round": 1, **same_ends(setup, num_rounds)}
+    return [Draft(order, ORDER_KEEP, ptl, changes={**common, "order": order}) for order in ORDERS]
 
 
 def rounds_study(setup: Setup) -> list[Draft]:
@@ -220,7 +224,21 @@ def rounds_study(setup: Setup) -> list[Draft]:
 
 def steps_study(setup: Setup) -> list[Draft]:
     """Figure 4: the same size in one large step or many small ones."""
-    return [Draft("PTL", keep, ptl, rounds, {"rounds": rounds}) for keep in setup.sizes for rounds in STEPS]
+    return [
+        Draft("PTL", keep, ptl, rounds, {"rounds": rounds, **same_ends(setup, rounds)}) for keep in setup.sizes for rounds in STEPS
+    ]
+
+
+def same_ends(setup: Setup, num_rounds: int) -> Settings:
+    """Growth of the rounds' shares with which the last round's is as many times the first's as in PTL's own number of rounds.
+
+    With the same growth, the first of many rounds would get fewer tokens than one sequence holds.
+    """
+    base_rounds = len(planned(setup.base)) - 1
+    if num_rounds in (1, base_rounds) or setup.base.get("recovery_split", "growing") != "growing":
+        return {}
+    ratio = setup.base.get("recovery_growth", Config.recovery_growth) ** (base_rounds - 1)
+    return {"recovery_growth": round(ratio ** (1 / (num_rounds - 1)), 4)}
 
 
 def budget_study(setup: Setup) -> list[Draft]:
@@ -235,8 +253,8 @@ def budget_study(setup: Setup) -> list[Draft]:
 
 
 def scorers_study(setup: Setup) -> list[Draft]:
-    """What decides which neurons or layers go, everything else equal."""
-    return [Draft(scorer, keep, make) for keep in setup.sizes for scorer, make in SCORERS.items()]
+    """What decides which neurons or layers go, everything else equal, at the smallest size."""
+    return [Draft(scorer, min(setup.sizes), make) for scorer, make in SCORERS.items()]
 
 
 def recovery_study(setup: Setup) -> list[Draft]:
@@ -304,5 +322,4 @@ def cell(settings: Settings, seed: int, base: Settings) -> Cell:
 def cost(settings: Settings) -> float:
     """About how many seconds a cell takes on one thread."""
     num_rounds = len(planned(settings)) - 1
-    num_evaluations = len(settings["eval_tasks"]) * (2 * num_rounds + 1)
-    return STARTUP_S + num_evaluations * EVALUATION_S + settings["recovery_tokens"] * TOKEN_S
+    return STARTUP_S + (2 * num_rounds + 1) * EVALUATION_S + settings["recovery_tokens"] * TOKEN_S

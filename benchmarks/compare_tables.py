@@ -155,7 +155,7 @@ def study_table(results: Results, study: str, first: str = "method", extra: Colu
     """A study as a markdown table: one row a point, dense first, with the verdict against PTL of the same size and place."""
     summaries = summarize(results, study)
     if not summaries:
-        return f"Not run yet: `python -m benchmarks.compare --studies {study}`."
+        return "\n\n".join(["No cell of this study is finished.", *_failures(results, study)])
     tasks = list(summaries[0].scores)
     header = ["size", first, *(extra[:1] if extra else ()), "parameters", "layers x width", "FLOPs/token", "speedup by FLOPs"]
     header += ["rounds", "recovery tokens", "recovery, s", *tasks]
@@ -213,14 +213,15 @@ def _coarse_notes(summaries: Sequence[Summary]) -> list[str]:
 
 def _failures(results: Results, study: str) -> list[str]:
     """What is missing, and why."""
-    notes = []
+    seeds: dict[str, list[str]] = {}
     for point in results["points"]:
-        rows = [results["cells"][name] for name in point["cells"]] if point["study"] == study else []
-        for row in rows:
+        for row in (results["cells"][name] for name in point["cells"] if point["study"] == study):
             if row["status"] != "finished":
-                why = f": {row['error']}" if row["status"] == "failed" else ""
-                notes.append(f"{point['method']} at keep {point['keep']:g}, seed {row['settings']['seed']} {row['status']}{why}")
-    return ["Missing: " + "; ".join(notes) + "."] if notes else []
+                place = f"{point['method']} at keep {point['keep']:g}" + (f", {point['x']:g}" if point["x"] else "")
+                why = f" ({row['error']})" if row["status"] == "failed" else ""
+                seeds.setdefault(f"{place}: {row['status']}{why}", []).append(str(row["settings"]["seed"]))
+    missing = [f"- {what}, seed {' and '.join(numbers)}" for what, numbers in seeds.items()]
+    return ["Missing:\n\n" + "\n".join(missing)] if missing else []
 
 
 def rounds_table(results: Results) -> str:
@@ -230,7 +231,7 @@ def rounds_table(results: Results) -> str:
         for number, (parameters, tokens, pruned, recovered) in enumerate(curve["rounds"], start=1):
             rows.append([f"keep {curve['keep']:g}", str(number), f"{parameters:.1%}", f"{tokens:,}", str(pruned), str(recovered)])
     if len(rows) == 1:
-        return "Not run yet: `python -m benchmarks.compare --studies rounds`."
+        return "\n\n".join(["No cell of this study is finished.", *_failures(results, "rounds")])
     return to_markdown(rows) + "\n\n" + "\n\n".join([RULE, *_failures(results, "rounds")])
 
 
@@ -299,7 +300,8 @@ def origin(results: Results) -> str:
     commits = sorted({commit for row in results["cells"].values() for commit in row.get("commits", [])})
     return (
         f"{setup['model']} on {setup['data']}, {len(setup['seeds'])} seeds, {', '.join(setup['eval_tasks'])};"
-        f" {environment.get('device')}, torch {environment.get('torch')}, commit {', '.join(commits) or 'unknown'}."
+        f" {environment.get('device')}, {environment.get('jobs')} cells at a time, torch {environment.get('torch')},"
+        f" commit {', '.join(commits) or 'unknown'}."
     )
 
 
