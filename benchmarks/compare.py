@@ -3,7 +3,7 @@
     python -m benchmarks.compare                               # the whole grid of the bundled model: under 3 hours on 2 cores
     python -m benchmarks.compare --quick                       # one size, two seeds: under 15 minutes
     python -m benchmarks.compare --model DIR --data FILE --config SETTINGS.yaml
-    python -m benchmarks.compare --render --json FILE          # tables and figures again, from the rows alone
+    python -m benchmarks.compare --render [--json FILE]        # tables and figures again, from the rows alone
 
 Each cell is one ptl_fast.compress(...) in a folder and a process of its own: interrupted, the same command goes on where it was;
 finished cells are not run again. For another model, --config holds the settings of every cell (recovery_tokens, learning_rate,
@@ -33,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     try:
         results = json.loads(options.json.read_text()) if options.render else measure(options)
+        if options.plan:
+            return 0
         write_all(results, options)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -75,19 +77,15 @@ def _run(missing: list[Cell], results: dict[str, Any], options: argparse.Namespa
 
     def done(name: str, row: dict[str, Any]) -> None:
         results["cells"][name] = row
-        results["environment"] = compare_run.environment(options.output, missing, options.jobs)
-        if options.json:
-            write_text(options.json, to_json(results))
+        results["environment"] = compare_run.environment(options.output, results["cells"], options.jobs)
+        write_text(options.json, to_json(results))
         del left[name]
         share_left = sum(left.values()) / sum(costs.values())
         minutes = (time.monotonic() - start) / 60 / max(1e-9, 1 - share_left) * share_left
         print(f"{len(costs) - len(left)}/{len(costs)} {row['status']}: {name} (about {minutes:.0f} min left)", flush=True)
 
-    if missing:
-        compare_run.run_cells(missing, options.output, options.jobs, done)
-    else:
-        every = [Cell(name=name, settings={}, cost_s=0) for name in results["cells"]]
-        results["environment"] = compare_run.environment(options.output, every, options.jobs)
+    results["environment"] = compare_run.environment(options.output, results["cells"], options.jobs)
+    compare_run.run_cells(missing, options.output, options.jobs, done)
 
 
 def plan_text(num_cells: int, missing: Sequence[Cell], jobs: int) -> str:
@@ -115,18 +113,17 @@ def make_cells(points: Sequence[Point], setup: Setup, seeds: int) -> tuple[dict[
 
 
 def write_all(results: dict[str, Any], options: argparse.Namespace) -> None:
-    """Write what the options ask for, and print the tables that have rows."""
-    if options.json and not options.render:
+    """Write rows, tables and figures, and print the tables."""
+    if not options.render:
         write_text(options.json, to_json(results))
     studies = {point["study"] for point in results["points"]}
     chosen = [name for name in compare_tables.SECTIONS if compare_tables.STUDY_OF.get(name, name) in studies]
     tables = {name: compare_tables.SECTIONS[name][1](results) for name in chosen}
     for name, table in tables.items():
         print(f"\n{compare_tables.SECTIONS[name][0]}\n\n{table}")
-    if options.tables:
-        figures = _write_tables(results, tables, options.tables)
-        if options.docs:
-            _write_document(results, tables, figures, options)
+    figures = _write_tables(results, tables, options.tables)
+    if options.docs:
+        _write_document(results, tables, figures, options)
 
 
 def _write_tables(results: dict[str, Any], tables: dict[str, str], folder: Path) -> list[str]:
@@ -166,9 +163,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--plan", action="store_true", help="only print the cells and the estimate")
     parser.add_argument("--render", action="store_true", help="run nothing: tables and figures from --json")
     parser.add_argument("--output", type=Path, default=Path("runs/compare"), help="folder of the runs")
-    parser.add_argument("--json", type=Path, help="file for the raw rows (with --render: to read)")
-    parser.add_argument("--tables", type=Path, help="folder for tables (markdown, CSV) and figures (PNG)")
-    parser.add_argument("--docs", type=Path, help="markdown document whose marked sections are replaced; with --tables")
+    parser.add_argument("--json", type=Path, help="file for the raw rows (default: rows.json in --output)")
+    parser.add_argument("--tables", type=Path, help="folder for tables and figures (default: tables in --output)")
+    parser.add_argument("--docs", type=Path, help="also replace the marked sections of this markdown document")
     parser.add_argument("--model", help="another model than the bundled one; with --data and --config")
     parser.add_argument("--data", help="its reasoning data")
     parser.add_argument("--config", type=Path, help="YAML file with settings of every cell")
@@ -186,14 +183,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     options.studies = options.studies or (QUICK_STUDIES if options.quick else every)
     options.sizes = options.sizes or (QUICK_SIZES if options.quick else compare_grid.SIZES)
     options.seeds = options.seeds or (2 if options.quick else 3)
+    options.json = options.json or options.output / "rows.json"
+    options.tables = options.tables or options.output / "tables"
     return options
 
 
 def _check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    if options.render and options.json is None:
-        parser.error("--render reads the rows of an earlier grid: give --json FILE")
-    if options.docs and options.tables is None:
-        parser.error("--docs shows the figures that --tables FOLDER holds: give both")
     if options.model and (options.data is None or options.config is None):
         parser.error("--model needs --data FILE and --config SETTINGS.yaml (recovery_tokens, eval_tasks, learning_rate, ...)")
     if options.model and options.split:

@@ -139,13 +139,18 @@ def fewer_layers(setup: Setup, keep: float, layer_scorer: str) -> Settings:
 
 
 def sliced(setup: Setup, keep: float) -> Settings:
-    """SliceGPT (arXiv 2401.15024) at the fraction of hidden dimensions whose parameters are nearest to PTL's at this size."""
+    """SliceGPT (arXiv 2401.15024) at the fraction of hidden dimensions whose parameters are nearest to PTL's at this size.
+
+    The count has its shortcut matrices and its language-model head, which no longer shares the embedding's weights.
+    """
 
     def at(fraction: int) -> Settings:
         return {"keep": 1.0, "rounds": 1, "slice_hidden": fraction / SLICES}
 
     target = num_parameters({**setup.base, "keep": keep})
-    return at(nearest(range(SLICES // 8, SLICES), lambda fraction: num_parameters({**setup.base, **at(fraction)}), target))
+    return at(
+        nearest(range(SLICES // 8, SLICES * 15 // 16), lambda fraction: num_parameters({**setup.base, **at(fraction)}), target)
+    )
 
 
 def ptl(setup: Setup, keep: float) -> Settings:
@@ -199,7 +204,8 @@ RECOVERIES: dict[str, Settings] = {
     "one learning-rate schedule": {"lr_schedule": "run"},
     "Adam's moments kept": {"keep_optimizer_state": True},
     "scored once": {"score_once": True},
-    "anticipated": {"anticipate": 0.5},
+    "anticipated, weight 0.001": {"anticipate": 0.001},
+    "anticipated, weight 0.01": {"anticipate": 0.01},
     "scored during recovery": {"score_during_recovery": True},
 }
 

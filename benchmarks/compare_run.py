@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -70,9 +70,9 @@ def finished_row(cell: Cell, output: Path) -> Row | None:
     }
 
 
-def environment(output: Path, cells: Sequence[Cell], jobs: int) -> dict[str, Any]:
-    """The machine, and the versions that a finished cell noted."""
-    reports = (output / cell.name / "report.json" for cell in cells)
+def environment(output: Path, names: Iterable[str], jobs: int) -> dict[str, Any]:
+    """The machine, and the versions that one of the cells noted."""
+    reports = (output / name / "report.json" for name in names)
     versions: dict[str, Any] = next((json.loads(report.read_text())["environment"] for report in reports if report.is_file()), {})
     return {**versions, "device": processor_name(), "cores": os.cpu_count(), "jobs": jobs}
 

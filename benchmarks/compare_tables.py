@@ -75,6 +75,8 @@ class Summary:
     width: int
     dense_width: int
     num_layers: int
+    slice_hidden: float | None
+    """Fraction of the hidden dimensions that SliceGPT keeps."""
     num_rounds: int
     recovery_tokens: int
     recovery_s: float
@@ -116,6 +118,7 @@ def _summary(point: Row, cells: Sequence[Row]) -> Summary | None:
         width=final["width"],
         dense_width=dense["width"],
         num_layers=final["num_layers"],
+        slice_hidden=first["settings"].get("slice_hidden"),
         num_rounds=len(first["rounds"]),
         recovery_tokens=round(statistics.mean(sum(record["recovery_tokens"] for record in row["rounds"]) for row in finished)),
         recovery_s=statistics.mean(sum(record["seconds"]["recover"] for record in row["rounds"]) for row in finished),
@@ -164,7 +167,7 @@ def study_table(results: Results, study: str, first: str = "method", extra: Colu
     rows = [_dense_row(summaries[0], header, tasks)]
     for each in summaries:
         cells = [f"keep {each.keep:g}", each.method, *([extra[1](each)] if extra else []), f"{each.parameters:.1%}"]
-        cells += [f"{each.num_layers} x {each.width}", f"{each.flops:.1%}", f"{1 / each.flops:.2f}x", str(each.num_rounds)]
+        cells += [_shape(each), f"{each.flops:.1%}", f"{1 / each.flops:.2f}x", str(each.num_rounds)]
         cells += [f"{each.recovery_tokens:,}", f"{each.recovery_s:.0f}", *(_score(each, task) for task in tasks)]
         rows.append([*cells, *([_against_ptl(each, summaries)] if study in PTL else [])])
     notes = [RULE, *_coarse_notes(summaries), *_failures(results, study)]
@@ -175,6 +178,11 @@ def _dense_row(summary: Summary, header: list[str], tasks: list[str]) -> list[st
     scores = {task: f"{summary.dense[task]:.1f}" for task in tasks}
     known = {"size": "dense", "parameters": "100.0%", "FLOPs/token": "100.0%", "speedup by FLOPs": "1.00x", **scores}
     return [known.get(name, "") for name in header]
+
+
+def _shape(summary: Summary) -> str:
+    hidden = f", {summary.slice_hidden:.0%} of hidden" if summary.slice_hidden else ""
+    return f"{summary.num_layers} x {summary.width}{hidden}"
 
 
 def _score(summary: Summary, task: str) -> str:
