@@ -49,8 +49,24 @@ def compress(**settings: Any) -> dict[str, Any]:
     Raises:
         ValueError: a setting, the model or the data does not fit; the message names the fix.
     """
+    return run(_config(settings))
+
+
+def planned_sizes(**settings: Any) -> list[dict[str, int]]:
+    """num_parameters, num_layers, width and flops_per_token of the original and of what each round leaves, from the config alone.
+
+    Raises:
+        ValueError: as ``compress`` does for a setting or model that does not fit; the data is not read.
+    """
+    config = _config(settings)
+    config.check()
+    job = _Job(config)
+    return [job._size(), *(job._size(step) for step in job.schedule)]
+
+
+def _config(settings: dict[str, Any]) -> Config:
     defaults = _defaults(settings.get("preset"), settings.get("model"), settings.get("slice_hidden"))
-    return run(Config(**{**defaults, **settings}))
+    return Config(**{**defaults, **settings})
 
 
 def run(config: Config) -> dict[str, Any]:

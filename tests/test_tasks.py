@@ -253,7 +253,7 @@ def test_other_tasks_that_run_code_are_refused(monkeypatch: pytest.MonkeyPatch, 
         ("ptl_mbpp=test.jsonl", '{"text": "?", "test_list": []}', r"row 1: its test_list is no list of assertions"),
         ("ptl_gsm8k=nowhere.jsonl", "", r"no file nowhere.jsonl"),
         ("gsm8k_cot=owner/name", "", r"no file owner/name"),
-        ("demo_arithmetic=test.jsonl", "{}", r"makes its own problems; leave out =test.jsonl"),
+        ("demo_arithmetic=test.jsonl", '{"q": "?"}', r"row 1: it has the columns q; expected question"),
     ],
 )
 def test_unfit_data_is_named(entry: str, content: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
