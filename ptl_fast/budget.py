@@ -1,8 +1,7 @@
 """How the recovery budget is spent: a round's tokens, its learning rate, and when it ends.
 
-A round's last part is its *closing*. It begins when held-out text is predicted as well as wanted (--recovery-split until-recovered),
-or so that it is the round's last quarter. In it the learning rate of a round that may end early decays, and --anticipate's penalty
-acts. Nothing here trains; ptl_fast.recover asks.
+A round's last part is its *closing*: from when it has recovered (--recovery-split until-recovered), or else its last quarter. In
+it the learning rate of a round that may end early decays, and --anticipate's penalty acts. Nothing here trains; recover.py asks.
 """
 
 import math
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ptl_fast.config import Config
     from ptl_fast.moments import Moments
 
 WARMUP_SHARE = 0.05
@@ -124,14 +124,19 @@ def _cosine(step: int, num_steps: int) -> float:
     return max(0.0, 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup))))
 
 
-def tokens_left(shares: Sequence[float], total: int, spent: Sequence[int]) -> list[int]:
-    """Tokens of each round that is still to come: their shares of what the finished rounds have left of ``total``.
+def tokens_left(config: "Config", shares: Sequence[float], sizes: Sequence[int], spent: Sequence[int]) -> list[int]:
+    """Recovery tokens of each round that is still to come: its share of what the finished rounds have left of the budget.
 
     Args:
         shares: every round's part of the budget.
+        sizes: tokens of every round's part of the data.
         spent: tokens that the finished rounds took; one that ended early leaves its rest to the others, in proportion.
     """
-    left, tokens = total - sum(spent), []
+    if config.recovery == "none":
+        return [0] * (len(shares) - len(spent))
+    if config.recovery_tokens is None and config.recovery_split != "until-recovered":
+        return list(sizes[len(spent) :])
+    left, tokens = (config.recovery_tokens or sum(sizes)) - sum(spent), []
     for index in range(len(spent), len(shares)):
         tokens.append(round(left * shares[index] / sum(shares[index:])))
         left -= tokens[-1]

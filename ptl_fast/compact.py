@@ -25,7 +25,9 @@ def compact_(model: "PreTrainedModel", family: Family, plan: "PruningPlan", mome
     ``moments``, by parameter name, follow in place: those of removed neurons and layers go, the others move as the weights do.
     """
     moments = {} if moments is None else moments
-    state_of = {parameter: moments.pop(name) for name, parameter in model.named_parameters() if name in moments}
+    state_of: dict[Tensor, dict[str, Tensor]] = {
+        parameter: moments.pop(name) for name, parameter in model.named_parameters() if name in moments
+    }
     if plan.kept_neurons is not None:
         ffns, kept_LK = feed_forwards(model, family), torch.tensor(plan.kept_neurons)
         if state_of:
@@ -54,7 +56,7 @@ def follow(scores: Tensor, plan: "PruningPlan") -> Tensor:
     return scores[[layer for layer in range(len(scores)) if layer not in set(plan.dropped_layers)]]
 
 
-def _compact_moments_(ffns: dict[str, GatedFfn], kept_LK: Tensor, state_of: dict[nn.Parameter, dict[str, Tensor]]) -> None:
+def _compact_moments_(ffns: dict[str, GatedFfn], kept_LK: Tensor, state_of: dict[Tensor, dict[str, Tensor]]) -> None:
     for key in MOMENTS:
         layers = []
         for ffn in ffns.values():
@@ -74,7 +76,7 @@ def _compact_neurons_(feed_forwards: dict[str, GatedFfn], kept_LK: Tensor) -> No
             ffn.module.intermediate_size = ffn.width  # type: ignore[assignment]
 
 
-def _input_tensors(ffn: GatedFfn) -> list[nn.Parameter]:
+def _input_tensors(ffn: GatedFfn) -> list[Tensor]:
     return [linear.weight for linear in ffn.inputs] + [linear.bias for linear in ffn.inputs if linear.bias is not None]
 
 

@@ -7,6 +7,7 @@ same command continues a run that was killed. Heavy libraries are imported when 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import sys
@@ -19,15 +20,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ptl_fast.config import Config
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ptl_fast.budget import HeldOut, Spending
     from ptl_fast.data import PackedTokens
-    from ptl_fast.plan import Round
+    from ptl_fast.plan import PruningPlan, Round
     from ptl_fast.rundir import RunFolder
 
 T = TypeVar("T")
 
 STAGES = ("calibrate", "compact", "recover", "evaluate")
 PRESETS = Path(__file__).parent / "presets"
-NUM_HELD_OUT = 256
+NUM_HELD_OUT, NUM_CHECKED = 256, 64  # documents for evaluation, and for --recovery-split until-recovered
 NLL_MAX_LENGTH = 2048
 HOW_TO_LOAD = """Load the result:
 
@@ -109,7 +113,7 @@ class _Job:
         self._remove_old_weights(num_finished)
         if num_finished:
             _say(f"{self.output}: continuing after round {num_finished} of {len(self.schedule)}")
-        self.dense = self.folder.once("dense.json", lambda: {**self._size(), "eval": self._evaluate("dense")})
+        self.dense = self.folder.once("dense.json", self._measure_dense)
         self.records = [self.folder.read_json(f"round-{number:02d}/record.json") for number in range(1, num_finished + 1)]
         for step in self.schedule[num_finished:]:
             self.records.append(self._round(step))
@@ -119,7 +123,7 @@ class _Job:
 
     def _round(self, step: "Round") -> dict[str, Any]:
         """Prune and recover once. A stage whose result is already on disk is not run again."""
-        from ptl_fast import compact, models, ranks
+        from ptl_fast import models, ranks
         from ptl_fast.plan import PruningPlan
 
         name, folder = f"round-{step.number:02d}", self.folder.round(step.number)
@@ -137,7 +141,7 @@ class _Job:
         if ranks.agree((folder / "model").is_dir()):
             self._load_weights(step.number)
         else:
-            stage("compact", lambda: compact.compact_(self.model, self.family, plan))
+            stage("compact", lambda: self._compact(plan))
             label = f"round {step.number} pruned"
             self.folder.once(f"{name}/pruned.json", lambda: stage("evaluate", lambda: self._evaluate(label)))
             stage("recover", lambda: self._recover(step, folder / "recovery"))
@@ -150,72 +154,166 @@ class _Job:
             "kind": step.kind,
             "seconds": seconds,
             "eval_pruned": self.folder.read_json(f"{name}/pruned.json"),
-            "recovery_tokens": self._num_tokens(step),
+            **self.folder.read_json(f"{name}/recovery.json"),
         }
         self.folder.write_json(f"{name}/record.json", ranks.agree(record))
         self._remove_old_weights(step.number)
         return self.folder.read_json(f"{name}/record.json")
 
+    def _measure_dense(self) -> dict[str, Any]:
+        """The original's size and evaluation, and its NLL of the text by which rounds know that they have recovered."""
+        dense = {**self._size(), "eval": self._evaluate("dense")}
+        return {**dense, "checked_nll": self._checked_nll()} if self.checked_documents else dense
+
+    def _compact(self, plan: "PruningPlan") -> None:
+        """Make the model smaller, and with --keep-optimizer-state the moments that the round before left."""
+        from ptl_fast import compact, moments
+
+        self.moments: moments.Moments | None = None
+        if self.config.keep_optimizer_state and plan.round > 1:
+            self.moments = moments.from_tensors(self.folder.read_tensors(_optimizer_file(plan.round - 1)))
+        compact.compact_(self.model, self.family, plan, self.moments)
+
     def _recover(self, step: "Round", folder: Path) -> None:
-        """Train in place; with --score-during-recovery, also take the statistics that the next round will use."""
+        """Train in place; what later rounds need of it goes to the round's folder."""
         from ptl_kernels import fused_ffns
 
-        from ptl_fast import calibrate, families, recover
+        from ptl_fast import calibrate, families, moments, recover
 
-        train, tokens = recover.RECOVERIES[self.config.recovery], self.training[step.number - 1]
+        train, tokens, num_tokens = recover.RECOVERIES[self.config.recovery], self._sequences(step), self._tokens_left()[0]
         with contextlib.ExitStack() as stack:
             watch = None
             if self.config.score_during_recovery and step.number < len(self.schedule):
                 watch = stack.enter_context(calibrate.watch(self.model, self.family))
             elif self.config.fused_ffn or self.config.score_during_recovery:
                 stack.enter_context(fused_ffns(families.feed_forwards(self.model, self.family)))
-            train(self.model, tokens, self._num_tokens(step), self.config, folder, watch)
+            spent = train(self.model, tokens, num_tokens, self.config, folder, watch, self._spending(step))
         if watch is not None:
             self.folder.write_tensors(self._next_statistics(step.number), watch.total().tensors())
+        if spent.moments is not None:
+            self.folder.write_tensors(_optimizer_file(step.number), moments.to_tensors(spent.moments))
+        took = {"recovery_tokens": spent.num_tokens, "recovery_steps": spent.num_steps, "checks": spent.checks}
+        self.folder.write_json(f"round-{step.number:02d}/recovery.json", took)
+
+    def _spending(self, step: "Round") -> "Spending":
+        """How the settings want this round's tokens spent."""
+        from ptl_fast import budget, recover
+
+        config, rest = self.config, self.schedule[step.number :]
+        position = None
+        if config.lr_schedule == "run":
+            later = zip(self.training[step.number :], self._tokens_left()[1:], strict=True)
+            before = sum(record["recovery_steps"] for record in self.records)
+            position = before, sum(recover.num_steps(tokens, num_tokens, config) for tokens, num_tokens in later)
+        anticipates = config.anticipate > 0 and bool(rest) and rest[0].kind == "neurons"
+        return budget.Spending(
+            position=position,
+            held_out=self._held_out() if rest and self.checked_documents else None,
+            anticipate=functools.partial(self._anticipate, rest[0]) if anticipates else None,
+            moments=self.moments,
+            keep_moments=config.keep_optimizer_state and bool(rest),
+        )
+
+    def _anticipate(self, following: "Round") -> "Callable[[], Tensor] | None":
+        """Decide now what the next round will remove, and return the penalty on it."""
+        from ptl_fast import anticipate
+        from ptl_fast.plan import PruningPlan
+
+        plan = PruningPlan(**self.folder.once(f"round-{following.number:02d}/plan.json", lambda: self._plan(following)))
+        return anticipate.penalty(self.model, self.family, plan, self.config.anticipate)
+
+    def _held_out(self) -> "HeldOut":
+        from ptl_fast import budget, data
+
+        return budget.HeldOut(
+            nll=self._checked_nll,
+            num_tokens=sum(map(len, data.tokenize(self.checked_documents, self.tokenizer))),
+            recovered=self.dense["checked_nll"] + self.config.recovered_within,
+        )
+
+    def _checked_nll(self) -> float:
+        from ptl_fast import evaluate
+
+        documents, batch_size = self.checked_documents, self.config.eval_batch
+        return evaluate.answer_nll(self.model, self.tokenizer, documents, batch_size, NLL_MAX_LENGTH)[evaluate.NLL]
 
     def _next_statistics(self, number: int) -> str:
         """The file with the statistics that round ``number`` took for the next one."""
         return f"round-{number:02d}/next_statistics.safetensors"
 
-    def _num_tokens(self, step: "Round") -> int:
-        """The round's recovery tokens; where its part of the data holds fewer, recovery sees that part several times."""
-        if self.config.recovery == "none":
-            return 0
-        if self.config.recovery_tokens is None:
-            return self.training[step.number - 1].num_tokens
-        return round(step.recovery_share * self.config.recovery_tokens)
+    def _tokens_left(self) -> list[int]:
+        """Recovery tokens of each round that is not finished, the next one first.
+
+        Where a round's part of the data holds fewer, recovery sees that part several times.
+        """
+        from ptl_fast import budget
+
+        shares, sizes = [step.recovery_share for step in self.schedule], [tokens.num_tokens for tokens in self.training]
+        return budget.tokens_left(self.config, shares, sizes, [record["recovery_tokens"] for record in self.records])
+
+    def _sequences(self, step: "Round") -> "PackedTokens":
+        """The round's own part of the data; with until-recovered, followed by what earlier rounds did not come to of theirs."""
+        from ptl_fast import recover
+
+        parts = self.training[: step.number]
+        if self.config.recovery_split != "until-recovered":
+            return parts[-1]
+        return recover.last_part(parts, [record["recovery_steps"] for record in self.records], self.config)
 
     def _remove_old_weights(self, num_finished: int) -> None:
-        """Remove finished recoveries' checkpoints, and all but the newest rounds' weights."""
+        """Remove finished recoveries' checkpoints, and all but the newest rounds' weights and the newest optimizer state."""
         finished = range(1, num_finished + 1)
         old = [self.folder.round(number) / "model" for number in finished[: -self.config.keep_rounds]]
+        old += [self.output / _optimizer_file(number) for number in finished[:-1]]
         self.folder.remove(*old, *(self.folder.round(number) / "recovery" for number in finished))
 
     def _plan(self, step: "Round") -> dict[str, Any]:
-        """Score on the round's own data and decide what goes; the numbers behind the decision go to the round's folder."""
-        from ptl_fast import calibrate, plan, score
+        """Decide what goes; the numbers behind the decision go to the round's folder."""
+        from ptl_fast import plan
 
         if step.kind == "none":
             return dataclasses.asdict(plan.plan_nothing(step))
+        first = next(each.number for each in self.schedule if each.kind == step.kind)
+        tensors = self._first_scores(first, step.number) if self.config.score_once and first < step.number else self._scores(step)
+        if step.kind == "layers":
+            decided = plan.plan_layers(step, tensors["scores"], self.config.layer_scorer)
+        else:
+            protected = None
+            if "protect_scores" in tensors:
+                protected = plan.protect(tensors["protect_scores"], self.config.protect_share)
+            decided = plan.plan_neurons(step, tensors["scores"], protected, self.config.scorer)
+        self.folder.write_tensors(f"round-{step.number:02d}/statistics.safetensors", tensors)
+        return dataclasses.asdict(decided)
+
+    def _scores(self, step: "Round") -> "dict[str, Tensor]":
+        """The statistics of the round's own data, and the scores of neurons (also on --protect's text) or layers."""
+        from ptl_fast import calibrate, score
+
         if self.config.score_during_recovery and step.number > 1:
             statistics = calibrate.Statistics(**self.folder.read_tensors(self._next_statistics(step.number - 1)))
         else:
             tokens = self.training[step.number - 1].first(self.config.calibration_tokens)
             statistics = calibrate.collect(self.model, self.family, tokens, self.config.micro_batch)
         if step.kind == "layers":
-            scores = score.LAYER_SCORERS[self.config.layer_scorer](statistics)
-            decided = plan.plan_layers(step, scores, self.config.layer_scorer)
-        else:
-            seed = self.config.seed * 1000 + step.number
-            scorer = score.SCORERS[self.config.scorer]
-            scores = scorer(statistics, self.model, self.family, seed)
-            protected = None
-            if self.protected_tokens is not None:
-                general = calibrate.collect(self.model, self.family, self.protected_tokens, self.config.micro_batch, "protect")
-                protected = plan.protect(scorer(general, self.model, self.family, seed), self.config.protect_share)
-            decided = plan.plan_neurons(step, scores, protected, self.config.scorer)
-        self.folder.write_tensors(f"round-{step.number:02d}/statistics.safetensors", {**statistics.tensors(), "scores": scores})
-        return dataclasses.asdict(decided)
+            return {**statistics.tensors(), "scores": score.LAYER_SCORERS[self.config.layer_scorer](statistics)}
+        seed, scorer = self.config.seed * 1000 + step.number, score.SCORERS[self.config.scorer]
+        scores = {"scores": scorer(statistics, self.model, self.family, seed)}
+        if self.protected_tokens is not None:
+            general = calibrate.collect(self.model, self.family, self.protected_tokens, self.config.micro_batch, "protect")
+            scores["protect_scores"] = scorer(general, self.model, self.family, seed)
+        return {**statistics.tensors(), **scores}
+
+    def _first_scores(self, first: int, number: int) -> "dict[str, Tensor]":
+        """The scores of round ``first``, of what is left when round ``number`` begins, in today's order."""
+        from ptl_fast import compact
+        from ptl_fast.plan import PruningPlan
+
+        tensors = self.folder.read_tensors(f"round-{first:02d}/statistics.safetensors")
+        plans = [PruningPlan(**self.folder.read_json(f"round-{each:02d}/plan.json")) for each in range(first, number)]
+        scores: dict[str, Tensor] = {name: tensors[name] for name in ("scores", "protect_scores") if name in tensors}
+        for plan in plans:
+            scores = {name: compact.follow(each, plan) for name, each in scores.items()}
+        return scores
 
     def _evaluate(self, description: str) -> dict[str, dict[str, float]]:
         """{task: {metric: value}}, computed by the main rank while the others wait."""
@@ -256,15 +354,24 @@ class _Job:
             raise ValueError(f"--model {config.model}: lm-eval needs a tokenizer with an end-of-sequence token; set eos_token")
         documents = data.load_documents(config.data)
         needs_held_out = any(task.task == evaluate.NLL and task.file is None for task in self.tasks)
+        num_evaluated = NUM_HELD_OUT if needs_held_out else 0
+        num_checked = NUM_CHECKED if config.recovery_split == "until-recovered" else 0
         self.corpus = data.split_corpus(
             documents,
             self.tokenizer,
             shares=[step.recovery_share for step in self.schedule],
             num_tokens=config.recovery_tokens,
-            num_held_out=NUM_HELD_OUT if needs_held_out else 0,
+            num_held_out=num_evaluated + num_checked,
             seed=config.seed,
             source=config.data,
         )
+        held_out = self.corpus.held_out
+        cut = len(held_out) * num_checked // max(1, num_evaluated + num_checked)  # small data has fewer of both
+        self.checked_documents, held_out = held_out[:cut], held_out[cut:]
+        if num_checked and not cut:
+            raise ValueError(
+                f"{config.data} has too few documents to hold some out for --recovery-split until-recovered; give more"
+            )
         self.training = [
             self._pack(subset, f"round {step.number}'s part of {config.data}")
             for step, subset in zip(self.schedule, self.corpus.subsets, strict=True)
@@ -275,7 +382,7 @@ class _Job:
             general = data.tokenize(protected, self.tokenizer, config.calibration_tokens)
             self.protected_tokens = self._pack(general, config.protect)
         self.nll_documents = {
-            task.label: (data.load_documents(task.file) if task.file else self.corpus.held_out)[: config.eval_limit]
+            task.label: (data.load_documents(task.file) if task.file else held_out)[: config.eval_limit]
             for task in self.tasks
             if task.task == evaluate.NLL
         }
@@ -298,8 +405,10 @@ class _Job:
 
         folder = RunFolder(self.output, {"config": self.config.identity(), "inputs": self.fingerprint})
         folder.check(self.config.overwrite)
-        # float32 weights of the kept rounds and of a round in the making; a checkpoint adds two Adam moments
-        folder.check_disk(self._size()["num_parameters"] * 4 * (self.config.keep_rounds + 1 + 3))
+        # float32 weights of the kept rounds and of a round in the making; a checkpoint adds two Adam moments, and so does each
+        # of two rounds with --keep-optimizer-state
+        num_moments = 4 if self.config.keep_optimizer_state else 0
+        folder.check_disk(self._size()["num_parameters"] * 4 * (self.config.keep_rounds + 1 + 3 + num_moments))
         return folder
 
     def _load_weights(self, num_finished: int) -> None:
@@ -350,6 +459,11 @@ class _Job:
         where = f"Result: {self.output / 'final'}   Report: {self.output / 'report.md'}"
         _say(where + "\n\n" + HOW_TO_LOAD.format(final=self.output / "final"))
         return content
+
+
+def _optimizer_file(number: int) -> str:
+    """The file with the optimizer's state after round ``number``."""
+    return f"round-{number:02d}/optimizer.safetensors"
 
 
 def preset_settings(name: str | None, model: str | None) -> dict[str, Any]:

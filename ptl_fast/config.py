@@ -212,7 +212,7 @@ class Config:
     def _check_spending(self) -> None:
         if not (math.isfinite(self.recovered_within) and 0 <= self.anticipate < math.inf):
             raise ValueError(
-                f"--recovered-within {self.recovered_within} and --anticipate {self.anticipate} must be finite, the latter at least 0"
+                f"--recovered-within {self.recovered_within} must be finite, and --anticipate {self.anticipate} also at least 0"
             )
         about_training = {
             "--recovery-split until-recovered": self.recovery_split == "until-recovered",
@@ -225,13 +225,13 @@ class Config:
                 raise ValueError(f"{flag} is about training; it needs --recovery cpt")
         if self.keep_optimizer_state and self.deepspeed is not None:
             raise ValueError(
-                "--keep-optimizer-state is not supported with --deepspeed yet: DeepSpeed keeps the moments in flat buffers, in parts"
-                " on each rank; leave one of the two out"
+                "--keep-optimizer-state is not supported with --deepspeed yet: DeepSpeed keeps the moments in flat buffers, a part"
+                " of them on each rank; leave one of the two out"
             )
         if self.score_during_recovery and (self.score_once or self.anticipate):
             raise ValueError(
-                "--score-during-recovery takes statistics from the end of each round; --score-once needs none after the first round,"
-                " and --anticipate needs the next round's before the end; leave it out"
+                "--score-during-recovery takes statistics from the end of each round; --score-once needs none after the first"
+                " round, and --anticipate needs them before the end; leave it out"
             )
 
     def identity(self) -> dict:

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -156,10 +156,16 @@ def num_steps(tokens: "PackedTokens", num_tokens: int, config: "Config") -> int:
     return max(1, round(num_tokens / _tokens_per_step(tokens, config)))
 
 
-def unseen(tokens: "PackedTokens", num_steps: int, config: "Config") -> "PackedTokens":
-    """The sequences that training for ``num_steps`` optimizer steps did not come to."""
-    order = _Sequences(tokens, len(tokens), config.seed).order
-    return tokens.rows(order[num_steps * config.global_batch :])
+def last_part(parts: Sequence["PackedTokens"], steps: Sequence[int], config: "Config") -> "PackedTokens":
+    """The last of the parts, followed by the sequences that training on the parts before did not come to.
+
+    ``steps`` are the optimizer steps on each part before; the second part already had what was left of the first, and so on.
+    """
+    tokens = parts[0]
+    for part, num_steps in zip(parts[1:], steps, strict=True):
+        order = _Sequences(tokens, len(tokens), config.seed).order
+        tokens = part.followed_by(tokens.rows(order[num_steps * config.global_batch :]))
+    return tokens
 
 
 class _Sequences(Dataset):
@@ -198,18 +204,21 @@ class _Trainer(Trainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args, **kwargs)
         if self.moments is not None:
+            assert isinstance(self.model, nn.Module)
             moments.give(optimizer, self.model, self.moments)
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.learning_rate)
+        optimizer = optimizer or self.optimizer
+        assert optimizer is not None
+        self.lr_scheduler = LambdaLR(optimizer, self.learning_rate)
         return self.lr_scheduler
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         mask = inputs.pop("mask")
         if self.watch is not None and self.watch.enabled:
             self.watch.expect(mask)
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        loss: Any = super().compute_loss(model, inputs, *args, **kwargs)
         if self.close.penalty is None:
             return loss
         penalty = self.close.penalty()
