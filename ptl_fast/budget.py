@@ -4,6 +4,7 @@ A round's last part is its *closing*: from when it has recovered (--recovery-spl
 it the learning rate of a round that may end early decays, and --anticipate's penalty acts. Nothing here trains; recover.py asks.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ WARMUP_SHARE = 0.05
 CLOSING_SHARE = 0.25
 CHECK_COST = 0.1  # of the training's arithmetic
 FORWARD_COST = 1 / 3  # of a training step's arithmetic: the backward pass costs twice the forward pass
+CHECKS_A_ROUND, FEWEST_CHECKED = 8, 8  # a round that is checked once or twice hardly ends early; few documents say little
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,16 @@ class Closing:
         self.checks = [(step, nll) for step, nll in state["checks"]]
 
 
+def num_affordable(lengths: Sequence[int], num_tokens: int, num_rounds: int) -> int:
+    """How many held-out documents, of ``lengths`` tokens, a check may read if an average round is to have CHECKS_A_ROUND checks.
+
+    ``num_tokens`` is the whole budget. There are at least FEWEST_CHECKED, then with fewer checks.
+    """
+    affordable = CHECK_COST / FORWARD_COST * num_tokens / (num_rounds * CHECKS_A_ROUND)
+    count = sum(total <= affordable for total in itertools.accumulate(lengths))
+    return max(count, min(FEWEST_CHECKED, len(lengths)))
+
+
 def learning_rate(spending: Spending, closing: Closing) -> Callable[[int], float]:
     """Return the function from a step of the round to its part of the peak learning rate.
 
@@ -121,7 +133,8 @@ def _cosine(step: int, num_steps: int) -> float:
     warmup = int(WARMUP_SHARE * num_steps)
     if step < warmup:
         return step / warmup
-    return max(0.0, 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup))))
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    return max(0.0, 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def tokens_left(config: "Config", shares: Sequence[float], sizes: Sequence[int], spent: Sequence[int]) -> list[int]:

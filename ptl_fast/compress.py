@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ptl_fast.budget import HeldOut, Spending
-    from ptl_fast.data import PackedTokens
+    from ptl_fast.data import Document, PackedTokens
     from ptl_fast.plan import PruningPlan, Round
     from ptl_fast.rundir import RunFolder
 
@@ -365,17 +365,13 @@ class _Job:
             seed=config.seed,
             source=config.data,
         )
-        held_out = self.corpus.held_out
-        cut = len(held_out) * num_checked // max(1, num_evaluated + num_checked)  # small data has fewer of both
-        self.checked_documents, held_out = held_out[:cut], held_out[cut:]
-        if num_checked and not cut:
-            raise ValueError(
-                f"{config.data} has too few documents to hold some out for --recovery-split until-recovered; give more"
-            )
         self.training = [
             self._pack(subset, f"round {step.number}'s part of {config.data}")
             for step, subset in zip(self.schedule, self.corpus.subsets, strict=True)
         ]
+        cut = len(self.corpus.held_out) * num_checked // max(1, num_evaluated + num_checked)  # small data has fewer of both
+        held_out = self.corpus.held_out[cut:]
+        self.checked_documents = self._checked(self.corpus.held_out[:cut]) if num_checked else []
         self.protected_tokens, protected = None, []
         if config.protect is not None:
             protected = data.load_documents(config.protect)
@@ -394,6 +390,18 @@ class _Job:
             "nll": {label: data.fingerprint(documents) for label, documents in self.nll_documents.items()},
             "weights": models.weights_fingerprint(config.model),
         }
+
+    def _checked(self, documents: "list[Document]") -> "list[Document]":
+        """As many of these documents as the checks of --recovery-split until-recovered may read."""
+        from ptl_fast import budget, data
+
+        if not documents:
+            raise ValueError(
+                f"{self.config.data} has too few documents to hold some out for --recovery-split until-recovered; give more"
+            )
+        lengths = [len(ids) for ids in data.tokenize(documents, self.tokenizer)]
+        num_tokens = self.config.recovery_tokens or sum(tokens.num_tokens for tokens in self.training)
+        return documents[: budget.num_affordable(lengths, num_tokens, len(self.schedule))]
 
     def _pack(self, documents: Iterable[list[int]], source: str) -> "PackedTokens":
         from ptl_fast import data
