@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
-from ptl_kernels import GatedFfn, compact_ffn_
+from ptl_kernels import GatedFfn, compact_ffn_, hole_filling
 from torch import Tensor, nn
 
 from ptl_fast.families import Family, decoder_layers, feed_forwards, resize_config
@@ -11,26 +11,58 @@ from ptl_fast.families import Family, decoder_layers, feed_forwards, resize_conf
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from ptl_fast.moments import Moments
     from ptl_fast.plan import PruningPlan
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @torch.no_grad()
-def compact_(model: "PreTrainedModel", family: Family, plan: "PruningPlan") -> None:
+def compact_(model: "PreTrainedModel", family: Family, plan: "PruningPlan", moments: "Moments | None" = None) -> None:
     """Remove the plan's neurons or layers from the model physically, and repair its config.
 
     The result equals, to rounding, the original with the removed neurons' activations set to zero. Peak extra memory: one matrix.
+    ``moments``, by parameter name, follow in place: those of removed neurons and layers go, the others move as the weights do.
     """
+    moments = {} if moments is None else moments
+    state_of: dict[Tensor, dict[str, Tensor]] = {
+        parameter: moments.pop(name) for name, parameter in model.named_parameters() if name in moments
+    }
     if plan.kept_neurons is not None:
-        _compact_neurons_(feed_forwards(model, family), torch.tensor(plan.kept_neurons))
+        ffns, kept_LK = feed_forwards(model, family), torch.tensor(plan.kept_neurons)
+        if state_of:
+            _compact_moments_(ffns, kept_LK, state_of)
+        _compact_neurons_(ffns, kept_LK)
     layers = decoder_layers(model, family)
     kept_layers = [index for index in range(len(layers)) if index not in set(plan.dropped_layers)]
     for index in reversed(plan.dropped_layers):
         del layers[index]
     _number_layers(layers)
+    moments.update({name: state_of[parameter] for name, parameter in model.named_parameters() if parameter in state_of})
     configs: dict[int, Any] = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
     for config in configs.values():
         if config.num_hidden_layers != len(kept_layers) or config.intermediate_size != plan.width:
             resize_config(config, plan.width, kept_layers)
+
+
+def follow(scores: Tensor, plan: "PruningPlan") -> Tensor:
+    """Scores of what ``plan`` leaves, in the order in which it lies afterwards.
+
+    Args:
+        scores: (num_layers, width) of neurons, or (num_layers,) of layers.
+    """
+    if plan.kept_neurons is not None and scores.dim() == 2:
+        scores = scores.gather(1, hole_filling(torch.tensor(plan.kept_neurons), scores.shape[1]).order_LK)
+    return scores[[layer for layer in range(len(scores)) if layer not in set(plan.dropped_layers)]]
+
+
+def _compact_moments_(ffns: dict[str, GatedFfn], kept_LK: Tensor, state_of: dict[Tensor, dict[str, Tensor]]) -> None:
+    for key in MOMENTS:
+        layers = []
+        for ffn in ffns.values():
+            inputs = [state_of[parameter][key] for parameter in _input_tensors(ffn)]
+            layers.append((inputs, state_of[ffn.down.weight][key]))
+        compact_ffn_(layers, kept_LK)
 
 
 def _compact_neurons_(feed_forwards: dict[str, GatedFfn], kept_LK: Tensor) -> None:

@@ -7,6 +7,7 @@ same command continues a run that was killed. Heavy libraries are imported when 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from ptl_fast.budget import HeldOut, Spending, Spent
     from ptl_fast.calibrate import Extra, Statistics
-    from ptl_fast.data import PackedTokens
+    from ptl_fast.data import Document, PackedTokens
     from ptl_fast.families import Family
+    from ptl_fast.moments import Moments
     from ptl_fast.plan import PruningPlan, Round
     from ptl_fast.rundir import RunFolder
     from ptl_fast.sources import Form
@@ -34,7 +37,7 @@ T = TypeVar("T")
 
 STAGES = ("calibrate", "compact", "recover", "evaluate")
 PRESETS = Path(__file__).parent / "presets"
-NUM_HELD_OUT = 256
+NUM_HELD_OUT, NUM_CHECKED = 256, 64  # documents for evaluation, and for --recovery-split until-recovered
 NLL_MAX_LENGTH = 2048
 HOW_TO_LOAD = """Load the result:
 
@@ -138,6 +141,7 @@ class _Job:
 
     model: "PreTrainedModel"
     family: "Family"
+    moments: "Moments | None" = None
 
     def __init__(self, config: Config) -> None:
         from ptl_fast import evaluate, models, ranks, recover
@@ -167,7 +171,7 @@ class _Job:
         self._remove_old_weights(num_finished)
         if num_finished:
             _say(f"{self.output}: continuing after round {num_finished} of {len(self.schedule)}")
-        self.dense = self.folder.once("dense.json", lambda: {**self._size(), "eval": self._evaluate("dense")})
+        self.dense = self.folder.once("dense.json", self._measure_dense)
         self.records = [self.folder.read_json(f"round-{number:02d}/record.json") for number in range(1, num_finished + 1)]
         for step in self.schedule[num_finished:]:
             self.records.append(self._round(step))
@@ -213,33 +217,43 @@ class _Job:
             "kind": step.kind,
             "seconds": seconds,
             "eval_pruned": self.folder.read_json(f"{name}/pruned.json"),
-            "recovery_tokens": self._num_tokens(step),
+            **self.folder.read_json(f"{name}/recovery.json"),
             "num_redundant": plan.num_redundant,
         }
         self.folder.write_json(f"{name}/record.json", ranks.agree(record))
         self._remove_old_weights(step.number)
         return self.folder.read_json(f"{name}/record.json")
 
-    def _compact(self, plan: "PruningPlan") -> None:
-        """Make the model smaller as the plan says."""
-        from ptl_fast import compact, slicegpt
+    def _measure_dense(self) -> dict[str, Any]:
+        """The original's size and evaluation, and its NLL of the text by which rounds know that they have recovered."""
+        dense = {**self._size(), "eval": self._evaluate("dense")}
+        return {**dense, "checked_nll": self._checked_nll()} if self.checked_documents else dense
 
-        if plan.hidden_size is None:
-            compact.compact_(self.model, self.family, plan)
+    def _compact(self, plan: "PruningPlan") -> None:
+        """Make the model smaller as the plan says, and with --keep-optimizer-state the moments that the round before left."""
+        from ptl_fast import compact, moments, slicegpt
+
+        self.moments = None
+        if plan.hidden_size is not None:
+            tokens = self.training[plan.round - 1].first(self.config.calibration_tokens)
+            self.model, eigenvalues = slicegpt.rotate_and_slice(self.model, tokens, plan.hidden_size, self.config.micro_batch)
+            self.folder.write_tensors(f"round-{plan.round:02d}/statistics.safetensors", {"eigenvalues": eigenvalues})
             return
-        tokens = self.training[plan.round - 1].first(self.config.calibration_tokens)
-        self.model, eigenvalues = slicegpt.rotate_and_slice(self.model, tokens, plan.hidden_size, self.config.micro_batch)
-        self.folder.write_tensors(f"round-{plan.round:02d}/statistics.safetensors", {"eigenvalues": eigenvalues})
+        if self.config.keep_optimizer_state and plan.round > 1:
+            self.moments = moments.from_tensors(self.folder.read_tensors(_optimizer_file(plan.round - 1)))
+        compact.compact_(self.model, self.family, plan, self.moments)
 
     def _recover(self, step: "Round", folder: Path) -> None:
-        """Train in place; with --score-during-recovery, also take the statistics that the next round will use."""
+        """Train in place; what later rounds need of it goes to the round's folder."""
         from ptl_kernels import fused_ffns
 
-        from ptl_fast import calibrate, families, recover
+        from ptl_fast import calibrate, families, moments, recover
+        from ptl_fast.budget import Spent
 
-        if not self._num_tokens(step):
+        if not step.recovery_share:  # --threshold found nothing to remove
+            self._write_recovery(step, Spent())
             return
-        train, tokens = recover.RECOVERIES[self.config.recovery], self.training[step.number - 1]
+        train, tokens, num_tokens = recover.RECOVERIES[self.config.recovery], self._sequences(step), self._tokens_left()[0]
         with contextlib.ExitStack() as stack:
             watch = None
             if self.config.score_during_recovery and step.number < len(self.schedule):
@@ -247,60 +261,144 @@ class _Job:
                 watch = stack.enter_context(calibrate.watch(self.model, self.family, extra))
             elif self.config.fused_ffn or self.config.score_during_recovery:
                 stack.enter_context(fused_ffns(families.feed_forwards(self.model, self.family)))
-            train(self.model, tokens, self._num_tokens(step), self.config, folder, watch)
+            spent = train(self.model, tokens, num_tokens, self.config, folder, watch, self._spending(step))
         if watch is not None:
             self.folder.write_tensors(self._next_statistics(step.number), watch.total().tensors())
+        if spent.moments is not None:
+            self.folder.write_tensors(_optimizer_file(step.number), moments.to_tensors(spent.moments))
+        self._write_recovery(step, spent)
+
+    def _write_recovery(self, step: "Round", spent: "Spent") -> None:
+        took = {"recovery_tokens": spent.num_tokens, "recovery_steps": spent.num_steps, "checks": spent.checks}
+        self.folder.write_json(f"round-{step.number:02d}/recovery.json", took)
+
+    def _spending(self, step: "Round") -> "Spending":
+        """How the settings want this round's tokens spent."""
+        from ptl_fast import budget, recover
+
+        config, rest = self.config, self.schedule[step.number :]
+        position = None
+        if config.lr_schedule == "run":
+            later = zip(self.training[step.number :], self._tokens_left()[1:], strict=True)
+            before = sum(record["recovery_steps"] for record in self.records)
+            position = before, sum(recover.num_steps(tokens, num_tokens, config) for tokens, num_tokens in later)
+        anticipates = config.anticipate > 0 and bool(rest) and rest[0].kind == "neurons"
+        return budget.Spending(
+            position=position,
+            held_out=self._held_out() if rest and self.checked_documents else None,
+            anticipate=functools.partial(self._anticipate, rest[0]) if anticipates else None,
+            moments=self.moments,
+            keep_moments=config.keep_optimizer_state and bool(rest),
+        )
+
+    def _anticipate(self, following: "Round") -> "Callable[[], Tensor] | None":
+        """Decide now what the next round will remove, and return the penalty on it."""
+        from ptl_fast import anticipate
+        from ptl_fast.plan import PruningPlan
+
+        plan = PruningPlan(**self.folder.once(f"round-{following.number:02d}/plan.json", lambda: self._plan(following)))
+        return anticipate.penalty(self.model, self.family, plan, self.config.anticipate)
+
+    def _held_out(self) -> "HeldOut":
+        from ptl_fast import budget, data
+
+        return budget.HeldOut(
+            nll=self._checked_nll,
+            num_tokens=sum(map(len, data.tokenize(self.checked_documents, self.tokenizer))),
+            recovered=self.dense["checked_nll"] + self.config.recovered_within,
+        )
+
+    def _checked_nll(self) -> float:
+        from ptl_fast import evaluate
+
+        documents, batch_size = self.checked_documents, self.config.eval_batch
+        return evaluate.answer_nll(self.model, self.tokenizer, documents, batch_size, NLL_MAX_LENGTH)[evaluate.NLL]
 
     def _next_statistics(self, number: int) -> str:
         """The file with the statistics that round ``number`` took for the next one."""
         return f"round-{number:02d}/next_statistics.safetensors"
 
-    def _num_tokens(self, step: "Round") -> int:
-        """The round's recovery tokens; where its part of the data holds fewer, recovery sees that part several times."""
-        if self.config.recovery == "none" or not step.recovery_share:
-            return 0
-        if self.config.recovery_tokens is None:
-            return self.training[step.number - 1].num_tokens
-        return round(step.recovery_share * self.config.recovery_tokens)
+    def _tokens_left(self) -> list[int]:
+        """Recovery tokens of each round that is not finished, the next one first.
+
+        Where a round's part of the data holds fewer, recovery sees that part several times.
+        """
+        from ptl_fast import budget
+
+        shares, sizes = [step.recovery_share for step in self.schedule], [tokens.num_tokens for tokens in self.training]
+        return budget.tokens_left(self.config, shares, sizes, [record["recovery_tokens"] for record in self.records])
+
+    def _sequences(self, step: "Round") -> "PackedTokens":
+        """The round's own part of the data; with until-recovered, followed by what earlier rounds did not come to of theirs."""
+        from ptl_fast import recover
+
+        parts = self.training[: step.number]
+        if self.config.recovery_split != "until-recovered":
+            return parts[-1]
+        return recover.last_part(parts, [record["recovery_steps"] for record in self.records], self.config)
 
     def _remove_old_weights(self, num_finished: int) -> None:
-        """Remove finished recoveries' checkpoints, and all but the newest rounds' weights."""
+        """Remove finished recoveries' checkpoints, and all but the newest rounds' weights and the newest optimizer state."""
         finished = range(1, num_finished + 1)
         old = [self.folder.round(number) / "model" for number in finished[: -self.config.keep_rounds]]
+        old += [self.output / _optimizer_file(number) for number in finished[:-1]]
         self.folder.remove(*old, *(self.folder.round(number) / "recovery" for number in finished))
 
     def _plan(self, step: "Round") -> dict[str, Any]:
-        """Score on the round's own data and decide what goes; the numbers behind the decision go to the round's folder."""
-        from ptl_fast import plan, score
+        """Decide what goes; the numbers behind the decision go to the round's folder."""
+        from ptl_fast import plan
 
         if step.kind != "neurons":  # with --threshold, the rounds before decided on the width
             step = dataclasses.replace(step, width=self.model.config.intermediate_size)
         if step.kind in ("none", "hidden"):
             return dataclasses.asdict(plan.plan_nothing(step))
-        statistics = self._statistics(step)
+        first = next(each.number for each in self.schedule if each.kind == step.kind)
+        tensors = self._first_scores(first, step.number) if self.config.score_once and first < step.number else self._scores(step)
         if step.kind == "layers":
-            scores = score.LAYER_SCORERS[self.config.layer_scorer](statistics)
-            decided = plan.plan_layers(step, scores, self.config.layer_scorer)
+            decided = plan.plan_layers(step, tensors["scores"], self.config.layer_scorer)
         else:
-            scores, decided = self._plan_neurons(step, statistics)
-        self.folder.write_tensors(f"round-{step.number:02d}/statistics.safetensors", {**statistics.tensors(), "scores": scores})
+            decided = self._plan_neurons(step, tensors)
+        self.folder.write_tensors(f"round-{step.number:02d}/statistics.safetensors", tensors)
         return dataclasses.asdict(decided)
 
-    def _plan_neurons(self, step: "Round", statistics: "Statistics") -> "tuple[Tensor, PruningPlan]":
-        """The neurons' scores, and what goes."""
-        from ptl_fast import calibrate, plan, score
+    def _scores(self, step: "Round") -> "dict[str, Tensor]":
+        """The statistics of the round's own data, and the scores of neurons (also on --protect's text) or layers."""
+        from ptl_fast import calibrate, score
 
-        name, seed, extra = self.config.scorer, self.config.seed * 1000 + step.number, self._extra(step.kind)
-        scorer, protected = score.SCORERS[name], None
-        scores = scorer(statistics, self.model, self.family, seed)
+        statistics = self._statistics(step)
+        if step.kind == "layers":
+            return {**statistics.tensors(), "scores": score.LAYER_SCORERS[self.config.layer_scorer](statistics)}
+        seed, scorer = self.config.seed * 1000 + step.number, score.SCORERS[self.config.scorer]
+        scores = {"scores": scorer(statistics, self.model, self.family, seed)}
         if self.protected_tokens is not None:
-            micro_batch = self.config.micro_batch
+            micro_batch, extra = self.config.micro_batch, self._extra(step.kind)
             general = calibrate.collect(self.model, self.family, self.protected_tokens, micro_batch, "protect", extra)
-            protected = plan.protect(scorer(general, self.model, self.family, seed), self.config.protect_share)
+            scores["protect_scores"] = scorer(general, self.model, self.family, seed)
+        return {**statistics.tensors(), **scores}
+
+    def _first_scores(self, first: int, number: int) -> "dict[str, Tensor]":
+        """The scores of round ``first``, of what is left when round ``number`` begins, in today's order."""
+        from ptl_fast import compact
+        from ptl_fast.plan import PruningPlan
+
+        tensors = self.folder.read_tensors(f"round-{first:02d}/statistics.safetensors")
+        plans = [PruningPlan(**self.folder.read_json(f"round-{each:02d}/plan.json")) for each in range(first, number)]
+        scores: dict[str, Tensor] = {name: tensors[name] for name in ("scores", "protect_scores", "selected_LI") if name in tensors}
+        for plan in plans:
+            scores = {name: compact.follow(each, plan) for name, each in scores.items()}
+        return {"num_tokens": tensors["num_tokens"], **scores}
+
+    def _plan_neurons(self, step: "Round", tensors: "dict[str, Tensor]") -> "PruningPlan":
+        """What goes, by the round's scores, without what --protect's text needs."""
+        from ptl_fast import plan, score
+
+        name, scores, protected = self.config.scorer, tensors["scores"], None
+        if "protect_scores" in tensors:
+            protected = plan.protect(tensors["protect_scores"], self.config.protect_share)
         if self.config.threshold is None:
-            return scores, plan.plan_neurons(step, scores, protected, name, statistics.selected_LI)
-        redundant = score.per_token(name, scores, statistics.num_tokens) <= self.config.threshold
-        return scores, plan.plan_redundant(step, scores, protected, name, redundant, self.config.width_multiple)
+            return plan.plan_neurons(step, scores, protected, name, tensors.get("selected_LI"))
+        redundant = score.per_token(name, scores, tensors["num_tokens"]) <= self.config.threshold
+        return plan.plan_redundant(step, scores, protected, name, redundant, self.config.width_multiple)
 
     def _statistics(self, step: "Round") -> "Statistics":
         """What the last round's recovery took for this one, or else those of a pass over the first of the round's data."""
@@ -362,23 +460,26 @@ class _Job:
             raise ValueError(f"--model {config.model}: lm-eval needs a tokenizer with an end-of-sequence token; set eos_token")
         needs_held_out = any(task.task == evaluate.NLL and task.file is None for task in self.tasks)
         form = _form(config)
+        num_evaluated = NUM_HELD_OUT if needs_held_out else 0
+        num_checked = NUM_CHECKED if config.recovery_split == "until-recovered" else 0
         self.corpus = data.split_corpus(
             sources.open_parts(config.data, form, config.seed if config.streaming else None),
             self.tokenizer,
             shares=[step.recovery_share for step in self.schedule],
             num_tokens=config.recovery_tokens,
-            num_held_out=NUM_HELD_OUT if needs_held_out else 0,
+            num_held_out=num_evaluated + num_checked,
             seed=config.seed,
         )
         self.training = [
             self._pack(subset, f"round {step.number}'s part of {config.data}")
             for step, subset in zip(self.schedule, self.corpus.subsets, strict=True)
         ]
+        cut = len(self.corpus.held_out) * num_checked // max(1, num_evaluated + num_checked)  # small data has fewer of both
+        held_out = self.corpus.held_out[cut:]
+        self.checked_documents = self._checked(self.corpus.held_out[:cut]) if num_checked else []
         protected = self._load_protect(form.template)
         self.nll_documents = {
-            task.label: sources.load_documents(task.file, form, config.eval_limit)
-            if task.file
-            else self.corpus.held_out[: config.eval_limit]
+            task.label: sources.load_documents(task.file, form, config.eval_limit) if task.file else held_out[: config.eval_limit]
             for task in self.tasks
             if task.task == evaluate.NLL
         }
@@ -390,6 +491,18 @@ class _Job:
             "nll": {label: data.fingerprint(documents) for label, documents in self.nll_documents.items()},
             "weights": models.weights_fingerprint(config.model),
         }
+
+    def _checked(self, documents: "list[Document]") -> "list[Document]":
+        """As many of these documents as the checks of --recovery-split until-recovered may read."""
+        from ptl_fast import budget, data
+
+        if not documents:
+            raise ValueError(
+                f"{self.config.data} has too few documents to hold some out for --recovery-split until-recovered; give more"
+            )
+        lengths = [len(ids) for ids in data.tokenize(documents, self.tokenizer)]
+        num_tokens = self.config.recovery_tokens or sum(tokens.num_tokens for tokens in self.training)
+        return documents[: budget.num_affordable(lengths, num_tokens, len(self.schedule))]
 
     def _load_protect(self, template: str) -> str | None:
         """Take a sample of --protect; return the fingerprint of all that was read."""
@@ -424,8 +537,10 @@ class _Job:
 
         folder = RunFolder(self.output, {"config": self.config.identity(), "inputs": self.fingerprint})
         folder.check(self.config.overwrite)
-        # float32 weights of the kept rounds and of a round in the making; a checkpoint adds two Adam moments
-        folder.check_disk(self._size()["num_parameters"] * 4 * (self.config.keep_rounds + 1 + 3))
+        # float32 weights of the kept rounds and of a round in the making; a checkpoint adds two Adam moments, and so does each
+        # of two rounds with --keep-optimizer-state
+        num_moments = 4 if self.config.keep_optimizer_state else 0
+        folder.check_disk(self._size()["num_parameters"] * 4 * (self.config.keep_rounds + 1 + 3 + num_moments))
         return folder
 
     def _load_weights(self, num_finished: int) -> None:
@@ -494,6 +609,11 @@ def _defaults(preset: str | None, model: str | None, slice_hidden: float | None)
     """Settings that hold where the user gives none: a preset's, and with --slice-hidden one round that removes no neurons."""
     slicing = {} if slice_hidden is None else {"keep": 1.0, "rounds": None}
     return {**preset_settings(preset, model), **slicing}
+
+
+def _optimizer_file(number: int) -> str:
+    """The file with the optimizer's state after round ``number``."""
+    return f"round-{number:02d}/optimizer.safetensors"
 
 
 def preset_settings(name: str | None, model: str | None) -> dict[str, Any]:

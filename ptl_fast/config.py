@@ -106,14 +106,36 @@ class Config:
     """Training tokens over all rounds (default: the data once), and so how many documents are kept in memory. More than there
     is repeats each round's part."""
 
-    recovery_split: Literal["growing", "equal"] = "growing"
-    """How the recovery tokens are shared: growing gives each round --recovery-growth times the tokens of the round before."""
+    recovery_split: Literal["growing", "equal", "until-recovered"] = "growing"
+    """How the recovery tokens are shared: growing gives each round --recovery-growth times the tokens of the round before;
+    until-recovered starts from the same shares, but lets a round end soon after it has recovered (--recovered-within), and
+    gives the tokens and data that it saves to later rounds. The last round uses all that is left."""
 
     recovery_growth: float = 2.0
-    """The factor of --recovery-split growing."""
+    """The factor of --recovery-split growing and until-recovered."""
+
+    recovered_within: float = 0.02
+    """With until-recovered: a round has recovered when the negative log-likelihood per answer token of held-out documents of
+    --data is at most this many nats above the original model's. It is measured every so many steps that this costs at most a
+    tenth of the training's arithmetic. The round then goes on for a third of its steps so far, in which its learning rate
+    decays."""
+
+    lr_schedule: Literal["round", "run"] = "round"
+    """Which stretch a learning-rate schedule spans: each round, or the whole run, so that warm-up comes once and later rounds
+    go on where the rounds before ended."""
+
+    keep_optimizer_state: bool = False
+    """Begin a round's recovery with Adam's moments of the round before: those of removed neurons and layers go, the others move
+    as the weights do. Not with --deepspeed."""
+
+    anticipate: float = 0.0
+    """Weight of a penalty on the neurons that the next round will remove (DReSS, arXiv 2501.17905): in the last quarter of a
+    round's recovery, this times the sum of their weights' L2 norms is added to the loss. The next round's neurons are chosen,
+    on its data, when the penalty begins, and are exactly those that go. 0 is without."""
 
     learning_rate: float = 1e-5
-    """Peak learning rate of each round's recovery (cosine, warm-up 5%)."""
+    """Peak learning rate of recovery (warm-up 5%, then a cosine; with until-recovered and a schedule each round, constant until
+    the round has recovered)."""
 
     sequence_length: int = 1024
     """Tokens in a packed sequence."""
@@ -136,6 +158,9 @@ class Config:
     fused_ffn: bool = False
     """Train on ptl_kernels' fused activation: it keeps one activation less for the backward pass than eager modules do, and
     rounds once where they round twice."""
+
+    score_once: bool = False
+    """Score neurons, and layers, only in the first round that removes them: later rounds remove the next ones of that order."""
 
     score_during_recovery: bool = False
     """Take each next round's statistics from the last --calibration-tokens of a round's recovery (or all of a shorter one),
@@ -240,6 +265,32 @@ class Config:
             raise ValueError("--streaming reads only as much as training needs; say how much with --recovery-tokens")
         if self.score_during_recovery and self.recovery == "none":
             raise ValueError("--score-during-recovery takes its statistics from training; it needs --recovery cpt")
+        self._check_spending()
+
+    def _check_spending(self) -> None:
+        if not (math.isfinite(self.recovered_within) and 0 <= self.anticipate < math.inf):
+            raise ValueError(
+                f"--recovered-within {self.recovered_within} must be finite, and --anticipate {self.anticipate} also at least 0"
+            )
+        about_training = {
+            "--recovery-split until-recovered": self.recovery_split == "until-recovered",
+            "--lr-schedule run": self.lr_schedule == "run",
+            "--keep-optimizer-state": self.keep_optimizer_state,
+            "--anticipate": self.anticipate > 0,
+        }
+        for flag, is_set in about_training.items():
+            if is_set and self.recovery == "none":
+                raise ValueError(f"{flag} is about training; it needs --recovery cpt")
+        if self.keep_optimizer_state and self.deepspeed is not None:
+            raise ValueError(
+                "--keep-optimizer-state is not supported with --deepspeed yet: DeepSpeed keeps the moments in flat buffers, a part"
+                " of them on each rank; leave one of the two out"
+            )
+        if self.score_during_recovery and (self.score_once or self.anticipate):
+            raise ValueError(
+                "--score-during-recovery takes statistics from the end of each round; --score-once needs none after the first"
+                " round, and --anticipate needs them before the end; leave it out"
+            )
 
         self._check_scoring()
 
@@ -259,6 +310,11 @@ class Config:
             raise ValueError(f"--threshold {self.threshold} must be a number that is at least 0")
         if self.neurons_per_round is not None:
             raise ValueError("--threshold decides how many neurons go, and so does --neurons-per-round; give one of the two")
+        if self.keep_optimizer_state or self.anticipate:
+            raise ValueError(
+                "--threshold may leave a round with nothing to do, which --keep-optimizer-state and --anticipate cannot bridge;"
+                " leave them out"
+            )
         if self.keep == 1:
             raise ValueError("--threshold removes neurons and --keep 1 forbids it; lower --keep, the least that may stay")
 

@@ -58,8 +58,18 @@ class PackedTokens:
     def first(self, num_tokens: int) -> "PackedTokens":
         """The first sequences that hold ``num_tokens`` tokens together, or all."""
         before = self.mask.sum(1).cumsum(0) - self.mask.sum(1)
-        rows = before < num_tokens
-        return PackedTokens(self.input_ids[rows], self.position_ids[rows], self.mask[rows])
+        return self.rows(before < num_tokens)
+
+    def rows(self, chosen: "Tensor") -> "PackedTokens":
+        """Some of the sequences, by index or by mask."""
+        return PackedTokens(self.input_ids[chosen], self.position_ids[chosen], self.mask[chosen])
+
+    def followed_by(self, other: "PackedTokens") -> "PackedTokens":
+        """These sequences and then the other's."""
+        import torch
+
+        names = ("input_ids", "position_ids", "mask")
+        return PackedTokens(*(torch.cat([getattr(self, name), getattr(other, name)]) for name in names))
 
 
 @dataclass(frozen=True)

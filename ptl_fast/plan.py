@@ -259,7 +259,7 @@ def _order(order: str, num_neuron_rounds: int, num_layer_rounds: int) -> list[Ki
 
 
 def _shares(config: "Config", num_rounds: int) -> list[float]:
-    """Each round's part of the recovery tokens; they sum to 1."""
-    growth = config.recovery_growth if config.recovery_split == "growing" else 1.0
+    """Each round's part of the recovery tokens, as long as no round ends early; they sum to 1."""
+    growth = 1.0 if config.recovery_split == "equal" else config.recovery_growth
     weights = [growth**index for index in range(num_rounds)]
     return [weight / sum(weights) for weight in weights]

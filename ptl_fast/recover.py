@@ -7,16 +7,20 @@ import os
 import shutil
 import time
 import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from ptl_fast import ranks
+from ptl_fast import moments, ranks
+from ptl_fast.budget import Closing, Spending, Spent, learning_rate
 from ptl_fast.config import deepspeed_file
 from ptl_fast.families import needs_one_row
 
@@ -26,9 +30,8 @@ if TYPE_CHECKING:
     from ptl_fast.config import Config
     from ptl_fast.data import PackedTokens
 
-WARMUP_SHARE = 0.05
 COMPLETE = "complete"
-WATCHED = "watched.pt"
+WATCHED, CLOSING = "watched.pt", "closing.json"
 
 
 class Watch(Protocol):
@@ -47,35 +50,54 @@ class Watch(Protocol):
 
 
 def none(
-    model: "PreTrainedModel", tokens: "PackedTokens", num_tokens: int, config: "Config", folder: Path, watch: Watch | None = None
-) -> None:
+    model: "PreTrainedModel",
+    tokens: "PackedTokens",
+    num_tokens: int,
+    config: "Config",
+    folder: Path,
+    watch: Watch | None = None,
+    spending: Spending | None = None,
+) -> Spent:
     """No recovery: pruning alone."""
+    return Spent()
 
 
 def cpt(
-    model: "PreTrainedModel", tokens: "PackedTokens", num_tokens: int, config: "Config", folder: Path, watch: Watch | None = None
-) -> None:
-    """Continual pre-training on ``num_tokens`` tokens: next-token prediction, cosine schedule, in place.
+    model: "PreTrainedModel",
+    tokens: "PackedTokens",
+    num_tokens: int,
+    config: "Config",
+    folder: Path,
+    watch: Watch | None = None,
+    spending: Spending | None = None,
+) -> Spent:
+    """Continual pre-training on ``num_tokens`` tokens, or fewer as ``spending`` says: next-token prediction, in place.
 
     The sequences come in the same order on any number of ranks. Checkpoints go to ``folder``; where it holds one, training goes
     on from there. The weights' type stays; without DeepSpeed, half-precision weights train as float32 under autocast. A watch
-    counts the last ``config.calibration_tokens``.
+    counts the last ``config.calibration_tokens``, or all of the closing where a round that ended early has a shorter one.
 
     Raises:
         ValueError: the loss is NaN or infinite (names the step), or the batch does not divide among the ranks.
     """
+    spending = spending or Spending()
     dtype, use_cache = model.dtype, model.config.use_cache
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     arguments = _training_arguments(model, tokens, num_tokens, config, folder)
+    closing = Closing(arguments.max_steps, _tokens_per_step(tokens, config), spending.held_out)
+    autocast = partial(torch.autocast, model.device.type, dtype, enabled=dtype != torch.float32)
     if dtype != torch.float32 and arguments.deepspeed is None:
         _renew_parameters_(model, torch.float32)  # an update of 1e-5 vanishes in bf16's 8 bits of mantissa
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.parent.parent / "log" / folder.parent.name)
-    progress = _Progress(folder.parent.name)
-    callbacks = [progress, _StopAtNan(), _Checkpoints(folder, config.checkpoint_minutes * 60, watch)]
+    progress, close = _Progress(folder.parent.name), _Close(closing, spending, watch, autocast)
+    callbacks = [progress, _StopAtNan(), close, _Checkpoints(folder, config.checkpoint_minutes * 60, closing, watch)]
     if watch is not None:
-        callbacks.append(_WatchTheEnd(watch, _num_steps(tokens, config.calibration_tokens, config)))
+        callbacks.append(_WatchTheEnd(watch, closing, num_steps(tokens, config.calibration_tokens, config)))
     trainer = _Trainer(
         watch,
+        close,
+        learning_rate(spending, closing),
+        spending.moments,
         model=model,
         args=arguments,
         train_dataset=_Sequences(tokens, arguments.max_steps * config.global_batch, config.seed),
@@ -84,19 +106,20 @@ def cpt(
     )
     trainer.remove_callback(PrinterCallback)
     checkpoint = _newest_checkpoint(folder)
-    if watch is not None and checkpoint is not None and ranks.is_main():  # the sums of all ranks then, however many they were
-        for name, tensor in torch.load(Path(checkpoint) / WATCHED).items():
-            watch.tensors()[name].copy_(tensor)
+    if checkpoint is not None:
+        _restore(Path(checkpoint), closing, watch)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         progress.bar.close()
+    spent = _spent(trainer, model, closing, num_tokens, spending.keep_moments)
     _tear_down(trainer, model)
     _renew_parameters_(model, dtype)
     for name, buffer in buffers.items():  # DeepSpeed casts them too, and rotary frequencies must stay float32
         owner, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(owner), attribute, buffer)
     model.config.use_cache = use_cache  # Trainer turns it off, and the saved config would keep that
+    return spent
 
 
 RECOVERIES = {"none": none, "cpt": cpt}
@@ -118,6 +141,23 @@ def batch_split(config: "Config") -> tuple[int, int]:
     return micro_batch, accumulation
 
 
+def num_steps(tokens: "PackedTokens", num_tokens: int, config: "Config") -> int:
+    """Optimizer steps that train on about ``num_tokens`` tokens of these sequences."""
+    return max(1, round(num_tokens / _tokens_per_step(tokens, config)))
+
+
+def last_part(parts: Sequence["PackedTokens"], steps: Sequence[int], config: "Config") -> "PackedTokens":
+    """The last of the parts, followed by the sequences that training on the parts before did not come to.
+
+    ``steps`` are the optimizer steps on each part before; the second part already had what was left of the first, and so on.
+    """
+    tokens = parts[0]
+    for part, num_steps in zip(parts[1:], steps, strict=True):
+        order = _Sequences(tokens, len(tokens), config.seed).order
+        tokens = part.followed_by(tokens.rows(order[num_steps * config.global_batch :]))
+    return tokens
+
+
 class _Sequences(Dataset):
     """``num_sequences`` packed sequences in a seeded order, epoch after epoch where there are fewer."""
 
@@ -135,25 +175,86 @@ class _Sequences(Dataset):
 
 
 class _Trainer(Trainer):
-    """Trainer whose examples carry a mask: not for the model, but for a watch."""
+    """Trainer with our learning rate, a penalty, and an optimizer that may begin warm.
 
-    def __init__(self, watch: Watch | None, **kwargs: Any) -> None:
+    Its examples carry a mask: not for the model, but for a watch.
+    """
+
+    def __init__(
+        self,
+        watch: Watch | None,
+        close: "_Close",
+        learning_rate: Callable[[int], float],
+        moments: "moments.Moments | None",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        self.watch = watch
+        self.watch, self.close, self.learning_rate, self.moments = watch, close, learning_rate, moments
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.moments is not None:
+            assert isinstance(self.model, nn.Module)
+            moments.give(optimizer, self.model, self.moments)
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+        optimizer = optimizer or self.optimizer
+        assert optimizer is not None
+        self.lr_scheduler = LambdaLR(optimizer, self.learning_rate)
+        return self.lr_scheduler
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         mask = inputs.pop("mask")
         if self.watch is not None and self.watch.enabled:
             self.watch.expect(mask)
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        loss: Any = super().compute_loss(model, inputs, *args, **kwargs)
+        if self.close.penalty is None:
+            return loss
+        penalty = self.close.penalty()
+        self.close.penalty_value = penalty.detach()
+        # a loss that is already divided by the whole step's tokens is summed over the step's forward passes, and others averaged
+        is_summed = self.model_accepts_loss_kwargs and kwargs.get("num_items_in_batch") is not None
+        return loss + penalty / (self.current_gradient_accumulation_steps if is_summed else 1)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if self.close.penalty_value is not None and "loss" in logs:
+            logs["penalty"] = self.close.penalty_value.item()
+        super().log(logs, *args, **kwargs)
+
+
+class _Close(TrainerCallback):
+    """Measures whether the round has recovered, begins the penalty of --anticipate, and ends the round."""
+
+    def __init__(self, closing: Closing, spending: Spending, watch: Watch | None, autocast: Callable[[], Any]) -> None:
+        self.closing, self.spending, self.watch, self.autocast = closing, spending, watch, autocast
+        self.penalty: Callable[[], Tensor] | None = None
+        self.penalty_value: Tensor | None = None
+
+    def on_step_begin(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
+        begins = state.global_step >= self.closing.begins
+        if begins and self.penalty is None and self.spending.anticipate is not None:
+            with self.autocast():
+                self.penalty = self.spending.anticipate()
+
+    def on_step_end(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
+        if self.closing.needs_check(state.global_step):
+            assert self.spending.held_out is not None
+            if self.watch is not None:
+                self.watch.enabled = False  # until the next step begins
+            with self.autocast():
+                nll = self.spending.held_out.nll()
+            self.closing.note(state.global_step, ranks.agree(nll))
+        if state.global_step >= self.closing.ends:
+            control.should_training_stop = True
 
 
 class _WatchTheEnd(TrainerCallback):
-    def __init__(self, watch: Watch, num_steps: int) -> None:
-        self.watch, self.num_steps = watch, num_steps
+    def __init__(self, watch: Watch, closing: Closing, num_steps: int) -> None:
+        self.watch, self.closing, self.num_steps = watch, closing, num_steps
 
     def on_step_begin(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
-        self.watch.enabled = state.global_step >= state.max_steps - self.num_steps
+        self.watch.enabled = state.global_step >= self.closing.ends - self.num_steps
 
 
 class _Progress(TrainerCallback):
@@ -190,31 +291,54 @@ class _StopAtNan(TrainerCallback):
 class _Checkpoints(TrainerCallback):
     """Asks for a checkpoint when enough time has passed, marks it complete once it is on disk, and removes the ones before."""
 
-    def __init__(self, folder: Path, seconds: float, watch: Watch | None) -> None:
-        self.folder, self.seconds, self.watch, self.last = folder, seconds, watch, time.monotonic()
+    def __init__(self, folder: Path, seconds: float, closing: Closing, watch: Watch | None) -> None:
+        self.folder, self.seconds, self.closing, self.watch = folder, seconds, closing, watch
+        self.last = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
-        due = time.monotonic() - self.last >= self.seconds and state.global_step < state.max_steps
+        due = time.monotonic() - self.last >= self.seconds and state.global_step < self.closing.ends
         control.should_save = ranks.agree(due)
 
     def on_save(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
+        checkpoint = self.folder / f"checkpoint-{state.global_step}"
         if self.watch is not None:
             total = self.watch.over_ranks()
             if ranks.is_main():
-                torch.save(total, self.folder / f"checkpoint-{state.global_step}" / WATCHED)
+                torch.save(total, checkpoint / WATCHED)
+        if ranks.is_main():
+            (checkpoint / CLOSING).write_text(json.dumps(self.closing.state()))
         ranks.barrier()
         if ranks.is_main():
-            (self.folder / f"checkpoint-{state.global_step}" / COMPLETE).touch()
-            for checkpoint in self.folder.glob("checkpoint-*"):
-                if checkpoint.name != f"checkpoint-{state.global_step}":
-                    shutil.rmtree(checkpoint)
+            (checkpoint / COMPLETE).touch()
+            for other in self.folder.glob("checkpoint-*"):
+                if other != checkpoint:
+                    shutil.rmtree(other)
         ranks.barrier()
         self.last = time.monotonic()
 
 
-def _num_steps(tokens: "PackedTokens", num_tokens: int, config: "Config") -> int:
-    tokens_per_step = tokens.num_tokens / len(tokens) * config.global_batch
-    return max(1, round(num_tokens / tokens_per_step))
+def _restore(checkpoint: Path, closing: Closing, watch: Watch | None) -> None:
+    """Read what a checkpoint keeps besides the Trainer's own state."""
+    closing.restore(json.loads((checkpoint / CLOSING).read_text()))
+    if watch is not None and ranks.is_main():  # the sums of all ranks then, however many they were
+        for name, tensor in torch.load(checkpoint / WATCHED).items():
+            watch.tensors()[name].copy_(tensor)
+
+
+def _spent(trainer: Trainer, model: nn.Module, closing: Closing, num_tokens: int, keep_moments: bool) -> Spent:
+    """What the finished training took, and its optimizer's state where that is wanted."""
+    steps = trainer.state.global_step
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate wraps it
+    return Spent(
+        num_steps=steps,
+        num_tokens=round(num_tokens * steps / closing.num_steps),
+        checks=closing.checks,
+        moments=moments.take(optimizer, model) if keep_moments else None,  # type: ignore[arg-type]
+    )
+
+
+def _tokens_per_step(tokens: "PackedTokens", config: "Config") -> float:
+    return tokens.num_tokens / len(tokens) * config.global_batch
 
 
 def _training_arguments(
@@ -222,15 +346,12 @@ def _training_arguments(
 ) -> TrainingArguments:
     on_cpu = model.device.type == "cpu"
     micro_batch, accumulation = batch_split(config)
-    num_steps = _num_steps(tokens, num_tokens, config)
     arguments = TrainingArguments(
         output_dir=str(folder),
-        max_steps=num_steps,
+        max_steps=num_steps(tokens, num_tokens, config),
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=accumulation,
         learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=int(WARMUP_SHARE * num_steps),
         bf16=model.dtype == torch.bfloat16,
         fp16=model.dtype == torch.float16,
         gradient_checkpointing=config.gradient_checkpointing,

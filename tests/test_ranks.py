@@ -1,5 +1,6 @@
 """Two real processes under the torchrun and deepspeed launchers with DeepSpeed ZeRO-2 do what one process does."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -51,4 +52,26 @@ def test_two_ranks_with_zero2_equal_one_rank(
     for name, tensor in one.items():
         # Adam divides by the gradient's own size, so the rounding of a near-zero gradient can move a weight by some steps
         distance = (tensor - two[name]).norm() / tensor.norm()
+        assert distance < 0.02, (name, distance)
+
+
+def test_two_ranks_spend_the_budget_as_one_does(
+    command_line: Callable[..., subprocess.CompletedProcess[str]], environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Plain data parallelism: both ranks end a round at the same step, keep the moments, and anticipate the same neurons."""
+    flags = f"{FLAGS} --recovery-split until-recovered --recovery-growth 1 --recovered-within 100 --keep-optimizer-state"
+    flags += " --anticipate 1e-4"
+    assert command_line(*flags.split(), "--output", "one").returncode == 0
+    command = [sys.executable, "-m", *TORCHRUN, "ptl_fast.compress", *flags.split(), "--output", "two"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    one, two = [
+        [json.loads((tmp_path / run / f"round-0{n}" / "recovery.json").read_text()) for n in (1, 2)] for run in ("one", "two")
+    ]
+    assert one[0]["recovery_tokens"] < 10000, "the first round ended early"
+    for name in ("recovery_tokens", "recovery_steps"):
+        assert [each[name] for each in one] == [each[name] for each in two]
+    weights = [load_file(tmp_path / run / "final" / "model.safetensors") for run in ("one", "two")]
+    for name, tensor in weights[0].items():
+        distance = (tensor - weights[1][name]).norm() / tensor.norm()
         assert distance < 0.02, (name, distance)

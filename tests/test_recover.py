@@ -134,8 +134,8 @@ def test_watch_counts_the_last_tokens_once(llama: PreTrainedModel, tmp_path: Pat
     settings = config(learning_rate=1e-12, calibration_tokens=3 * 4 * 32, gradient_checkpointing=gradient_checkpointing)
     with calibrate.watch(llama, family) as watch:
         recover.cpt(llama, tokens, 8 * 4 * 32, settings, tmp_path / "round-01" / "recovery", watch)
-    num_steps = recover._num_steps(tokens, 8 * 4 * 32, settings)
-    num_watched = recover._num_steps(tokens, settings.calibration_tokens, settings)
+    num_steps = recover.num_steps(tokens, 8 * 4 * 32, settings)
+    num_watched = recover.num_steps(tokens, settings.calibration_tokens, settings)
     assert 0 < num_watched < num_steps
     order = recover._Sequences(tokens, num_steps * 4, settings.seed).order[-num_watched * 4 :]
     rows = data.PackedTokens(tokens.input_ids[order], tokens.position_ids[order], tokens.mask[order])
