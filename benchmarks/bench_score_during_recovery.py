@@ -20,8 +20,9 @@ import ptl_fast
 from benchmarks.bench_kernels import environment
 from benchmarks.files import write_text
 from ptl_fast import calibrate, families, models, plan, score
-from ptl_fast.compress import _Job, preset_settings
+from ptl_fast.compress import _Job
 from ptl_fast.config import Config
+from ptl_fast.flags import preset_settings
 
 
 def compare_rounds(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:

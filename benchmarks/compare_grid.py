@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ptl_fast.compress import planned_sizes, preset_settings
+from ptl_fast.compress import planned_sizes
 from ptl_fast.config import Config
+from ptl_fast.flags import preset_settings
 
 Settings = dict[str, Any]
 T = TypeVar("T")

@@ -15,8 +15,8 @@ from typing import Any
 from benchmarks.bench_kernels import write_text
 from benchmarks.kernels_table import MARKED, to_markdown
 from ptl_fast import estimate, flops, plan
-from ptl_fast.compress import parse, shipped_config
 from ptl_fast.config import Config
+from ptl_fast.flags import parse, shipped_config
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "paper.md"
 MATH = ("Minerva Math", "MATH-500")

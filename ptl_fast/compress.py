@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import os
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ptl_fast.config import Config, deepspeed_file
+from ptl_fast.flags import make_config, parse, shipped_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 STAGES = ("calibrate", "compact", "recover", "evaluate")
-PRESETS = Path(__file__).parent / "presets"
 NUM_HELD_OUT, NUM_CHECKED = 256, 64  # documents for evaluation, and for --recovery-split until-recovered
 NLL_MAX_LENGTH = 2048
 HOW_TO_LOAD = """Load the result:
@@ -52,7 +51,7 @@ def compress(**settings: Any) -> dict[str, Any]:
     Raises:
         ValueError: a setting, the model or the data does not fit; the message names the fix.
     """
-    return run(_config(settings))
+    return run(make_config(settings))
 
 
 def planned_sizes(**settings: Any) -> list[dict[str, int]]:
@@ -61,15 +60,10 @@ def planned_sizes(**settings: Any) -> list[dict[str, int]]:
     Raises:
         ValueError: as ``compress`` does for a setting or model that does not fit; the data is not read.
     """
-    config = _config(settings)
+    config = make_config(settings)
     config.check()
     job = _Job(config)
     return [job._size(), *(job._size(step) for step in job.schedule)]
-
-
-def _config(settings: dict[str, Any]) -> Config:
-    defaults = _defaults(settings.get("preset"), settings.get("model"), settings.get("slice_hidden"))
-    return Config(**{**defaults, **settings})
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -605,57 +599,9 @@ class _Job:
         return content
 
 
-def _defaults(preset: str | None, model: str | None, slice_hidden: float | None) -> dict[str, Any]:
-    """Settings that hold where the user gives none: a preset's, and with --slice-hidden one round that removes no neurons."""
-    slicing = {} if slice_hidden is None else {"keep": 1.0, "rounds": None}
-    return {**preset_settings(preset, model), **slicing}
-
-
 def _optimizer_file(number: int) -> str:
     """The file with the optimizer's state after round ``number``."""
     return f"round-{number:02d}/optimizer.safetensors"
-
-
-def preset_settings(name: str | None, model: str | None) -> dict[str, Any]:
-    """Settings of a preset; without a preset and a model, of the demo.
-
-    Raises:
-        ValueError: no such preset.
-    """
-    if name is None:
-        if model is not None:
-            return {}
-        name = "demo"
-    import yaml
-
-    file = PRESETS / f"{name}.yaml"
-    if not file.is_file():
-        choices = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-        raise ValueError(f"unknown --preset {name}; choose {', '.join(choices)}")
-    return {"preset": name, **yaml.safe_load(file.read_text())}
-
-
-def shipped_config(name: str) -> types.SimpleNamespace | None:
-    """The architecture's numbers of a model that a preset names: enough for a dry run, not for loading weights."""
-    file = PRESETS / "configs" / f"{name.replace('/', '--')}.json"
-    if name == "ptl-demo":
-        file = Path(__file__).parent / "demo" / "model" / "config.json"
-    if Path(name).exists() or not file.is_file():
-        return None
-    return types.SimpleNamespace(**json.loads(file.read_text()))
-
-
-def parse(arguments: list[str] | None = None) -> Config:
-    """Settings from flags, a --config file and a preset, in this order of precedence."""
-    parser = _parser()
-    arguments = sys.argv[1:] if arguments is None else arguments
-    # the deepspeed launcher adds this flag; LOCAL_RANK in the environment says the same
-    arguments = [argument for argument in arguments if not argument.startswith("--local_rank=")]
-    chosen = parser.parse_args(arguments)
-    parser.set_defaults(_defaults(chosen.preset, chosen.model, chosen.slice_hidden))
-    settings = parser.parse_args(arguments).as_dict()
-    settings.pop("config")
-    return Config(**settings)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -691,29 +637,6 @@ def quiet_libraries() -> None:
     logging.disable(logging.WARNING)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-
-
-def _parser() -> Any:
-    import typing
-
-    import docstring_parser
-    import jsonargparse
-
-    parser = jsonargparse.ArgumentParser(
-        prog="python -m ptl_fast.compress",
-        description="Make a language model smaller by pruning a little, recovering by training, and repeating. Without --model, the"
-        " bundled demo runs. The same command continues an interrupted run.",
-        exit_on_error=False,
-    )
-    parser.add_argument("--config", action="config", help="YAML file with settings; flags override it")
-    help_of = {item.args[1]: item.description for item in docstring_parser.parse_from_object(Config).params}
-    types_of = typing.get_type_hints(Config)
-    for field in dataclasses.fields(Config):
-        default = field.default_factory() if callable(field.default_factory) else field.default
-        kind: dict[str, Any] = {"action": "store_true"} if default is False else {"type": types_of[field.name], "default": default}
-        text = (help_of.get(field.name) or "").replace("\n", " ").replace("%", "%%")
-        parser.add_argument(f"--{field.name.replace('_', '-')}", help=text, **kind)
-    return parser
 
 
 def _schedule(config: Config, hf_config: "PretrainedConfig") -> "list[Round]":

@@ -12,8 +12,9 @@ import torch
 from conftest import DEMO_MODEL
 from safetensors.torch import load_file
 
-from ptl_fast.compress import main, parse
+from ptl_fast.compress import main
 from ptl_fast.demo.problems import generate
+from ptl_fast.flags import parse
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 

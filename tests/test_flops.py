@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ptl_fast import flops
 from ptl_fast.compact import compact_
-from ptl_fast.compress import PRESETS, shipped_config
 from ptl_fast.families import find_family
+from ptl_fast.flags import PRESETS, shipped_config
 
 
 def counted_by_torch(model: Any, num_tokens: int) -> int:

@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks import flops_table
 from ptl_fast import estimate, flops, plan, recover
-from ptl_fast.compress import PRESETS, dry_run, main, parse, shipped_config
+from ptl_fast.compress import dry_run, main
+from ptl_fast.flags import PRESETS, parse, shipped_config
 
 # (width, layers) that each preset reaches
 TARGETS = {

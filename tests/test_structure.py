@@ -41,7 +41,8 @@ def test_kernels_folder_is_no_package() -> None:
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
-def test_command_line_module_imports_nothing_heavy() -> None:
-    tree = ast.parse((ROOT / "ptl_fast" / "compress.py").read_text())
+@pytest.mark.parametrize("name", ["compress", "flags", "config"])
+def test_command_line_imports_nothing_heavy(name: str) -> None:
+    tree = ast.parse((ROOT / "ptl_fast" / f"{name}.py").read_text())
     top_level = {ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)}
     assert not any("torch" in line or "transformers" in line for line in top_level)

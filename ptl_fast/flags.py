@@ -1,0 +1,89 @@
+"""Where settings come from: flags, a --config file, presets -> Config. Imports nothing heavy, so that --help answers at once."""
+
+import dataclasses
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+from ptl_fast.config import Config
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def parse(arguments: list[str] | None = None) -> Config:
+    """Settings from flags, a --config file and a preset, in this order of precedence."""
+    parser = _parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # the deepspeed launcher adds this flag; LOCAL_RANK in the environment says the same
+    arguments = [argument for argument in arguments if not argument.startswith("--local_rank=")]
+    chosen = parser.parse_args(arguments)
+    parser.set_defaults(_defaults(chosen.preset, chosen.model, chosen.slice_hidden))
+    settings = parser.parse_args(arguments).as_dict()
+    settings.pop("config")
+    return Config(**settings)
+
+
+def make_config(settings: dict[str, Any]) -> Config:
+    """Settings of ``ptl_fast.compress(...)``, with the defaults of their preset."""
+    defaults = _defaults(settings.get("preset"), settings.get("model"), settings.get("slice_hidden"))
+    return Config(**{**defaults, **settings})
+
+
+def preset_settings(name: str | None, model: str | None) -> dict[str, Any]:
+    """Settings of a preset; without a preset and a model, of the demo.
+
+    Raises:
+        ValueError: no such preset.
+    """
+    if name is None:
+        if model is not None:
+            return {}
+        name = "demo"
+    import yaml
+
+    file = PRESETS / f"{name}.yaml"
+    if not file.is_file():
+        choices = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+        raise ValueError(f"unknown --preset {name}; choose {', '.join(choices)}")
+    return {"preset": name, **yaml.safe_load(file.read_text())}
+
+
+def shipped_config(name: str) -> types.SimpleNamespace | None:
+    """The architecture's numbers of a model that a preset names: enough for a dry run, not for loading weights."""
+    file = PRESETS / "configs" / f"{name.replace('/', '--')}.json"
+    if name == "ptl-demo":
+        file = Path(__file__).parent / "demo" / "model" / "config.json"
+    if Path(name).exists() or not file.is_file():
+        return None
+    return types.SimpleNamespace(**json.loads(file.read_text()))
+
+
+def _parser() -> Any:
+    import typing
+
+    import docstring_parser
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m ptl_fast.compress",
+        description="Make a language model smaller by pruning a little, recovering by training, and repeating. Without --model, the"
+        " bundled demo runs. The same command continues an interrupted run.",
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with settings; flags override it")
+    help_of = {item.args[1]: item.description for item in docstring_parser.parse_from_object(Config).params}
+    types_of = typing.get_type_hints(Config)
+    for field in dataclasses.fields(Config):
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        kind: dict[str, Any] = {"action": "store_true"} if default is False else {"type": types_of[field.name], "default": default}
+        text = (help_of.get(field.name) or "").replace("\n", " ").replace("%", "%%")
+        parser.add_argument(f"--{field.name.replace('_', '-')}", help=text, **kind)
+    return parser
+
+
+def _defaults(preset: str | None, model: str | None, slice_hidden: float | None) -> dict[str, Any]:
+    """Settings that hold where the user gives none: a preset's, and with --slice-hidden one round that removes no neurons."""
+    slicing = {} if slice_hidden is None else {"keep": 1.0, "rounds": None}
+    return {**preset_settings(preset, model), **slicing}
