@@ -24,7 +24,7 @@ quality: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.bench_kernels
-	$(BIN)/python -m benchmarks.bench_speedup
+	$(BIN)/python -m benchmarks.speedup
 
 compare: $(INSTALLED)
 	$(BIN)/python -m benchmarks.compare

@@ -10,7 +10,6 @@ program stops instead of timing it. Caches are flushed before each call; times a
 import argparse
 import functools
 import importlib.metadata
-import importlib.util
 import json
 import math
 import os
@@ -26,30 +25,33 @@ import torch
 from ptl_kernels import cpu
 from torch import Tensor
 
+from benchmarks import nvml
+from benchmarks.files import MEASURED, write_text
 from benchmarks.kernel_cases import DTYPES, OPS, Case, cases
 from benchmarks.kernel_peers import Contender, Tensors
 
 COLUMNS = ["op", "shape", "dtype", "peer", "ours ms", "peer ms", "peer / ours (p20 to p80)", "error", "GB/s", "of copy", "status"]
-MEASURED = "ok"
 
 # Read before each call: more than the last cache of most devices. On CUDA it also lets the host run ahead of the device, so that
 # the host's time to launch a first kernel stays outside.
 FLUSH_BYTES = {"cpu": 128 << 20, "cuda": 512 << 20}
 NUM_INPUTS = 3
 SECONDS_PER_CASE = 2.0
-FEWEST_SAMPLES, MOST_SAMPLES = 15, 50
+FEWEST_SAMPLES, MOST_SAMPLES = 40, 50
 
 
 class Stopwatch:
-    """Times one call on a device whose caches hold something else."""
+    """Times one call on a device whose caches hold something else, or what an untimed call before it left (``warm``)."""
 
     def __init__(self, device: str, flush_bytes: int) -> None:
         self.device = device
         self.flush = torch.ones(flush_bytes // 4, device=device)
 
-    def time_ms(self, call: Callable[[], object]) -> float:
+    def time_ms(self, call: Callable[[], object], warm: bool = False) -> float:
         """Device time of one call on CUDA, wall time on CPU."""
         self.flush.sum()
+        if warm:
+            call()
         if self.device == "cpu":
             start = time.perf_counter()
             call()
@@ -215,10 +217,13 @@ def environment(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "triton": importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None,
-        "liger_kernel": importlib.metadata.version("liger-kernel") if importlib.util.find_spec("liger_kernel") else None,
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain")),
+        "driver": nvml.driver_version() if device == "cuda" else None,
+        "triton": _version("triton"),
+        "transformers": _version("transformers"),
+        "liger_kernel": _version("liger-kernel"),
+        # a copy of the tree without .git may be told its commit, and cannot know whether it was changed
+        "commit": _git("rev-parse", "HEAD") or os.environ.get("COMMIT"),
+        "dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
     }
 
 
@@ -228,14 +233,6 @@ def processor_name() -> str:
     lines = information.read_text().splitlines() if information.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file at once, so that an interruption leaves the old or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -275,6 +272,13 @@ def _table_row(row: dict[str, Any]) -> str:
     else:
         cells += [""] * 6
     return f"| {' | '.join([*cells, row['status']])} |"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _git(*arguments: str) -> str | None:

@@ -17,7 +17,8 @@ from typing import Any
 from safetensors.torch import load_file
 
 import ptl_fast
-from benchmarks.bench_kernels import environment, write_text
+from benchmarks.bench_kernels import environment
+from benchmarks.files import write_text
 from ptl_fast import calibrate, families, models, plan, score
 from ptl_fast.compress import _Job, preset_settings
 from ptl_fast.config import Config

@@ -5,14 +5,16 @@
 - vs_plain_forward: the model's forward pass with logits and without any statistics
 - vs_plain_decoder: the same without the language-model head, which scoring does not need either
 - vs_eager_hooks: the decoder with hooks in plain PyTorch that take the same statistics
-- vs_reference_rule: the detection rule that the authors of arXiv 2602.04919 published: batch 1, whole logits, the last position of
-  three views of each layer, and sets of the least active neurons intersected on the host
+- vs_reference_rule: the detection rule that the authors of arXiv 2602.04919 published (ptl_fast/reference_rule.py), without its
+  English samples: batch 1, whole logits, the last position of three views of each layer, and sets of the least active neurons
+  intersected on the host
 
 Above 1, ours is faster. Samples of all of them take turns; the median ratio counts. Wrong statistics are not timed.
 """
 
 import argparse
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -25,13 +27,14 @@ from ptl_kernels import reference
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from benchmarks.bench_kernels import environment, write_text
-from ptl_fast import calibrate, data, models
+from benchmarks.bench_kernels import environment
+from benchmarks.files import write_text
+from benchmarks.shapes import SHAPES, random_model, shape_config
+from ptl_fast import calibrate, data, models, reference_rule, sources
 from ptl_fast.config import Config
 from ptl_fast.families import Family, decoder_layers, feed_forwards, find_family
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
-REFERENCE_SHARE = 12000 / 14336  # the authors' top_n of the width, first round
 
 
 class EagerHooks:
@@ -66,34 +69,6 @@ class EagerHooks:
         finally:
             for handle in handles:
                 handle.remove()
-
-
-def reference_rule(model: PreTrainedModel, family: Family, documents: list[list[int]]) -> list[list[set[int]]]:
-    """The published rule, without its English corpus: neurons among the least active of every document, per layer and view."""
-    views: list[list[Tensor]] = []
-
-    def record(layer: int, tensor: Tensor) -> None:
-        views[layer].append(tensor[0, -1])
-
-    handles = []
-    for index, ffn in enumerate(feed_forwards(model, family).values()):
-        for linear in ffn.inputs:
-            handles.append(linear.register_forward_hook(lambda module, args, output, layer=index: record(layer, output)))
-        handles.append(ffn.down.register_forward_pre_hook(lambda module, args, layer=index: record(layer, args[0])))
-    detected: list[list[set[int]]] = []
-    for document in documents:
-        views[:] = [[] for _ in decoder_layers(model, family)]
-        model(torch.tensor([[*document, document[-1]]], device=model.device), use_cache=False)
-        found = [
-            [set(view.topk(round(REFERENCE_SHARE * view.numel()), largest=False).indices.tolist()) for view in layer]
-            for layer in views
-        ]
-        detected = (
-            [[a & b for a, b in zip(*pair, strict=True)] for pair in zip(detected, found, strict=True)] if detected else found
-        )
-    for handle in handles:
-        handle.remove()
-    return detected
 
 
 @torch.inference_mode()
@@ -133,7 +108,7 @@ def measure(
         "plain_forward": plain_forward,
         "plain_decoder": plain_decoder,
         "eager_hooks": eager_hooks,
-        "reference_rule": lambda: reference_rule(model, family, documents),
+        "reference_rule": lambda: reference_rule.common_extremes(model, family, documents, largest=False),
     }
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for sample in range(samples + 1):
@@ -160,9 +135,36 @@ def check(ours: calibrate.Statistics, eager: EagerHooks, dtype: torch.dtype) -> 
             raise SystemExit(f"wrong statistics: relative error {error:.2e}, above {TOLERANCE[dtype]:.0e}; nothing was timed")
 
 
+Inputs = tuple[PreTrainedModel, list[list[int]], int]  # model, documents, padding token
+
+
+def loaded_inputs(arguments: argparse.Namespace, device: str) -> Inputs:
+    """A model from a folder or the hub, and text."""
+    model = models.load_model(arguments.model, Config(model=arguments.model, dtype=arguments.dtype), device)
+    tokenizer = models.load_tokenizer(arguments.model)
+    documents = list(data.tokenize(sources.load_documents(arguments.data), tokenizer, arguments.num_tokens))
+    return model, documents, data.padding_token(tokenizer)
+
+
+def random_inputs(arguments: argparse.Namespace, device: str) -> Inputs:
+    """A known shape with random weights, and documents of an eighth to half a sequence: neither is downloaded."""
+    default = "float32" if device == "cpu" else "bfloat16"
+    config = shape_config(arguments.shape)
+    model = random_model(config, device, getattr(torch, default if arguments.dtype == "auto" else arguments.dtype))
+    generator = random.Random(0)
+    documents: list[list[int]] = []
+    while sum(map(len, documents)) < arguments.num_tokens:
+        length = generator.randint(arguments.sequence_length // 8, arguments.sequence_length // 2)
+        documents.append([generator.randrange(2, config.vocab_size) for _ in range(length)])
+    return model, documents, 0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=models.DEMO, help="model folder or hub name (default: the bundled model)")
+    parser.add_argument(
+        "--shape", choices=list(SHAPES), help="instead of --model: a known model with random weights, on random tokens"
+    )
     parser.add_argument("--data", default=models.DEMO, help="text to score on (default: the bundled model's data)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
@@ -173,13 +175,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the result")
     arguments = parser.parse_args()
     device = models.resolve_device(arguments.device)
-    model = models.load_model(arguments.model, Config(model=arguments.model, dtype=arguments.dtype), device)
-    tokenizer = models.load_tokenizer(arguments.model)
-    documents = list(data.tokenize(data.load_documents(arguments.data), tokenizer, arguments.num_tokens))
-    tokens = data.pack(documents, arguments.sequence_length, data.padding_token(tokenizer), arguments.data)
+    model, documents, pad = random_inputs(arguments, device) if arguments.shape else loaded_inputs(arguments, device)
+    tokens = data.pack(documents, arguments.sequence_length, pad, arguments.shape or arguments.data)
     result = {
         "environment": environment(device.partition(":")[0]),
-        "model": Path(arguments.model).name,
+        "model": arguments.shape or Path(arguments.model).name,
         "dtype": str(model.dtype).removeprefix("torch."),
         "num_tokens": tokens.num_tokens,
         "num_documents": len(documents),

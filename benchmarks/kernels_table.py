@@ -7,13 +7,15 @@ rows, as "not measured".
 """
 
 import argparse
+import functools
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench_kernels import MEASURED, dtype_name, write_text
+from benchmarks.bench_kernels import dtype_name
+from benchmarks.files import MEASURED, write_text
 from benchmarks.kernel_cases import OPS, cases
 
 ROOT = Path(__file__).parents[1]
@@ -31,18 +33,15 @@ SCORING = {
 MARKED = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Results = list[dict[str, Any]]
+Makers = dict[str, Callable[[], list[list[str]]]]
 
 
-def fill(document: str, kernels: Results, scoring: Results, during_recovery: Results) -> str:
+def fill(document: str, makers: Makers) -> str:
     """Return the document with every marked table written anew.
 
     Raises:
         ValueError: a marker names no table.
     """
-    makers: dict[str, Callable[[], list[list[str]]]] = {name: lambda name=name: op_table(name, kernels) for name in OPS}  # type: ignore[misc]
-    makers["devices"] = lambda: devices_table(kernels, [*scoring, *during_recovery])
-    makers["scoring"] = lambda: scoring_table(scoring)
-    makers["during_recovery"] = lambda: during_recovery_table(during_recovery)
 
     def write(match: re.Match[str]) -> str:
         if match[2] not in makers:
@@ -50,6 +49,16 @@ def fill(document: str, kernels: Results, scoring: Results, during_recovery: Res
         return f"{match[1]}{to_markdown(makers[match[2]]())}\n{match[3]}"
 
     return MARKED.sub(write, document)
+
+
+def tables(folder: Path) -> Makers:
+    """Every table of this document, from the results in a folder."""
+    kernels, scoring, during_recovery = (load(folder, prefix) for prefix in ("kernels", "scoring", "during_recovery"))
+    makers: Makers = {name: functools.partial(op_table, name, kernels) for name in OPS}
+    makers["devices"] = lambda: devices_table(kernels, [*scoring, *during_recovery])
+    makers["scoring"] = lambda: scoring_table(scoring)
+    makers["during_recovery"] = lambda: during_recovery_table(during_recovery)
+    return makers
 
 
 def op_table(op: str, kernels: Results) -> list[list[str]]:
@@ -138,15 +147,20 @@ def load(folder: Path, prefix: str) -> Results:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    run(arguments, __doc__, DOCUMENT, tables)
+
+
+def run(arguments: list[str] | None, description: str | None, document: Path, tables: Callable[[Path], Makers]) -> None:
+    """The command line of a document's tables: write them, or check that they are what the results give."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if the document differs")
-    parser.add_argument("--document", type=Path, default=DOCUMENT)
+    parser.add_argument("--document", type=Path, default=document)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     before = options.document.read_text()
-    after = fill(before, *(load(options.results, prefix) for prefix in ("kernels", "scoring", "during_recovery")))
+    after = fill(before, tables(options.results))
     if options.check and before != after:
-        raise SystemExit(f"{options.document} is not what {options.results} gives; run python -m benchmarks.kernels_table")
+        raise SystemExit(f"{options.document} is not what {options.results} gives; run the same command without --check")
     if before != after:
         write_text(options.document, after)
 

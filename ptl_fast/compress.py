@@ -8,34 +8,40 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import json
 import math
 import os
 import sys
 import time
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ptl_fast.config import Config
+from ptl_fast.config import Config, deepspeed_file
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from ptl_fast.budget import HeldOut, Spending
+    from ptl_fast.calibrate import Extra, Statistics
     from ptl_fast.data import Document, PackedTokens
+    from ptl_fast.families import Family
     from ptl_fast.plan import PruningPlan, Round
     from ptl_fast.rundir import RunFolder
+    from ptl_fast.sources import Form
 
 T = TypeVar("T")
 
 STAGES = ("calibrate", "compact", "recover", "evaluate")
 PRESETS = Path(__file__).parent / "presets"
 NUM_HELD_OUT, NUM_CHECKED = 256, 64  # documents for evaluation, and for --recovery-split until-recovered
+DECISIVE = ("scores", "protect_scores", "selected_LI")  # what --score-once keeps of a round's statistics
 NLL_MAX_LENGTH = 2048
 HOW_TO_LOAD = """Load the result:
 
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+{imports}    from transformers import AutoModelForCausalLM, AutoTokenizer
     model = AutoModelForCausalLM.from_pretrained("{final}")
     tokenizer = AutoTokenizer.from_pretrained("{final}")"""
 
@@ -46,21 +52,73 @@ def compress(**settings: Any) -> dict[str, Any]:
     Raises:
         ValueError: a setting, the model or the data does not fit; the message names the fix.
     """
-    defaults = preset_settings(settings.get("preset"), settings.get("model"))
-    return run(Config(**{**defaults, **settings}))
+    return run(_config(settings))
+
+
+def planned_sizes(**settings: Any) -> list[dict[str, int]]:
+    """num_parameters, num_layers, width and flops_per_token of the original and of what each round leaves, from the config alone.
+
+    Raises:
+        ValueError: as ``compress`` does for a setting or model that does not fit; the data is not read.
+    """
+    config = _config(settings)
+    config.check()
+    job = _Job(config)
+    return [job._size(), *(job._size(step) for step in job.schedule)]
+
+
+def _config(settings: dict[str, Any]) -> Config:
+    defaults = _defaults(settings.get("preset"), settings.get("model"), settings.get("slice_hidden"))
+    return Config(**{**defaults, **settings})
 
 
 def run(config: Config) -> dict[str, Any]:
     """Run, or continue, a compression."""
     config.check()
+    if config.dry_run:
+        if os.environ.get("RANK", "0") == "0":
+            print(dry_run(config))
+        return {}
     if config.device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     job = _Job(config)
-    if config.dry_run:
-        _say(job.dry_run())
-        return {}
     _mention_missing_kernels(job.device)
+    if config.allow_code_execution:
+        _mention_missing_protections()
     return job.run()
+
+
+def dry_run(config: Config) -> str:
+    """What each round would do, as a table, from the model's config alone: no weights, no data, and for a preset no network.
+
+    Raises:
+        ValueError: the schedule does not fit the model, or the estimate does not know a setting.
+    """
+    from ptl_fast import estimate, flops, report
+
+    assert config.model is not None
+    dense: Any = shipped_config(config.model) or _load_config(config)
+    if config.slice_hidden is not None and isinstance(dense, types.SimpleNamespace):  # slicing needs transformers' own class
+        from transformers import AutoConfig
+
+        dense = AutoConfig.for_model(**vars(dense))
+    schedule = _schedule(config, dense)
+    rows = [{"name": "dense", **estimate.predict(dense, config, 0)}]
+    for step in schedule:
+        num_tokens = None if config.recovery_tokens is None else round(step.recovery_share * config.recovery_tokens)
+        smaller = flops.resized(dense, step.width, step.num_layers, step.hidden_size)
+        rows.append({"name": f"{step.number} {step.kind}", **estimate.predict(smaller, config, num_tokens)})
+    floor = "These widths are the lowest that --threshold may reach: a round's scores decide how many neurons go.\n\n"
+    return f"{report.schedule_table(rows)}\n\n{floor if config.threshold is not None else ''}{estimate.assumptions(config, rows)}"
+
+
+def _load_config(config: Config) -> Any:
+    from ptl_fast import models
+
+    if not config.debug:
+        quiet_libraries()
+    assert config.model is not None
+    return models.load_config(config.model)
 
 
 def _mention_missing_kernels(device: str) -> None:
@@ -70,11 +128,22 @@ def _mention_missing_kernels(device: str) -> None:
         _say("Scoring runs on plain PyTorch: the C++ kernels were not built; with a C++ compiler, install again to have them.")
 
 
+def _mention_missing_protections() -> None:
+    from ptl_fast import sandbox
+
+    missing = sandbox.missing_protections()
+    if missing:
+        _say(f"Generated code runs with limits on time and memory, but without {', '.join(missing)}: see ptl_fast/sandbox.py.")
+
+
 class _Job:
     """One run: what its stages share. Constructing it checks the settings and writes nothing."""
 
+    model: "PreTrainedModel"
+    family: "Family"
+
     def __init__(self, config: Config) -> None:
-        from ptl_fast import evaluate, models, plan, ranks, recover
+        from ptl_fast import evaluate, models, ranks, recover
 
         assert config.model is not None
         assert config.data is not None
@@ -82,23 +151,11 @@ class _Job:
         self.config = config
         self.device = models.resolve_device(config.device)
         self.hf_config = models.load_config(config.model)
-        self.schedule = plan.make_schedule(config, self.hf_config.intermediate_size, self.hf_config.num_hidden_layers)
-        self.tasks = evaluate.parse_tasks(config.eval_tasks)
+        self.schedule = _schedule(config, self.hf_config)
+        self.tasks = evaluate.parse_tasks(config.eval_tasks, config.allow_code_execution)
         self.output = Path(config.output or f"runs/{Path(config.model).name}")
         ranks.join(self.device)
         recover.batch_split(config)
-
-    def dry_run(self) -> str:
-        """The schedule as a table, from the config alone."""
-        from ptl_fast import report
-
-        rounds = []
-        for step in self.schedule:
-            tokens = "its part of the data"
-            if self.config.recovery_tokens is not None:
-                tokens = f"{step.recovery_share * self.config.recovery_tokens:,.0f}"
-            rounds.append({**self._size(step), "round": step.number, "kind": step.kind, "recovery_tokens": tokens})
-        return report.schedule_table(self._size(), rounds)
 
     def run(self) -> dict[str, Any]:
         """The loop. Inputs are checked first; nothing is written before they fit."""
@@ -123,7 +180,7 @@ class _Job:
 
     def _round(self, step: "Round") -> dict[str, Any]:
         """Prune and recover once. A stage whose result is already on disk is not run again."""
-        from ptl_fast import models, ranks
+        from ptl_fast import models, ranks, report
         from ptl_fast.plan import PruningPlan
 
         name, folder = f"round-{step.number:02d}", self.folder.round(step.number)
@@ -138,6 +195,11 @@ class _Job:
             return value
 
         plan = PruningPlan(**self.folder.once(f"{name}/plan.json", lambda: stage("calibrate", lambda: self._plan(step))))
+        share = 0.0 if plan.removes_nothing else step.recovery_share
+        step = dataclasses.replace(step, width=plan.width, recovery_share=share)
+        if plan.num_redundant is not None:
+            width = (self.records[-1] if self.records else self.dense)["width"]
+            _say(report.redundant_line(step.number, plan.num_redundant, width - plan.width))
         if ranks.agree((folder / "model").is_dir()):
             self._load_weights(step.number)
         else:
@@ -155,6 +217,7 @@ class _Job:
             "seconds": seconds,
             "eval_pruned": self.folder.read_json(f"{name}/pruned.json"),
             **self.folder.read_json(f"{name}/recovery.json"),
+            "num_redundant": plan.num_redundant,
         }
         self.folder.write_json(f"{name}/record.json", ranks.agree(record))
         self._remove_old_weights(step.number)
@@ -166,13 +229,19 @@ class _Job:
         return {**dense, "checked_nll": self._checked_nll()} if self.checked_documents else dense
 
     def _compact(self, plan: "PruningPlan") -> None:
-        """Make the model smaller, and with --keep-optimizer-state the moments that the round before left."""
-        from ptl_fast import compact, moments
+        """Make the model smaller as the plan says, and with --keep-optimizer-state the moments that the round before left."""
+        from ptl_fast import compact, moments, ranks, slicegpt
 
         self.moments: moments.Moments | None = None
-        if self.config.keep_optimizer_state and plan.round > 1:
-            self.moments = moments.from_tensors(self.folder.read_tensors(_optimizer_file(plan.round - 1)))
-        compact.compact_(self.model, self.family, plan, self.moments)
+        kept = _optimizer_file(plan.round - 1)
+        if ranks.agree((self.output / kept).is_file()):
+            self.moments = moments.from_tensors(self.folder.read_tensors(kept))
+        if plan.hidden_size is None:
+            compact.compact_(self.model, self.family, plan, self.moments)
+            return
+        tokens = self.training[plan.round - 1].first(self.config.calibration_tokens)
+        self.model, eigenvalues = slicegpt.rotate_and_slice(self.model, tokens, plan.hidden_size, self.config.micro_batch)
+        self.folder.write_tensors(f"round-{plan.round:02d}/statistics.safetensors", {"eigenvalues": eigenvalues})
 
     def _recover(self, step: "Round", folder: Path) -> None:
         """Train in place; what later rounds need of it goes to the round's folder."""
@@ -180,14 +249,17 @@ class _Job:
 
         from ptl_fast import calibrate, families, moments, recover
 
-        train, tokens, num_tokens = recover.RECOVERIES[self.config.recovery], self._sequences(step), self._tokens_left()[0]
+        num_tokens = self._tokens_left()[0] if step.recovery_share else 0
+        train = recover.RECOVERIES[self.config.recovery if num_tokens else "none"]
+        tokens, spending = self._sequences(step), self._spending(step)
         with contextlib.ExitStack() as stack:
             watch = None
-            if self.config.score_during_recovery and step.number < len(self.schedule):
-                watch = stack.enter_context(calibrate.watch(self.model, self.family))
+            if self.config.score_during_recovery and num_tokens and step.number < len(self.schedule):
+                extra = self._extra(self.schedule[step.number].kind)
+                watch = stack.enter_context(calibrate.watch(self.model, self.family, extra))
             elif self.config.fused_ffn or self.config.score_during_recovery:
                 stack.enter_context(fused_ffns(families.feed_forwards(self.model, self.family)))
-            spent = train(self.model, tokens, num_tokens, self.config, folder, watch, self._spending(step))
+            spent = train(self.model, tokens, num_tokens, self.config, folder, watch, spending)
         if watch is not None:
             self.folder.write_tensors(self._next_statistics(step.number), watch.total().tensors())
         if spent.moments is not None:
@@ -271,49 +343,77 @@ class _Job:
         """Decide what goes; the numbers behind the decision go to the round's folder."""
         from ptl_fast import plan
 
-        if step.kind == "none":
+        if step.kind != "neurons":  # with --threshold, the rounds before decided on the width
+            step = dataclasses.replace(step, width=self.model.config.intermediate_size)
+        if step.kind in ("none", "hidden"):
             return dataclasses.asdict(plan.plan_nothing(step))
         first = next(each.number for each in self.schedule if each.kind == step.kind)
         tensors = self._first_scores(first, step.number) if self.config.score_once and first < step.number else self._scores(step)
         if step.kind == "layers":
             decided = plan.plan_layers(step, tensors["scores"], self.config.layer_scorer)
         else:
-            protected = None
-            if "protect_scores" in tensors:
-                protected = plan.protect(tensors["protect_scores"], self.config.protect_share)
-            decided = plan.plan_neurons(step, tensors["scores"], protected, self.config.scorer)
+            decided = self._plan_neurons(step, tensors)
         self.folder.write_tensors(f"round-{step.number:02d}/statistics.safetensors", tensors)
         return dataclasses.asdict(decided)
 
     def _scores(self, step: "Round") -> "dict[str, Tensor]":
-        """The statistics of the round's own data, and the scores of neurons (also on --protect's text) or layers."""
+        """The round's statistics, and the scores of layers, or of neurons (also on --protect's text)."""
         from ptl_fast import calibrate, score
 
-        if self.config.score_during_recovery and step.number > 1:
-            statistics = calibrate.Statistics(**self.folder.read_tensors(self._next_statistics(step.number - 1)))
-        else:
-            tokens = self.training[step.number - 1].first(self.config.calibration_tokens)
-            statistics = calibrate.collect(self.model, self.family, tokens, self.config.micro_batch)
+        statistics = self._statistics(step)
         if step.kind == "layers":
             return {**statistics.tensors(), "scores": score.LAYER_SCORERS[self.config.layer_scorer](statistics)}
-        seed, scorer = self.config.seed * 1000 + step.number, score.SCORERS[self.config.scorer]
+        seed, scorer, extra = self.config.seed * 1000 + step.number, score.SCORERS[self.config.scorer], self._extra(step.kind)
         scores = {"scores": scorer(statistics, self.model, self.family, seed)}
         if self.protected_tokens is not None:
-            general = calibrate.collect(self.model, self.family, self.protected_tokens, self.config.micro_batch, "protect")
+            micro_batch = self.config.micro_batch
+            general = calibrate.collect(self.model, self.family, self.protected_tokens, micro_batch, "protect", extra)
             scores["protect_scores"] = scorer(general, self.model, self.family, seed)
         return {**statistics.tensors(), **scores}
 
     def _first_scores(self, first: int, number: int) -> "dict[str, Tensor]":
-        """The scores of round ``first``, of what is left when round ``number`` begins, in today's order."""
+        """What round ``first`` decided on, of what is left when round ``number`` begins, in today's order."""
         from ptl_fast import compact
         from ptl_fast.plan import PruningPlan
 
         tensors = self.folder.read_tensors(f"round-{first:02d}/statistics.safetensors")
         plans = [PruningPlan(**self.folder.read_json(f"round-{each:02d}/plan.json")) for each in range(first, number)]
-        scores: dict[str, Tensor] = {name: tensors[name] for name in ("scores", "protect_scores") if name in tensors}
+        scores: dict[str, Tensor] = {name: tensors[name] for name in DECISIVE if name in tensors}
         for plan in plans:
             scores = {name: compact.follow(each, plan) for name, each in scores.items()}
-        return scores
+        return {"num_tokens": tensors["num_tokens"], **scores}
+
+    def _plan_neurons(self, step: "Round", tensors: "dict[str, Tensor]") -> "PruningPlan":
+        from ptl_fast import plan, score
+
+        name, scores, protected = self.config.scorer, tensors["scores"], None
+        if "protect_scores" in tensors:
+            protected = plan.protect(tensors["protect_scores"], self.config.protect_share)
+        if self.config.threshold is None:
+            return plan.plan_neurons(step, scores, protected, name, tensors.get("selected_LI"))
+        redundant = score.per_token(name, scores, tensors["num_tokens"]) <= self.config.threshold
+        return plan.plan_redundant(step, scores, protected, name, redundant, self.config.width_multiple)
+
+    def _statistics(self, step: "Round") -> "Statistics":
+        """What the last round's recovery took for this one, or else those of a pass over the first of the round's data."""
+        from ptl_fast import calibrate, ranks, reference_rule
+
+        config, taken = self.config, self._next_statistics(step.number - 1)
+        if config.score_during_recovery and ranks.agree((self.output / taken).is_file()):
+            return calibrate.Statistics(**self.folder.read_tensors(taken))
+        tokens, extra = self.training[step.number - 1].first(config.calibration_tokens), self._extra(step.kind)
+        statistics = calibrate.collect(self.model, self.family, tokens, config.micro_batch, extra=extra)
+        if step.kind == "neurons" and config.scorer == "reference":
+            reasoning = [ids[: config.sequence_length] for ids in self.corpus.subsets[step.number - 1]]
+            statistics.selected_LI = reference_rule.detect(self.model, self.family, reasoning, self.protected_samples)
+        return statistics
+
+    def _extra(self, kind: str) -> "frozenset[Extra]":
+        """What a round of this kind needs beyond the usual statistics, or what the user wants to have."""
+        from ptl_fast import score
+
+        everything: frozenset[Extra] = frozenset({"sums"}) if self.config.all_statistics else frozenset()
+        return everything | score.EXTRA.get(self.config.layer_scorer if kind == "layers" else self.config.scorer, frozenset())
 
     def _evaluate(self, description: str) -> dict[str, dict[str, float]]:
         """{task: {metric: value}}, computed by the main rank while the others wait."""
@@ -343,7 +443,7 @@ class _Job:
         return results
 
     def _load_data(self) -> None:
-        from ptl_fast import data, evaluate, models
+        from ptl_fast import data, evaluate, models, sources
 
         config = self.config
         assert config.model is not None
@@ -352,18 +452,17 @@ class _Job:
         self.lm_eval_tasks = {task.label: evaluate.load_lm_eval_task(task) for task in self.tasks if task.task != evaluate.NLL}
         if self.lm_eval_tasks and self.tokenizer.eos_token_id is None:
             raise ValueError(f"--model {config.model}: lm-eval needs a tokenizer with an end-of-sequence token; set eos_token")
-        documents = data.load_documents(config.data)
         needs_held_out = any(task.task == evaluate.NLL and task.file is None for task in self.tasks)
         num_evaluated = NUM_HELD_OUT if needs_held_out else 0
         num_checked = NUM_CHECKED if config.recovery_split == "until-recovered" else 0
+        form = _form(config)
         self.corpus = data.split_corpus(
-            documents,
+            sources.open_parts(config.data, form, config.seed if config.streaming else None),
             self.tokenizer,
             shares=[step.recovery_share for step in self.schedule],
             num_tokens=config.recovery_tokens,
             num_held_out=num_evaluated + num_checked,
             seed=config.seed,
-            source=config.data,
         )
         self.training = [
             self._pack(subset, f"round {step.number}'s part of {config.data}")
@@ -372,21 +471,17 @@ class _Job:
         cut = len(self.corpus.held_out) * num_checked // max(1, num_evaluated + num_checked)  # small data has fewer of both
         held_out = self.corpus.held_out[cut:]
         self.checked_documents = self._checked(self.corpus.held_out[:cut]) if num_checked else []
-        self.protected_tokens, protected = None, []
-        if config.protect is not None:
-            protected = data.load_documents(config.protect)
-            general = data.tokenize(protected, self.tokenizer, config.calibration_tokens)
-            self.protected_tokens = self._pack(general, config.protect)
+        protected = self._load_protect(form.template)
         self.nll_documents = {
-            task.label: (data.load_documents(task.file) if task.file else held_out)[: config.eval_limit]
+            task.label: sources.load_documents(task.file, form, config.eval_limit) if task.file else held_out[: config.eval_limit]
             for task in self.tasks
             if task.task == evaluate.NLL
         }
         if not all(self.nll_documents.values()):
             raise ValueError(f"{config.data} has too few documents to hold some out for nll; give more, or --eval-tasks nll=FILE")
         self.fingerprint = {
-            "data": data.fingerprint(documents),
-            "protect": data.fingerprint(protected),
+            "data": self.corpus.fingerprint,
+            "protect": protected,
             "nll": {label: data.fingerprint(documents) for label, documents in self.nll_documents.items()},
             "weights": models.weights_fingerprint(config.model),
         }
@@ -403,7 +498,30 @@ class _Job:
         num_tokens = self.config.recovery_tokens or sum(tokens.num_tokens for tokens in self.training)
         return documents[: budget.num_affordable(lengths, num_tokens, len(self.schedule))]
 
-    def _pack(self, documents: Iterable[list[int]], source: str) -> "PackedTokens":
+    def _load_protect(self, template: str) -> str | None:
+        """Take a sample of --protect; return the fingerprint of all that was read."""
+        from ptl_fast import data, reference_rule, sources
+
+        self.protected_tokens = None
+        if self.config.protect is None:
+            return None
+        by_reference = self.config.scorer == "reference"
+        corpus = data.split_corpus(
+            sources.open_parts(self.config.protect, sources.Form(template=template)),
+            self.tokenizer,
+            shares=[1.0],
+            num_tokens=None if by_reference else self.config.calibration_tokens,
+            num_held_out=0,
+            seed=self.config.seed,
+        )
+        if by_reference:  # one sample at a time, and no neuron is protected besides
+            samples = corpus.subsets[0][: reference_rule.NUM_GENERAL]
+            self.protected_samples = [ids[: self.config.sequence_length] for ids in samples]
+        else:
+            self.protected_tokens = self._pack(corpus.subsets[0], self.config.protect)
+        return corpus.fingerprint
+
+    def _pack(self, documents: Iterable[Sequence[int]], source: str) -> "PackedTokens":
         from ptl_fast import data
 
         return data.pack(documents, self.config.sequence_length, data.padding_token(self.tokenizer), source)
@@ -439,7 +557,19 @@ class _Job:
         width = step.width if step else self.hf_config.intermediate_size
         num_layers = step.num_layers if step else self.hf_config.num_hidden_layers
         # the mean number of tokens that a token of a full sequence sees
-        return flops.predicted_size(self.hf_config, width, num_layers, self.config.sequence_length // 2)
+        context_length, hidden_size = self.config.sequence_length // 2, step.hidden_size if step else None
+        return flops.predicted_size(self.hf_config, width, num_layers, context_length, hidden_size)
+
+    def _result_is_sliced(self) -> bool:
+        from ptl_fast import slicegpt
+
+        return self.config.slice_hidden is not None or slicegpt.is_sliced(self.hf_config)
+
+    def _how_to_load(self) -> str:
+        imports = ""
+        if self._result_is_sliced():
+            imports = "    import ptl_fast.slicegpt  # without it, transformers refuses this model type\n"
+        return HOW_TO_LOAD.format(final=self.output / "final", imports=imports)
 
     def _write_report(self, final: dict[str, Any] | None = None) -> dict[str, Any]:
         from ptl_fast import report
@@ -452,7 +582,7 @@ class _Job:
             "final": final,
         }
         self.folder.write_json("report.json", content)
-        self.folder.write_text("report.md", report.to_markdown(content, HOW_TO_LOAD.format(final=self.output / "final")))
+        self.folder.write_text("report.md", report.to_markdown(content, self._how_to_load()))
         return content
 
     def _finish(self) -> dict[str, Any]:
@@ -462,16 +592,22 @@ class _Job:
         final = {name: last[name] for name in ("num_parameters", "num_layers", "width", "flops_per_token", "eval")}
         content = self._write_report(final)
         if not ranks.agree((self.output / "final").is_dir()):
-            card = report.model_card(content, str(self.config.model))
+            card = report.model_card(content, str(self.config.model), self._result_is_sliced())
             self.folder.publish_final(self.folder.round(len(self.schedule)) / "model", card)
         where = f"Result: {self.output / 'final'}   Report: {self.output / 'report.md'}"
-        _say(where + "\n\n" + HOW_TO_LOAD.format(final=self.output / "final"))
+        _say(where + "\n\n" + self._how_to_load())
         return content
 
 
 def _optimizer_file(number: int) -> str:
     """The file with the optimizer's state after round ``number``."""
     return f"round-{number:02d}/optimizer.safetensors"
+
+
+def _defaults(preset: str | None, model: str | None, slice_hidden: float | None) -> dict[str, Any]:
+    """Settings that hold where the user gives none: a preset's, and with --slice-hidden one round that removes no neurons."""
+    slicing = {} if slice_hidden is None else {"keep": 1.0, "rounds": None}
+    return {**preset_settings(preset, model), **slicing}
 
 
 def preset_settings(name: str | None, model: str | None) -> dict[str, Any]:
@@ -493,6 +629,16 @@ def preset_settings(name: str | None, model: str | None) -> dict[str, Any]:
     return {"preset": name, **yaml.safe_load(file.read_text())}
 
 
+def shipped_config(name: str) -> types.SimpleNamespace | None:
+    """The architecture's numbers of a model that a preset names: enough for a dry run, not for loading weights."""
+    file = PRESETS / "configs" / f"{name.replace('/', '--')}.json"
+    if name == "ptl-demo":
+        file = Path(__file__).parent / "demo" / "model" / "config.json"
+    if Path(name).exists() or not file.is_file():
+        return None
+    return types.SimpleNamespace(**json.loads(file.read_text()))
+
+
 def parse(arguments: list[str] | None = None) -> Config:
     """Settings from flags, a --config file and a preset, in this order of precedence."""
     parser = _parser()
@@ -500,7 +646,7 @@ def parse(arguments: list[str] | None = None) -> Config:
     # the deepspeed launcher adds this flag; LOCAL_RANK in the environment says the same
     arguments = [argument for argument in arguments if not argument.startswith("--local_rank=")]
     chosen = parser.parse_args(arguments)
-    parser.set_defaults(preset_settings(chosen.preset, chosen.model))
+    parser.set_defaults(_defaults(chosen.preset, chosen.model, chosen.slice_hidden))
     settings = parser.parse_args(arguments).as_dict()
     settings.pop("config")
     return Config(**settings)
@@ -512,7 +658,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = parse(arguments)
         config.check()
-        if not config.debug:
+        if not config.debug and not config.dry_run:  # it imports transformers, which a dry run may not need
             quiet_libraries()
         run(config)
     except (ValueError, OSError, argparse.ArgumentError) as error:
@@ -564,6 +710,32 @@ def _parser() -> Any:
     return parser
 
 
+def _schedule(config: Config, hf_config: "PretrainedConfig") -> "list[Round]":
+    """The rounds that the settings ask for."""
+    from ptl_fast import plan
+
+    width, num_layers = hf_config.intermediate_size, hf_config.num_hidden_layers
+    if config.slice_hidden is not None:
+        from ptl_fast import slicegpt
+
+        schedule = plan.make_slicing_schedule(config, width, num_layers, hf_config.hidden_size)
+        assert schedule[0].hidden_size is not None
+        slicegpt.sliced_config(hf_config, schedule[0].hidden_size)  # says so now if this model type cannot be sliced
+        return schedule
+    if config.drop_layers and hasattr(hf_config, "sliced_hidden_size"):
+        raise ValueError(
+            f"--drop-layers: the layers of {config.model} cannot go, each one's output stands in axes of its own (SliceGPT)"
+        )
+    return plan.make_schedule(config, width, num_layers)
+
+
+def _form(config: Config) -> "Form":
+    from ptl_fast import sources
+
+    template = sources.make_template(config.template)
+    return sources.Form(config.question_column, config.answer_column, config.text_column, template)
+
+
 def _check_names(config: Config) -> None:
     from ptl_fast import recover, score
 
@@ -574,8 +746,9 @@ def _check_names(config: Config) -> None:
     ):
         if name not in choices:
             raise ValueError(f"unknown {flag} {name}; choose {', '.join(choices)}")
+    _form(config)
     if config.deepspeed is not None:
-        recover.deepspeed_file(config.deepspeed)
+        deepspeed_file(config.deepspeed)
 
 
 def _environment(device: str) -> dict[str, str]:
@@ -585,7 +758,7 @@ def _environment(device: str) -> dict[str, str]:
     import torch
 
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
-    packages = ("ptl_fast", "torch", "triton", "transformers", "trl", "datasets", "deepspeed", "lm_eval")
+    packages = ("ptl_fast", "torch", "triton", "transformers", "trl", "datasets", "deepspeed", "lm_eval", "math_verify")
     versions = {}
     for package in packages:
         try:

@@ -5,11 +5,15 @@ import math
 import os
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 # Settings that may differ between a run and its continuation: they do not change what is computed.
-NOT_PART_OF_THE_RESULT = frozenset({"output", "overwrite", "debug", "dry_run", "checkpoint_minutes", "keep_rounds"})
+NOT_PART_OF_THE_RESULT = frozenset(
+    {"output", "overwrite", "debug", "dry_run", "dry_run_gpus", "checkpoint_minutes", "keep_rounds", "allow_code_execution"}
+)
 
+DEEPSPEED_FOLDER = Path(__file__).parent / "presets" / "deepspeed"
 MAX_SEED = 2**20  # seeds of rounds are a thousand times larger, and NumPy takes 32 bits
 
 
@@ -21,9 +25,27 @@ class Config:
     """Folder or hub name of the causal language model to compress. Without it, the bundled demo runs."""
 
     data: str | None = None
-    """Reasoning data for scoring and recovery: a .jsonl, .json, .parquet or .txt file, or a hub name (NAME or
-    NAME:SPLIT). Columns {question, answer}, {query, response}, {problem, solution}, {prompt, completion} or
-    {text}."""
+    """Reasoning data for scoring and recovery: a .jsonl, .json, .parquet or .txt file, a folder, or a hub data set
+    (OWNER/NAME[/FOLDER][:[CONFIG:]SPLIT]). Columns {question, answer}, {query, response}, {problem, solution}, {prompt,
+    completion}, {instruction, output}, {messages}, {text} or {content}. Commas separate sources; SOURCE@WEIGHT gives each
+    its part of every round's training tokens, without weights they are joined."""
+
+    question_column: str | None = None
+    """The column of --data and of nll=FILE that holds the question, where it is not one of the names above."""
+
+    answer_column: str | None = None
+    """The column that holds the answer, for example answer where solution would be taken."""
+
+    text_column: str | None = None
+    """The column that holds plain text; it goes before question and answer."""
+
+    template: str = "lines"
+    """How question and answer are joined, in training and for nll: lines (Question: ..., new line, Answer: ...), paper (as the
+    paper's code: nothing between question and 'Answer: '), or a text with {question} that ends with {answer}."""
+
+    streaming: bool = False
+    """Read hub data sets and folders without storing them, in an order drawn by the seed, and only until --recovery-tokens are
+    there: a sample of the shards that come first. For what is too large for the disk; memory is bounded without it too."""
 
     protect: str | None = None
     """General text (same formats): neurons that matter most for it are not removed."""
@@ -38,6 +60,13 @@ class Config:
     neurons_per_round: int | None = None
     """FFN neurons removed from each layer in a round; the number of rounds follows."""
 
+    threshold: float | None = None
+    """Eq. 3: remove only neurons that score at most this, the same number in every layer (as many as the layer with the fewest
+    has, down to a multiple of --width-multiple), and never below --keep. Scores are per token: for activation and
+    output-change the root mean square over tokens, which is Eq. 4's norm divided by the square root of the number of tokens,
+    so that a threshold does not depend on the corpus's size. The other scores are taken as they are; random and reference
+    have none. A round that finds nothing to remove does not train."""
+
     rounds: int | None = None
     """Rounds in which neurons are removed (default: 5, or fewer where --width-multiple allows fewer steps)."""
 
@@ -47,16 +76,25 @@ class Config:
     layers_per_round: int = 1
     """Decoder layers removed in one round."""
 
+    slice_hidden: float | None = None
+    """The SliceGPT baseline instead of neurons and layers: fraction of the residual stream's dimensions that stays, in (0, 1),
+    rounded to a multiple of 8. One round; --keep is then 1, and neither --keep below 1 nor --drop-layers goes with it. The result
+    loads after ``import ptl_fast.slicegpt``."""
+
     order: Literal["neurons-then-layers", "layers-then-neurons", "alternate"] = "neurons-then-layers"
     """Which rounds come first."""
 
     scorer: str = "activation"
     """Neuron importance: activation (Eq. 4: L2 norm of the activation), output-change (Eq. 2: times the norm of the
-    down_proj column), magnitude (L2 norm of the weights), random."""
+    down_proj column), fluctuation (FLAP: variance of the activation times the column's squared norm), gradient (first-order
+    Taylor: sum over tokens of |activation times its loss gradient|; needs a backward pass), magnitude (L2 norm of the weights),
+    random, reference (the rule that the method's authors published, as a baseline: neurons are selected on 10 samples of
+    --data and 1000 of --protect, at one position each, and deleted in index order; if it selects too few, the rest in index
+    order follows)."""
 
     layer_scorer: str = "residual"
     """Layer importance: residual (Eq. 5: mean L2 norm of the layer's change of the residual stream), block-influence
-    (ShortGPT: 1 - cosine), last (removes the deepest)."""
+    (ShortGPT: 1 - cosine), angular (mean angle between the layer's input and output, over pi), last (removes the deepest)."""
 
     width_multiple: int = 128
     """FFN widths are rounded to a multiple of this; 128 suits tensor cores and tensor parallelism."""
@@ -65,7 +103,8 @@ class Config:
     """How a round recovers: cpt (continual pre-training on the data) or none."""
 
     recovery_tokens: int | None = None
-    """Training tokens over all rounds (default: the data once). More than there is repeats each round's part."""
+    """Training tokens over all rounds (default: the data once), and so how many documents are kept in memory. More than there
+    is repeats each round's part."""
 
     recovery_split: Literal["growing", "equal", "until-recovered"] = "growing"
     """How the recovery tokens are shared: growing gives each round --recovery-growth times the tokens of the round before;
@@ -113,6 +152,9 @@ class Config:
     calibration_tokens: int = 131072
     """Tokens of each round's subset (and of --protect) that score neurons and layers."""
 
+    all_statistics: bool = False
+    """Also store each neuron's sum, sum of magnitudes and largest magnitude in statistics.safetensors."""
+
     fused_ffn: bool = False
     """Train on ptl_kernels' fused activation: it keeps one activation less for the backward pass than eager modules do, and
     rounds once where they round twice."""
@@ -122,12 +164,18 @@ class Config:
 
     score_during_recovery: bool = False
     """Take each next round's statistics from the last --calibration-tokens of a round's recovery (or all of a shorter one),
-    so from that round's data, instead of a pass of its own; the first round still needs one. Brings --fused-ffn with it."""
+    so from that round's data, instead of a pass of its own; the first round still needs one. Brings --fused-ffn with it.
+    Not for the scorers gradient and reference."""
 
     eval_tasks: list[str] | str = field(default_factory=lambda: ["nll"])
     """What to measure, separated by commas: [LABEL:]TASK[=FILE]. TASK is nll (negative log-likelihood per token of
-    answers; without =FILE, of a held-out part of --data), a task shipped here (demo_arithmetic), or any lm-eval task;
-    =FILE makes an lm-eval task read that jsonl file instead of the network. The first one leads the tables."""
+    answers; without =FILE, of a held-out part of --data), a task shipped here (demo_arithmetic, ptl_gsm8k,
+    ptl_minerva_math, ptl_math500, ptl_mbpp), or any lm-eval task. =FILE makes a task read that jsonl file instead of the
+    hub; the ptl_ tasks also take a hub name there. The first one leads the tables."""
+
+    allow_code_execution: bool = False
+    """Allow ptl_mbpp to run the code that the model writes: in a child process without network, with limits on time,
+    memory and files."""
 
     eval_limit: int | None = None
     """Examples per evaluation task (default: all)."""
@@ -163,7 +211,11 @@ class Config:
     """How many of the newest rounds keep their weights on disk."""
 
     dry_run: bool = False
-    """Print what each round would do (width, layers, parameters, FLOPs, tokens) from the config alone, and stop."""
+    """Print what each round would do (width, layers, parameters, FLOPs, tokens, memory, hours) from the config alone, and stop.
+    Needs no --data. The names of scorers and evaluation tasks are checked by the run itself."""
+
+    dry_run_gpus: str = "1xA100-80GB"
+    """The GPUs that --dry-run predicts memory and hours for, COUNTxNAME: A100-40GB, A100-80GB, H100-80GB or H200."""
 
     debug: bool = False
     """Show tracebacks and the libraries' own log messages."""
@@ -200,11 +252,17 @@ class Config:
                 raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 1")
         if self.drop_layers < 0:
             raise ValueError(f"--drop-layers {self.drop_layers} must be at least 0")
-        if self.model is not None and self.data is None:
+        if self.slice_hidden is not None:
+            self._check_slicing(self.slice_hidden)
+        if self.recovery == "grpo" and not self.dry_run:
+            raise ValueError("--recovery grpo (reinforcement learning) is not there yet, only its dry run is; use --recovery cpt")
+        if self.model is not None and self.data is None and not self.dry_run:
             raise ValueError(
                 "--data is missing: give a file or hub name with the reasoning data that --model should keep its skill on"
             )
 
+        if self.streaming and self.recovery_tokens is None:
+            raise ValueError("--streaming reads only as much as training needs; say how much with --recovery-tokens")
         if self.score_during_recovery and self.recovery == "none":
             raise ValueError("--score-during-recovery takes its statistics from training; it needs --recovery cpt")
         self._check_spending()
@@ -234,6 +292,51 @@ class Config:
                 " round, and --anticipate needs them before the end; leave it out"
             )
 
+        self._check_scoring()
+
+    def _check_scoring(self) -> None:
+        """Raise ValueError for settings of the scoring that exclude one another."""
+        if self.score_during_recovery and self.scorer in ("gradient", "reference"):
+            raise ValueError(
+                f"--scorer {self.scorer} needs a pass of its own, which --score-during-recovery would spare; leave one of them out"
+            )
+        if self.scorer == "reference" and self.protect is None:
+            raise ValueError("--scorer reference also looks at English samples; give them with --protect")
+        if self.threshold is None:
+            return
+        if self.scorer in ("random", "reference"):
+            raise ValueError(f"--threshold has no meaning for --scorer {self.scorer}; choose a scorer that measures something")
+        if not 0 <= self.threshold < math.inf:
+            raise ValueError(f"--threshold {self.threshold} must be a number that is at least 0")
+        if self.neurons_per_round is not None:
+            raise ValueError("--threshold decides how many neurons go, and so does --neurons-per-round; give one of the two")
+        if self.keep == 1:
+            raise ValueError("--threshold removes neurons and --keep 1 forbids it; lower --keep, the least that may stay")
+
+    def _check_slicing(self, share: float) -> None:
+        if not 0 < share < 1:
+            raise ValueError(
+                f"--slice-hidden {share} is outside (0, 1); it is the fraction of dimensions that stay, for example 0.75"
+            )
+        if self.keep < 1 or self.drop_layers or self.neurons_per_round or (self.rounds or 1) > 1:
+            raise ValueError(
+                "--slice-hidden is one round that removes nothing else: it does not go with --keep below 1, --drop-layers,"
+                " --neurons-per-round or several --rounds; leave them out"
+            )
+
     def identity(self) -> dict:
         """The settings that decide the result; a run folder only continues under equal ones."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in NOT_PART_OF_THE_RESULT}
+
+
+def deepspeed_file(name: str) -> Path:
+    """The JSON file of --deepspeed: a shipped one by name, or a path.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    choices = ", ".join(sorted(path.stem for path in DEEPSPEED_FOLDER.glob("*.json")))
+    for file in (DEEPSPEED_FOLDER / f"{name}.json", Path(name)):
+        if file.is_file():
+            return file
+    raise ValueError(f"--deepspeed {name}: no such file; choose {choices} or give a JSON file")

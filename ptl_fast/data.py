@@ -1,45 +1,32 @@
 """Corpora -> packed token sequences; one non-overlapping subset a round.
 
-A document is a question with its answer, or plain text (no question). Documents are packed back to back, positions restart at each,
-and transformers keeps attention inside a document where positions restart.
+Which documents a run sees follows from their content and the seed alone: each has a random number made of both, and those with the
+smallest numbers are taken. So one pass over the data chooses them and holds no more than what it chooses.
+Documents are packed back to back, positions restart at each, and transformers keeps attention inside a document where they restart.
 """
 
+import bisect
 import hashlib
+import heapq
 import itertools
-import json
-import random
-import re
+import math
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from ptl_fast.sources import Document, Part
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+T = TypeVar("T")
+
 IGNORED = -100
-QUESTION_COLUMNS = ("question", "query", "problem", "prompt", "instruction")
-ANSWER_COLUMNS = ("answer", "response", "solution", "completion", "output")
-TEXT_COLUMNS = ("text", "content")
-DEMO = "ptl-demo"
-DEMO_NUM_PROBLEMS, DEMO_SEED = 60_000, 1000
 OPEN_SEQUENCES = 32
-
-
-class Document(NamedTuple):
-    """One example; ``question`` is empty for plain text."""
-
-    question: str
-    answer: str
-
-    @property
-    def prompt(self) -> str:
-        return f"Question: {self.question}\nAnswer: " if self.question else ""
-
-    @property
-    def text(self) -> str:
-        return self.prompt + self.answer
+BATCH = 1000  # documents that are tokenized together
+HELD_OUT_SHARE = 1 / 20  # at most, of a corpus that is used as a whole
 
 
 @dataclass(frozen=True)
@@ -57,8 +44,8 @@ class PackedTokens:
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    def __getitem__(self, index: int) -> dict[str, "Tensor"]:
-        """One training example and its mask. No document's first token is predicted from the document before it."""
+    def __getitem__(self, index: int | slice) -> dict[str, "Tensor"]:
+        """One training example, or some, and the mask. No document's first token is predicted from the document before it."""
         input_ids, position_ids = self.input_ids[index], self.position_ids[index]
         labels = input_ids.where(self.mask[index] & (position_ids > 0), IGNORED)
         return {"input_ids": input_ids, "position_ids": position_ids, "labels": labels, "mask": self.mask[index]}
@@ -90,73 +77,174 @@ class Corpus:
     """What a run trains on and what it keeps aside."""
 
     held_out: list[Document]
-    subsets: list[list[list[int]]]
+    subsets: list[list[Sequence[int]]]
     """Token ids of each round's documents, which no other round sees."""
+    fingerprint: str
+    """SHA-256 of all documents read and of the parts' weights, so that a run does not continue on other data."""
 
 
-def load_documents(source: str) -> list[Document]:
-    """Read a local file, the demo's generator (``ptl-demo``) or a hub data set (NAME or NAME:SPLIT).
+class _Candidate(NamedTuple):
+    """A document and its random number, ``order``: 128 bits of the seed and the content, so equal documents have equal ones."""
 
-    Raises:
-        ValueError: nothing there, empty, malformed (with the line) or without known columns.
-    """
-    if source == DEMO:
-        from ptl_fast.demo.problems import generate
-
-        problems = generate(DEMO_NUM_PROBLEMS, DEMO_SEED, "training")
-        return [Document(problem["question"], problem["answer"]) for problem in problems]
-    path = Path(source)
-    if path.is_dir():
-        raise ValueError(f"{source} is a folder; give one .jsonl, .json, .parquet or .txt file")
-    if path.suffix == ".txt" and path.is_file():
-        try:
-            content = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from error
-        paragraphs = (text.strip() for text in re.split(r"\n\s*\n", content))
-        documents = [Document("", text) for text in paragraphs if text]
-    else:
-        documents = _from_rows(source, _rows(source, path))
-    if not documents:
-        raise ValueError(f"{source} holds no documents; give a file with at least one non-empty example")
-    return documents
+    order: int
+    document: Document
+    ids: Sequence[int]
 
 
 def split_corpus(
-    documents: list[Document],
+    parts: Sequence[Part],
     tokenizer: "PreTrainedTokenizerBase",
     *,
     shares: Sequence[float],
     num_tokens: int | None,
     num_held_out: int,
     seed: int,
-    source: str,
 ) -> Corpus:
-    """Shuffle by seed, keep some documents aside, and cut the rest into one subset a round.
+    """Choose documents by seed, keep some aside, and cut the rest into one subset a round; every subset has the parts' weights.
 
     The same seed gives the same subsets whatever the number of ranks. ``shares`` (summing to 1) are the subsets' parts of
-    ``num_tokens``, or of all there is when that is None or more than there is.
+    ``num_tokens``, or of all there is when that is None or more than there is; with several parts, there is no more than the one
+    that ends first allows at its weight. ``num_held_out`` documents are kept aside, in the same weights, but of a part that
+    is used as a whole no more than a twentieth.
+
+    Raises:
+        ValueError: a part holds too few documents for a subset each.
     """
-    unique = list(dict.fromkeys(documents))
-    random.Random(seed).shuffle(unique)
-    num_held_out = min(num_held_out, len(unique) // 20)
-    held_out, training = unique[:num_held_out], unique[num_held_out:]
-    tokenized = list(tokenize(training, tokenizer, num_tokens))
-    total = sum(map(len, tokenized))
+    digest = hashlib.sha256()
+    taken: set[int] = set()
+    samples = []
+    for part in parts:
+        digest.update(f"{part.weight} ".encode())
+        needed = None if num_tokens is None else part.weight * num_tokens
+        sample = _Sample(needed, round(part.weight * num_held_out), taken)
+        sample.fill(part, tokenizer, seed, digest)
+        taken |= sample.orders
+        samples.append(sample.result())
+    available = min(
+        sum(len(item.ids) for item in training) / part.weight for part, (_, training) in zip(parts, samples, strict=True)
+    )
+    total = available if num_tokens is None else min(available, num_tokens)
+    cuts = []
+    for part, (_, training) in zip(parts, samples, strict=True):
+        used = list(_until([item.ids for item in training], part.weight * total))
+        cuts.append(_cut(used, shares))
+        if not all(cuts[-1]):
+            raise ValueError(f"{part.name} has {len(used)} training documents, too few for {len(shares)} rounds; give more data")
+    subsets = [_mix([[(len(ids), ids) for ids in cut[number]] for cut in cuts]) for number in range(len(shares))]
+    held_out = _mix([[(1, item.document) for item in kept] for kept, _ in samples])
+    return Corpus(held_out, subsets, digest.hexdigest())
+
+
+class _Sample:
+    """The documents of one part that come first in the order of their random numbers: as few as what is needed.
+
+    First the held-out ones, then as many as hold ``num_tokens`` tokens (None: all).
+    """
+
+    def __init__(self, num_tokens: float | None, num_held_out: int, taken: set[int]) -> None:
+        self.num_tokens = math.inf if num_tokens is None else num_tokens
+        self.num_held_out = num_held_out
+        self.taken = taken
+        self.orders: set[int] = set()
+        self.complete = True
+        self._limit: float = math.inf  # documents from this number on are not needed
+        # heaps with the largest number first
+        self._held_out: list[tuple[int, _Candidate]] = []
+        self._training: list[tuple[int, _Candidate]] = []
+        self._num_training_tokens = 0
+
+    @property
+    def full(self) -> bool:
+        return len(self._held_out) == self.num_held_out and self._num_training_tokens >= self.num_tokens
+
+    def fill(self, part: Part, tokenizer: "PreTrainedTokenizerBase", seed: int, digest: "hashlib._Hash") -> None:
+        """Read the part, or of one that comes shuffled as much as is needed. All that is read enters the digest."""
+        documents = iter(part.documents)
+        while batch := list(itertools.islice(documents, BATCH)):
+            new: dict[int, Document] = {}
+            for document in batch:
+                content = _content(document)
+                digest.update(document.template.encode() + content)
+                order = _random_number(content, seed)
+                if order < self._limit and order not in self.taken and order not in self.orders:
+                    new[order] = document
+            for (order, document), ids in zip(new.items(), tokenize(list(new.values()), tokenizer), strict=True):
+                self._add(_Candidate(order, document, array("i", ids)))
+            if part.shuffled and self.full:
+                self.complete = False
+                break
+
+    def result(self) -> tuple[list[_Candidate], list[_Candidate]]:
+        """(held out, training), each in the order of the random numbers."""
+        ordered = [candidate for _, candidate in sorted([*self._held_out, *self._training], reverse=True)]
+        num_held_out = self.num_held_out
+        if self.complete:  # nothing is left over: what is held out is missing in training
+            num_held_out = min(num_held_out, int(len(ordered) * HELD_OUT_SHARE))
+        return ordered[:num_held_out], ordered[num_held_out:]
+
+    def _add(self, candidate: _Candidate) -> None:
+        if candidate.order >= self._limit:
+            return
+        self.orders.add(candidate.order)
+        heapq.heappush(self._held_out, (-candidate.order, candidate))
+        if len(self._held_out) <= self.num_held_out:
+            return
+        _, last = heapq.heappop(self._held_out)
+        heapq.heappush(self._training, (-last.order, last))
+        self._num_training_tokens += len(last.ids)
+        while self._num_training_tokens - len(self._training[0][1].ids) >= self.num_tokens:
+            _, last = heapq.heappop(self._training)
+            self._num_training_tokens -= len(last.ids)
+            self._limit = last.order
+            self.orders.remove(last.order)
+            self.complete = False
+
+
+def _content(document: Document) -> bytes:
+    return f"{len(document.question)} {document.question}{document.answer}".encode()
+
+
+def _random_number(content: bytes, seed: int) -> int:
+    """128 bits of the content and the seed; the same in every process."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=16, key=str(seed).encode()).digest(), "big")
+
+
+def _until(documents: Iterable[Sequence[int]], num_tokens: float) -> Iterator[Sequence[int]]:
+    """The first documents that hold ``num_tokens`` tokens together, or all."""
+    seen = 0
+    for ids in documents:
+        if seen >= num_tokens:
+            return
+        seen += len(ids)
+        yield ids
+
+
+def _cut(documents: Sequence[Sequence[int]], shares: Sequence[float]) -> list[list[Sequence[int]]]:
+    """Cut into one piece a share; a piece's tokens differ from its share by less than a document at either end."""
+    total = sum(map(len, documents))
     ends = list(itertools.accumulate(shares))
-    subsets: list[list[list[int]]] = [[] for _ in shares]
+    subsets: list[list[Sequence[int]]] = [[] for _ in shares]
     seen, subset = 0, 0
-    for ids in tokenized:
+    for ids in documents:
         while subset < len(shares) - 1 and seen >= ends[subset] * total:
             subset += 1
         subsets[subset].append(ids)
         seen += len(ids)
-    if not all(subsets):
-        raise ValueError(f"{source} has {len(tokenized)} training documents, too few for {len(shares)} rounds; give more data")
-    return Corpus(held_out, subsets)
+    return subsets
 
 
-def pack(documents: Iterable[list[int]], length: int, pad: int, source: str = "the data") -> PackedTokens:
+def _mix(lists: Sequence[Sequence[tuple[int, T]]]) -> list[T]:
+    """Join lists of (size, item) so that each advances evenly: every beginning of the result holds them in the same proportion."""
+    positions = []
+    for number, items in enumerate(lists):
+        total, seen = sum(size for size, _ in items), 0
+        for index, (size, _) in enumerate(items):
+            positions.append((seen / total, number, index))
+            seen += size
+    return [lists[number][index][1] for _, number, index in sorted(positions)]
+
+
+def pack(documents: Iterable[Sequence[int]], length: int, pad: int, source: str = "the data") -> PackedTokens:
     """Pack tokenized documents into sequences of ``length`` tokens: each goes into the fullest open sequence where it fits.
 
     Documents longer than ``length`` are cut into pieces. Sequences keep the order of their first documents.
@@ -166,22 +254,23 @@ def pack(documents: Iterable[list[int]], length: int, pad: int, source: str = "t
     """
     import torch
 
-    sequences: list[list[list[int]]] = []
-    room: dict[int, int] = {}
+    sequences: list[list[Sequence[int]]] = []
+    open_sequences: list[tuple[int, int]] = []  # (free tokens, index), in order
     num_tokens = 0
     for document in documents:
         num_tokens += len(document)
         for first in range(0, len(document), length):
             piece = document[first : first + length]
-            fitting = [index for index, free in room.items() if free >= len(piece)]
-            index = min(fitting, key=room.__getitem__, default=len(sequences))
-            if index == len(sequences):
+            place = bisect.bisect_left(open_sequences, (len(piece), 0))
+            if place < len(open_sequences):
+                free, index = open_sequences.pop(place)
+            else:
+                free, index = length, len(sequences)
                 sequences.append([])
-                if len(room) == OPEN_SEQUENCES:
-                    del room[min(room, key=room.__getitem__)]
-                room[index] = length
+                if len(open_sequences) == OPEN_SEQUENCES:
+                    del open_sequences[0]
             sequences[index].append(piece)
-            room[index] -= len(piece)
+            bisect.insort(open_sequences, (free - len(piece), index))
     if num_tokens < length:
         raise ValueError(
             f"{source} has {num_tokens} tokens, less than one sequence of {length}; give more data or lower --sequence-length"
@@ -189,10 +278,11 @@ def pack(documents: Iterable[list[int]], length: int, pad: int, source: str = "t
     input_ids = torch.full((len(sequences), length), pad)
     position_ids = torch.zeros_like(input_ids)
     mask = torch.zeros_like(input_ids, dtype=torch.bool)
+    positions = torch.arange(length)
     for row, pieces in enumerate(sequences):
-        flat = torch.tensor(list(itertools.chain.from_iterable(pieces)))
-        input_ids[row, : len(flat)], mask[row, : len(flat)] = flat, True
-        position_ids[row, : len(flat)] = torch.cat([torch.arange(len(piece)) for piece in pieces])
+        flat = array("q", itertools.chain.from_iterable(pieces))
+        input_ids[row, : len(flat)], mask[row, : len(flat)] = torch.frombuffer(flat, dtype=torch.int64), True
+        position_ids[row, : len(flat)] = torch.cat([positions[: len(piece)] for piece in pieces])
     return PackedTokens(input_ids, position_ids, mask)
 
 
@@ -200,7 +290,7 @@ def fingerprint(documents: Iterable[Document]) -> str:
     """SHA-256 of the documents, so that a run does not continue on other data."""
     digest = hashlib.sha256()
     for document in documents:
-        digest.update(json.dumps(document).encode())
+        digest.update(document.template.encode() + _content(document))
     return digest.hexdigest()
 
 
@@ -210,8 +300,8 @@ def tokenize(
     """Yield each document's token ids, with the end-of-sequence token at the end, until ``num_tokens`` are reached."""
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     total = 0
-    for first in range(0, len(documents), 1000):
-        texts = [document.text for document in documents[first : first + 1000]]
+    for first in range(0, len(documents), BATCH):
+        texts = [document.text for document in documents[first : first + BATCH]]
         for ids in tokenizer(texts, verbose=False)["input_ids"]:
             if num_tokens is not None and total >= num_tokens:
                 return
@@ -224,72 +314,3 @@ def padding_token(tokenizer: "PreTrainedTokenizerBase") -> int:
     if tokenizer.pad_token_id is not None:
         return tokenizer.pad_token_id
     return tokenizer.eos_token_id or 0
-
-
-def _rows(source: str, path: Path) -> Iterator[tuple[int, dict]]:
-    """Yield (line or row number, row)."""
-    if path.is_file() and path.suffix == ".jsonl":
-        yield from _jsonl_rows(path)
-        return
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        if path.is_file() and path.suffix in (".json", ".parquet"):
-            rows = datasets.load_dataset(path.suffix[1:], data_files=str(path), split="train")
-        elif path.exists():
-            raise ValueError(f"{source}: unknown file type; give .jsonl, .json, .parquet or .txt")
-        else:
-            name, _, split = source.partition(":")
-            rows = datasets.load_dataset(name, split=split or "train")
-    except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
-        if path.exists():
-            raise ValueError(f"{source} cannot be read: {error}") from error
-        raise ValueError(f"no file {source}, and no such data set on the hub or in its cache ({_reason(error)})") from error
-    yield from enumerate(rows, start=1)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    with path.open(encoding="utf-8") as lines:
-        try:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError(f'{path} line {number} is not a JSON object, such as {{"question": ..., "answer": ...}}')
-                yield number, row
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"{path} line {number} is not valid JSON ({_reason(error)}); correct or remove that line") from error
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from error
-
-
-def _from_rows(source: str, rows: Iterable[tuple[int, dict]]) -> list[Document]:
-    documents = []
-    for number, row in rows:
-        question = next((row[name] for name in QUESTION_COLUMNS if name in row), "")
-        has_question = any(name in row for name in QUESTION_COLUMNS)
-        answer_names = ANSWER_COLUMNS if has_question else TEXT_COLUMNS
-        answer = next((row[name] for name in answer_names if name in row), None)
-        if has_question and answer is not None and not question:
-            raise ValueError(f"{source} line {number} has an empty question; remove that line, or give {{text}} alone")
-        if answer is None:
-            raise ValueError(
-                f"{source} line {number} has the columns {', '.join(map(str, row)) or '(none)'}; expected a question"
-                f" ({', '.join(QUESTION_COLUMNS)}) with an answer ({', '.join(ANSWER_COLUMNS)}), or {' or '.join(TEXT_COLUMNS)}"
-            )
-        for value in (question, answer):
-            if not isinstance(value, str):
-                raise ValueError(f"{source} line {number}: question and answer must be text, not {type(value).__name__}")
-            if any("\ud800" <= letter <= "\udfff" for letter in value):
-                raise ValueError(f"{source} line {number} holds half a surrogate pair, which is no text; correct that line")
-        if question and isinstance(row.get("input"), str):
-            question = f"{question}\n{row['input']}"  # Alpaca's form: instruction, input, output
-        if answer.strip():
-            documents.append(Document(question.strip(), answer.strip()))
-    return documents

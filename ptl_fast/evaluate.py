@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm.auto import tqdm
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 TASKS_FOLDER = Path(__file__).parent / "tasks"
 NLL = "nll"
 FEWSHOT_SEED = 1234
+CODE_TASKS = ("ptl_mbpp",)  # they run what the model writes
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 ENTRY = re.compile(r"(?:(?P<label>[\w.-]+):)?(?P<task>[\w.-]+)(?:=(?P<file>.+))?")
 
 
@@ -34,6 +36,7 @@ class EvalTask:
     label: str
     task: str
     file: str | None
+    """A local file or, for the benchmarks shipped here, a hub name."""
 
     @classmethod
     def parse(cls, entry: str) -> "EvalTask":
@@ -45,16 +48,22 @@ class EvalTask:
         return cls(match["label"] or match["task"], match["task"], match["file"])
 
 
-def parse_tasks(entries: Sequence[str]) -> list[EvalTask]:
+def parse_tasks(entries: Sequence[str], allow_code_execution: bool = False) -> list[EvalTask]:
     """Parse and check the entries.
 
     Raises:
-        ValueError: an entry is malformed, names an unknown task or a missing file, or two have the same label.
+        ValueError: an entry is malformed, names an unknown task or a missing file, runs generated code without
+            ``allow_code_execution``, or two have the same label.
     """
     tasks = [EvalTask.parse(entry) for entry in entries]
     for task in tasks:
-        if task.file is not None and task.task != NLL and not Path(task.file).is_file():
-            raise ValueError(f"evaluation task {task.label}: no file {task.file}")
+        if task.file is not None and task.task != NLL:
+            _check_file(task)
+        if task.task in CODE_TASKS and not allow_code_execution:
+            raise ValueError(
+                f"evaluation task {task.label} runs the code that the model writes, in a sandbox (ptl_fast/sandbox.py says what it"
+                " does not protect from); allow it with --allow-code-execution"
+            )
         if task.task != NLL and task.task not in shipped_tasks() and task.task not in _task_manager(True).all_subtasks:
             raise ValueError(f"unknown evaluation task {task.task}; choose nll, {', '.join(shipped_tasks())}, or a task of lm-eval")
     labels = [task.label for task in tasks]
@@ -64,8 +73,16 @@ def parse_tasks(entries: Sequence[str]) -> list[EvalTask]:
 
 
 def shipped_tasks() -> list[str]:
-    """Names of the tasks that need neither file nor network."""
+    """Names of the tasks that this package brings."""
     return sorted(file.stem for file in TASKS_FOLDER.glob("*.yaml"))
+
+
+def _check_file(task: EvalTask) -> None:
+    assert task.file is not None
+    is_data = Path(task.file).suffix in (".jsonl", ".json", ".parquet")
+    may_be_on_hub = task.task in shipped_tasks() and HUB_NAME.fullmatch(task.file) and not is_data
+    if not Path(task.file).is_file() and not may_be_on_hub:
+        raise ValueError(f"evaluation task {task.label}: no file {task.file}")
 
 
 def load_lm_eval_task(task: EvalTask) -> "TaskDict":
@@ -87,7 +104,10 @@ def load_lm_eval_task(task: EvalTask) -> "TaskDict":
     except Exception as error:  # lm-eval, datasets and jinja raise many types
         where = f"the data in {task.file}" if task.file else "its data"
         reason = (str(error).strip().splitlines() or [""])[0]
-        raise ValueError(f"evaluation task {task.label}: {where} cannot be used ({type(error).__name__}: {reason})") from error
+        fix = "" if task.file and Path(task.file).is_file() else f"; give a local file: {task.task}=FILE.jsonl"
+        raise ValueError(f"evaluation task {task.label}: {where} cannot be used ({type(error).__name__}: {reason}){fix}") from error
+    if task.task not in CODE_TASKS and any(getattr(loaded_task, "UNSAFE_CODE", False) for loaded_task in loaded["tasks"].values()):
+        raise ValueError(f"evaluation task {task.label} runs generated code without limits; use {' or '.join(CODE_TASKS)}")
     return loaded
 
 
@@ -105,6 +125,7 @@ def run_lm_eval(
         limit=limit,
         bootstrap_iters=0,
         log_samples=False,
+        confirm_run_unsafe_code=True,  # parse_tasks has asked for the permission
     )
     assert results is not None
     (values,) = results["results"].values()
@@ -156,14 +177,13 @@ def answer_nll(
 def _with_local_file(manager: "TaskManager", task: EvalTask, folder: Path) -> str:
     """Write a task file that is the named task, but reads its data from ``task.file``; return its path."""
     assert task.file is not None
-    files = {"train": str(Path(task.file).resolve()), "test": str(Path(task.file).resolve())}
-    settings = {
-        "include": str(manager.task_index[task.task].yaml_path),
-        "task": task.task,
-        "dataset_path": "json",
-        "dataset_name": None,
-        "dataset_kwargs": {"data_files": files},
-    }
+    data: dict[str, Any]
+    if task.task in shipped_tasks():
+        data = {"dataset_kwargs": {"source": task.file}}
+    else:
+        files = {"train": str(Path(task.file).resolve()), "test": str(Path(task.file).resolve())}
+        data = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
+    settings = {"include": str(manager.task_index[task.task].yaml_path), "task": task.task, **data}
     file = folder / f"{task.task}.yaml"
     file.write_text(json.dumps(settings))
     return str(file)

@@ -7,9 +7,8 @@ gets one row in FAMILIES.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ptl_kernels import GatedFfn
-
 if TYPE_CHECKING:
+    from ptl_kernels import GatedFfn
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -65,8 +64,10 @@ def decoder_layers(model: "PreTrainedModel", family: Family) -> "nn.ModuleList":
     return model.get_submodule(family.layers)  # type: ignore[return-value]
 
 
-def feed_forwards(model: "PreTrainedModel", family: Family) -> dict[str, GatedFfn]:
+def feed_forwards(model: "PreTrainedModel", family: Family) -> "dict[str, GatedFfn]":
     """The FFN of each decoder layer, in order, by the layer's number."""
+    from ptl_kernels import GatedFfn  # here, because it brings torch and Triton, and a dry run needs neither
+
     return {
         str(index): GatedFfn(
             module=layer.get_submodule(family.ffn),

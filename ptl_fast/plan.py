@@ -1,6 +1,6 @@
 """The schedule of a run, and the PruningPlan of a round: what goes and what stays."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from ptl_fast.config import Config
 
 DEFAULT_ROUNDS = 5
-Kind = Literal["neurons", "layers", "none"]
+HIDDEN_MULTIPLE = 8  # of a sliced hidden size, as in SliceGPT's code
+Kind = Literal["neurons", "layers", "hidden", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +20,11 @@ class Round:
     number: int
     kind: Kind
     width: int
+    """With --threshold, the lowest width that the round may leave."""
     num_layers: int
     recovery_share: float
+    hidden_size: int | None = None
+    """For a hidden round: the dimensions of the residual stream that stay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,15 @@ class PruningPlan:
     """Neurons a layer (mean) that would have gone, had --protect not kept them."""
     layer_scores: list[float] | None
     """For a layer round: the score of every layer."""
+    num_redundant: list[int] | None = None
+    """Neurons of each layer that --threshold, or the rule of scorer reference, calls redundant; protected ones do not count."""
+    hidden_size: int | None = None
+    """For a hidden round: the dimensions of the residual stream that stay."""
+
+    @property
+    def removes_nothing(self) -> bool:
+        """Whether no neuron went although the round was there for that: --threshold found too few redundant ones."""
+        return self.kind == "neurons" and self.kept_neurons is None
 
 
 def make_schedule(config: "Config", width: int, num_layers: int) -> list[Round]:
@@ -56,7 +69,7 @@ def make_schedule(config: "Config", width: int, num_layers: int) -> list[Round]:
     schedule = []
     for number, (kind, share) in enumerate(zip(kinds, shares, strict=True), start=1):
         if kind == "neurons":
-            if config.protect is not None:
+            if config.protect is not None and config.threshold is None and config.scorer != "reference":
                 _check_protection(number, width, widths[0], config.protect_share)
             width = widths.pop(0)
         elif kind == "layers":
@@ -65,12 +78,31 @@ def make_schedule(config: "Config", width: int, num_layers: int) -> list[Round]:
     return schedule
 
 
-def plan_neurons(step: Round, scores_LI: "Tensor", protected_LK: "Tensor | None", scorer: str) -> PruningPlan:
+def make_slicing_schedule(config: "Config", width: int, num_layers: int, hidden_size: int) -> list[Round]:
+    """Return the one round of the SliceGPT baseline.
+
+    Raises:
+        ValueError: the target rounds to zero or to all dimensions.
+    """
+    assert config.slice_hidden is not None
+    sliced = round(config.slice_hidden * hidden_size / HIDDEN_MULTIPLE) * HIDDEN_MULTIPLE
+    if not 0 < sliced < hidden_size:
+        raise ValueError(
+            f"--slice-hidden {config.slice_hidden} of {hidden_size} dimensions rounds to {sliced}, a multiple of {HIDDEN_MULTIPLE};"
+            f" it must be at least {HIDDEN_MULTIPLE} and below {hidden_size}"
+        )
+    return [Round(number=1, kind="hidden", width=width, num_layers=num_layers, recovery_share=1.0, hidden_size=sliced)]
+
+
+def plan_neurons(
+    step: Round, scores_LI: "Tensor", protected_LK: "Tensor | None", scorer: str, redundant_LI: "Tensor | None" = None
+) -> PruningPlan:
     """Keep the ``step.width`` most important neurons of each layer, protected ones first.
 
     Args:
         scores_LI: (num_layers, width) importance.
         protected_LK: (num_layers, num_protected) int64 indices that must stay, or None.
+        redundant_LI: (num_layers, width) bool, which neurons some rule calls redundant: the plan says how many there were.
     """
     ranked_LI = scores_LI.clone()
     if protected_LK is not None:
@@ -86,7 +118,28 @@ def plan_neurons(step: Round, scores_LI: "Tensor", protected_LK: "Tensor | None"
         dropped_layers=[],
         num_rescued=_num_rescued(scores_LI, protected_LK, step.width),
         layer_scores=None,
+        num_redundant=None if redundant_LI is None else redundant_LI.sum(1).tolist(),
     )
+
+
+def plan_redundant(
+    step: Round, scores_LI: "Tensor", protected_LK: "Tensor | None", scorer: str, redundant_LI: "Tensor", multiple: int
+) -> PruningPlan:
+    """Remove neurons that are redundant (Eq. 3 of arXiv 2602.04919), as many in each layer as in the layer that has fewest.
+
+    The width that stays is a multiple of ``multiple``, and at least ``step.width``; the lowest scores go first. Protected neurons
+    are not redundant. If nothing can go, the plan's ``removes_nothing`` says so.
+
+    Args:
+        redundant_LI: (num_layers, width) bool, the neurons whose score is at most the threshold; the others are as in plan_neurons.
+    """
+    if protected_LK is not None:
+        redundant_LI = redundant_LI.scatter(1, protected_LK, False)
+    before = scores_LI.shape[1]
+    lowest = before - int(redundant_LI.sum(1).min())
+    width = min(before, max(step.width, -(-lowest // multiple) * multiple))
+    decided = plan_neurons(replace(step, width=width), scores_LI, protected_LK, scorer, redundant_LI)
+    return decided if width < before else replace(decided, kept_neurons=None)
 
 
 def plan_layers(step: Round, scores_L: "Tensor", scorer: str) -> PruningPlan:
@@ -106,10 +159,10 @@ def plan_layers(step: Round, scores_L: "Tensor", scorer: str) -> PruningPlan:
 
 
 def plan_nothing(step: Round) -> PruningPlan:
-    """A round that only trains."""
+    """A round that only trains, or slices the residual stream: which directions go is found while slicing, block after block."""
     return PruningPlan(
         round=step.number,
-        kind="none",
+        kind=step.kind,
         scorer="",
         width=step.width,
         num_layers=step.num_layers,
@@ -117,6 +170,7 @@ def plan_nothing(step: Round) -> PruningPlan:
         dropped_layers=[],
         num_rescued=0,
         layer_scores=None,
+        hidden_size=step.hidden_size,
     )
 
 
@@ -142,7 +196,7 @@ def _num_rescued(scores_LI: "Tensor", protected_LK: "Tensor | None", width: int)
 
 
 def _widths(config: "Config", width: int) -> list[int]:
-    """The width after each neuron round, descending, each a multiple of ``width_multiple``."""
+    """The width after each neuron round (with --threshold, the lowest allowed), descending multiples of ``width_multiple``."""
     multiple = config.width_multiple
     target = round(config.keep * width / multiple) * multiple
     if config.keep == 1:
@@ -157,6 +211,8 @@ def _widths(config: "Config", width: int) -> list[int]:
             f"--keep {config.keep} of {width} neurons rounds to the full width with --width-multiple {multiple};"
             " lower --keep or --width-multiple, or give --keep 1 to remove no neurons"
         )
+    if config.threshold is not None:
+        return [target] * (config.rounds or DEFAULT_ROUNDS)
     available = -(-(width - target) // multiple)
     rounds = config.rounds or min(DEFAULT_ROUNDS, available)
     if config.neurons_per_round:

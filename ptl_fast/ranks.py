@@ -52,3 +52,11 @@ def summed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         for total in totals.values():
             torch.distributed.all_reduce(total)
     return totals
+
+
+def largest(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of the tensor with the largest of all ranks' values."""
+    maximum = tensor.clone()
+    if world_size() > 1:
+        torch.distributed.all_reduce(maximum, torch.distributed.ReduceOp.MAX)
+    return maximum

@@ -21,6 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from ptl_fast import moments, ranks
 from ptl_fast.budget import Closing, Spending, Spent, learning_rate
+from ptl_fast.config import deepspeed_file
 from ptl_fast.families import needs_one_row
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from ptl_fast.config import Config
     from ptl_fast.data import PackedTokens
 
-DEEPSPEED_FOLDER = Path(__file__).parent / "presets" / "deepspeed"
 COMPLETE = "complete"
 WATCHED, CLOSING = "watched.pt", "closing.json"
 
@@ -43,7 +43,10 @@ class Watch(Protocol):
         """Say which tokens of the next forward pass count."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """This rank's sums, which a checkpoint keeps."""
+        """This rank's statistics."""
+
+    def over_ranks(self) -> dict[str, Tensor]:
+        """All ranks' statistics as one, which a checkpoint keeps."""
 
 
 def none(
@@ -56,7 +59,7 @@ def none(
     spending: Spending | None = None,
 ) -> Spent:
     """No recovery: pruning alone."""
-    return Spent()
+    return Spent(moments=spending.moments if spending is not None and spending.keep_moments else None)
 
 
 def cpt(
@@ -120,19 +123,6 @@ def cpt(
 
 
 RECOVERIES = {"none": none, "cpt": cpt}
-
-
-def deepspeed_file(name: str) -> Path:
-    """The JSON file of --deepspeed: a shipped one by name, or a path.
-
-    Raises:
-        ValueError: there is no such file.
-    """
-    choices = ", ".join(sorted(path.stem for path in DEEPSPEED_FOLDER.glob("*.json")))
-    for file in (DEEPSPEED_FOLDER / f"{name}.json", Path(name)):
-        if file.is_file():
-            return file
-    raise ValueError(f"--deepspeed {name}: no such file; choose {choices} or give a JSON file")
 
 
 def batch_split(config: "Config") -> tuple[int, int]:
@@ -237,23 +227,24 @@ class _Close(TrainerCallback):
     """Measures whether the round has recovered, begins the penalty of --anticipate, and ends the round."""
 
     def __init__(self, closing: Closing, spending: Spending, watch: Watch | None, autocast: Callable[[], Any]) -> None:
-        self.closing, self.spending, self.watch, self.autocast = closing, spending, watch, autocast
+        self.closing, self.held_out, self.watch, self.autocast = closing, spending.held_out, watch, autocast
+        self.anticipate = spending.anticipate
         self.penalty: Callable[[], Tensor] | None = None
         self.penalty_value: Tensor | None = None
 
     def on_step_begin(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
-        begins = state.global_step >= self.closing.begins
-        if begins and self.penalty is None and self.spending.anticipate is not None:
+        if self.anticipate is not None and state.global_step >= self.closing.begins:
             with self.autocast():
-                self.penalty = self.spending.anticipate()
+                self.penalty = self.anticipate()
+            self.anticipate = None
 
     def on_step_end(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
         if self.closing.needs_check(state.global_step):
-            assert self.spending.held_out is not None
+            assert self.held_out is not None
             if self.watch is not None:
                 self.watch.enabled = False  # until the next step begins
             with self.autocast():
-                nll = self.spending.held_out.nll()
+                nll = self.held_out.nll()
             self.closing.note(state.global_step, ranks.agree(nll))
         if state.global_step >= self.closing.ends:
             control.should_training_stop = True
@@ -312,7 +303,7 @@ class _Checkpoints(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
         checkpoint = self.folder / f"checkpoint-{state.global_step}"
         if self.watch is not None:
-            total = ranks.summed(self.watch.tensors())
+            total = self.watch.over_ranks()
             if ranks.is_main():
                 torch.save(total, checkpoint / WATCHED)
         if ranks.is_main():

@@ -24,6 +24,19 @@ def leading_metric(size: dict[str, Any]) -> tuple[str, str]:
     return task, next(iter(size["eval"][task]))
 
 
+def redundant_line(number: int, num_redundant: list[int], num_removed: int) -> str:
+    """How many neurons of each layer a round found redundant, and what that led to, in one sentence."""
+    fewest, counts = min(num_redundant), ", ".join(map(str, num_redundant))
+    line = (
+        f"Round {number}: {fewest} to {max(num_redundant)} neurons a layer are redundant ({counts}); {num_removed} went from each"
+    )
+    if not num_removed:
+        line += ", so the round did not train"
+    elif num_removed > fewest:
+        line += ", those of lowest index where fewer are redundant"
+    return line + "."
+
+
 def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
     """report.json for people."""
     dense, final = report["dense"], report["final"]
@@ -31,6 +44,9 @@ def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
     if final:
         parts.append(_summary(dense, final))
         parts.append(how_to_load)
+    redundant = _redundant(report)
+    if redundant:
+        parts.append("## Redundant neurons\n\n" + redundant)
     parts.append("## Evaluation\n\n" + _evaluations(report))
     parts.append("## Seconds per stage\n\n" + _seconds(report["rounds"]))
     for title in ("config", "environment"):
@@ -38,27 +54,49 @@ def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def model_card(report: dict[str, Any], model_name: str) -> str:
-    """README.md of the compressed model."""
+def model_card(report: dict[str, Any], model_name: str, sliced: bool) -> str:
+    """README.md of the compressed model; a ``sliced`` one, by this run or before it, needs ptl_fast to load."""
+    one_round = report["config"]["slice_hidden"] is not None
+    method = "SliceGPT (arXiv 2401.15024)" if one_round else "the Prune-Tune Loop (arXiv 2602.04919)"
+    condition = " after `import ptl_fast.slicegpt`" if sliced else ""
     return (
         f"---\nbase_model: {model_name}\ntags: [pruned, ptl]\n---\n\n# {model_name}, compressed\n\n"
-        "Made with ptl_fast by the Prune-Tune Loop (arXiv 2602.04919). It loads with `AutoModelForCausalLM.from_pretrained`.\n\n"
+        f"Made with ptl_fast by {method}. It loads with `AutoModelForCausalLM.from_pretrained`{condition}.\n\n"
         f"{table(report['dense'], report['rounds'])}\n\n{_summary(report['dense'], report['final'])}\n"
     )
 
 
-def schedule_table(dense: dict[str, Any], rounds: list[dict[str, Any]]) -> str:
-    """The dry run: what each round leaves, and the tokens that it recovers on."""
-    header = ["round", "width", "layers", "parameters", "FLOPs/token", "recovery tokens"]
-    rows = [[*_size("dense", dense), ""]]
-    rows += [[*_size(f"{record['round']} {record['kind']}", record), record["recovery_tokens"]] for record in rounds]
-    return _markdown([header, *rows])
+def schedule_table(rows: list[dict[str, Any]]) -> str:
+    """The dry run: what dense is and each round leaves, FLOPs of each benchmark's prompt, memory of one GPU, tokens and hours."""
+    benchmarks = [f"{name} ({num_tokens})" for name, num_tokens in rows[0]["prompt_tokens"].items()]
+    header = [*COLUMNS[:5], *benchmarks, "serve GiB", "train GiB", "recovery tokens", "hours"]
+    lines = []
+    for row in rows:
+        memory = [f"{row[name] / 2**30:.1f}" for name in ("serving_bytes", "training_bytes")]
+        if row is rows[0]:
+            recovery = ["", ""]
+        elif row["recovery_tokens"] is None:
+            recovery = ["its part of the data", "?"]
+        else:
+            recovery = [f"{row['recovery_tokens']:,}", f"{row['recovery_hours']:.1f}"]
+        lines.append([*_size(row["name"], row), *map(_short, row["prompt_flops"].values()), *memory, *recovery])
+    return _markdown([header, *lines])
 
 
 def _summary(dense: dict[str, Any], final: dict[str, Any]) -> str:
     parameters = final["num_parameters"] / dense["num_parameters"]
     flops = final["flops_per_token"] / dense["flops_per_token"]
     return f"Parameters: {parameters:.1%} of dense. FLOPs per token: {flops:.1%} of dense."
+
+
+def _redundant(report: dict[str, Any]) -> str:
+    widths = [report["dense"]["width"], *(record["width"] for record in report["rounds"])]
+    lines = [
+        redundant_line(record["round"], record["num_redundant"], before - record["width"])
+        for before, record in zip(widths, report["rounds"], strict=False)
+        if record.get("num_redundant") is not None
+    ]
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _evaluations(report: dict[str, Any]) -> str:

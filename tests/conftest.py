@@ -1,5 +1,6 @@
 """Tiny random models of every tested family, the demo's tokenizer, and a way to run the command line."""
 
+import json
 import os
 import subprocess
 import sys
@@ -23,6 +24,12 @@ ERRORS = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 DEMO_MODEL = Path(__file__).parents[1] / "ptl_fast" / "demo" / "model"
 FAMILIES = ["llama", "qwen2", "gemma2", "mistral", "qwen3", "phi3"]
 NUM_LAYERS, WIDTH, HIDDEN = 5, 48, 32
+
+
+def write_rows(path: Path, *rows: object) -> str:
+    """Write a jsonl file, texts as they are; return its path."""
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return str(path)
 
 
 def relative_error(out: torch.Tensor, expected: torch.Tensor) -> float:

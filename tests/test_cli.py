@@ -30,7 +30,8 @@ def test_help_answers_within_two_seconds(command_line: CommandLine) -> None:
     assert result.returncode == 0
     stable = (
         "model data protect keep neurons-per-round rounds drop-layers order scorer layer-scorer width-multiple recovery"
-        " recovery-tokens eval-tasks output overwrite seed dtype device attn deepspeed dry-run debug preset config"
+        " recovery-tokens eval-tasks allow-code-execution output overwrite seed dtype device attn deepspeed dry-run debug preset"
+        " config"
     )
     for name in stable.split():
         assert f"--{name}" in result.stdout, name
@@ -50,6 +51,17 @@ BAD_INPUT = [
     pytest.param(["--data", "malformed.jsonl"], r"malformed.jsonl line 2 is not valid JSON", id="malformed-data"),
     pytest.param(["--data", "columns.jsonl"], r"columns.jsonl line 1 has the columns a, b; expected", id="wrong-column"),
     pytest.param(["--data", "short.jsonl"], r"too few for 4 rounds|less than one sequence", id="short-data"),
+    pytest.param(["--data", "data.jsonl@2,short.jsonl"], r"give every source a weight .* or none", id="half-weighted"),
+    pytest.param(["--data", "data.jsonl@-1"], r"'-1' after the @ is no positive weight", id="negative-weight"),
+    pytest.param(["--data", "data.jsonl,nowhere.txt"], r"no file nowhere.txt .*commas separate sources", id="no-second-source"),
+    pytest.param(["--data", "data.jsonl:train"], r"a file has no configurations or splits", id="split-of-a-file"),
+    pytest.param(["--data", "data.jsonl", "--text-column", "txt"], r"line 1 .*--text-column txt does not fit", id="column-flag"),
+    pytest.param(["--template", "papre"], r"unknown --template 'papre'; choose lines, paper", id="template"),
+    pytest.param(
+        ["--model", "ptl-demo", "--data", "data.jsonl", "--streaming"],
+        r"--streaming reads only .*--recovery-tokens",
+        id="streaming",
+    ),
     pytest.param(["--keep", "0"], r"--keep 0.0 is outside \(0, 1\]", id="keep-0"),
     pytest.param(["--keep", "1.5"], r"--keep 1.5 is outside \(0, 1\]", id="keep-above-1"),
     pytest.param(["--keep", "nan"], r"keep.*nan", id="keep-nan"),
@@ -62,6 +74,7 @@ BAD_INPUT = [
     pytest.param(["--recovery", "hope"], r"unknown --recovery hope; choose none, cpt", id="recovery"),
     pytest.param(["--eval-tasks", "nll,unknown_task"], r"unknown evaluation task unknown_task", id="task"),
     pytest.param(["--eval-tasks", "nll=nowhere.jsonl"], r"no file nowhere.jsonl", id="task-file"),
+    pytest.param(["--eval-tasks", "ptl_mbpp=data.jsonl"], r"runs the code.*; allow it with --allow-code-execution", id="code"),
     pytest.param(["--preset", "best"], r"unknown --preset best; choose demo", id="preset"),
     pytest.param(["--deepspeed", "zero9"], r"--deepspeed zero9: no such file; choose zero2", id="deepspeed"),
     pytest.param(["--device", "cuda:99"], r"--device cuda:99 is not present", id="device"),
@@ -156,10 +169,30 @@ def test_statistics_from_recovery_decide_the_next_round(command_line: CommandLin
     assert "needs --recovery cpt" in refused.stderr
 
 
+def test_data_settings_reach_the_run_and_belong_to_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two weighted sources, named columns and an own template; another template does not continue the run."""
+    monkeypatch.chdir(tmp_path)
+    problems = generate(300, 9, "training")
+    rows = ({"frage": problem["question"], "antwort": problem["answer"]} for problem in problems)
+    Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("b.jsonl").write_text("".join(json.dumps({"antwort": f"{row} = {row}", "frage": "Same?"}) + "\n" for row in range(500)))
+    Path("c.txt").write_text("\n\n".join(f"{row} + 0 = {row}" for row in range(100)))
+    flags = "--model ptl-demo --data a.jsonl@3,b.jsonl@1 --question-column frage --answer-column antwort --protect c.txt --rounds 1"
+    flags += " --keep 0.75 --width-multiple 32 --recovery-tokens 3000 --sequence-length 128 --calibration-tokens 500 --eval-limit 8"
+    flags += " --global-batch 8 --micro-batch 8 --device cpu --output run"
+    assert main([*flags.split(), "--template", r"Q {question}\nA {answer}"]) == 0, capsys.readouterr().err
+    report = json.loads(Path("run/report.json").read_text())
+    assert report["final"]["eval"]["nll"]["nll"] > 0
+    assert main([*flags.split(), "--template", "paper"]) == 2
+    assert "template" in capsys.readouterr().err
+
+
 def test_dry_run_prints_the_schedule_and_writes_nothing(command_line: CommandLine, tmp_path: Path) -> None:
     result = command_line("--dry-run", "--drop-layers", "1")
     assert result.returncode == 0, result.stderr
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in result.stdout.strip().splitlines()]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in result.stdout.splitlines() if line.startswith("|")]
     assert rows[2][:3] == ["dense", "768", "4"]
     assert rows[-1][:3] == ["5 layers", "384", "3"]
     assert list(tmp_path.iterdir()) == []

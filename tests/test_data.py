@@ -1,68 +1,25 @@
-"""Corpora are read with clear errors, split without overlap, and packed so that documents do not see each other."""
+"""Corpora are split without overlap, in bounded memory, and packed so that documents do not see each other."""
 
 import itertools
 import json
+import random
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ptl_fast import data
+from ptl_fast import data, sources
 from ptl_fast.demo.problems import generate, part_of
-
-
-def write(path: Path, *lines: object) -> str:
-    path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
-    return str(path)
-
-
-@pytest.mark.parametrize("columns", [("question", "answer"), ("query", "response"), ("problem", "solution")])
-def test_question_columns_are_found(tmp_path: Path, columns: tuple[str, str]) -> None:
-    source = write(tmp_path / "a.jsonl", {columns[0]: "1+1?", columns[1]: "2", "other": 3})
-    assert data.load_documents(source) == [data.Document("1+1?", "2")]
-
-
-def test_text_formats_agree(tmp_path: Path) -> None:
-    import datasets
-
-    expected = [data.Document("", "one"), data.Document("", "two")]
-    rows = [{"text": "one"}, {"text": "two"}]
-    assert data.load_documents(write(tmp_path / "a.jsonl", *rows)) == expected
-    assert data.load_documents(write(tmp_path / "a.json", json.dumps(rows))) == expected
-    assert data.load_documents(write(tmp_path / "a.txt", "one\n\n  \ntwo\n")) == expected
-    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
-    assert data.load_documents(str(tmp_path / "a.parquet")) == expected
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        pytest.param('{"text": "a"}\n{"text": \n', r"line 2 is not valid JSON", id="malformed"),
-        pytest.param('{"text": "a"}\n[1]\n', r"line 2 is not a JSON object", id="not-an-object"),
-        pytest.param('{"text": "a"}\n{"txt": "a"}\n', r"line 2 has the columns txt; expected", id="wrong-column"),
-        pytest.param('{"question": "a", "answer": 3}\n', r"line 1: question and answer must be text", id="number"),
-        pytest.param('{"question": "", "answer": "x"}\n', r"line 1 has an empty question", id="empty-question"),
-        pytest.param(
-            '{"question": 5, "answer": "x"}\n', r"line 1: question and answer must be text, not int", id="number-question"
-        ),
-        pytest.param('{"text": "\\ud800"}\n', r"line 1 holds half a surrogate pair", id="surrogate"),
-        pytest.param("[" * 100000, r"line 1 is not valid JSON", id="deep"),
-        pytest.param("", r"holds no documents", id="empty"),
-        pytest.param('{"text": "  "}\n', r"holds no documents", id="blank"),
-    ],
-)
-def test_bad_jsonl_is_named_with_its_line(tmp_path: Path, content: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        data.load_documents(write(tmp_path / "bad.jsonl", content))
-
-
-def test_binary_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "bad.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="not UTF-8"):
-        data.load_documents(str(tmp_path / "bad.jsonl"))
+from ptl_fast.sources import Document, Part
 
 
 @settings(deadline=None, max_examples=60)
@@ -91,9 +48,22 @@ def test_packing_keeps_every_token_once(lengths: list[int], length: int) -> None
 
 
 def test_packing_wastes_little(tokenizer: PreTrainedTokenizerBase) -> None:
-    documents = [data.Document(**problem) for problem in generate(500, 5, "training")]
+    documents = [Document(**problem) for problem in generate(500, 5, "training")]
     packed = data.pack(data.tokenize(documents, tokenizer), 256, 1)
     assert packed.num_tokens / packed.mask.numel() > 0.9
+
+
+def test_packing_takes_time_in_proportion_to_the_documents() -> None:
+    """Four times the documents take about four times as long; where each looks at all sequences, sixteen times."""
+    generator = random.Random(0)
+    documents = [[7] * generator.randint(10, 256) for _ in range(32_000)]
+
+    def seconds(count: int) -> float:
+        start = time.process_time()
+        data.pack(documents[:count], 256, 0)
+        return time.process_time() - start
+
+    assert min(seconds(32_000) for _ in range(2)) < 8 * min(seconds(8_000) for _ in range(3))
 
 
 def test_packed_documents_do_not_see_each_other(any_model: PreTrainedModel) -> None:
@@ -114,10 +84,16 @@ def test_packed_documents_do_not_see_each_other(any_model: PreTrainedModel) -> N
             torch.testing.assert_close(logits[row, start : start + len(document)], alone, atol=2e-5, rtol=2e-5)
 
 
-def split(tokenizer: PreTrainedTokenizerBase, num_tokens: int | None, seed: int = 0) -> data.Corpus:
-    documents = [data.Document(**problem) for problem in generate(2000, 6, "training")]
+def whole(documents: Iterable[Document], name: str = "x") -> list[Part]:
+    return [Part(name, 1.0, documents)]
+
+
+def split(
+    tokenizer: PreTrainedTokenizerBase, num_tokens: int | None, seed: int = 0, parts: list[Part] | None = None
+) -> data.Corpus:
+    documents = [Document(**problem) for problem in generate(2000, 6, "training")]
     return data.split_corpus(
-        documents, tokenizer, shares=[0.1, 0.3, 0.6], num_tokens=num_tokens, num_held_out=50, seed=seed, source="x"
+        parts or whole(documents), tokenizer, shares=[0.1, 0.3, 0.6], num_tokens=num_tokens, num_held_out=50, seed=seed
     )
 
 
@@ -136,9 +112,208 @@ def test_rounds_get_disjoint_subsets_of_the_asked_shares(tokenizer: PreTrainedTo
         assert num_tokens <= sum(totals) < num_tokens + 100
 
 
-def test_split_depends_on_the_seed_alone(tokenizer: PreTrainedTokenizerBase) -> None:
-    assert split(tokenizer, 9000) == split(tokenizer, 9000)
-    assert split(tokenizer, 9000).subsets != split(tokenizer, 9000, seed=1).subsets
+class Letters:
+    """A tokenizer for properties: one token a character, none at the end."""
+
+    eos_token_id = None
+
+    def __init__(self) -> None:
+        self.num_texts = 0
+
+    def __call__(self, texts: list[str], verbose: bool) -> dict[str, list[list[int]]]:
+        self.num_texts += len(texts)
+        return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
+
+
+def texts(subset: Iterable[Iterable[int]]) -> list[str]:
+    return ["".join(map(chr, ids)) for ids in subset]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    corpora=st.lists(
+        st.lists(st.text("abc", min_size=1, max_size=9), min_size=12, max_size=60, unique=True), min_size=1, max_size=3
+    ),
+    weights=st.lists(st.integers(1, 5), min_size=3, max_size=3),
+    round_weights=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    num_tokens=st.none() | st.integers(1, 400),
+    num_held_out=st.integers(0, 6),
+    seed=st.integers(0, 2**20),
+)
+def test_subsets_are_disjoint_and_their_shares_hold_within_a_document(
+    corpora: list[list[str]],
+    weights: list[int],
+    round_weights: list[int],
+    num_tokens: int | None,
+    num_held_out: int,
+    seed: int,
+) -> None:
+    shares = [weight / sum(round_weights) for weight in round_weights]
+    part_weights = [weight / sum(weights[: len(corpora)]) for weight in weights[: len(corpora)]]
+
+    numbered = [[Document("", f"{number}{text}") for text in documents] for number, documents in enumerate(corpora)]
+
+    def run(seed: int, reverse: bool = False) -> data.Corpus:
+        parts = [
+            Part(str(number), weight, documents[::-1] if reverse else documents)
+            for number, (weight, documents) in enumerate(zip(part_weights, numbered, strict=True))
+        ]
+        settings = {"shares": shares, "num_tokens": num_tokens, "num_held_out": num_held_out, "seed": seed}
+        return data.split_corpus(parts, Letters(), **settings)  # type: ignore[arg-type]
+
+    try:
+        corpus = run(seed)
+    except ValueError as error:
+        assert "too few" in str(error)  # noqa: PT017
+        return
+    subsets = [texts(subset) for subset in corpus.subsets]
+    chosen = [text for subset in subsets for text in subset] + [document.text for document in corpus.held_out]
+    assert len(set(chosen)) == len(chosen)
+    assert set(chosen) <= {document.text for documents in numbered for document in documents}
+    longest = 10
+    by_part = [[sum(len(t) for t in subset if t[0] == str(number)) for subset in subsets] for number in range(len(corpora))]
+    total = sum(map(sum, by_part))
+    if num_tokens is not None:
+        assert total < num_tokens + longest * len(corpora)
+    for weight, tokens in zip(part_weights, by_part, strict=True):
+        assert abs(sum(tokens) - weight * total) <= longest * len(corpora)
+        assert all(abs(got - share * sum(tokens)) < longest for got, share in zip(tokens, shares, strict=True))
+    again, reordered = run(seed), run(seed, reverse=True)
+    assert (again.subsets, again.held_out, again.fingerprint) == (corpus.subsets, corpus.held_out, corpus.fingerprint)
+    assert (reordered.subsets, reordered.held_out) == (corpus.subsets, corpus.held_out), "file order does not matter"
+    assert reordered.fingerprint != corpus.fingerprint
+
+
+def test_another_seed_gives_other_subsets(tokenizer: PreTrainedTokenizerBase) -> None:
+    first, second = split(tokenizer, 9000), split(tokenizer, 9000, seed=1)
+    assert first.subsets != second.subsets
+    assert {tuple(ids) for ids in first.subsets[2]} != {tuple(ids) for ids in second.subsets[2]}
+    assert first.fingerprint == second.fingerprint, "the seed is a setting, not data"
+
+
+def test_every_part_of_a_subset_holds_the_weights() -> None:
+    """Also its beginning, from which neurons are scored, and the held-out documents."""
+    parts = [
+        Part("a", 0.75, [Document("", f"a{number:03d}") for number in range(900)]),
+        Part("b", 0.25, [Document("", f"b{number:07d}") for number in range(900)]),
+    ]
+    corpus = data.split_corpus(parts, Letters(), shares=[0.5, 0.5], num_tokens=2400, num_held_out=40, seed=3)  # type: ignore[arg-type]
+    for subset in corpus.subsets:
+        for first in (20, len(subset)):
+            tokens = [sum(len(text) for text in texts(subset[:first]) if text[0] == name) for name in "ab"]
+            assert tokens[0] / sum(tokens) == pytest.approx(0.75, abs=0.07)
+    assert [sum(document.answer[0] == name for document in corpus.held_out) for name in "ab"] == [30, 10]
+    assert {document.answer[0] for document in corpus.held_out[:6]} == {"a", "b"}
+
+
+def test_the_source_that_ends_first_limits_the_others() -> None:
+    parts = [
+        Part("a", 0.5, [Document("", f"a{number:03d}") for number in range(900)]),
+        Part("b", 0.5, [Document("", f"b{number:03d}") for number in range(100)]),
+    ]
+    corpus = data.split_corpus(parts, Letters(), shares=[0.25, 0.75], num_tokens=None, num_held_out=0, seed=3)  # type: ignore[arg-type]
+    counts = [[sum(text[0] == name for text in texts(subset)) for name in "ab"] for subset in corpus.subsets]
+    assert counts == [[25, 25], [75, 75]]
+
+
+def test_copies_are_trained_on_once() -> None:
+    """Within a source and across sources, and where most documents are passed over."""
+    once = [Document("", f"{number:04d}") for number in range(5000)]
+    parts = [Part("a", 0.5, once * 2), Part("b", 0.5, once)]
+    corpus = data.split_corpus(parts, Letters(), shares=[0.5, 0.5], num_tokens=2000, num_held_out=20, seed=0)  # type: ignore[arg-type]
+    chosen = [text for subset in corpus.subsets for text in texts(subset)] + [document.text for document in corpus.held_out]
+    assert len(chosen) == len(set(chosen)) == 500 + 20
+
+
+def test_the_sample_is_uniform() -> None:
+    """A tenth of a file comes evenly from its beginning, middle and end."""
+    documents = [Document("", f"{number:05d}") for number in range(20_000)]
+    corpus = data.split_corpus(whole(documents), Letters(), shares=[1.0], num_tokens=10_000, num_held_out=0, seed=5)  # type: ignore[arg-type]
+    numbers = [int(text) for text in texts(corpus.subsets[0])]
+    assert len(numbers) == 2000
+    counts = [sum(start <= number < start + 5000 for number in numbers) for start in range(0, 20_000, 5000)]
+    assert all(abs(count - 500) < 5 * (500 * 0.75) ** 0.5 for count in counts), counts
+
+
+def test_memory_holds_what_is_kept_and_not_the_file(tmp_path: Path) -> None:
+    """A file of 24 MB, of which 100 documents are trained on: the peak is a few MB, and most documents are never tokenized."""
+    filler = "x" * 1200
+    with (tmp_path / "large.jsonl").open("w") as file:
+        for number in range(20_000):
+            file.write(json.dumps({"question": f"{number}?", "answer": filler}) + "\n")
+    size = (tmp_path / "large.jsonl").stat().st_size
+    assert size > 24e6
+    tokenizer = Letters()
+    tracemalloc.start()
+    try:
+        parts = sources.open_parts(str(tmp_path / "large.jsonl"), sources.Form())
+        corpus = data.split_corpus(parts, tokenizer, shares=[1.0], num_tokens=120_000, num_held_out=10, seed=0)  # type: ignore[arg-type]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(corpus.held_out) == 10
+    assert len(corpus.subsets[0]) == pytest.approx(100, abs=3)
+    # a batch of 1000 texts, its token lists (8 bytes a token), and what is kept
+    assert peak < 1000 * 1200 * (1 + 8) + 4e6 < size
+    assert tokenizer.num_texts < 3000
+
+
+def test_subsets_do_not_depend_on_rank_or_process(tmp_path: Path, environment: dict[str, str]) -> None:
+    """Two processes, with other ranks and other seeds of Python's hash, choose the same documents."""
+    source = write_rows(tmp_path / "a.jsonl", *({"question": f"{number}?", "answer": "z"} for number in range(3000)))
+    program = """if True:
+        import sys
+        from ptl_fast import data, sources
+
+        class Letters:
+            eos_token_id = None
+
+            def __call__(self, texts, verbose):
+                return {"input_ids": [list(text.encode()) for text in texts]}
+
+        parts = sources.open_parts(sys.argv[1], sources.Form())
+        corpus = data.split_corpus(parts, Letters(), shares=[.5, .5], num_tokens=9000, num_held_out=9, seed=4)
+        print([[list(ids) for ids in subset] for subset in corpus.subsets], corpus.held_out)
+    """
+    outputs = []
+    for rank in ("0", "1"):
+        settings = {**environment, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "PYTHONHASHSEED": rank + "7"}
+        command = [sys.executable, "-c", program, source]
+        outputs.append(subprocess.run(command, env=settings, capture_output=True, text=True, check=True).stdout)
+    assert outputs[0] == outputs[1]
+    assert len(outputs[0]) > 9000
+
+
+def test_a_shuffled_source_is_read_no_further_than_needed() -> None:
+    read = []
+
+    def endless() -> Iterator[Document]:
+        for number in itertools.count():
+            read.append(number)
+            yield Document("", f"{number:05d}")
+
+    part = Part("endless", 1.0, endless(), shuffled=True)
+    corpus = data.split_corpus([part], Letters(), shares=[0.5, 0.5], num_tokens=8000, num_held_out=7, seed=0)  # type: ignore[arg-type]
+    assert len(corpus.held_out) == 7
+    assert sum(map(len, corpus.subsets)) == 1600
+    assert len(read) <= 1600 + 7 + data.BATCH
+
+
+def test_the_fingerprint_knows_documents_template_and_weights() -> None:
+    documents = [Document("q", str(number)) for number in range(40)]
+
+    def fingerprint(*parts: Part) -> str:
+        return data.split_corpus(parts, Letters(), shares=[1.0], num_tokens=None, num_held_out=0, seed=0).fingerprint  # type: ignore[arg-type]
+
+    fingerprints = [
+        fingerprint(Part("x", 1.0, documents)),
+        fingerprint(Part("x", 1.0, documents[1:])),
+        fingerprint(Part("x", 1.0, [document._replace(template=sources.TEMPLATES["paper"]) for document in documents])),
+        fingerprint(Part("x", 0.5, documents[:20]), Part("y", 0.5, documents[20:])),
+        fingerprint(Part("x", 0.25, documents[:20]), Part("y", 0.75, documents[20:])),
+    ]
+    assert len(set(fingerprints)) == len(fingerprints)
+    assert len({data.fingerprint([document]) for document in documents}) == len(documents)
 
 
 def test_demo_parts_never_meet() -> None:

@@ -74,3 +74,10 @@ def test_entries_of_eval_tasks() -> None:
         evaluate.parse_tasks(["nll", "nll=x.jsonl"])
     with pytest.raises(ValueError, match="not of the form"):
         evaluate.parse_tasks(["a b"])
+
+
+def test_local_file_replaces_the_data_of_a_task_that_makes_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "problems.jsonl"
+    file.write_text("".join(json.dumps(problem) + "\n" for problem in generate(7, 5, "test")))
+    (task,) = evaluate.load_lm_eval_task(evaluate.EvalTask.parse(f"mine:demo_arithmetic={file}"))["tasks"].values()
+    assert [document["question"] for document in task.eval_docs] == [each["question"] for each in generate(7, 5, "test")]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 FLAGS = "--rounds 2 --recovery-tokens 20000 --sequence-length 128 --global-batch 8 --micro-batch 4 --calibration-tokens 4000"
@@ -20,7 +21,10 @@ DEEPSPEED = ["deepspeed.launcher.runner", "--num_accelerators", "2", "--module"]
 
 @pytest.mark.parametrize(
     ("launcher", "flags"),
-    [pytest.param(TORCHRUN, f"{FLAGS} --score-during-recovery", id="torchrun"), pytest.param(DEEPSPEED, FLAGS, id="deepspeed")],
+    [
+        pytest.param(TORCHRUN, f"{FLAGS} --score-during-recovery --all-statistics", id="torchrun"),
+        pytest.param(DEEPSPEED, FLAGS, id="deepspeed"),
+    ],
 )
 @pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles its CPU communication with g++, which is missing")
 def test_two_ranks_with_zero2_equal_one_rank(
@@ -42,6 +46,9 @@ def test_two_ranks_with_zero2_equal_one_rank(
     assert one.keys() == two.keys()
     plans = [(tmp_path / run / "round-01" / "plan.json").read_text() for run in ("one", "two")]
     assert plans[0] == plans[1], "the first round's decision rests on sums that both must get right"
+    first = [load_file(tmp_path / run / "round-01" / "statistics.safetensors") for run in ("one", "two")]
+    for name, tensor in first[0].items():
+        torch.testing.assert_close(first[1][name], tensor, rtol=1e-4, atol=1e-3, msg=name)
     for name, tensor in one.items():
         # Adam divides by the gradient's own size, so the rounding of a near-zero gradient can move a weight by some steps
         distance = (tensor - two[name]).norm() / tensor.norm()

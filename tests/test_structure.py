@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STAGES = {"data", "calibrate", "score", "plan", "compact", "anticipate", "recover", "evaluate"}
+STAGES = {"data", "calibrate", "score", "plan", "compact", "anticipate", "recover", "evaluate", "reference_rule"}
 
 
 def imported_modules(file: Path) -> set[str]:

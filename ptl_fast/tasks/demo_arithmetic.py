@@ -4,16 +4,19 @@ from typing import Any
 
 import datasets
 
-from ptl_fast.demo.problems import generate
+from ptl_fast.demo.problems import Part, generate
+from ptl_fast.tasks.sources import column, load_rows
 
 NUM_PROBLEMS, SEED = 500, 1
 
 
-def load(**_: Any) -> dict[str, datasets.Dataset]:
-    """Return the test problems as the task's only split."""
-    return {"test": datasets.Dataset.from_list(generate(NUM_PROBLEMS, SEED, "test"))}
+def load(source: str | None = None, part: Part = "test", **_: Any) -> dict[str, datasets.Dataset]:
+    """Return the test problems, or those of the file ``source``, as the task's only split."""
+    if source is not None:
+        return load_rows(source, lambda row: {name: column(row, name) for name in ("question", "answer")}, hub_name="")
+    return {"test": datasets.Dataset.from_list(generate(NUM_PROBLEMS, SEED, part))}
 
 
-def load_validation(**_: Any) -> dict[str, datasets.Dataset]:
-    """Return the validation problems as the task's only split."""
-    return {"test": datasets.Dataset.from_list(generate(NUM_PROBLEMS, SEED, "validation"))}
+def load_validation(source: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+    """Return the validation problems, or those of the file ``source``, as the task's only split."""
+    return load(source, "validation")

@@ -27,9 +27,9 @@ def available() -> bool:
     return _library() is not None
 
 
-def takes(tensor: Tensor) -> bool:
-    """Whether a kernel that computes can work on this tensor: ordinary CPU memory, of a type that it knows."""
-    return holds_memory(tensor) and tensor.dtype in DTYPES and available()
+def takes(*tensors: Tensor) -> bool:
+    """Whether a kernel that computes can work on these tensors, of one type: ordinary CPU memory, of a type that it knows."""
+    return tensors[0].dtype in DTYPES and all(map(holds_memory, tensors)) and available()
 
 
 def holds_memory(tensor: Tensor) -> bool:

@@ -228,10 +228,11 @@ def gated_activation(
         out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     elif out.shape != gate.shape or out.dtype != gate.dtype or out.device != gate.device:
         raise ValueError(f"out is {describe(out)}; it must be like gate, {describe(gate)}")
-    elif as_rows(out, "out").stride(0) < out.shape[-1] and out.numel() > out.shape[-1]:
+    out_TI = gate_TI if out is gate else as_rows(out, "out")
+    if out_TI.stride(0) < out_TI.shape[1] and len(out_TI) > 1:
         raise ValueError(f"out has strides {out.stride()}: its rows overlap")
     if gate.numel():
-        _forward(gate_TI, up_TI, as_rows(out, "out"), activation, sums, mask_T, mode)
+        _forward(gate_TI, up_TI, out_TI, activation, sums, mask_T, mode)
     return out
 
 
@@ -277,7 +278,7 @@ def _forward(
     totals = sums.tensors() if sums else ()
     if _use_triton(gate_TI):
         launch_forward(gate_TI, up_TI, out_TI, activation, totals, mask_T, mode)
-    elif cpu.takes(gate_TI) and cpu.takes(up_TI) and cpu.takes(out_TI):
+    elif cpu.takes(gate_TI, up_TI, out_TI):
         if mode == "match_hf":  # the exponential must be torch's own
             gate_TI, activation = reference.activate(gate_TI, activation), None
         cpu.gated_activation(gate_TI, up_TI, out_TI, activation, totals, mask_T)
@@ -369,10 +370,10 @@ def check_arguments(
         raise ValueError(f"gate is {describe(gate)} and up {describe(up)}; they must be alike")
     if gate.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise ValueError(f"gate is {describe(gate)}; its type must be float32, bfloat16, float16 or float64")
-    if sums and any(total.shape != gate.shape[-1:] or total.dtype != torch.float64 for total in sums.tensors()):
-        raise ValueError(f"sums must be fp64 of shape {tuple(gate.shape[-1:])}; got {describe(sums.square)}")
-    if sums and any(total.device != gate.device or not total.is_contiguous() for total in sums.tensors()):
-        raise ValueError(f"sums must be contiguous and on {gate.device}, like gate")
+    shape = gate.shape[-1:]
+    for total in sums.tensors() if sums else ():
+        if total.shape != shape or total.dtype != torch.float64 or total.device != gate.device or not total.is_contiguous():
+            raise ValueError(f"sums must be fp64 of shape {tuple(shape)}, contiguous and on gate's device; got {describe(total)}")
     if token_mask is not None and (token_mask.dtype != torch.bool or token_mask.numel() * gate.shape[-1] != gate.numel()):
         raise ValueError(f"token_mask is {describe(token_mask)}; it must be bool with one entry a token of gate, {describe(gate)}")
     if token_mask is not None and token_mask.device != gate.device:

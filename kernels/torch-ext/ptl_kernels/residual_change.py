@@ -80,7 +80,7 @@ def residual_change(before: Tensor, after: Tensor, out_3: Tensor, token_mask: Te
     mask_T = None if token_mask is None else token_mask.reshape(-1).contiguous()
     if before.is_cuda and before.dtype != torch.float64:
         launch(before_TH, after_TH, out_3, mask_T)
-    elif cpu.takes(before) and cpu.takes(after):
+    elif cpu.takes(before, after):
         cpu.residual_change(before_TH, after_TH, out_3, mask_T)
     else:
         out_3 += reference.residual_change(before_TH, after_TH, mask_T)

@@ -1,0 +1,149 @@
+"""How much slower is a matrix product whose width does not suit the device? What --width-multiple should be.
+
+    python -m benchmarks.alignment --json benchmarks/results/alignment_NAME.json
+
+Times the FFN's input projection (hidden -> width) and its output projection (width -> hidden) for every eighth width around a
+centre. Widths take turns, in an order that changes from round to round, with caches flushed; a width's time is the median over the
+rounds. What counts is time per neuron: a width's excess is its time per neuron above that of the widths that are multiples of 256,
+so that a width pays only for being odd and not for being wide.
+
+The rule: the smallest multiple whose widths have a median excess of at most 2% in every product.
+"""
+
+import argparse
+import json
+import random
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from benchmarks.bench_kernels import FLUSH_BYTES, Stopwatch, environment
+from benchmarks.files import write_text
+from ptl_fast.models import resolve_device
+
+STEP = 8
+MULTIPLES = (8, 16, 32, 64, 128, 256)
+ALLOWED_EXCESS = 0.02
+# by kind of device: dtype, hidden size, centre of the widths, how far they go to each side, tokens of a prefill and of a decode
+# step, and rounds
+DEFAULTS = {
+    "cuda": ("bfloat16", 4096, 9216, 512, [8192, 16], 21),
+    "cpu": ("float32", 576, 1024, 256, [512, 8], 9),
+}
+
+
+def time_widths(
+    hidden: int, widths: list[int], num_tokens: int, dtype: torch.dtype, stopwatch: Stopwatch, num_rounds: int
+) -> dict[str, dict[int, float]]:
+    """Milliseconds of both products by width: medians over rounds that take turns."""
+    times: dict[str, dict[int, list[float]]] = {name: {width: [] for width in widths} for name in ("up", "down")}
+    # every width works in the same memory, since all of them together might not fit
+    operands = [
+        torch.randn(rows * max(hidden, widths[-1]), dtype=dtype, device=stopwatch.device)
+        for rows in (num_tokens, max(widths[-1], hidden))
+    ]
+    calls = {(name, width): product(name, hidden, width, num_tokens, operands) for name in times for width in widths}
+    for call in calls.values():
+        call()
+    order, shuffle = list(calls), random.Random(0)
+    for _ in range(num_rounds):
+        shuffle.shuffle(order)
+        for name, width in order:
+            times[name][width].append(stopwatch.time_ms(calls[name, width]))
+    return {name: {width: statistics.median(samples) for width, samples in of.items()} for name, of in times.items()}
+
+
+def product(name: str, hidden: int, width: int, num_tokens: int, operands: list[Tensor]) -> Callable[[], object]:
+    """The input (up) or output (down) projection of an FFN of this width, at the start of the operands' memory."""
+    inputs, outputs = (hidden, width) if name == "up" else (width, hidden)
+    sizes = ((num_tokens, inputs), (outputs, inputs))
+    tokens, weight = (operand[: size[0] * size[1]].view(size) for operand, size in zip(operands, sizes, strict=True))
+    return lambda: linear(tokens, weight)
+
+
+def excess(times_ms: dict[int, float]) -> dict[int, float]:
+    """Each width's time per neuron above the median of the widths that are multiples of 256, as a fraction."""
+    best = statistics.median(time / width for width, time in times_ms.items() if width % MULTIPLES[-1] == 0)
+    return {width: time / width / best - 1 for width, time in times_ms.items()}
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each product and multiple: how many of the widths are multiples of it and no larger one, and their excess."""
+    lines = []
+    for product_name, num_tokens in dict.fromkeys((row["product"], row["num_tokens"]) for row in rows):
+        of_product = [row for row in rows if (row["product"], row["num_tokens"]) == (product_name, num_tokens)]
+        for multiple in MULTIPLES:
+            values = [row["excess"] for row in of_product if largest_multiple(row["width"]) == multiple]
+            if values:
+                median, worst = statistics.median(values), max(values)
+                line = {"product": product_name, "num_tokens": num_tokens, "multiple": multiple, "num_widths": len(values)}
+                lines.append({**line, "median_excess": median, "worst_excess": worst})
+    return lines
+
+
+def largest_multiple(width: int) -> int:
+    """The largest of MULTIPLES that divides the width."""
+    return max(multiple for multiple in MULTIPLES if width % multiple == 0)
+
+
+def rule(lines: list[dict[str, Any]]) -> int:
+    """The smallest multiple from which on every median excess is allowed."""
+    bad = {line["multiple"] for line in lines if line["median_excess"] > ALLOWED_EXCESS}
+    return min(multiple for multiple in MULTIPLES if not any(other >= multiple for other in bad - {MULTIPLES[-1]}))
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Flags; sizes that are not given depend on the device."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    parser.add_argument("--hidden", type=int, help="hidden size")
+    parser.add_argument("--centre", type=int, help="width in the middle, a multiple of 256")
+    parser.add_argument("--reach", type=int, help="how far the widths go to each side")
+    parser.add_argument("--num-tokens", type=int, nargs="+", help="rows of the products")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--json", type=Path, help="file for the results, written after each number of tokens")
+    options = parser.parse_args(arguments)
+    options.device = resolve_device(options.device)
+    options.device_type = options.device.partition(":")[0]
+    names = ("dtype", "hidden", "centre", "reach", "num_tokens", "rounds")
+    for name, default in zip(names, DEFAULTS[options.device_type], strict=True):
+        if getattr(options, name) in (None, "auto"):
+            setattr(options, name, default)
+    if options.centre % MULTIPLES[-1] or not STEP <= options.reach < options.centre:
+        parser.error(f"--centre must be a multiple of {MULTIPLES[-1]}, and --reach from {STEP} to below it")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    torch.manual_seed(0)
+    stopwatch = Stopwatch(options.device, FLUSH_BYTES[options.device_type])
+    first = options.centre - options.reach // STEP * STEP
+    widths = list(range(first, options.centre + options.reach + 1, STEP))
+    results: dict[str, Any] = {"environment": environment(options.device_type), "dtype": options.dtype, "hidden": options.hidden}
+    results["rows"] = []
+    for num_tokens in options.num_tokens:
+        times = time_widths(options.hidden, widths, num_tokens, getattr(torch, options.dtype), stopwatch, options.rounds)
+        for name, times_ms in times.items():
+            above = excess(times_ms)
+            place = {"product": name, "num_tokens": num_tokens}
+            results["rows"] += [{**place, "width": each, "time_ms": times_ms[each], "excess": above[each]} for each in widths]
+        results["summary"] = summary(results["rows"])
+        results["rule"] = rule(results["summary"])
+        if options.json:
+            write_text(options.json, json.dumps(results, indent=1) + "\n")
+    print("| product | tokens | multiple | widths | median excess | worst |\n|---|--:|--:|--:|--:|--:|")
+    for line in results["summary"]:
+        excesses = f"{line['median_excess']:.1%} | {line['worst_excess']:.1%}"
+        print(f"| {line['product']} | {line['num_tokens']} | {line['multiple']} | {line['num_widths']} | {excesses} |")
+    print(f"rule: widths that are multiples of {results['rule']}")
+
+
+if __name__ == "__main__":
+    main()

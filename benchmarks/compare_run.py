@@ -1,0 +1,107 @@
+"""Run the cells of benchmarks.compare, each in a process and a folder of its own, and read what they measured.
+
+    python -m benchmarks.compare_run OUTPUT/NAME.json
+
+runs one cell. A cell that is finished is not run again; one that was interrupted goes on where it was; one that fails leaves its
+last words in OUTPUT/NAME.log and does not stop the others.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bench_kernels import processor_name, write_text
+from benchmarks.compare_grid import Cell
+
+Row = dict[str, Any]
+FINISHED, FAILED, WAITING = "finished", "failed", "not run"
+ROUND_FIELDS = ("round", "kind", "width", "num_layers", "num_parameters", "recovery_tokens", "seconds", "eval_pruned", "eval")
+
+
+def run_cells(cells: Sequence[Cell], output: Path, jobs: int, done: Callable[[str, Row], None]) -> None:
+    """Run the cells, ``jobs`` at a time, and call ``done`` with each name and row. Rows of failed cells say why."""
+    output.mkdir(parents=True, exist_ok=True)
+    pool = ThreadPoolExecutor(jobs)
+    waiting = {pool.submit(run_cell, cell, output, jobs): cell.name for cell in cells}
+    try:
+        for future in as_completed(waiting):
+            done(waiting[future], future.result())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def run_cell(cell: Cell, output: Path, jobs: int) -> Row:
+    """Run or continue one cell and return its row."""
+    file, log = output / f"{cell.name}.json", output / f"{cell.name}.log"
+    before = json.loads(file.read_text())["commits"] if file.is_file() else []
+    commits = list(dict.fromkeys([*before, commit()]))
+    write_text(file, json.dumps({"settings": cell.settings, "commits": commits}, indent=1) + "\n")
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    command = [sys.executable, "-m", "benchmarks.compare_run", str(file)]
+    with log.open("w") as stream:
+        code = subprocess.run(command, env=environment, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
+    row = finished_row(cell, output)
+    if code == 0 and row is not None:
+        return row
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return {"settings": cell.settings, "status": FAILED, "error": (lines or [f"exit code {code}"])[-1][-500:]}
+
+
+def finished_row(cell: Cell, output: Path) -> Row | None:
+    """What a finished cell measured; None where it is not finished."""
+    report = output / cell.name / "report.json"
+    content: Row = json.loads(report.read_text()) if report.is_file() else {"final": None}
+    if content["final"] is None:
+        return None
+    rounds = [{name: record[name] for name in ROUND_FIELDS} for record in content["rounds"]]
+    return {
+        "settings": cell.settings,
+        "status": FINISHED,
+        "commits": json.loads((output / f"{cell.name}.json").read_text())["commits"],
+        "dense": content["dense"],
+        "rounds": rounds,
+        "final": content["final"],
+    }
+
+
+def environment(output: Path, names: Iterable[str], jobs: int) -> dict[str, Any]:
+    """The machine, and the versions that one of the cells noted."""
+    reports = (output / name / "report.json" for name in names)
+    versions: dict[str, Any] = next((json.loads(report.read_text())["environment"] for report in reports if report.is_file()), {})
+    return {**versions, "device": processor_name(), "cores": os.cpu_count(), "jobs": jobs}
+
+
+def commit() -> str:
+    """The commit that is checked out, with a plus sign if files differ from it."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=9", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def main(file: Path) -> int:
+    """Run one cell from its settings."""
+    from ptl_fast.compress import compress, quiet_libraries
+
+    quiet_libraries()
+    try:
+        compress(**json.loads(file.read_text())["settings"], output=str(file.with_suffix("")))
+    except (ValueError, TypeError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,348 @@
+"""Is the compressed model really faster? Two models in turns, against what their operations predict.
+
+    python -m benchmarks.speedup --model DIR --compressed DIR --json FILE
+    python -m benchmarks.speedup --model DIR --width 1024 --layers 28
+    python -m benchmarks.speedup --shape llama3-8b
+
+Without --compressed, both models get random weights: speed does not depend on their values. Without --model and --shape, the
+bundled model against half its FFN width.
+
+- prefill: a forward pass that fills the cache and computes the last position's logits, as generation does
+- decode: the time of a token of every sequence in transformers' generate, after the first one
+- paper: the protocol of arXiv 2602.04919, batch 1, 64 new tokens, five samples; it mixes prefill and decode, and at batch 1 the
+  host's time between operations weighs most, so that it stands beside the others and not for them
+
+Each sample times both models, one after the other, on fresh random tokens; the median ratio counts. The prediction (roofline.py)
+knows nothing of these times.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+
+from benchmarks import nvml, vllm_speed
+from benchmarks.bench_kernels import FLUSH_BYTES, Stopwatch, dtype_name, environment
+from benchmarks.files import MEASURED, write_text
+from benchmarks.roofline import Rates, Size, decode_operations, prefill_operations
+from benchmarks.shapes import SHAPES, random_model, resized, shape_config
+from ptl_fast import models
+from ptl_fast.config import Config
+
+COLUMNS = [
+    "work",
+    "engine",
+    "batch",
+    "prompt",
+    "dense ms",
+    "compressed ms",
+    "speedup (p20 to p80)",
+    "predicted",
+    "of predicted",
+    "status",
+]
+PAPER_SAMPLES, PAPER_PROMPT, PAPER_NEW_TOKENS = 5, 128, 64
+# batch and prompt length, by whether the device is a CPU
+PREFILL = {True: [(1, 128), (1, 512), (8, 256)], False: [(1, 512), (1, 4096), (8, 2048)]}
+DECODE = {True: [(1, 64), (8, 64)], False: [(1, 512), (16, 512), (64, 512)]}
+ENERGY_SECONDS = 1.0  # NVML's counter moves every tenth of a second or so
+Pair = dict[str, PreTrainedModel]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is timed."""
+
+    work: Literal["prefill", "decode", "paper"]
+    batch_size: int
+    prompt_length: int
+    new_tokens: int
+    """1 for prefill."""
+
+    @property
+    def context(self) -> int:
+        """Tokens in the cache halfway through the generation."""
+        return self.prompt_length + self.new_tokens // 2
+
+
+@dataclass(frozen=True)
+class Times:
+    """One run of a work."""
+
+    time_ms: float
+    """prefill: the pass; decode: one step; paper: all tokens."""
+    first_token_ms: float
+    tokens_per_second: float
+    """prefill: of the prompt; decode and paper: new ones."""
+
+
+class TokenClock(StoppingCriteria):
+    """Notes when each new token is ready; stops nothing."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.times: list[float] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        self.times.append(_now(self.model))
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def run(model: PreTrainedModel, work: Work) -> Times:
+    """Do the work once, on fresh random tokens."""
+    tokens = torch.randint(2, model.config.vocab_size, (work.batch_size, work.prompt_length), device=model.device)
+    start = _now(model)
+    if work.work == "prefill":
+        model(tokens, use_cache=True, logits_to_keep=1)
+        seconds = _now(model) - start
+        return Times(1e3 * seconds, 1e3 * seconds, tokens.numel() / seconds)
+    clock = TokenClock(model)
+    model.generate(  # type: ignore[operator]
+        tokens,
+        attention_mask=torch.ones_like(tokens),
+        max_new_tokens=work.new_tokens,
+        min_new_tokens=work.new_tokens,
+        do_sample=False,
+        pad_token_id=0,
+        stopping_criteria=StoppingCriteriaList([clock]),
+    )
+    return generation_times(work, start, clock.times)
+
+
+def generation_times(work: Work, start: float, ready: list[float]) -> Times:
+    """Times from when each new token was ready, in seconds."""
+    assert len(ready) == work.new_tokens, "generation stopped early"
+    first = ready[0] - start
+    if work.work == "paper":
+        seconds, num_tokens = ready[-1] - start, work.new_tokens
+    else:
+        seconds, num_tokens = (ready[-1] - ready[0]) / (work.new_tokens - 1), 1
+    return Times(1e3 * seconds, 1e3 * first, work.batch_size * num_tokens / seconds)
+
+
+def predicted_seconds(model: PreTrainedModel, work: Work, rates: Rates) -> float:
+    """Roofline of what ``Times.time_ms`` measures. Decode steps are all taken to be the one halfway."""
+    seconds = 0.0
+    if work.work != "decode":
+        operations = prefill_operations(model, work.batch_size, work.prompt_length)
+        seconds += rates.seconds(operations, work.batch_size * work.prompt_length)
+    if work.work != "prefill":
+        num_steps = 1 if work.work == "decode" else work.new_tokens - 1
+        seconds += num_steps * rates.seconds(decode_operations(model, work.batch_size, work.context), work.batch_size)
+    return seconds
+
+
+def counts(size: Size, work: Work) -> dict[str, int]:
+    """FLOPs of what ``Times.time_ms`` measures, and the bytes that it must at least move."""
+    step = size.decode(work.batch_size, work.context)
+    if work.work == "decode":
+        return step
+    prefill = size.prefill(work.batch_size, work.prompt_length)
+    return {name: prefill[name] + (work.new_tokens - 1) * step[name] for name in step}
+
+
+def measure(pair: Pair, work: Work, rates: Rates, num_samples: int) -> dict[str, Any]:
+    """One row. Where the device lacks the memory, a row that says so."""
+    place = {"engine": "transformers", **asdict(work)}
+    try:
+        peaks = {name: peak_gib(model, work) for name, model in pair.items()}  # the first runs warm up, too
+        predicted = {name: predicted_seconds(model, work, rates) for name, model in pair.items()}
+        samples = [{name: run(pair[name], work) for name in order} for order in _turns(list(pair), num_samples)]
+    except torch.cuda.OutOfMemoryError as error:
+        return {**place, "status": f"not measured: {str(error).splitlines()[0]}"}
+    row = {**place, "status": MEASURED}
+    for name, model in pair.items():
+        row[name] = {
+            **{key: statistics.median(getattr(sample[name], key) for sample in samples) for key in Times.__dataclass_fields__},
+            **counts(Size(model.config, model.dtype), work),
+            "predicted_ms": 1e3 * predicted[name],
+            "peak_gib": peaks[name],
+            "joules_per_token": joules_per_token(model, work),
+        }
+    ratios = [sample["dense"].time_ms / sample["compressed"].time_ms for sample in samples]
+    return {**row, **speedup(ratios), **against(statistics.median(ratios), predicted["dense"] / predicted["compressed"])}
+
+
+def speedup(ratios: list[float]) -> dict[str, float]:
+    """Median and quintiles over the samples."""
+    quintiles = statistics.quantiles(ratios, n=5, method="inclusive")
+    return {"speedup": statistics.median(ratios), "speedup_p20": quintiles[0], "speedup_p80": quintiles[-1]}
+
+
+def against(measured: float, predicted: float) -> dict[str, float]:
+    """The prediction, and how much of it was measured."""
+    return {"predicted_speedup": predicted, "of_predicted": measured / predicted}
+
+
+def _turns(names: list[str], num_samples: int) -> Iterator[list[str]]:
+    """Who goes first changes from sample to sample."""
+    for sample in range(num_samples):
+        yield names if sample % 2 == 0 else names[::-1]
+
+
+def peak_gib(model: PreTrainedModel, work: Work) -> float | None:
+    """Run once; this model's weights and the most that the run held beside them. None on a CPU, where it is not measured."""
+    if model.device.type != "cuda":
+        run(model, work)
+        return None
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run(model, work)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return (weights + torch.cuda.max_memory_allocated() - before) / 2**30
+
+
+def joules_per_token(model: PreTrainedModel, work: Work) -> float | None:
+    """The whole device's energy, idle power included, over the tokens of the work (the prompt's for prefill, else the new ones)."""
+    read = nvml.energy_reader() if model.device.type == "cuda" else None
+    if read is None:
+        return None
+    num_runs, start, before = 0, time.perf_counter(), read()
+    while time.perf_counter() - start < ENERGY_SECONDS:
+        run(model, work)
+        num_runs += 1
+    num_tokens = work.batch_size * (work.prompt_length if work.work == "prefill" else work.new_tokens)
+    return (read() - before) / (num_runs * num_tokens)
+
+
+def make_pair(options: argparse.Namespace, device: str, dtype: torch.dtype) -> Pair:
+    """The dense and the compressed model.
+
+    Raises:
+        ValueError: a model cannot be loaded, or a size is not below the dense model's.
+    """
+    if options.compressed:
+        names = {"dense": options.model or models.DEMO, "compressed": options.compressed}
+        settings: dict[str, Any] = {"dtype": dtype_name(dtype), "attn": "sdpa"}
+        return {key: models.load_model(name, Config(model=name, **settings), device) for key, name in names.items()}
+    dense = shape_config(options.shape) if options.shape else models.load_config(options.model or models.DEMO)
+    width, layers = options.width, options.layers
+    if width is None and layers is None:
+        width, layers = SHAPES[options.shape][2:] if options.shape else (dense.intermediate_size // 2, None)
+    configs = {"dense": dense, "compressed": resized(dense, width, layers)}
+    return {key: random_model(config, device, dtype) for key, config in configs.items()}
+
+
+def make_works(options: argparse.Namespace) -> list[Work]:
+    """What to measure, the sound protocol first."""
+    works = []
+    if options.protocol != "paper":
+        works += [Work("prefill", batch_size, length, 1) for batch_size, length in options.prefill]
+        works += [Work("decode", batch_size, length, options.new_tokens) for batch_size, length in options.decode]
+    if options.protocol != "sound":
+        works.append(Work("paper", 1, PAPER_PROMPT, PAPER_NEW_TOKENS))
+    return works
+
+
+def batch_and_length(text: str) -> tuple[int, int]:
+    """8x256 as (8, 256)."""
+    batch_size, length = map(int, text.split("x"))
+    if batch_size < 1 or length < 1:
+        raise ValueError(text)
+    return batch_size, length
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Flags; the sizes of the works depend on the device where they are not given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    dense = parser.add_mutually_exclusive_group()
+    dense.add_argument("--model", help="folder or hub name of the dense model (default: the bundled model)")
+    dense.add_argument("--shape", choices=list(SHAPES), help="a known dense model, with random weights")
+    parser.add_argument("--compressed", help="folder or hub name of the compressed model")
+    parser.add_argument("--width", type=int, help="FFN width of the compressed model, instead of --compressed")
+    parser.add_argument("--layers", type=int, help="decoder layers of the compressed model, instead of --compressed")
+    parser.add_argument("--protocol", default="both", choices=["sound", "paper", "both"], help="default: both")
+    parser.add_argument("--prefill", nargs="*", type=batch_and_length, metavar="BATCHxLENGTH")
+    parser.add_argument("--decode", nargs="*", type=batch_and_length, metavar="BATCHxPROMPT")
+    parser.add_argument("--new-tokens", type=int, default=32, help="of decode; at least 2")
+    parser.add_argument("--samples", type=int, default=9, help="at least 2; the paper's protocol always has five")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    parser.add_argument("--json", type=Path, help="file for the results, written after every row")
+    options = parser.parse_args(arguments)
+    if options.compressed and (options.shape or options.width or options.layers):
+        parser.error("--compressed is a model of its own: give it with --model, and without --shape, --width and --layers")
+    if options.new_tokens < 2 or options.samples < 2:
+        parser.error("--new-tokens and --samples must be at least 2")
+    options.device = models.resolve_device(options.device)
+    on_cpu = options.device == "cpu"
+    options.prefill = PREFILL[on_cpu] if options.prefill is None else options.prefill
+    options.decode = DECODE[on_cpu] if options.decode is None else options.decode
+    if options.dtype == "auto":
+        options.dtype = "float32" if on_cpu else "bfloat16"
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    torch.manual_seed(0)
+    dtype, device_type = getattr(torch, options.dtype), options.device.partition(":")[0]
+    pair = make_pair(options, options.device, dtype)
+    stopwatch = Stopwatch(options.device, FLUSH_BYTES[device_type])
+    rates = Rates(pair["dense"].config, dtype, stopwatch)
+    results: dict[str, Any] = {
+        "environment": environment(device_type),
+        "model": options.shape or Path(options.model or models.DEMO).name,
+        "weights": "the folders' own" if options.compressed else "random",
+        "dtype": options.dtype,
+        "sizes": {name: Size(model.config, dtype).as_dict() for name, model in pair.items()},
+        "rates": rates.measured,
+        "rows": [],
+    }
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    for row in rows(pair, make_works(options), rates, options):
+        results["rows"].append(row)
+        print(table_row(row), flush=True)
+        if options.json:
+            write_text(options.json, json.dumps(results, indent=1) + "\n")
+
+
+def rows(pair: Pair, works: list[Work], rates: Rates, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Every engine's rows, one by one."""
+    predicted: dict[Work, float | None] = {}
+    with torch.inference_mode():
+        for work in works:
+            row = measure(pair, work, rates, PAPER_SAMPLES if work.work == "paper" else options.samples)
+            predicted[work] = row.get("predicted_speedup")
+            yield row
+    configs = {name: model.config for name, model in pair.items()}
+    pair.clear()  # vLLM wants the memory
+    if options.device != "cpu":
+        torch.cuda.empty_cache()
+    for work, row in zip(works, vllm_speed.rows(configs, works, options), strict=True):
+        prediction = predicted[work] if row["status"] == MEASURED else None
+        yield {**row, **(against(row["speedup"], prediction) if prediction else {})}
+
+
+def table_row(row: dict[str, Any]) -> str:
+    """One line of the table on the screen."""
+    cells = [row["work"], row["engine"], str(row["batch_size"]), str(row["prompt_length"])]
+    if row["status"] == MEASURED:
+        cells += [f"{row[name]['time_ms']:.1f}" for name in ("dense", "compressed")] + ratio_cells(row)
+    else:
+        cells += [""] * 5
+    return f"| {' | '.join([*cells, row['status']])} |"
+
+
+def ratio_cells(row: dict[str, Any]) -> list[str]:
+    """Speedup with its spread, prediction, and their ratio, of a measured row; empty where a row has none."""
+    spread = f" ({row['speedup_p20']:.2f} to {row['speedup_p80']:.2f})" if "speedup_p20" in row else ""
+    predicted = [f"{row['predicted_speedup']:.2f}", f"{row['of_predicted']:.0%}"] if "predicted_speedup" in row else ["", ""]
+    return [f"{row['speedup']:.2f}{spread}", *predicted]
+
+
+def _now(model: PreTrainedModel) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()
+
+
+if __name__ == "__main__":
+    main()

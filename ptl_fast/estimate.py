@@ -1,0 +1,171 @@
+"""What a run will need on named GPUs: memory and hours. flops.py counts exactly; these are estimates, which say what they assume.
+
+Bytes are for one GPU, N is the number of parameters, T the tokens in one forward pass of one rank.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ptl_fast import flops
+from ptl_fast.config import deepspeed_file
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from ptl_fast.config import Config
+
+# Tokens of one benchmark prompt, by model type: the length at which our count without the language-model head gives the FLOPs that
+# arXiv 2602.04919 prints for the original model (docs/paper.md). The paper has MBPP for Llama3-8B alone.
+PROMPT_TOKENS = {
+    "llama": {"GSM8K": 637, "Minerva Math": 596, "MATH-500": 596, "MBPP": 199},
+    "gemma2": {"GSM8K": 672, "Minerva Math": 615, "MATH-500": 609, "MBPP": 199},
+    "qwen2": {"GSM8K": 676, "Minerva Math": 617, "MATH-500": 617, "MBPP": 199},
+}
+# Forward passes that one training token costs: 1 forward, 2 for the backward pass, and for GRPO the log-probabilities under the
+# policy that sampled and under the reference. Recomputing for gradient checkpointing comes on top.
+FORWARD_PASSES = {"none": 0, "cpt": 3, "grpo": 5}
+UTILISATION = 0.4
+SERVED_CONTEXT = 4096
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """Peak dense bf16 TFLOP/s, from NVIDIA's data sheets (SXM), and memory."""
+
+    tflops: float
+    memory_gib: int
+
+
+GPUS = {
+    "A100-40GB": Gpu(tflops=312, memory_gib=40),
+    "A100-80GB": Gpu(tflops=312, memory_gib=80),
+    "H100-80GB": Gpu(tflops=989, memory_gib=80),
+    "H200": Gpu(tflops=989, memory_gib=139),
+}
+
+
+def parse_gpus(text: str) -> tuple[int, Gpu]:
+    """Read COUNTxNAME, such as 4xA100-80GB.
+
+    Raises:
+        ValueError: it has another form, or the GPU is unknown.
+    """
+    match = re.fullmatch(r"([1-9]\d*)x(.+)", text)
+    if match is None or match[2] not in GPUS:
+        raise ValueError(f"--dry-run-gpus {text} is not COUNTxNAME, such as 4xA100-80GB, with NAME one of {', '.join(GPUS)}")
+    return int(match[1]), GPUS[match[2]]
+
+
+def predict(config: "PretrainedConfig", settings: "Config", num_tokens: int | None) -> dict[str, Any]:
+    """What a model of this config needs on the GPUs of ``settings``; ``num_tokens`` of recovery (None: not known).
+
+    Returns ``flops.model_size`` with prompt_tokens and prompt_flops ({benchmark: number}), serving_bytes, training_bytes,
+    recovery_tokens and recovery_hours.
+    """
+    num_gpus, gpu = parse_gpus(settings.dry_run_gpus)
+    prompts = PROMPT_TOKENS.get(config.model_type, PROMPT_TOKENS["llama"])
+    work = training_flops_per_token(config, settings)
+    if settings.recovery == "none":
+        num_tokens = 0
+    return {
+        **flops.model_size(config, settings.sequence_length // 2),
+        "prompt_tokens": prompts,
+        "prompt_flops": {name: flops.flops_per_sample(config, length, lm_head=False) for name, length in prompts.items()},
+        "serving_bytes": serving_bytes(config),
+        "training_bytes": training_bytes(config, settings, num_gpus),
+        "recovery_tokens": num_tokens,
+        "recovery_hours": None if num_tokens is None else hours(num_tokens * work, num_gpus, gpu),
+    }
+
+
+def assumptions(settings: "Config", rows: list[dict[str, Any]]) -> str:
+    """What the predictions of a dry run (dense, then each round) add up to, and what they rest on."""
+    _, gpu = parse_gpus(settings.dry_run_gpus)
+    batch = f"{settings.micro_batch} x {settings.sequence_length}"
+    recompute = "with" if settings.gradient_checkpointing else "without"
+    lines = [
+        "Under each benchmark: FLOPs of one prompt of so many tokens, without the language-model head. The lengths are inferred"
+        " from the FLOPs of arXiv 2602.04919, not measured (docs/paper.md).",
+        f"Serving: bf16 weights and the KV cache of one sequence of {SERVED_CONTEXT} tokens. Training: each of"
+        f" {settings.dry_run_gpus}, {settings.deepspeed or 'no DeepSpeed'}, {batch} tokens, {recompute} gradient checkpointing;"
+        " an estimate.",
+    ]
+    if all(row["recovery_hours"] is not None for row in rows):
+        total = sum(row["recovery_hours"] for row in rows)
+        lines.append(
+            f"Recovery: {total:.1f} hours on {settings.dry_run_gpus}, assuming {UTILISATION:.0%} of {gpu.tflops:g} TFLOP/s each"
+            + (", generating the rollouts not counted." if settings.recovery == "grpo" else ".")
+        )
+    else:
+        lines.append("Recovery hours need --recovery-tokens: how many tokens the data has is not known here.")
+    if settings.recovery == "grpo":
+        lines.append("--recovery grpo is not there yet: this preset can be dry-run only.")
+    most = max(row["training_bytes"] for row in rows[1:]) / GIB
+    if most > gpu.memory_gib:
+        lines.append(f"Recovery needs {most:.0f} GiB on a GPU that has {gpu.memory_gib}: use more GPUs, or --deepspeed.")
+    return "\n".join(lines)
+
+
+def training_bytes(config: "PretrainedConfig", settings: "Config", num_gpus: int) -> int:
+    """Peak memory of recovery: weights, gradients and Adam's state as DeepSpeed's stage divides them, and activations."""
+    return _state_bytes(flops.count_weights(config).num_parameters, settings, num_gpus) + _activation_bytes(config, settings)
+
+
+def serving_bytes(config: "PretrainedConfig") -> int:
+    """bf16 weights and the KV cache of one sequence of SERVED_CONTEXT tokens."""
+    key_value = flops.attention_widths(config)[1]
+    return 2 * flops.count_weights(config).num_parameters + 4 * key_value * config.num_hidden_layers * SERVED_CONTEXT
+
+
+def training_flops_per_token(config: "PretrainedConfig", settings: "Config") -> float:
+    """FLOPs that recovery executes for one token of a full sequence. With gradient checkpointing the decoder runs forward twice.
+
+    Generating the rollouts of GRPO is not in it: that is bound by memory traffic, not by FLOPs.
+
+    Raises:
+        ValueError: no estimate is known for the recovery.
+    """
+    if settings.recovery not in FORWARD_PASSES:
+        raise ValueError(f"unknown --recovery {settings.recovery}; the dry run knows {', '.join(FORWARD_PASSES)}")
+    passes, length = FORWARD_PASSES[settings.recovery], settings.sequence_length
+    again = settings.gradient_checkpointing and passes > 0
+    forward = flops.flops_per_sample(config, length, causal=True)
+    decoder = flops.flops_per_sample(config, length, causal=True, lm_head=False)
+    return (passes * forward + again * decoder) / length
+
+
+def hours(num_flops: float, num_gpus: int, gpu: Gpu) -> float:
+    """Time for this work at UTILISATION of the peak."""
+    return num_flops / (num_gpus * gpu.tflops * 1e12 * UTILISATION) / 3600
+
+
+def _state_bytes(num_parameters: int, settings: "Config", num_gpus: int) -> int:
+    """Table 1 of ZeRO (arXiv 1910.02054): half-precision weights and gradients, and 12 N for float32 weights and two moments.
+
+    Without DeepSpeed, or in float32, weights and gradients are float32 and need no second copy: 4 N + 4 N + 8 N.
+    """
+    if settings.deepspeed is None:
+        return 16 * num_parameters
+    stage = json.loads(deepspeed_file(settings.deepspeed).read_text()).get("zero_optimization", {}).get("stage", 0)
+    weights, gradients, optimizer = (4, 4, 8) if settings.dtype == "float32" else (2, 2, 12)
+    whole = {0: weights + gradients + optimizer, 1: weights + gradients, 2: weights, 3: 0}[stage]
+    divided = weights + gradients + optimizer - whole
+    return round(num_parameters * (whole + divided / num_gpus))
+
+
+def _activation_bytes(config: "PretrainedConfig", settings: "Config") -> int:
+    """Half-precision inputs of every operation of a decoder layer, with attention that stores no square, and the logits.
+
+    A layer keeps 6 tensors of the hidden width, 2 of the queries' and of the keys', and 4 of the FFN's. With gradient checkpointing
+    all layers but the one being recomputed keep only their input. Logits: half precision, a float32 copy and its gradient.
+    """
+    tokens = settings.micro_batch * settings.sequence_length
+    query, key_value = flops.attention_widths(config)
+    layer = 2 * (6 * config.hidden_size + 2 * query + 2 * key_value + 4 * config.intermediate_size)
+    layers = config.num_hidden_layers * layer
+    if settings.gradient_checkpointing:
+        layers = config.num_hidden_layers * 2 * config.hidden_size + layer
+    return tokens * (layers + 10 * config.vocab_size)

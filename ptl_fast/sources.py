@@ -1,0 +1,386 @@
+"""Where documents come from: files, folders and hub data sets, their columns, and how a question is joined with its answer.
+
+Every source is read one row at a time, so that no more of it is in memory than what the caller keeps.
+"""
+
+import contextlib
+import functools
+import itertools
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# Columns that belong together, in the order in which they are looked for: {problem, solution, answer} is a problem with its
+# solution, of which the answer is only the last line.
+PAIRS = (
+    ("question", "answer"),
+    ("query", "response"),
+    ("problem", "solution"),
+    ("prompt", "completion"),
+    ("instruction", "output"),
+)
+QUESTION_COLUMNS, ANSWER_COLUMNS = zip(*PAIRS, strict=True)
+MESSAGES_COLUMN = "messages"
+TEXT_COLUMNS = ("text", "content")
+FILE_TYPES = (".jsonl", ".json", ".parquet", ".txt")
+# lines is what few-shot prompts look like; paper is the form of arXiv 2602.04919's published code, where nothing stands between.
+TEMPLATES = {"lines": "Question: {question}\nAnswer: {answer}", "paper": "Question: {question}Answer: {answer}"}
+DEMO = "ptl-demo"
+DEMO_NUM_PROBLEMS, DEMO_SEED = 60_000, 1000
+ROWS_IN_MEMORY = 1000  # of a parquet file
+SHUFFLE_BUFFER = 10_000  # rows of a hub data set that is streamed
+
+
+class Document(NamedTuple):
+    """One example; ``question`` is empty for plain text. ``text`` is the prompt and the answer; evaluation counts the answer."""
+
+    question: str
+    answer: str
+    template: str = TEMPLATES["lines"]
+
+    @property
+    def prompt(self) -> str:
+        return self.template.removesuffix("{answer}").replace("{question}", self.question) if self.question else ""
+
+    @property
+    def text(self) -> str:
+        return self.prompt + self.answer
+
+
+@dataclass(frozen=True)
+class Form:
+    """How rows become documents: named columns instead of the detected ones, and the template that joins question and answer.
+
+    A row must then have a named column; where only the question's or the answer's is named, the other is detected.
+    """
+
+    question_column: str | None = None
+    answer_column: str | None = None
+    text_column: str | None = None
+    template: str = TEMPLATES["lines"]
+
+    @property
+    def flags(self) -> str:
+        """The named columns as the user gave them, for messages."""
+        names = ("question_column", "answer_column", "text_column")
+        return " ".join(f"--{name.replace('_', '-')} {getattr(self, name)}" for name in names if getattr(self, name) is not None)
+
+
+class Source(NamedTuple):
+    """One entry of a list of sources; ``text`` is the entry as given, without its weight. The rest is for datasets.load_dataset."""
+
+    text: str
+    name: str
+    folder: str | None = None
+    config: str | None = None
+    split: str = "train"
+
+    @property
+    def from_datasets(self) -> bool:
+        """A hub data set or a local folder, which the datasets library reads."""
+        return self.name != DEMO and not os.path.isfile(self.name)
+
+
+class Part(NamedTuple):
+    """Documents that make ``weight`` of the training tokens; the weights of a corpus sum to 1.
+
+    ``shuffled``: the documents come in an order drawn by the seed, so that the first ones are a sample.
+    """
+
+    name: str
+    weight: float
+    documents: Iterable[Document]
+    shuffled: bool = False
+
+
+def make_template(template: str) -> str:
+    r"""The template of a name, or one's own with ``\n`` for a new line.
+
+    Raises:
+        ValueError: neither a known name, nor a text that holds {question} once and ends with its only {answer}.
+    """
+    text = TEMPLATES.get(template, template.replace("\\n", "\n"))
+    if text.count("{question}") != 1 or text.count("{answer}") != 1 or not text.endswith("{answer}"):
+        raise ValueError(
+            f"unknown --template {template!r}; choose {', '.join(TEMPLATES)}, or give a text that holds {{question}} once and"
+            " ends with {answer}"
+        )
+    return text
+
+
+def open_parts(data: str, form: Form, streaming_seed: int | None = None) -> list[Part]:
+    """The parts of a corpus, from SOURCE[@WEIGHT][,SOURCE@WEIGHT...]. Nothing is read before the documents are asked for.
+
+    Sources without weights are one part, joined in the order given. With ``streaming_seed``, hub data sets and folders are
+    streamed in an order drawn by that seed.
+
+    Raises:
+        ValueError: an entry is malformed, or only some have weights; sources without weights cannot be streamed together.
+    """
+    sources, weights = _parse(data)
+    parts = [
+        Part(source.text, weight, _documents(source, form, streaming_seed), streaming_seed is not None and source.from_datasets)
+        for source, weight in zip(sources, weights or [1.0] * len(sources), strict=True)
+    ]
+    if weights or len(parts) == 1:
+        total = math.fsum(part.weight for part in parts)
+        return [part._replace(weight=part.weight / total) for part in parts]
+    if any(part.shuffled for part in parts):
+        raise ValueError(f"--streaming stops early, so {data} needs weights: SOURCE@WEIGHT,SOURCE@WEIGHT")
+    return [Part(data, 1.0, itertools.chain.from_iterable(part.documents for part in parts))]
+
+
+def load_documents(data: str, form: Form | None = None, limit: int | None = None) -> list[Document]:
+    """The first ``limit`` documents (or all) of a file, a folder, a hub data set or the demo's generator, or of several, joined.
+
+    Raises:
+        ValueError: nothing there, empty, malformed (with the line), without known columns, or with weights.
+    """
+    parts = open_parts(data, form or Form())
+    if len(parts) > 1:
+        raise ValueError(f"{data}: weights are for --data and --protect; separate sources by commas alone")
+    return list(itertools.islice(parts[0].documents, limit))
+
+
+def _parse(data: str) -> tuple[list[Source], list[float]]:
+    """The sources and their weights, or no weights. What exists under a name that holds a comma or an @ is that file."""
+    entries = [data] if os.path.exists(data) else [entry.strip() for entry in data.split(",")]
+    sources, weights = [], []
+    for entry in entries:
+        name, at, weight = entry.rpartition("@")
+        if at and not os.path.exists(entry):
+            weights.append(_weight(weight, entry))
+            sources.append(_source(name, data))
+        else:
+            sources.append(_source(entry, data))
+    if weights and len(weights) < len(sources):
+        raise ValueError(f"{data}: give every source a weight (SOURCE@WEIGHT,SOURCE@WEIGHT), or none")
+    return sources, weights
+
+
+def _weight(text: str, entry: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not (math.isfinite(weight) and weight > 0):
+        raise ValueError(f"{entry!r}: {text!r} after the @ is no positive weight, and there is no such file; give SOURCE@WEIGHT")
+    return weight
+
+
+def _source(entry: str, data: str) -> Source:
+    """A source from PATH, FOLDER[:[CONFIG:]SPLIT] or OWNER/NAME[/SUBFOLDER][:[CONFIG:]SPLIT]."""
+    if entry == DEMO or os.path.isfile(entry):
+        return Source(entry, entry)
+    name, *rest = re.split(r":(?![^\[]*\])", entry)  # not the colon of a split such as train[:1000]
+    if not name or len(rest) > 2:
+        raise ValueError(f"{entry!r} in {data!r} is no source; give a file, a folder or a hub data set (NAME:CONFIG:SPLIT)")
+    split, config = (rest[-1] if rest else "") or "train", (rest[0] if len(rest) == 2 else "") or None
+    if os.path.isdir(name):
+        return Source(entry, name, None, config, split)
+    path = Path(name)
+    if os.path.exists(name):
+        raise ValueError(f"{entry}: a file has no configurations or splits; give {name} alone")
+    if path.suffix in FILE_TYPES or name.startswith(("/", ".", "~")):
+        hint = f" ({data} is read as a list: commas separate sources)" if "," in data else ""
+        raise ValueError(f"no file {entry}{hint}")
+    owner_and_name, folder = "/".join(path.parts[:2]), "/".join(path.parts[2:])
+    return Source(entry, owner_and_name, folder or None, config, split)
+
+
+def _documents(source: Source, form: Form, streaming_seed: int | None) -> Iterator[Document]:
+    """Yield a source's documents; rows with an empty answer or text are left out."""
+    documents = _read(source, form, streaming_seed)
+    first = next(documents, None)
+    if first is None:
+        raise ValueError(f"{source.text} holds no documents; give a file with at least one non-empty example")
+    yield first
+    yield from documents
+
+
+def _read(source: Source, form: Form, streaming_seed: int | None) -> Iterator[Document]:
+    path = Path(source.name)
+    if source.name == DEMO:
+        from ptl_fast.demo.problems import generate
+
+        for problem in generate(DEMO_NUM_PROBLEMS, DEMO_SEED, "training"):
+            yield Document(problem["question"], problem["answer"], form.template)
+    elif source.from_datasets:
+        yield from _from_rows(source.text, _dataset_rows(source, streaming_seed), form)
+    elif path.suffix == ".txt":
+        yield from (Document("", text, form.template) for text in _paragraphs(path))
+    elif path.suffix in FILE_READERS:
+        yield from _from_rows(source.text, FILE_READERS[path.suffix](path), form)
+    else:
+        raise ValueError(f"{source.text}: unknown file type; give {', '.join(FILE_TYPES)}")
+
+
+def _from_rows(name: str, rows: Iterable[tuple[int, dict]], form: Form) -> Iterator[Document]:
+    for number, row in rows:
+        question, answer = _question_and_answer(row, f"{name} line {number}", form)
+        if answer:
+            yield Document(question, answer, form.template)
+
+
+def _question_and_answer(row: dict, where: str, form: Form) -> tuple[str, str]:
+    """What a row holds, without white space around it; plain text has no question."""
+    # null is how tables say that a row lacks a column
+    columns = _find_columns(tuple(column for column, value in row.items() if value is not None), form)
+    if columns is None:
+        raise ValueError(f"{where} has the columns {', '.join(map(str, row)) or '(none)'}; {_expected(form)}")
+    question_column, answer_column = columns
+    if answer_column == MESSAGES_COLUMN:
+        question, answer = _last_exchange(row[MESSAGES_COLUMN], where)
+    else:
+        question, answer = "" if question_column is None else row[question_column], row[answer_column]
+    for value in (question, answer):
+        _check_text(value, where)
+    if not question.strip() and (question_column is not None or answer_column == MESSAGES_COLUMN):
+        raise ValueError(f"{where} has an empty question; remove that line, or give {{text}} alone")
+    if question and isinstance(row.get("input"), str):
+        question = f"{question}\n{row['input']}"  # Alpaca's form: instruction, input, output
+    return question.strip(), answer.strip()
+
+
+@functools.lru_cache(1024)
+def _find_columns(present: tuple[str, ...], form: Form) -> tuple[str | None, str] | None:
+    """The columns of a row's (question, answer); messages and plain text have no question column."""
+    if form.text_column is not None and form.text_column in present:
+        return None, form.text_column
+    if form.text_column is not None and form.question_column is None and form.answer_column is None:
+        return None
+    questions, answers = (
+        [name for name in ([named] if named is not None else known) if name in present]
+        for named, known in ((form.question_column, QUESTION_COLUMNS), (form.answer_column, ANSWER_COLUMNS))
+    )
+    pairs = list(itertools.product(questions, answers))
+    if pairs:
+        return next((pair for pair in PAIRS if pair in pairs), pairs[0])
+    if form.flags:
+        return None
+    if MESSAGES_COLUMN in present:
+        return None, MESSAGES_COLUMN
+    return next(((None, name) for name in TEXT_COLUMNS if name in present and not questions), None)
+
+
+def _expected(form: Form) -> str:
+    if form.flags:
+        return f"{form.flags} does not fit them"
+    return (
+        f"expected a question ({', '.join(QUESTION_COLUMNS)}) with an answer ({', '.join(ANSWER_COLUMNS)}), {MESSAGES_COLUMN}, or"
+        f" {' or '.join(TEXT_COLUMNS)}; --question-column, --answer-column and --text-column name others"
+    )
+
+
+def _last_exchange(messages: Any, where: str) -> tuple[str, str]:
+    """The last assistant turn, and all turns before it (system, user, earlier answers) as its question, a blank line between."""
+    if not isinstance(messages, list) or not all(
+        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str) for turn in messages
+    ):
+        raise ValueError(f'{where}: messages must be a list of {{"role": ..., "content": ...}} with text in both')
+    answers = [index for index, turn in enumerate(messages) if turn["role"] == "assistant"]
+    if not answers:
+        raise ValueError(f"{where}: none of the messages has the role assistant; remove that line")
+    *earlier, last = messages[: answers[-1] + 1]
+    return "\n\n".join(turn["content"].strip() for turn in earlier if turn["content"].strip()), last["content"]
+
+
+def _check_text(value: Any, where: str) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: question and answer must be text, not {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} holds half a surrogate pair, which is no text; correct that line") from error
+
+
+def _paragraphs(path: Path) -> Iterator[str]:
+    """What blank lines separate."""
+    with path.open(encoding="utf-8") as lines, _utf8_errors(path):
+        for blank, paragraph in itertools.groupby(lines, key=lambda line: not line.strip()):
+            if not blank:
+                yield "".join(paragraph).strip()
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    with path.open(encoding="utf-8") as lines, _utf8_errors(path):
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise ValueError(
+                    f"{path} line {number} is not valid JSON ({_reason(error)}); correct or remove that line"
+                ) from error
+            if not isinstance(row, dict):
+                raise ValueError(f'{path} line {number} is not a JSON object, such as {{"question": ..., "answer": ...}}')
+            yield number, row
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    """Rows of a list, which is read as a whole, or of JSON lines."""
+    with _utf8_errors(path):
+        content = path.read_text(encoding="utf-8")
+    try:
+        rows = json.loads(content)
+    except RecursionError as error:
+        raise ValueError(f"{path} cannot be read: it is nested too deep") from error
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise ValueError(f"{path} cannot be read: {_reason(error)}") from error
+        yield from _jsonl_rows(path)
+        return
+    rows = [rows] if isinstance(rows, dict) else rows
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f'{path} is not a list of JSON objects, such as {{"question": ..., "answer": ...}}')
+    yield from enumerate(rows, start=1)
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            rows = (row for batch in file.iter_batches(ROWS_IN_MEMORY) for row in batch.to_pylist())
+            yield from enumerate(rows, start=1)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {_reason(error)}") from error
+
+
+FILE_READERS = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}
+
+
+def _dataset_rows(source: Source, streaming_seed: int | None) -> Iterator[tuple[int, dict]]:
+    """Rows of a hub data set or a folder: mapped from the disk, or streamed from shards in an order drawn by the seed."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    streaming = streaming_seed is not None
+    try:
+        rows = datasets.load_dataset(source.name, source.config, data_dir=source.folder, split=source.split, streaming=streaming)
+        if streaming:
+            rows = rows.shuffle(seed=streaming_seed, buffer_size=SHUFFLE_BUFFER)
+        yield from enumerate(rows, start=1)
+    except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
+        if os.path.exists(source.name):
+            raise ValueError(f"{source.text} cannot be read: {_reason(error)}") from error
+        raise ValueError(f"no file {source.text}, and no such data set on the hub or in its cache ({_reason(error)})") from error
+
+
+@contextlib.contextmanager
+def _utf8_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason}); convert it") from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
