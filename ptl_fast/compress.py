@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from ptl_fast.budget import HeldOut, Spending
+    from ptl_fast.budget import HeldOut, Spending, Spent
     from ptl_fast.calibrate import Extra, Statistics
     from ptl_fast.data import Document, PackedTokens
     from ptl_fast.families import Family
+    from ptl_fast.moments import Moments
     from ptl_fast.plan import PruningPlan, Round
     from ptl_fast.rundir import RunFolder
     from ptl_fast.sources import Form
@@ -37,7 +38,6 @@ T = TypeVar("T")
 STAGES = ("calibrate", "compact", "recover", "evaluate")
 PRESETS = Path(__file__).parent / "presets"
 NUM_HELD_OUT, NUM_CHECKED = 256, 64  # documents for evaluation, and for --recovery-split until-recovered
-DECISIVE = ("scores", "protect_scores", "selected_LI")  # what --score-once keeps of a round's statistics
 NLL_MAX_LENGTH = 2048
 HOW_TO_LOAD = """Load the result:
 
@@ -141,6 +141,7 @@ class _Job:
 
     model: "PreTrainedModel"
     family: "Family"
+    moments: "Moments | None" = None
 
     def __init__(self, config: Config) -> None:
         from ptl_fast import evaluate, models, ranks, recover
@@ -230,40 +231,44 @@ class _Job:
 
     def _compact(self, plan: "PruningPlan") -> None:
         """Make the model smaller as the plan says, and with --keep-optimizer-state the moments that the round before left."""
-        from ptl_fast import compact, moments, ranks, slicegpt
+        from ptl_fast import compact, moments, slicegpt
 
-        self.moments: moments.Moments | None = None
-        kept = _optimizer_file(plan.round - 1)
-        if ranks.agree((self.output / kept).is_file()):
-            self.moments = moments.from_tensors(self.folder.read_tensors(kept))
-        if plan.hidden_size is None:
-            compact.compact_(self.model, self.family, plan, self.moments)
+        self.moments = None
+        if plan.hidden_size is not None:
+            tokens = self.training[plan.round - 1].first(self.config.calibration_tokens)
+            self.model, eigenvalues = slicegpt.rotate_and_slice(self.model, tokens, plan.hidden_size, self.config.micro_batch)
+            self.folder.write_tensors(f"round-{plan.round:02d}/statistics.safetensors", {"eigenvalues": eigenvalues})
             return
-        tokens = self.training[plan.round - 1].first(self.config.calibration_tokens)
-        self.model, eigenvalues = slicegpt.rotate_and_slice(self.model, tokens, plan.hidden_size, self.config.micro_batch)
-        self.folder.write_tensors(f"round-{plan.round:02d}/statistics.safetensors", {"eigenvalues": eigenvalues})
+        if self.config.keep_optimizer_state and plan.round > 1:
+            self.moments = moments.from_tensors(self.folder.read_tensors(_optimizer_file(plan.round - 1)))
+        compact.compact_(self.model, self.family, plan, self.moments)
 
     def _recover(self, step: "Round", folder: Path) -> None:
         """Train in place; what later rounds need of it goes to the round's folder."""
         from ptl_kernels import fused_ffns
 
         from ptl_fast import calibrate, families, moments, recover
+        from ptl_fast.budget import Spent
 
-        num_tokens = self._tokens_left()[0] if step.recovery_share else 0
-        train = recover.RECOVERIES[self.config.recovery if num_tokens else "none"]
-        tokens, spending = self._sequences(step), self._spending(step)
+        if not step.recovery_share:  # --threshold found nothing to remove
+            self._write_recovery(step, Spent())
+            return
+        train, tokens, num_tokens = recover.RECOVERIES[self.config.recovery], self._sequences(step), self._tokens_left()[0]
         with contextlib.ExitStack() as stack:
             watch = None
-            if self.config.score_during_recovery and num_tokens and step.number < len(self.schedule):
+            if self.config.score_during_recovery and step.number < len(self.schedule):
                 extra = self._extra(self.schedule[step.number].kind)
                 watch = stack.enter_context(calibrate.watch(self.model, self.family, extra))
             elif self.config.fused_ffn or self.config.score_during_recovery:
                 stack.enter_context(fused_ffns(families.feed_forwards(self.model, self.family)))
-            spent = train(self.model, tokens, num_tokens, self.config, folder, watch, spending)
+            spent = train(self.model, tokens, num_tokens, self.config, folder, watch, self._spending(step))
         if watch is not None:
             self.folder.write_tensors(self._next_statistics(step.number), watch.total().tensors())
         if spent.moments is not None:
             self.folder.write_tensors(_optimizer_file(step.number), moments.to_tensors(spent.moments))
+        self._write_recovery(step, spent)
+
+    def _write_recovery(self, step: "Round", spent: "Spent") -> None:
         took = {"recovery_tokens": spent.num_tokens, "recovery_steps": spent.num_steps, "checks": spent.checks}
         self.folder.write_json(f"round-{step.number:02d}/recovery.json", took)
 
@@ -357,33 +362,34 @@ class _Job:
         return dataclasses.asdict(decided)
 
     def _scores(self, step: "Round") -> "dict[str, Tensor]":
-        """The round's statistics, and the scores of layers, or of neurons (also on --protect's text)."""
+        """The statistics of the round's own data, and the scores of neurons (also on --protect's text) or layers."""
         from ptl_fast import calibrate, score
 
         statistics = self._statistics(step)
         if step.kind == "layers":
             return {**statistics.tensors(), "scores": score.LAYER_SCORERS[self.config.layer_scorer](statistics)}
-        seed, scorer, extra = self.config.seed * 1000 + step.number, score.SCORERS[self.config.scorer], self._extra(step.kind)
+        seed, scorer = self.config.seed * 1000 + step.number, score.SCORERS[self.config.scorer]
         scores = {"scores": scorer(statistics, self.model, self.family, seed)}
         if self.protected_tokens is not None:
-            micro_batch = self.config.micro_batch
+            micro_batch, extra = self.config.micro_batch, self._extra(step.kind)
             general = calibrate.collect(self.model, self.family, self.protected_tokens, micro_batch, "protect", extra)
             scores["protect_scores"] = scorer(general, self.model, self.family, seed)
         return {**statistics.tensors(), **scores}
 
     def _first_scores(self, first: int, number: int) -> "dict[str, Tensor]":
-        """What round ``first`` decided on, of what is left when round ``number`` begins, in today's order."""
+        """The scores of round ``first``, of what is left when round ``number`` begins, in today's order."""
         from ptl_fast import compact
         from ptl_fast.plan import PruningPlan
 
         tensors = self.folder.read_tensors(f"round-{first:02d}/statistics.safetensors")
         plans = [PruningPlan(**self.folder.read_json(f"round-{each:02d}/plan.json")) for each in range(first, number)]
-        scores: dict[str, Tensor] = {name: tensors[name] for name in DECISIVE if name in tensors}
+        scores: dict[str, Tensor] = {name: tensors[name] for name in ("scores", "protect_scores", "selected_LI") if name in tensors}
         for plan in plans:
             scores = {name: compact.follow(each, plan) for name, each in scores.items()}
         return {"num_tokens": tensors["num_tokens"], **scores}
 
     def _plan_neurons(self, step: "Round", tensors: "dict[str, Tensor]") -> "PruningPlan":
+        """What goes, by the round's scores, without what --protect's text needs."""
         from ptl_fast import plan, score
 
         name, scores, protected = self.config.scorer, tensors["scores"], None
@@ -453,9 +459,9 @@ class _Job:
         if self.lm_eval_tasks and self.tokenizer.eos_token_id is None:
             raise ValueError(f"--model {config.model}: lm-eval needs a tokenizer with an end-of-sequence token; set eos_token")
         needs_held_out = any(task.task == evaluate.NLL and task.file is None for task in self.tasks)
+        form = _form(config)
         num_evaluated = NUM_HELD_OUT if needs_held_out else 0
         num_checked = NUM_CHECKED if config.recovery_split == "until-recovered" else 0
-        form = _form(config)
         self.corpus = data.split_corpus(
             sources.open_parts(config.data, form, config.seed if config.streaming else None),
             self.tokenizer,
@@ -599,15 +605,15 @@ class _Job:
         return content
 
 
-def _optimizer_file(number: int) -> str:
-    """The file with the optimizer's state after round ``number``."""
-    return f"round-{number:02d}/optimizer.safetensors"
-
-
 def _defaults(preset: str | None, model: str | None, slice_hidden: float | None) -> dict[str, Any]:
     """Settings that hold where the user gives none: a preset's, and with --slice-hidden one round that removes no neurons."""
     slicing = {} if slice_hidden is None else {"keep": 1.0, "rounds": None}
     return {**preset_settings(preset, model), **slicing}
+
+
+def _optimizer_file(number: int) -> str:
+    """The file with the optimizer's state after round ``number``."""
+    return f"round-{number:02d}/optimizer.safetensors"
 
 
 def preset_settings(name: str | None, model: str | None) -> dict[str, Any]:
