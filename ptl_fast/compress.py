@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from ptl_fast.budget import HeldOut, Spending, Spent
+    from ptl_fast.budget import HeldOut, Spending
     from ptl_fast.calibrate import Extra, Statistics
     from ptl_fast.data import Document, PackedTokens
     from ptl_fast.families import Family
@@ -225,7 +225,7 @@ class _Job:
 
     def _compact(self, plan: "PruningPlan") -> None:
         """Make the model smaller as the plan says, and with --keep-optimizer-state the moments that the round before left."""
-        from ptl_fast import compact, moments, slicegpt
+        from ptl_fast import compact, moments, ranks, slicegpt
 
         self.moments = None
         if plan.hidden_size is not None:
@@ -233,8 +233,9 @@ class _Job:
             self.model, eigenvalues = slicegpt.rotate_and_slice(self.model, tokens, plan.hidden_size, self.config.micro_batch)
             self.folder.write_tensors(f"round-{plan.round:02d}/statistics.safetensors", {"eigenvalues": eigenvalues})
             return
-        if self.config.keep_optimizer_state and plan.round > 1:
-            self.moments = moments.from_tensors(self.folder.read_tensors(_optimizer_file(plan.round - 1)))
+        kept = _optimizer_file(plan.round - 1)
+        if ranks.agree((self.output / kept).is_file()):  # not before a round has trained
+            self.moments = moments.from_tensors(self.folder.read_tensors(kept))
         compact.compact_(self.model, self.family, plan, self.moments)
 
     def _recover(self, step: "Round", folder: Path) -> None:
@@ -242,15 +243,13 @@ class _Job:
         from ptl_kernels import fused_ffns
 
         from ptl_fast import calibrate, families, moments, recover
-        from ptl_fast.budget import Spent
 
-        if not step.recovery_share:  # --threshold found nothing to remove
-            self._write_recovery(step, Spent())
-            return
-        train, tokens, num_tokens = recover.RECOVERIES[self.config.recovery], self._sequences(step), self._tokens_left()[0]
+        trains = step.recovery_share > 0  # not where --threshold found nothing to remove
+        train = recover.RECOVERIES[self.config.recovery if trains else "none"]
+        tokens, num_tokens = self._sequences(step), self._tokens_left()[0]
         with contextlib.ExitStack() as stack:
             watch = None
-            if self.config.score_during_recovery and step.number < len(self.schedule):
+            if self.config.score_during_recovery and trains and step.number < len(self.schedule):
                 extra = self._extra(self.schedule[step.number].kind)
                 watch = stack.enter_context(calibrate.watch(self.model, self.family, extra))
             elif self.config.fused_ffn or self.config.score_during_recovery:
@@ -260,9 +259,6 @@ class _Job:
             self.folder.write_tensors(self._next_statistics(step.number), watch.total().tensors())
         if spent.moments is not None:
             self.folder.write_tensors(_optimizer_file(step.number), moments.to_tensors(spent.moments))
-        self._write_recovery(step, spent)
-
-    def _write_recovery(self, step: "Round", spent: "Spent") -> None:
         took = {"recovery_tokens": spent.num_tokens, "recovery_steps": spent.num_steps, "checks": spent.checks}
         self.folder.write_json(f"round-{step.number:02d}/recovery.json", took)
 

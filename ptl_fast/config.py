@@ -291,7 +291,6 @@ class Config:
                 "--score-during-recovery takes statistics from the end of each round; --score-once needs none after the first"
                 " round, and --anticipate needs them before the end; leave it out"
             )
-
         self._check_scoring()
 
     def _check_scoring(self) -> None:
@@ -310,11 +309,6 @@ class Config:
             raise ValueError(f"--threshold {self.threshold} must be a number that is at least 0")
         if self.neurons_per_round is not None:
             raise ValueError("--threshold decides how many neurons go, and so does --neurons-per-round; give one of the two")
-        if self.keep_optimizer_state or self.anticipate:
-            raise ValueError(
-                "--threshold may leave a round with nothing to do, which --keep-optimizer-state and --anticipate cannot bridge;"
-                " leave them out"
-            )
         if self.keep == 1:
             raise ValueError("--threshold removes neurons and --keep 1 forbids it; lower --keep, the least that may stay")
 

@@ -59,7 +59,7 @@ def none(
     spending: Spending | None = None,
 ) -> Spent:
     """No recovery: pruning alone."""
-    return Spent()
+    return Spent(moments=spending.moments if spending is not None and spending.keep_moments else None)
 
 
 def cpt(
@@ -227,23 +227,24 @@ class _Close(TrainerCallback):
     """Measures whether the round has recovered, begins the penalty of --anticipate, and ends the round."""
 
     def __init__(self, closing: Closing, spending: Spending, watch: Watch | None, autocast: Callable[[], Any]) -> None:
-        self.closing, self.spending, self.watch, self.autocast = closing, spending, watch, autocast
+        self.closing, self.held_out, self.watch, self.autocast = closing, spending.held_out, watch, autocast
+        self.anticipate = spending.anticipate
         self.penalty: Callable[[], Tensor] | None = None
         self.penalty_value: Tensor | None = None
 
     def on_step_begin(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
-        begins = state.global_step >= self.closing.begins
-        if begins and self.penalty is None and self.spending.anticipate is not None:
+        if self.anticipate is not None and state.global_step >= self.closing.begins:
             with self.autocast():
-                self.penalty = self.spending.anticipate()
+                self.penalty = self.anticipate()
+            self.anticipate = None
 
     def on_step_end(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
         if self.closing.needs_check(state.global_step):
-            assert self.spending.held_out is not None
+            assert self.held_out is not None
             if self.watch is not None:
                 self.watch.enabled = False  # until the next step begins
             with self.autocast():
-                nll = self.spending.held_out.nll()
+                nll = self.held_out.nll()
             self.closing.note(state.global_step, ranks.agree(nll))
         if state.global_step >= self.closing.ends:
             control.should_training_stop = True

@@ -408,6 +408,18 @@ def test_anticipated_neurons_are_exactly_those_removed(inputs: dict[str, str], t
     assert seen == {str(plan["round"]): (False, plan["kept_neurons"]) for plan in plans(tmp_path)[1:]}
 
 
+def test_round_that_does_not_train_passes_tokens_and_state_on(inputs: dict[str, str], tmp_path: Path) -> None:
+    """The first round goes as low as --keep allows, so the second finds nothing to remove; the third drops a layer."""
+    settings = {**RUN, "threshold": 1e9, "rounds": 2, "drop_layers": 1, "keep_optimizer_state": True, "anticipate": 1e-3}
+    starts: list[bool] = []
+    give = moments.give
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moments, "give", lambda *args: (starts.append(True), give(*args)))
+        report = compress(**inputs, **settings, output=tmp_path)
+    assert [record["recovery_tokens"] for record in report["rounds"]] == [4000, 0, 8000]
+    assert starts == [True], "the third round began warm"
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
