@@ -6,8 +6,9 @@
     python -m benchmarks.compare --render [--json FILE]        # tables and figures again, from the rows alone
 
 Each cell is one ptl_fast.compress(...) in a folder and a process of its own: interrupted, the same command goes on where it was;
-finished cells are not run again. For another model, --config holds the settings of every cell (recovery_tokens, learning_rate,
-eval_tasks, ...). To choose a setting, use --split validation: the test problems are for the last word only.
+finished cells are not run again, nor those that --json holds. For another model, --config holds the settings of every cell
+(recovery_tokens, learning_rate, eval_tasks, ...). To choose a setting, use --split validation: the test problems are for the last
+word only.
 """
 
 import argparse
@@ -57,9 +58,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     setup = compare_data.make_setup(options)
     points = compare_grid.make_points(options.studies, setup, options.methods)
     cells, places = make_cells(points, setup, options.seeds)
-    results: dict[str, Any] = {"environment": {}, "setup": _describe(setup, options), "points": places, "cells": {}}
+    before = json.loads(options.json.read_text()) if options.json.is_file() else {"environment": {}, "cells": {}}
+    environment = before["environment"]
+    results: dict[str, Any] = {"environment": environment, "setup": _describe(setup, options), "points": places, "cells": {}}
     for name, each in cells.items():
-        row = compare_run.finished_row(each, options.output)
+        row = compare_run.finished_row(each, options.output) or finished_elsewhere(each, before["cells"])
         results["cells"][name] = row or {"settings": each.settings, "status": compare_run.WAITING}
     missing = [each for name, each in cells.items() if results["cells"][name]["status"] != compare_run.FINISHED]
     print(plan_text(len(cells), missing, options.jobs), flush=True)
@@ -70,21 +73,32 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
+def finished_elsewhere(cell: Cell, rows: dict[str, Any]) -> dict[str, Any] | None:
+    """The cell's row in a file of rows, if it is finished there: a grid may go on without the folders of its runs."""
+    row = rows.get(cell.name)
+    return row if row is not None and row["status"] == compare_run.FINISHED and row["settings"] == cell.settings else None
+
+
 def _run(missing: list[Cell], results: dict[str, Any], options: argparse.Namespace) -> None:
     """Run the cells, and after each one write the rows and say how long the rest will take."""
     costs, start = {each.name: each.cost_s for each in missing}, time.monotonic()
-    left = dict(costs)
+    left, devices = dict(costs), results["environment"].get("device", "").split(", then ")
+
+    def environment() -> dict[str, Any]:
+        now = compare_run.environment(options.output, results["cells"], options.jobs)
+        return {**now, "device": ", then ".join(dict.fromkeys(filter(None, [*devices, now["device"]])))}
 
     def done(name: str, row: dict[str, Any]) -> None:
         results["cells"][name] = row
-        results["environment"] = compare_run.environment(options.output, results["cells"], options.jobs)
+        results["environment"] = environment()
         write_text(options.json, to_json(results))
         del left[name]
         share_left = sum(left.values()) / sum(costs.values())
         minutes = (time.monotonic() - start) / 60 / max(1e-9, 1 - share_left) * share_left
         print(f"{len(costs) - len(left)}/{len(costs)} {row['status']}: {name} (about {minutes:.0f} min left)", flush=True)
 
-    results["environment"] = compare_run.environment(options.output, results["cells"], options.jobs)
+    if missing:
+        results["environment"] = environment()
     compare_run.run_cells(missing, options.output, options.jobs, done)
 
 

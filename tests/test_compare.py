@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import subprocess
 import types
 from pathlib import Path
@@ -329,6 +330,10 @@ def test_finished_cell_is_not_run_again(
     assert compare.main(arguments) == 0
     assert "1 cells, 1 of them finished" in capsys.readouterr().out
     assert json.loads((tmp_path / "rows.json").read_text())["cells"] == first["cells"]
+    shutil.rmtree(tmp_path / "runs")
+    assert compare.main(arguments) == 0, "the file of rows is enough"
+    assert "1 cells, 1 of them finished" in capsys.readouterr().out
+    assert json.loads((tmp_path / "rows.json").read_text()) == first
 
 
 def test_failed_cell_is_reported_and_tried_again(
