@@ -191,7 +191,7 @@ def test_watching_training_takes_sums_and_angles_once(llama: PreTrainedModel, tm
     settings = config(learning_rate=1e-12, calibration_tokens=10**6, gradient_checkpointing=gradient_checkpointing)
     with calibrate.watch(llama, family, EVERYTHING) as watch:
         recover.cpt(llama, tokens, tokens.num_tokens, settings, tmp_path / "round-01" / "recovery", watch)
-    order = recover._Sequences(tokens, recover._num_steps(tokens, tokens.num_tokens, settings) * 4, settings.seed).order
+    order = recover._Sequences(tokens, recover.num_steps(tokens, tokens.num_tokens, settings) * 4, settings.seed).order
     rows = data.PackedTokens(tokens.input_ids[order], tokens.position_ids[order], tokens.mask[order])
     expected, total = calibrate.collect(llama, family, rows, 2, extra=EVERYTHING), watch.total()
     assert total.tensors().keys() == expected.tensors().keys() >= {"sum_LI", "absolute_LI", "maximum_LI", "angle_L"}
