@@ -226,7 +226,7 @@ def _cut(documents: Sequence[Sequence[int]], shares: Sequence[float]) -> list[li
     subsets: list[list[Sequence[int]]] = [[] for _ in shares]
     seen, subset = 0, 0
     for ids in documents:
-        while subset < len(shares) - 1 and seen >= ends[subset] * total:
+        while subset < len(shares) - 1 and seen >= round(ends[subset] * total, 6):  # 0.6000000000000001 of 50 are 30
             subset += 1
         subsets[subset].append(ids)
         seen += len(ids)
