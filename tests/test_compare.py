@@ -3,9 +3,9 @@
 import csv
 import io
 import json
+import os
 import shutil
-import subprocess
-import types
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -336,6 +336,11 @@ def test_finished_cell_is_not_run_again(
     assert json.loads((tmp_path / "rows.json").read_text()) == first
 
 
+def crash(settings: dict[str, Any], folder: Path, log: Path, num_threads: int) -> None:
+    log.write_text("")
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
 def test_failed_cell_is_reported_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -349,11 +354,6 @@ def test_failed_cell_is_reported_and_tried_again(
     (row,) = json.loads((tmp_path / "rows.json").read_text())["cells"].values()
     assert row["status"] == compare_run.FAILED
 
-    def crash(command: list[str], **streams: Any) -> Any:
-        streams["stdout"].write("Segmentation fault\n")
-        return types.SimpleNamespace(returncode=-11)
-
-    monkeypatch.setattr(compare_run, "commit", lambda: "abc")
-    monkeypatch.setattr(subprocess, "run", crash)
+    monkeypatch.setattr(compare_run, "compress_cell", crash)
     assert compare.main(arguments) == 1
-    assert "Segmentation fault" in capsys.readouterr().err
+    assert "exit code -11" in capsys.readouterr().err
