@@ -259,7 +259,21 @@ def _order(order: str, num_neuron_rounds: int, num_layer_rounds: int) -> list[Ki
 
 
 def _shares(config: "Config", num_rounds: int) -> list[float]:
-    """Each round's part of the recovery tokens, as long as no round ends early; they sum to 1."""
+    """Each round's part of the recovery tokens, as long as no round ends early; they sum to 1.
+
+    With --recovery-tokens, a part that is too small to train on is raised to the tokens of one optimizer step, and no less than
+    two sequences (documents are not cut between rounds, so a part of just one sequence may fall short of it).
+    """
     growth = 1.0 if config.recovery_split == "equal" else config.recovery_growth
     weights = [growth**index for index in range(num_rounds)]
-    return [weight / sum(weights) for weight in weights]
+    if config.recovery_tokens is None:
+        return [weight / sum(weights) for weight in weights]
+    smallest = min(1 / num_rounds, config.sequence_length * max(2, config.global_batch) / config.recovery_tokens)
+    raised: set[int] = set()
+    while True:
+        scale = (1 - smallest * len(raised)) / (sum(weight for index, weight in enumerate(weights) if index not in raised) or 1)
+        shares = [smallest if index in raised else scale * weight for index, weight in enumerate(weights)]
+        too_small = {index for index, share in enumerate(shares) if share < smallest} - raised
+        if not too_small:
+            return shares
+        raised |= too_small

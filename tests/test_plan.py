@@ -50,6 +50,20 @@ def test_recovery_shares(split: str, expected: list[float]) -> None:
     assert [step.recovery_share for step in steps] == pytest.approx(expected)
 
 
+def test_small_shares_are_raised_to_an_optimizer_step_and_the_others_keep_their_growth() -> None:
+    """100 tokens a step of 10,000: shares 1, 8, 64, 512 of 585 become 1%, and 1, 8, 64 of 73 of the other 99%."""
+    common = {"keep": 0.5, "rounds": 4, "recovery_growth": 8.0, "sequence_length": 25, "recovery_tokens": 10_000}
+    shares = [step.recovery_share for step in make_schedule(Config(**common, global_batch=4), 1536, 4)]  # type: ignore[arg-type]
+    assert shares == pytest.approx([0.01, 0.99 / 73, 0.99 * 8 / 73, 0.99 * 64 / 73])
+    two_sequences = [step.recovery_share for step in make_schedule(Config(**common, global_batch=1), 1536, 4)]  # type: ignore[arg-type]
+    assert two_sequences[0] == pytest.approx(0.005)
+
+
+def test_shares_are_equal_where_the_budget_has_no_step_for_each_round() -> None:
+    config = Config(keep=0.5, rounds=4, recovery_tokens=1000, sequence_length=256, global_batch=4)
+    assert [step.recovery_share for step in make_schedule(config, 1536, 4)] == pytest.approx([0.25] * 4)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
