@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ptl_fast.calibrate import Extra, Statistics
     from ptl_fast.data import Document, PackedTokens
     from ptl_fast.families import Family
+    from ptl_fast.lesson import Lesson, Watch
     from ptl_fast.moments import Moments
     from ptl_fast.plan import PruningPlan, Round
     from ptl_fast.rundir import RunFolder
@@ -138,7 +139,7 @@ class _Job:
     moments: "Moments | None" = None
 
     def __init__(self, config: Config) -> None:
-        from ptl_fast import evaluate, models, ranks, recover
+        from ptl_fast import evaluate, models, ranks, training
 
         assert config.model is not None
         assert config.data is not None
@@ -150,7 +151,7 @@ class _Job:
         self.tasks = evaluate.parse_tasks(config.eval_tasks, config.allow_code_execution)
         self.output = Path(config.output or f"runs/{Path(config.model).name}")
         ranks.join(self.device)
-        recover.batch_split(config)
+        training.batch_split(config)
 
     def run(self) -> dict[str, Any]:
         """The loop. Inputs are checked first; nothing is written before they fit."""
@@ -245,8 +246,7 @@ class _Job:
         from ptl_fast import calibrate, families, moments, recover
 
         trains = step.recovery_share > 0  # not where --threshold found nothing to remove
-        train = recover.RECOVERIES[self.config.recovery if trains else "none"]
-        tokens, num_tokens = self._sequences(step), self._tokens_left()[0]
+        recovery = recover.RECOVERIES[self.config.recovery if trains else "none"]
         with contextlib.ExitStack() as stack:
             watch = None
             if self.config.score_during_recovery and trains and step.number < len(self.schedule):
@@ -254,7 +254,7 @@ class _Job:
                 watch = stack.enter_context(calibrate.watch(self.model, self.family, extra))
             elif self.config.fused_ffn or self.config.score_during_recovery:
                 stack.enter_context(fused_ffns(families.feed_forwards(self.model, self.family)))
-            spent = train(self.model, tokens, num_tokens, self.config, folder, watch, self._spending(step))
+            spent = recovery(self.model, self._lesson(step, folder, watch), self.config)
         if watch is not None:
             self.folder.write_tensors(self._next_statistics(step.number), watch.total().tensors())
         if spent.moments is not None:
@@ -262,16 +262,32 @@ class _Job:
         took = {"recovery_tokens": spent.num_tokens, "recovery_steps": spent.num_steps, "checks": spent.checks}
         self.folder.write_json(f"round-{step.number:02d}/recovery.json", took)
 
+    def _lesson(self, step: "Round", folder: Path, watch: "Watch | None") -> "Lesson":
+        """The data that this round recovers with, and how it is to be spent."""
+        from ptl_fast.lesson import Lesson
+
+        return Lesson(
+            tokens=self._sequences(step),
+            num_tokens=self._tokens_left()[0],
+            name=folder.parent.name,
+            folder=folder,
+            log_folder=self.output / "log" / folder.parent.name,
+            tokenizer=self.tokenizer,
+            problems=self.corpus.documents[step.number - 1],
+            watch=watch,
+            spending=self._spending(step),
+        )
+
     def _spending(self, step: "Round") -> "Spending":
         """How the settings want this round's tokens spent."""
-        from ptl_fast import budget, recover
+        from ptl_fast import budget, cpt
 
         config, rest = self.config, self.schedule[step.number :]
         position = None
         if config.lr_schedule == "run":
             later = zip(self.training[step.number :], self._tokens_left()[1:], strict=True)
             before = sum(record["recovery_steps"] for record in self.records)
-            position = before, sum(recover.num_steps(tokens, num_tokens, config) for tokens, num_tokens in later)
+            position = before, sum(cpt.num_steps(tokens, num_tokens, config) for tokens, num_tokens in later)
         anticipates = config.anticipate > 0 and bool(rest) and rest[0].kind == "neurons"
         return budget.Spending(
             position=position,
@@ -320,12 +336,12 @@ class _Job:
 
     def _sequences(self, step: "Round") -> "PackedTokens":
         """The round's own part of the data; with until-recovered, followed by what earlier rounds did not come to of theirs."""
-        from ptl_fast import recover
+        from ptl_fast import cpt
 
         parts = self.training[: step.number]
         if self.config.recovery_split != "until-recovered":
             return parts[-1]
-        return recover.last_part(parts, [record["recovery_steps"] for record in self.records], self.config)
+        return cpt.last_part(parts, [record["recovery_steps"] for record in self.records], self.config)
 
     def _remove_old_weights(self, num_finished: int) -> None:
         """Remove finished recoveries' checkpoints, and all but the newest rounds' weights and the newest optimizer state."""

@@ -79,6 +79,8 @@ class Corpus:
     held_out: list[Document]
     subsets: list[list[Sequence[int]]]
     """Token ids of each round's documents, which no other round sees."""
+    documents: list[list[Document]]
+    """The same documents as text, in the same order; empty lists unless they were asked for."""
     fingerprint: str
     """SHA-256 of all documents read and of the parts' weights, so that a run does not continue on other data."""
 
@@ -99,13 +101,14 @@ def split_corpus(
     num_tokens: int | None,
     num_held_out: int,
     seed: int,
+    keep_documents: bool = False,
 ) -> Corpus:
     """Choose documents by seed, keep some aside, and cut the rest into one subset a round; every subset has the parts' weights.
 
     The same seed gives the same subsets whatever the number of ranks. ``shares`` (summing to 1) are the subsets' parts of
     ``num_tokens``, or of all there is when that is None or more than there is; with several parts, there is no more than the one
     that ends first allows at its weight. ``num_held_out`` documents are kept aside, in the same weights, but of a part that
-    is used as a whole no more than a twentieth.
+    is used as a whole no more than a twentieth. ``keep_documents`` keeps the subsets' text in memory too.
 
     Raises:
         ValueError: a part holds too few documents for a subset each.
@@ -126,13 +129,17 @@ def split_corpus(
     total = available if num_tokens is None else min(available, num_tokens)
     cuts = []
     for part, (_, training) in zip(parts, samples, strict=True):
-        used = list(_until([item.ids for item in training], part.weight * total))
+        used = list(_until(training, part.weight * total))
         cuts.append(_cut(used, shares))
         if not all(cuts[-1]):
             raise ValueError(f"{part.name} has {len(used)} training documents, too few for {len(shares)} rounds; give more data")
-    subsets = [_mix([[(len(ids), ids) for ids in cut[number]] for cut in cuts]) for number in range(len(shares))]
-    held_out = _mix([[(1, item.document) for item in kept] for kept, _ in samples])
-    return Corpus(held_out, subsets, digest.hexdigest())
+    chosen = [_mix([[(len(item.ids), item) for item in cut[number]] for cut in cuts]) for number in range(len(shares))]
+    return Corpus(
+        held_out=_mix([[(1, item.document) for item in kept] for kept, _ in samples]),
+        subsets=[[item.ids for item in subset] for subset in chosen],
+        documents=[[item.document for item in subset if keep_documents] for subset in chosen],
+        fingerprint=digest.hexdigest(),
+    )
 
 
 class _Sample:
@@ -209,27 +216,27 @@ def _random_number(content: bytes, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=16, key=str(seed).encode()).digest(), "big")
 
 
-def _until(documents: Iterable[Sequence[int]], num_tokens: float) -> Iterator[Sequence[int]]:
+def _until(documents: Iterable[_Candidate], num_tokens: float) -> Iterator[_Candidate]:
     """The first documents that hold ``num_tokens`` tokens together, or all."""
     seen = 0
-    for ids in documents:
+    for document in documents:
         if seen >= num_tokens:
             return
-        seen += len(ids)
-        yield ids
+        seen += len(document.ids)
+        yield document
 
 
-def _cut(documents: Sequence[Sequence[int]], shares: Sequence[float]) -> list[list[Sequence[int]]]:
+def _cut(documents: Sequence[_Candidate], shares: Sequence[float]) -> list[list[_Candidate]]:
     """Cut into one piece a share; a piece's tokens differ from its share by less than a document at either end."""
-    total = sum(map(len, documents))
+    total = sum(len(document.ids) for document in documents)
     ends = list(itertools.accumulate(shares))
-    subsets: list[list[Sequence[int]]] = [[] for _ in shares]
+    subsets: list[list[_Candidate]] = [[] for _ in shares]
     seen, subset = 0, 0
-    for ids in documents:
+    for document in documents:
         while subset < len(shares) - 1 and seen >= round(ends[subset] * total, 6):  # 0.6000000000000001 of 50 are 30
             subset += 1
-        subsets[subset].append(ids)
-        seen += len(ids)
+        subsets[subset].append(document)
+        seen += len(document.ids)
     return subsets
 
 

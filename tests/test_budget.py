@@ -14,10 +14,11 @@ from conftest import DEMO_MODEL, make_model
 from ptl_kernels import hole_filling
 from safetensors.torch import load_file
 from test_recover import config, packed
+from test_recover import train as recover
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, get_cosine_schedule_with_warmup
 
-from ptl_fast import anticipate, budget, compact, moments, recover, rundir
+from ptl_fast import anticipate, budget, compact, cpt, moments, rundir, training
 from ptl_fast.budget import Closing, HeldOut, Spending, Spent
 from ptl_fast.compress import compress
 from ptl_fast.config import Config
@@ -37,8 +38,8 @@ def train(model: PreTrainedModel, folder: Path, num_steps: int, spending: Spendi
     tokens = packed()
     num_tokens = round(num_steps * tokens.num_tokens / len(tokens) * 4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recover._StopAtNan, "on_log", note)
-        spent = recover.cpt(model, tokens, num_tokens, config(**settings), folder / "recovery", None, spending)
+        patch.setattr(training.StopAtNan, "on_log", note)
+        spent = recover(model, tokens, num_tokens, config(**settings), folder / "recovery", None, spending)
     return spent, logs
 
 
@@ -156,7 +157,7 @@ def test_round_ends_when_it_has_recovered(llama: PreTrainedModel, tmp_path: Path
 
 def test_sequences_that_a_round_leaves_go_to_the_next() -> None:
     parts = [packed(seed=seed) for seed in (5, 6, 7)]
-    left = recover.last_part(parts, [2, 1], config())
+    left = cpt.last_part(parts, [2, 1], config())
 
     assert len(left) == sum(map(len, parts)) - 3 * 4, "three steps of four sequences"
     assert torch.equal(left.input_ids[: len(parts[2])], parts[2].input_ids)
@@ -164,7 +165,7 @@ def test_sequences_that_a_round_leaves_go_to_the_next() -> None:
     rest = [tuple(row.tolist()) for row in left.input_ids]
     assert all(rest.count(row) <= everything.count(row) for row in set(rest))
 
-    assert len(recover.last_part(parts[:2], [100], config())) == len(parts[1]), "nothing is left of a part that was seen whole"
+    assert len(cpt.last_part(parts[:2], [100], config())) == len(parts[1]), "nothing is left of a part that was seen whole"
 
 
 # --- optimizer state
@@ -448,7 +449,7 @@ class Killed(Exception):
 @pytest.fixture
 def kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Have the next run die before it writes a file, or before a round's step begins: 'round-01 step 7'."""
-    write, begin = rundir._write_atomically, recover._StopAtNan.on_step_begin
+    write, begin = rundir._write_atomically, training.StopAtNan.on_step_begin
     where = [""]
 
     def dying_write(file: Path, content: bytes) -> None:
@@ -462,7 +463,7 @@ def kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
         begin(self, args, state, control, **kwargs)
 
     monkeypatch.setattr(rundir, "_write_atomically", dying_write)
-    monkeypatch.setattr(recover._StopAtNan, "on_step_begin", dying_step)
+    monkeypatch.setattr(training.StopAtNan, "on_step_begin", dying_step)
 
     def choose(place: str) -> None:
         where[0] = place

@@ -131,7 +131,7 @@ def texts(subset: Iterable[Iterable[int]]) -> list[str]:
 
 def test_shares_that_add_up_to_a_whole_number_cut_there() -> None:
     """0.1 + 0.1 + 0.4 is a little more than 0.6 in floating point, and 50 tokens are cut after 30 all the same."""
-    documents = [[0] * 10 for _ in range(5)]
+    documents = [data._Candidate(0, data.Document("", ""), [0] * 10) for _ in range(5)]
     assert [len(subset) for subset in data._cut(documents, [0.1, 0.1, 0.4, 0.4])] == [1, 0, 2, 2]
 
 
@@ -165,7 +165,7 @@ def test_subsets_are_disjoint_and_their_shares_hold_within_a_document(
             for number, (weight, documents) in enumerate(zip(part_weights, numbered, strict=True))
         ]
         settings = {"shares": shares, "num_tokens": num_tokens, "num_held_out": num_held_out, "seed": seed}
-        return data.split_corpus(parts, Letters(), **settings)  # type: ignore[arg-type]
+        return data.split_corpus(parts, Letters(), keep_documents=not reverse, **settings)  # type: ignore[arg-type]
 
     try:
         corpus = run(seed)
@@ -187,6 +187,8 @@ def test_subsets_are_disjoint_and_their_shares_hold_within_a_document(
     again, reordered = run(seed), run(seed, reverse=True)
     assert (again.subsets, again.held_out, again.fingerprint) == (corpus.subsets, corpus.held_out, corpus.fingerprint)
     assert (reordered.subsets, reordered.held_out) == (corpus.subsets, corpus.held_out), "file order does not matter"
+    assert [[document.text for document in subset] for subset in corpus.documents] == subsets
+    assert not any(reordered.documents), "text is kept only where it is asked for"
     assert reordered.fingerprint != corpus.fingerprint
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model
-from transformers import PreTrainedModel
+from conftest import DEMO_MODEL, make_model
+from transformers import AutoTokenizer, PreTrainedModel
 
-from ptl_fast import calibrate, data, recover
+from ptl_fast import calibrate, cpt, data, training
+from ptl_fast.budget import Spending, Spent
 from ptl_fast.config import Config
 from ptl_fast.families import find_family
+from ptl_fast.lesson import Lesson, Watch
 
 
 def packed(num_documents: int = 60, seed: int = 5) -> data.PackedTokens:
@@ -25,8 +27,32 @@ def config(**settings: object) -> Config:
     return Config(**{"model": "x", "data": "x", "learning_rate": 1e-2, "device": "cpu", **shape, **settings})
 
 
+def train(
+    model: PreTrainedModel,
+    tokens: data.PackedTokens,
+    num_tokens: int,
+    settings: Config,
+    folder: Path,
+    watch: Watch | None = None,
+    spending: Spending | None = None,
+) -> Spent:
+    """Continual pre-training of one round."""
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
+    lesson = Lesson(
+        tokens=tokens,
+        num_tokens=num_tokens,
+        name=folder.parent.name,
+        folder=folder,
+        log_folder=folder.parent / "log",
+        tokenizer=tokenizer,
+        watch=watch,
+        spending=spending or Spending(),
+    )
+    return cpt.cpt(model, lesson, settings)
+
+
 def loss(model: PreTrainedModel, tokens: data.PackedTokens) -> float:
-    batch = recover._stack([tokens[index] for index in range(len(tokens))])
+    batch = cpt.stack([tokens[index] for index in range(len(tokens))])
     with torch.inference_mode():
         return model(
             input_ids=batch["input_ids"], position_ids=batch["position_ids"], labels=batch["labels"], use_cache=False
@@ -43,7 +69,7 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 def test_training_begins_with_the_first_step(llama: PreTrainedModel, tmp_path: Path) -> None:
     """A round of a single step is no warm-up."""
     before = loss(llama, packed())
-    recover.cpt(llama, packed(), 10, config(), tmp_path / "round-01" / "recovery")
+    train(llama, packed(), 10, config(), tmp_path / "round-01" / "recovery")
     assert loss(llama, packed()) < before
 
 
@@ -51,7 +77,7 @@ def test_cpt_lowers_the_loss_and_keeps_type_and_tying(llama: PreTrainedModel, tm
     model = cast(make_model("llama", tie_word_embeddings=True), torch.bfloat16)
     tokens = packed()
     before = loss(model, tokens)
-    recover.cpt(model, tokens, 20 * 4 * 32, config(gradient_checkpointing=True), tmp_path / "round-01" / "recovery")
+    train(model, tokens, 20 * 4 * 32, config(gradient_checkpointing=True), tmp_path / "round-01" / "recovery")
     assert loss(model, tokens) < before - 1
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -64,7 +90,7 @@ def test_cpt_lowers_the_loss_and_keeps_type_and_tying(llama: PreTrainedModel, tm
 def test_gradient_checkpointing_changes_nothing(llama: PreTrainedModel, tmp_path: Path) -> None:
     other = copy.deepcopy(llama)
     for model, flag in ((llama, True), (other, False)):
-        recover.cpt(model, packed(), 500, config(gradient_checkpointing=flag), tmp_path / str(flag) / "recovery")
+        train(model, packed(), 500, config(gradient_checkpointing=flag), tmp_path / str(flag) / "recovery")
     for name, parameter in llama.named_parameters():
         torch.testing.assert_close(parameter, other.get_parameter(name), atol=1e-6, rtol=1e-5)
 
@@ -85,14 +111,14 @@ def test_padding_and_document_starts_are_not_trained_on(llama: PreTrainedModel) 
 def test_rounds_in_one_process_do_not_disturb_each_other(llama: PreTrainedModel, tmp_path: Path, dtype: torch.dtype) -> None:
     """The second recovery equals the same recovery by a fresh copy of the weights; nothing of the first stays attached."""
     llama = cast(llama, dtype)
-    recover.cpt(llama, packed(), 400, config(), tmp_path / "round-01" / "recovery")
+    train(llama, packed(), 400, config(), tmp_path / "round-01" / "recovery")
     assert not {"forward", "_is_accelerate_prepared"} & set(llama.__dict__)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in llama.modules())
     assert llama.model.rotary_emb.inv_freq.dtype == torch.float32
     fresh = cast(make_model("llama"), dtype)
     fresh.load_state_dict(llama.state_dict())
-    recover.cpt(llama, packed(seed=6), 400, config(), tmp_path / "round-02" / "recovery")
-    recover.cpt(fresh, packed(seed=6), 400, config(), tmp_path / "round-03" / "recovery")
+    train(llama, packed(seed=6), 400, config(), tmp_path / "round-02" / "recovery")
+    train(fresh, packed(seed=6), 400, config(), tmp_path / "round-03" / "recovery")
     for name, parameter in llama.named_parameters():
         assert torch.equal(parameter, fresh.get_parameter(name)), name
 
@@ -109,19 +135,19 @@ def killed_at_step(number: int, train: Callable[[], None]) -> None:
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recover._StopAtNan, "on_step_begin", die)
+        patch.setattr(training.StopAtNan, "on_step_begin", die)
         with pytest.raises(Killed):
             train()
 
 
 def test_interrupted_recovery_ends_bit_identical(llama: PreTrainedModel, tmp_path: Path) -> None:
     undisturbed = copy.deepcopy(llama)
-    recover.cpt(undisturbed, packed(), 1500, config(), tmp_path / "a" / "recovery")
+    train(undisturbed, packed(), 1500, config(), tmp_path / "a" / "recovery")
     original = copy.deepcopy(llama)
     settings = config(checkpoint_minutes=0)
-    killed_at_step(5, lambda: recover.cpt(original, packed(), 1500, settings, tmp_path / "b" / "recovery"))
+    killed_at_step(5, lambda: train(original, packed(), 1500, settings, tmp_path / "b" / "recovery"))
     assert [path.name for path in (tmp_path / "b" / "recovery").glob("checkpoint-*")] == ["checkpoint-5"]
-    recover.cpt(llama, packed(), 1500, config(), tmp_path / "b" / "recovery")
+    train(llama, packed(), 1500, config(), tmp_path / "b" / "recovery")
     for name, parameter in llama.named_parameters():
         assert torch.equal(parameter, undisturbed.get_parameter(name)), name
 
@@ -133,11 +159,11 @@ def test_watch_counts_the_last_tokens_once(llama: PreTrainedModel, tmp_path: Pat
     assert not tokens.mask.all()
     settings = config(learning_rate=1e-12, calibration_tokens=3 * 4 * 32, gradient_checkpointing=gradient_checkpointing)
     with calibrate.watch(llama, family) as watch:
-        recover.cpt(llama, tokens, 8 * 4 * 32, settings, tmp_path / "round-01" / "recovery", watch)
-    num_steps = recover.num_steps(tokens, 8 * 4 * 32, settings)
-    num_watched = recover.num_steps(tokens, settings.calibration_tokens, settings)
+        train(llama, tokens, 8 * 4 * 32, settings, tmp_path / "round-01" / "recovery", watch)
+    num_steps = cpt.num_steps(tokens, 8 * 4 * 32, settings)
+    num_watched = cpt.num_steps(tokens, settings.calibration_tokens, settings)
     assert 0 < num_watched < num_steps
-    order = recover._Sequences(tokens, num_steps * 4, settings.seed).order[-num_watched * 4 :]
+    order = cpt.Sequences(tokens, num_steps * 4, settings.seed).order[-num_watched * 4 :]
     rows = data.PackedTokens(tokens.input_ids[order], tokens.position_ids[order], tokens.mask[order])
     expected, total = calibrate.collect(llama, family, rows, 2), watch.total()
     assert int(total.num_tokens) == int(expected.num_tokens) == rows.num_tokens
@@ -154,10 +180,10 @@ def test_interrupted_watch_ends_bit_identical(llama: PreTrainedModel, tmp_path: 
         if steps_before_kill is not None:
             model = copy.deepcopy(llama)
             with calibrate.watch(model, family) as watch:
-                killed_at_step(steps_before_kill, partial(recover.cpt, model, packed(), 1500, settings, folder, watch))
+                killed_at_step(steps_before_kill, partial(train, model, packed(), 1500, settings, folder, watch))
         model = copy.deepcopy(llama)
         with calibrate.watch(model, family) as watch:
-            recover.cpt(model, packed(), 1500, settings, folder, watch)
+            train(model, packed(), 1500, settings, folder, watch)
         totals.append(watch.total())
     assert all(torch.equal(first, totals[1].tensors()[name]) for name, first in totals[0].tensors().items())
 
@@ -165,19 +191,19 @@ def test_interrupted_watch_ends_bit_identical(llama: PreTrainedModel, tmp_path: 
 def test_half_written_checkpoint_is_not_used(tmp_path: Path) -> None:
     for step in (3, 12, 20):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    assert recover._newest_checkpoint(tmp_path) is None
+    assert training.newest_checkpoint(tmp_path) is None
     for step in (3, 12):
-        (tmp_path / f"checkpoint-{step}" / recover.COMPLETE).touch()
-    assert recover._newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
+        (tmp_path / f"checkpoint-{step}" / training.COMPLETE).touch()
+    assert training.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
 
 
 def test_nan_loss_names_the_step(llama: PreTrainedModel, tmp_path: Path) -> None:
     with torch.no_grad():
         llama.lm_head.weight[5] = float("nan")
     with pytest.raises(ValueError, match="loss is nan at step 1 of"):
-        recover.cpt(llama, packed(), 1500, config(), tmp_path / "round-01" / "recovery")
+        train(llama, packed(), 1500, config(), tmp_path / "round-01" / "recovery")
 
 
 def test_global_batch_must_divide(llama: PreTrainedModel, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--global-batch 5 is no multiple of --micro-batch 2"):
-        recover.cpt(llama, packed(), 1500, config(global_batch=5), tmp_path / "recovery")
+        train(llama, packed(), 1500, config(global_batch=5), tmp_path / "recovery")

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_model
-from test_recover import config, packed
+from test_recover import config, packed, train
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from ptl_fast import calibrate, data, recover, score
+from ptl_fast import calibrate, cpt, data, score
 from ptl_fast.families import decoder_layers, feed_forwards, find_family
 
 EVERYTHING = frozenset({"sums", "angles"})
@@ -190,8 +190,8 @@ def test_watching_training_takes_sums_and_angles_once(llama: PreTrainedModel, tm
     tokens, family = packed(num_documents=20), find_family(llama)
     settings = config(learning_rate=1e-12, calibration_tokens=10**6, gradient_checkpointing=gradient_checkpointing)
     with calibrate.watch(llama, family, EVERYTHING) as watch:
-        recover.cpt(llama, tokens, tokens.num_tokens, settings, tmp_path / "round-01" / "recovery", watch)
-    order = recover._Sequences(tokens, recover.num_steps(tokens, tokens.num_tokens, settings) * 4, settings.seed).order
+        train(llama, tokens, tokens.num_tokens, settings, tmp_path / "round-01" / "recovery", watch)
+    order = cpt.Sequences(tokens, cpt.num_steps(tokens, tokens.num_tokens, settings) * 4, settings.seed).order
     rows = data.PackedTokens(tokens.input_ids[order], tokens.position_ids[order], tokens.mask[order])
     expected, total = calibrate.collect(llama, family, rows, 2, extra=EVERYTHING), watch.total()
     assert total.tensors().keys() == expected.tensors().keys() >= {"sum_LI", "absolute_LI", "maximum_LI", "angle_L"}

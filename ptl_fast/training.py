@@ -1,0 +1,201 @@
+"""What every training by transformers' Trainer shares: progress, checkpoints, DeepSpeed, and leaving the model as it was found."""
+
+import contextlib
+import gc
+import json
+import math
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from ptl_fast import ranks
+from ptl_fast.config import deepspeed_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainerControl, TrainerState
+
+    from ptl_fast.config import Config
+
+COMPLETE = "complete"
+
+
+def batch_split(config: "Config") -> tuple[int, int]:
+    """(sequences in a rank's forward pass, forward passes in a step): together with the ranks, the global batch.
+
+    Raises:
+        ValueError: the global batch does not divide.
+    """
+    micro_batch = min(config.micro_batch, max(1, config.global_batch // ranks.world_size()))
+    accumulation, rest = divmod(config.global_batch, micro_batch * ranks.world_size())
+    if rest:
+        raise ValueError(
+            f"--global-batch {config.global_batch} is no multiple of --micro-batch {micro_batch} times"
+            f" {ranks.world_size()} ranks; change one of them"
+        )
+    return micro_batch, accumulation
+
+
+def common_arguments(model: "PreTrainedModel", folder: Path, config: "Config") -> dict[str, Any]:
+    """The fields of transformers' TrainingArguments that no recovery changes."""
+    on_cpu = model.device.type == "cpu"
+    return {
+        "output_dir": str(folder),
+        "bf16": model.dtype == torch.bfloat16,
+        "fp16": model.dtype == torch.float16,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "remove_unused_columns": False,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": ["tensorboard"],
+        "seed": config.seed,
+        "use_cpu": on_cpu,
+        "dataloader_pin_memory": not on_cpu,
+        "ddp_timeout": int(ranks.TIMEOUT.total_seconds()),
+        "deepspeed": deepspeed_settings(config.deepspeed, on_cpu),
+        "disable_tqdm": True,
+    }
+
+
+def run(trainer: Trainer, checkpoint: str | None) -> None:
+    """Train, from a checkpoint if there is one; the bar goes also when an error ends it."""
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, Progress):
+                callback.bar.close()
+
+
+class Progress(TrainerCallback):
+    """One bar with the current loss."""
+
+    def __init__(self, description: str) -> None:
+        self.description, self.bar = description, tqdm(disable=True)
+
+    def on_train_begin(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
+        description = f"{self.description}: recover"
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc=description, leave=False, disable=not ranks.is_main()
+        )
+
+    def on_log(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
+        if "loss" in kwargs["logs"]:
+            self.bar.set_postfix(loss=kwargs["logs"]["loss"], refresh=False)
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
+        self.bar.close()
+
+
+class StopAtNan(TrainerCallback):
+    def on_log(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
+        loss = float(kwargs["logs"].get("loss", 0.0))
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"recovery's loss is {loss} at step {state.global_step} of {state.max_steps}; lower --learning-rate, or prune"
+                " less in a round (more --rounds)"
+            )
+
+
+class Checkpoints(TrainerCallback):
+    """Asks for a checkpoint when enough time has passed, marks it complete once it is on disk, and removes the ones before.
+
+    Args:
+        end: the step after which none is needed.
+        keep: called by every rank with the new checkpoint's folder, to add what the Trainer's own state lacks.
+    """
+
+    def __init__(self, folder: Path, seconds: float, end: Callable[[], int], keep: Callable[[Path], None]) -> None:
+        self.folder, self.seconds, self.end, self.keep = folder, seconds, end, keep
+        self.last = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
+        due = time.monotonic() - self.last >= self.seconds and state.global_step < self.end()
+        control.should_save = ranks.agree(due)
+
+    def on_save(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
+        checkpoint = self.folder / f"checkpoint-{state.global_step}"
+        self.keep(checkpoint)
+        ranks.barrier()
+        if ranks.is_main():
+            (checkpoint / COMPLETE).touch()
+            for other in self.folder.glob("checkpoint-*"):
+                if other != checkpoint:
+                    shutil.rmtree(other)
+        ranks.barrier()
+        self.last = time.monotonic()
+
+
+@contextlib.contextmanager
+def borrowed(model: "PreTrainedModel", with_deepspeed: bool) -> Iterator[None]:
+    """Lend the model to a Trainer, which ends with ``tear_down``; its type and all that is not trained comes back as it was.
+
+    Without DeepSpeed, half-precision weights are float32 meanwhile, for training under autocast.
+    """
+    dtype, use_cache = model.dtype, model.config.use_cache
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    if dtype != torch.float32 and not with_deepspeed:
+        renew_parameters_(model, torch.float32)  # an update of 1e-5 vanishes in bf16's 8 bits of mantissa
+    yield
+    renew_parameters_(model, dtype)
+    for name, buffer in buffers.items():  # DeepSpeed casts them too, and rotary frequencies must stay float32
+        owner, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, buffer)
+    model.config.use_cache = use_cache  # Trainer turns it off, and the saved config would keep that
+
+
+def deepspeed_settings(name: str | None, on_cpu: bool) -> dict | None:
+    """The JSON of --deepspeed. Without a launcher, one GPU is a group of one; one CPU process trains without DeepSpeed."""
+    if name is None:
+        return None
+    if "WORLD_SIZE" not in os.environ:
+        if on_cpu:
+            warnings.warn("--deepspeed has no use in one process on a CPU: recovery runs without it", stacklevel=2)
+            return None
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+    return json.loads(deepspeed_file(name).read_text())
+
+
+def newest_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end, or None."""
+    complete = ranks.agree([str(marker.parent) for marker in folder.glob(f"checkpoint-*/{COMPLETE}")])
+    return max(complete, key=lambda path: int(path.rsplit("-", 1)[1]), default=None)
+
+
+def tear_down(trainer: Trainer, model: "PreTrainedModel") -> None:
+    """Undo everything that training attached to the model, so that the next round starts from plain weights."""
+    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    if trainer.is_deepspeed_enabled:
+        trainer.model_wrapped.destroy()  # type: ignore[operator]
+    trainer.accelerator.free_memory()
+    # accelerate wraps a model's forward in autocast, and would take a model with this mark for wrapped
+    for attribute in ("_is_accelerate_prepared", "forward"):
+        model.__dict__.pop(attribute, None)
+    model.gradient_checkpointing_disable()
+    model.disable_input_require_grads()
+    model.zero_grad(set_to_none=True)
+    model.eval()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def renew_parameters_(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give each parameter a new object, memory and type: optimizers leave hooks on them and views of flat buffers in them."""
+    renewed: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) not in renewed:
+                renewed[id(parameter)] = nn.Parameter(parameter.detach().to(dtype, copy=True), parameter.requires_grad)
+            setattr(module, name, renewed[id(parameter)])
