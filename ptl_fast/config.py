@@ -70,6 +70,10 @@ class Config:
     rounds: int | None = None
     """Rounds in which neurons are removed (default: 5, or fewer where --width-multiple allows fewer steps)."""
 
+    steps: Literal["proportional", "equal"] = "proportional"
+    """How large the --rounds are: proportional removes the same fraction of what is left in each, equal (as --neurons-per-round
+    does) the same number of neurons, so that the last round removes the largest fraction."""
+
     drop_layers: int = 0
     """Whole decoder layers to remove."""
 

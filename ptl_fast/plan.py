@@ -223,15 +223,27 @@ def _widths(config: "Config", width: int) -> list[int]:
                 f" --rounds {config.rounds}; give one of the two"
             )
         exact = [float(width - config.neurons_per_round * (index + 1)) for index in range(rounds - 1)]
-    else:
+    elif config.steps == "equal":
         exact = [width - (width - target) * (index + 1) / rounds for index in range(rounds - 1)]
+    else:
+        exact = [width * (target / width) ** ((index + 1) / rounds) for index in range(rounds - 1)]
     widths = [round(value / multiple) * multiple for value in exact] + [target]
+    if config.steps == "proportional" and not config.neurons_per_round and rounds <= available:
+        widths = _apart(widths, multiple)
     if len(set(widths)) < len(widths) or widths[0] >= width:
         raise ValueError(
             f"{rounds} rounds from width {width} to {target} need smaller steps than --width-multiple {multiple};"
             f" use at most {available} rounds, larger --neurons-per-round, or a lower --width-multiple"
         )
     return widths
+
+
+def _apart(widths: list[int], multiple: int) -> list[int]:
+    """Widths at least ``multiple`` apart, the last one as it was: small steps may round to none."""
+    apart = list(widths)
+    for index in reversed(range(len(widths) - 1)):
+        apart[index] = max(apart[index], apart[index + 1] + multiple)
+    return apart
 
 
 def _layer_counts(config: "Config", num_layers: int) -> list[int]:

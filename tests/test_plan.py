@@ -1,7 +1,11 @@
 """Schedules reach their target in equal, aligned steps; plans remove the least important and keep the protected."""
 
+import itertools
+
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from ptl_fast.config import Config
 from ptl_fast.plan import Round, make_schedule, plan_layers, plan_neurons, protect
@@ -18,8 +22,37 @@ def test_two_rounds_to_five_sixths() -> None:
 
 
 def test_default_is_five_rounds_or_as_many_as_fit() -> None:
-    assert [width for _, width, _ in schedule(keep=0.5, width=14336)] == [12928, 11520, 9984, 8576, 7168]
+    assert len(schedule(keep=0.5, width=14336)) == 5
     assert [width for _, width, _ in schedule(keep=0.65)] == [1408, 1280, 1152, 1024]
+
+
+def test_equal_steps_remove_as_many_neurons_in_every_round() -> None:
+    assert [width for _, width, _ in schedule(keep=0.5, width=14336, steps="equal")] == [12928, 11520, 9984, 8576, 7168]
+
+
+def test_proportional_steps_remove_the_same_fraction_in_every_round() -> None:
+    assert [width for _, width, _ in schedule(keep=1 / 16, width=4096, rounds=4)] == [2048, 1024, 512, 256]
+    assert [width for _, width, _ in schedule(keep=0.125, width=768, rounds=4, width_multiple=32)] == [448, 256, 160, 96]
+
+
+@given(
+    multiple=st.sampled_from([1, 8, 128]),
+    num_multiples=st.integers(2, 120),
+    rest=st.integers(0, 127),
+    kept=st.floats(0.01, 0.99),
+    data=st.data(),
+)
+def test_as_many_proportional_steps_as_fit_reach_the_target(
+    multiple: int, num_multiples: int, rest: int, kept: float, data: st.DataObject
+) -> None:
+    width = multiple * num_multiples + rest % multiple
+    target = round(kept * width / multiple) * multiple
+    assume(0 < target < width)
+    rounds = data.draw(st.integers(1, -(-(width - target) // multiple)))
+    widths = [each for _, each, _ in schedule(keep=kept, width=width, rounds=rounds, width_multiple=multiple)]
+    assert len(widths) == rounds
+    assert widths[-1] == target
+    assert all(before > after and after % multiple == 0 for before, after in itertools.pairwise([width, *widths]))
 
 
 def test_neurons_per_round_sets_the_number_of_rounds() -> None:
