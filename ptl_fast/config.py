@@ -116,8 +116,8 @@ class Config:
     gives the tokens and data that it saves to later rounds. The last round uses all that is left."""
 
     recovery_growth: float = 2.0
-    """The factor of --recovery-split growing and until-recovered. With --recovery-tokens, a round's share is raised to the tokens of
-    one optimizer step where it would be smaller."""
+    """The factor of --recovery-split growing and until-recovered. With --recovery-tokens, a round's share is raised to the tokens
+    of one optimizer step where it would be smaller."""
 
     recovered_within: float = 0.02
     """With until-recovered: a round has recovered when the negative log-likelihood per answer token of held-out documents of
