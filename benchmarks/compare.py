@@ -26,7 +26,7 @@ from benchmarks.bench_kernels import write_text
 from benchmarks.compare_grid import Cell, Point, Setup
 
 QUICK_STUDIES = ("methods", "order", "rounds", "steps")
-QUICK_SIZES = (0.33,)
+QUICK_SIZES = (0.125,)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -188,7 +188,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--studies", nargs="+", choices=list(compare_grid.STUDIES), help="default: all")
     parser.add_argument("--methods", nargs="+", help="only these methods, scorers or options")
     parser.add_argument("--sizes", nargs="+", type=float, help="fractions of FFN neurons that PTL keeps")
-    parser.add_argument("--budgets", nargs="+", type=int, help="recovery tokens of the curves (default: half, once and twice)")
+    parser.add_argument(
+        "--budgets", nargs="+", type=int, help="recovery tokens of the curves (default: a quarter, half and all of recovery_tokens)"
+    )
     parser.add_argument("--seeds", type=int, help="seeds 0, 1, ... (default: 3)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cells at a time (default: the number of cores)")
     options = parser.parse_args(arguments)

@@ -44,7 +44,7 @@ def make_setup(options: argparse.Namespace) -> Setup:
         unseen=unseen,
         unseen_text=unseen_text,
         sizes=tuple(options.sizes),
-        budgets=tuple(options.budgets or (tokens // 2, tokens, 2 * tokens)),
+        budgets=tuple(options.budgets or (tokens // 4, tokens // 2, tokens)),
     )
 
 

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 DEMO = "ptl-demo"
 SPLITS = {"test": "demo_arithmetic", "validation": "demo_arithmetic_validation"}
-SIZES = (0.5, 0.33, 0.25)
+SIZES = (0.5, 0.25, 0.125)
 STEPS = (1, 2, 4, 8)
 ORDERS = ("neurons-then-layers", "layers-then-neurons", "alternate")
 ORDER_KEEP = 0.65
@@ -184,10 +184,10 @@ DENSE = "dense, same training"
 
 # What decides, in PTL's schedule for neurons and at once for layers.
 SCORERS: dict[str, Maker] = {
-    "activation": ptl,
+    "output-change": ptl,
     **{
         name: lambda setup, keep, name=name: {"keep": keep, "scorer": name}  # type: ignore[misc]
-        for name in ("output-change", "fluctuation", "gradient", "magnitude", "random")
+        for name in ("activation", "fluctuation", "gradient", "magnitude", "random")
     },
     "reference": reference,
     **{
@@ -202,11 +202,13 @@ RECOVERIES: dict[str, Settings] = {
     "equal shares": {"recovery_split": "equal"},
     "shares grow twofold": {"recovery_growth": 2.0},
     "until recovered": {"recovery_split": "until-recovered"},
-    "one learning-rate schedule": {"lr_schedule": "run"},
-    "Adam's moments kept": {"keep_optimizer_state": True},
+    "equal steps": {"steps": "equal"},
+    "a learning-rate schedule a round": {"lr_schedule": "round"},
+    "Adam starts afresh each round": {"keep_optimizer_state": False},
+    "both afresh each round": {"lr_schedule": "round", "keep_optimizer_state": False},
     "scored once": {"score_once": True},
+    "anticipated, weight 0.0001": {"anticipate": 1e-4},
     "anticipated, weight 0.001": {"anticipate": 0.001},
-    "anticipated, weight 0.01": {"anticipate": 0.01},
     "scored during recovery": {"score_during_recovery": True},
 }
 

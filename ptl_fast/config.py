@@ -88,13 +88,13 @@ class Config:
     order: Literal["neurons-then-layers", "layers-then-neurons", "alternate"] = "neurons-then-layers"
     """Which rounds come first."""
 
-    scorer: str = "activation"
-    """Neuron importance: activation (Eq. 4: L2 norm of the activation), output-change (Eq. 2: times the norm of the
-    down_proj column), fluctuation (FLAP: variance of the activation times the column's squared norm), gradient (first-order
-    Taylor: sum over tokens of |activation times its loss gradient|; needs a backward pass), magnitude (L2 norm of the weights),
-    random, reference (the rule that the method's authors published, as a baseline: neurons are selected on 10 samples of
-    --data and 1000 of --protect, at one position each, and deleted in index order; if it selects too few, the rest in index
-    order follows)."""
+    scorer: str = "output-change"
+    """Neuron importance: output-change (Eq. 2: L2 norm of the activation times the norm of the down_proj column, which is what
+    the neuron adds to the layer's output), activation (Eq. 4: without the column), fluctuation (FLAP: variance of the activation
+    times the column's squared norm), gradient (first-order Taylor: sum over tokens of |activation times its loss gradient|;
+    needs a backward pass), magnitude (L2 norm of the weights), random, reference (the rule that the method's authors published,
+    as a baseline: neurons are selected on 10 samples of --data and 1000 of --protect, at one position each, and deleted in
+    index order; if it selects too few, the rest in index order follows)."""
 
     layer_scorer: str = "residual"
     """Layer importance: residual (Eq. 5: mean L2 norm of the layer's change of the residual stream), block-influence

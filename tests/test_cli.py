@@ -77,7 +77,11 @@ BAD_INPUT = [
     pytest.param(["--eval-tasks", "nll=nowhere.jsonl"], r"no file nowhere.jsonl", id="task-file"),
     pytest.param(["--eval-tasks", "ptl_mbpp=data.jsonl"], r"runs the code.*; allow it with --allow-code-execution", id="code"),
     pytest.param(["--preset", "best"], r"unknown --preset best; choose demo", id="preset"),
-    pytest.param(["--deepspeed", "zero9"], r"--deepspeed zero9: no such file; choose zero2", id="deepspeed"),
+    pytest.param(
+        ["--deepspeed", "zero9", "--keep-optimizer-state", "false"],
+        r"--deepspeed zero9: no such file; choose zero2",
+        id="deepspeed",
+    ),
     pytest.param(["--device", "cuda:99"], r"--device cuda:99 is not present", id="device"),
     pytest.param(["--attn", "flash_attention_2"], r"--attn flash_attention_2 cannot be used here", id="attention"),
     pytest.param(["--device", "tpu"], r"unknown --device tpu", id="unknown-device"),

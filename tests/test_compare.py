@@ -37,8 +37,8 @@ def test_parameters_are_the_hand_computed_ones(setup: Setup) -> None:
     ("keep", "width", "num_left"),
     [
         pytest.param(0.5, 384, 2, id="58.4%-between-51.4%-and-75.7%"),
-        pytest.param(0.33, 256, 2, id="44.5%-between-27.1%-and-51.4%"),
         pytest.param(0.25, 192, 1, id="37.5%-between-27.1%-and-51.4%"),
+        pytest.param(0.125, 96, 1, id="27.0%-beside-27.1%"),
     ],
 )
 def test_layer_methods_drop_the_number_of_layers_nearest_in_parameters(
@@ -98,11 +98,11 @@ def test_studies_share_the_cells_whose_settings_are_equal(setup: Setup) -> None:
     points = compare_grid.make_points(["methods", "rounds", "steps", "budget", "recovery"], setup, ["PTL", "Prune-Once"])
     cells, places = compare.make_cells(points, setup, 2)
     of_ptl = [
-        place["cells"] for place in places if place["method"] == "PTL" and place["keep"] == 0.25 and place["study"] != "steps"
+        place["cells"] for place in places if place["method"] == "PTL" and place["keep"] == 0.125 and place["study"] != "steps"
     ]
     assert len(of_ptl) == 5  # methods, rounds, recovery, and two budgets, of which one is the others' 100,000 tokens
     assert len({tuple(names) for names in of_ptl}) == 2
-    one_round = [place for place in places if place["keep"] == 0.25 and (place["x"] == 1 or place["method"] == "Prune-Once")]
+    one_round = [place for place in places if place["keep"] == 0.125 and (place["x"] == 1 or place["method"] == "Prune-Once")]
     assert len({tuple(place["cells"]) for place in one_round}) == 2
     assert {cell.settings["seed"] for cell in cells.values()} == {0, 1}
     assert [cell.settings["seed"] for cell in cells.values()] == sorted(cell.settings["seed"] for cell in cells.values())
