@@ -226,17 +226,19 @@ class _Job:
 
     def _compact(self, plan: "PruningPlan") -> None:
         """Make the model smaller as the plan says, and with --keep-optimizer-state the moments that the round before left."""
-        from ptl_fast import compact, moments, ranks, slicegpt
+        from ptl_fast import compact, moments, ranks, reconstruct, slicegpt
 
         self.moments = None
+        tokens = self._calibration(plan.round)
         if plan.hidden_size is not None:
-            tokens = self.training[plan.round - 1].first(self.config.calibration_tokens)
             self.model, eigenvalues = slicegpt.rotate_and_slice(self.model, tokens, plan.hidden_size, self.config.micro_batch)
             self.folder.write_tensors(f"round-{plan.round:02d}/statistics.safetensors", {"eigenvalues": eigenvalues})
             return
         kept = _optimizer_file(plan.round - 1)
         if ranks.agree((self.output / kept).is_file()):  # not before a round has trained
             self.moments = moments.from_tensors(self.folder.read_tensors(kept))
+        if self.config.compensate and plan.kept_neurons is not None:
+            reconstruct.compensate_(self.model, self.family, tokens, self.config.micro_batch, plan.kept_neurons)
         compact.compact_(self.model, self.family, plan, self.moments)
 
     def _recover(self, step: "Round", folder: Path) -> None:
@@ -369,7 +371,7 @@ class _Job:
 
     def _scores(self, step: "Round") -> "dict[str, Tensor]":
         """The statistics of the round's own data, and the scores of neurons (also on --protect's text) or layers."""
-        from ptl_fast import calibrate, score
+        from ptl_fast import score
 
         statistics = self._statistics(step)
         if step.kind == "layers":
@@ -377,8 +379,7 @@ class _Job:
         seed, scorer = self.config.seed * 1000 + step.number, score.SCORERS[self.config.scorer]
         scores = {"scores": scorer(statistics, self.model, self.family, seed)}
         if self.protected_tokens is not None:
-            micro_batch, extra = self.config.micro_batch, self._extra(step.kind)
-            general = calibrate.collect(self.model, self.family, self.protected_tokens, micro_batch, "protect", extra)
+            general = self._collect(step.kind, self.protected_tokens, "protect")
             scores["protect_scores"] = scorer(general, self.model, self.family, seed)
         return {**statistics.tensors(), **scores}
 
@@ -413,11 +414,24 @@ class _Job:
         config, taken = self.config, self._next_statistics(step.number - 1)
         if config.score_during_recovery and ranks.agree((self.output / taken).is_file()):
             return calibrate.Statistics(**self.folder.read_tensors(taken))
-        tokens, extra = self.training[step.number - 1].first(config.calibration_tokens), self._extra(step.kind)
-        statistics = calibrate.collect(self.model, self.family, tokens, config.micro_batch, extra=extra)
+        statistics = self._collect(step.kind, self._calibration(step.number), "calibrate")
         if step.kind == "neurons" and config.scorer == "reference":
             reasoning = [ids[: config.sequence_length] for ids in self.corpus.subsets[step.number - 1]]
             statistics.selected_LI = reference_rule.detect(self.model, self.family, reasoning, self.protected_samples)
+        return statistics
+
+    def _calibration(self, number: int) -> "PackedTokens":
+        """The first of a round's own data."""
+        return self.training[number - 1].first(self.config.calibration_tokens)
+
+    def _collect(self, kind: str, tokens: "PackedTokens", description: str) -> "Statistics":
+        """What the scorer of a round of this kind needs to know of these tokens."""
+        from ptl_fast import calibrate, reconstruct
+
+        batch_size = self.config.micro_batch
+        statistics = calibrate.collect(self.model, self.family, tokens, batch_size, description, self._extra(kind))
+        if kind == "neurons" and self.config.scorer == "reconstruction":
+            statistics.price_LI = reconstruct.prices(self.model, self.family, tokens, batch_size)
         return statistics
 
     def _extra(self, kind: str) -> "frozenset[Extra]":

@@ -88,13 +88,19 @@ class Config:
     order: Literal["neurons-then-layers", "layers-then-neurons", "alternate"] = "neurons-then-layers"
     """Which rounds come first."""
 
-    scorer: str = "output-change"
-    """Neuron importance: output-change (Eq. 2: L2 norm of the activation times the norm of the down_proj column, which is what
-    the neuron adds to the layer's output), activation (Eq. 4: without the column), fluctuation (FLAP: variance of the activation
-    times the column's squared norm), gradient (first-order Taylor: sum over tokens of |activation times its loss gradient|;
-    needs a backward pass), magnitude (L2 norm of the weights), random, reference (the rule that the method's authors published,
-    as a baseline: neurons are selected on 10 samples of --data and 1000 of --protect, at one position each, and deleted in
-    index order; if it selects too few, the rest in index order follows)."""
+    scorer: str = "reconstruction"
+    """Neuron importance: reconstruction (Eq. 2 for sets of neurons: how far the layer's output is at best from what it was without
+    the neuron and all that score lower, when the others make up for them as --compensate lets them; a pass of its own),
+    output-change (Eq. 2: L2 norm of the activation times the norm of the down_proj column, which is what the neuron adds to the
+    layer's output), activation (Eq. 4: without the column), fluctuation (FLAP: variance of the activation times the column's
+    squared norm), gradient (first-order Taylor: sum over tokens of |activation times its loss gradient|; needs a backward pass),
+    magnitude (L2 norm of the weights), random, reference (the rule that the method's authors published, as a baseline: neurons
+    are selected on 10 samples of --data and 1000 of --protect, at one position each, and deleted in index order; if it selects
+    too few, the rest in index order follows)."""
+
+    compensate: bool = True
+    """When neurons go, change the down projection's columns of those that stay so that the layer's output on --calibration-tokens
+    changes least (least squares). The checkpoint stays an ordinary one. Takes a pass over those tokens."""
 
     layer_scorer: str = "residual"
     """Layer importance: residual (Eq. 5: mean L2 norm of the layer's change of the residual stream), block-influence
@@ -170,7 +176,7 @@ class Config:
     score_during_recovery: bool = False
     """Take each next round's statistics from the last --calibration-tokens of a round's recovery (or all of a shorter one),
     so from that round's data, instead of a pass of its own; the first round still needs one. Brings --fused-ffn with it.
-    Not for the scorers gradient and reference."""
+    Not for the scorers reconstruction, gradient and reference."""
 
     eval_tasks: list[str] | str = field(default_factory=lambda: ["nll"])
     """What to measure, separated by commas: [LABEL:]TASK[=FILE]. TASK is nll (negative log-likelihood per token of
@@ -300,9 +306,10 @@ class Config:
 
     def _check_scoring(self) -> None:
         """Raise ValueError for settings of the scoring that exclude one another."""
-        if self.score_during_recovery and self.scorer in ("gradient", "reference"):
+        if self.score_during_recovery and self.scorer in ("reconstruction", "gradient", "reference"):
             raise ValueError(
-                f"--scorer {self.scorer} needs a pass of its own, which --score-during-recovery would spare; leave one of them out"
+                f"--scorer {self.scorer} needs a pass of its own, which --score-during-recovery would spare; leave that out, or use"
+                " --scorer output-change"
             )
         if self.scorer == "reference" and self.protect is None:
             raise ValueError("--scorer reference also looks at English samples; give them with --protect")

@@ -22,7 +22,7 @@ DEEPSPEED = ["deepspeed.launcher.runner", "--num_accelerators", "2", "--module"]
 @pytest.mark.parametrize(
     ("launcher", "flags"),
     [
-        pytest.param(TORCHRUN, f"{FLAGS} --score-during-recovery --all-statistics", id="torchrun"),
+        pytest.param(TORCHRUN, f"{FLAGS} --score-during-recovery --scorer output-change --all-statistics", id="torchrun"),
         pytest.param(DEEPSPEED, FLAGS, id="deepspeed"),
     ],
 )
