@@ -37,6 +37,15 @@ def redundant_line(number: int, num_redundant: list[int], num_removed: int) -> s
     return line + "."
 
 
+def unrewarded_line(number: int, details: dict[str, Any]) -> str:
+    """That all of a round's rollouts had a reward of 0, and what to try, in one sentence."""
+    names, verb = " and ".join(details["always_zero"]), "was" if len(details["always_zero"]) == 1 else "were"
+    return (
+        f"Round {number}: {names} {verb} 0 for each of {details['rollouts']} rollouts, so there was nothing to learn from; try more"
+        " continual pre-training first (--recovery cpt,grpo with more --recovery-tokens), or a smaller step (more --rounds)."
+    )
+
+
 def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
     """report.json for people."""
     dense, final = report["dense"], report["final"]

@@ -78,10 +78,10 @@ def run(trainer: Trainer, checkpoint: str | None) -> None:
 
 
 class Progress(TrainerCallback):
-    """One bar with the current loss."""
+    """One bar with the current loss, or what else the logs have under the name ``shown``."""
 
-    def __init__(self, description: str) -> None:
-        self.description, self.bar = description, tqdm(disable=True)
+    def __init__(self, description: str, shown: str = "loss") -> None:
+        self.description, self.shown, self.bar = description, shown, tqdm(disable=True)
 
     def on_train_begin(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
         description = f"{self.description}: recover"
@@ -90,8 +90,8 @@ class Progress(TrainerCallback):
         )
 
     def on_log(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
-        if "loss" in kwargs["logs"]:
-            self.bar.set_postfix(loss=kwargs["logs"]["loss"], refresh=False)
+        if self.shown in kwargs["logs"]:
+            self.bar.set_postfix({self.shown: kwargs["logs"][self.shown]}, refresh=False)
             self.bar.update(state.global_step - self.bar.n)
 
     def on_train_end(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
@@ -99,12 +99,15 @@ class Progress(TrainerCallback):
 
 
 class StopAtNan(TrainerCallback):
+    def __init__(self, flag: str = "--learning-rate") -> None:
+        self.flag = flag
+
     def on_log(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
         loss = float(kwargs["logs"].get("loss", 0.0))
         if not math.isfinite(loss):
             raise ValueError(
-                f"recovery's loss is {loss} at step {state.global_step} of {state.max_steps}; lower --learning-rate, or prune"
-                " less in a round (more --rounds)"
+                f"recovery's loss is {loss} at step {state.global_step} of {state.max_steps}; lower {self.flag}, or prune less in"
+                " a round (more --rounds)"
             )
 
 
@@ -116,7 +119,7 @@ class Checkpoints(TrainerCallback):
         keep: called by every rank with the new checkpoint's folder, to add what the Trainer's own state lacks.
     """
 
-    def __init__(self, folder: Path, seconds: float, end: Callable[[], int], keep: Callable[[Path], None]) -> None:
+    def __init__(self, folder: Path, seconds: float, end: Callable[[], int], keep: Callable[[Path], None] | None = None) -> None:
         self.folder, self.seconds, self.end, self.keep = folder, seconds, end, keep
         self.last = time.monotonic()
 
@@ -126,7 +129,8 @@ class Checkpoints(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
         checkpoint = self.folder / f"checkpoint-{state.global_step}"
-        self.keep(checkpoint)
+        if self.keep is not None:
+            self.keep(checkpoint)
         ranks.barrier()
         if ranks.is_main():
             (checkpoint / COMPLETE).touch()
