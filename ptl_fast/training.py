@@ -181,7 +181,9 @@ def tear_down(trainer: Trainer, model: "PreTrainedModel") -> None:
     """Undo everything that training attached to the model, so that the next round starts from plain weights."""
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     if trainer.is_deepspeed_enabled:
+        whole = _whole_weights(model)
         trainer.model_wrapped.destroy()  # type: ignore[operator]
+        _leave_zero3_(model, whole)
     trainer.accelerator.free_memory()
     # accelerate wraps a model's forward in autocast, and would take a model with this mark for wrapped
     for attribute in ("_is_accelerate_prepared", "forward"):
@@ -193,6 +195,28 @@ def tear_down(trainer: Trainer, model: "PreTrainedModel") -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _whole_weights(model: nn.Module) -> dict[int, torch.Tensor]:
+    """The weights that ZeRO-3 has spread over the ranks, whole, by their parameters' id; nothing after other stages."""
+    spread = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
+    if not spread:
+        return {}
+    import deepspeed
+
+    whole = {}
+    for parameter in spread:
+        with deepspeed.zero.GatheredParameters([parameter]):
+            whole[id(parameter)] = parameter.detach().clone()
+    return whole
+
+
+def _leave_zero3_(model: nn.Module, whole: dict[int, torch.Tensor]) -> None:
+    """Give the model plain parameters in plain dicts, which ZeRO-3 replaces and leaves behind."""
+    plain = {identity: nn.Parameter(weight) for identity, weight in whole.items()}
+    for module in model.modules() if whole else []:
+        module._parameters = {name: plain.get(id(each), each) for name, each in module._parameters.items()}
+        module.__dict__.pop("_original_parameters", None)
 
 
 def renew_parameters_(model: nn.Module, dtype: torch.dtype) -> None:
