@@ -154,6 +154,8 @@ class _Job:
         self.output = Path(config.output or f"runs/{Path(config.model).name}")
         ranks.join(self.device)
         training.batch_split(config)
+        if config.uses_grpo:
+            training.rollout_split(config)
 
     def run(self) -> dict[str, Any]:
         """The loop. Inputs are checked first; nothing is written before they fit."""
@@ -471,7 +473,7 @@ class _Job:
         return results
 
     def _load_data(self) -> None:
-        from ptl_fast import data, evaluate, models, sources
+        from ptl_fast import data, evaluate, models, prompts, sources
 
         config = self.config
         assert config.model is not None
@@ -493,8 +495,12 @@ class _Job:
             num_tokens=None if config.recovery_tokens is None else round(total * config.recovery_tokens),
             num_held_out=num_evaluated + num_checked,
             seed=config.seed,
-            keep_documents="grpo" in [*config.recoveries, *config.final_recoveries],
+            keep_documents=config.uses_grpo,
         )
+        if config.uses_grpo:  # say so before any work is done; lengths are looked at when a round comes to them
+            prompts.uses_chat(self.tokenizer, config)
+            if not all(any(document.question for document in subset) for subset in self.corpus.documents):
+                raise ValueError(f"{config.data} has too few questions for each round; grpo needs {{question, answer}} data")
         self.training = [
             self._pack(subset, f"round {step.number}'s part of {config.data}")
             for step, subset in zip(self.schedule, self.corpus.subsets, strict=True)

@@ -326,6 +326,10 @@ class Config:
         """Whether any recovery sees the text of the data as --template joins it."""
         return bool({*self.recoveries, *self.final_recoveries} - NOT_ON_TEXT)
 
+    @property
+    def uses_grpo(self) -> bool:
+        return "grpo" in [*self.recoveries, *self.final_recoveries]
+
     def _check_recovery(self) -> None:
         """Raise ValueError for a sequence that makes no sense, and for settings of grpo out of range."""
         for flag, names in (("--recovery", self.recoveries), ("--final-recovery", self.final_recoveries)):

@@ -116,15 +116,14 @@ def assumptions(settings: "Config", rows: list[dict[str, Any]]) -> str:
         f" {settings.dry_run_gpus}, {settings.deepspeed or 'no DeepSpeed'}, {batch} tokens, {recompute} gradient checkpointing;"
         " an estimate.",
     ]
-    uses_grpo = "grpo" in [*settings.recoveries, *settings.final_recoveries]
     if all(row["recovery_hours"] is not None for row in rows):
         total = sum(row["recovery_hours"] for row in rows)
         lines.append(
             f"Recovery: {total:.1f} hours on {settings.dry_run_gpus}, assuming {UTILISATION:.0%} of {gpu.tflops:g} TFLOP/s each"
-            + (", generating the rollouts not counted, and each as long as it may be." if uses_grpo else ".")
+            + (", generating the rollouts not counted, and each as long as it may be." if settings.uses_grpo else ".")
         )
     else:
-        flags = " and ".join(["--recovery-tokens"] * settings.trains_on_text + ["--grpo-steps"] * uses_grpo)
+        flags = " and ".join(["--recovery-tokens"] * settings.trains_on_text + ["--grpo-steps"] * settings.uses_grpo)
         lines.append(f"Recovery hours need {flags}: how much the data has is not known here.")
     most = max(row["training_bytes"] for row in rows[1:]) / GIB
     if most > gpu.memory_gib:
@@ -138,7 +137,7 @@ def training_bytes(config: "PretrainedConfig", settings: "Config", num_gpus: int
     The reference of --grpo-kl is a second copy of the weights. vLLM's engine is not in it.
     """
     num_parameters = flops.count_weights(config).num_parameters
-    has_reference = settings.grpo_kl > 0 and "grpo" in [*settings.recoveries, *settings.final_recoveries]
+    has_reference = settings.grpo_kl > 0 and settings.uses_grpo
     reference = (4 if settings.dtype == "float32" else 2) * num_parameters * has_reference
     return _state_bytes(num_parameters, settings, num_gpus) + reference + _activation_bytes(config, settings)
 

@@ -17,7 +17,8 @@ from trl.trainer.utils import add_fused_lm_head
 
 from ptl_fast import ranks, training
 from ptl_fast.budget import WARMUP_SHARE, Spent
-from ptl_fast.rewards import REWARDS, gold_answer, parse_weights
+from ptl_fast.prompts import make_prompts
+from ptl_fast.rewards import REWARDS, parse_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from ptl_fast.lesson import Lesson
 
 MAX_STEPS, MAX_RANKS = 2**24, 2**16  # so that every step and rank has a seed of its own, below 2**63
-# What a chat model is asked besides the problem, so that it marks its answer.
-INSTRUCTION = "Reason step by step, and put the final answer in \\boxed{}."
 # What the record keeps of every step besides the rewards: TRL's names and ours.
 LOGGED = {"reward": "reward", "completions/clipped_ratio": "truncated", "completions/mean_length": "response_tokens", "kl": "kl"}
 
@@ -42,7 +41,7 @@ def grpo(model: "PreTrainedModel", lesson: "Lesson", config: "Config") -> Spent:
         ValueError: no problem has a question that is short enough, the loss is NaN or infinite, or a step's rollouts do not divide
             among the ranks.
     """
-    prompts, num_too_long = _prompts(lesson, config)
+    prompts, num_too_long = make_prompts(lesson.problems, lesson.tokenizer, config, lesson.name)
     arguments = _arguments(model, lesson, config, num_steps(len(prompts), config))
     reference = copy.deepcopy(model) if config.grpo_kl else None
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(lesson.log_folder)
@@ -94,39 +93,6 @@ class RoundTrainer(GRPOTrainer):
         """None: what lies in a checkpoint goes with it."""
 
 
-def _prompts(lesson: "Lesson", config: "Config") -> tuple[list[dict[str, Any]], int]:
-    """A row for every problem that is short enough, and how many are not. A prompt is text, or a chat's messages."""
-    rows: list[dict[str, Any]] = []
-    problems = [document for document in lesson.problems if document.question]
-    for document in problems:
-        if uses_chat(lesson, config):
-            prompt: Any = [{"role": "user", "content": f"{document.question}\n{INSTRUCTION}"}]
-            length = len(lesson.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
-        else:
-            prompt = document.prompt.rstrip(" ")  # the space is the first token of many answers
-            length = len(lesson.tokenizer(prompt)["input_ids"])
-        if length <= config.grpo_prompt_tokens:
-            rows.append({"prompt": prompt, "answer": gold_answer(document.answer)})
-    if not rows:
-        raise ValueError(
-            f"{lesson.name}: none of the {len(lesson.problems)} documents has a question of at most {config.grpo_prompt_tokens}"
-            " tokens; --recovery grpo needs {question, answer} data, or a higher --grpo-prompt-tokens"
-        )
-    return rows, len(problems) - len(rows)
-
-
-def uses_chat(lesson: "Lesson", config: "Config") -> bool:
-    """Whether a prompt is a chat's. Auto: where there is a chat template, unless the run also trains on --template.
-
-    Raises:
-        ValueError: a chat is asked for, and the tokenizer has no chat template.
-    """
-    has_template = lesson.tokenizer.chat_template is not None
-    if config.grpo_prompt == "chat" and not has_template:
-        raise ValueError("--grpo-prompt chat: the model's tokenizer has no chat template; use --grpo-prompt template")
-    return has_template and (config.grpo_prompt == "chat" or (config.grpo_prompt == "auto" and not config.trains_on_text))
-
-
 def _in_seeded_order(rows: list[dict[str, Any]], number: int, seed: int) -> list[dict[str, Any]]:
     """``number`` rows, epoch after epoch, each in an order of its own."""
     order: list[dict[str, Any]] = []
@@ -148,7 +114,7 @@ def _reward(name: str) -> Callable[..., list[float]]:
 
 
 def _arguments(model: "PreTrainedModel", lesson: "Lesson", config: "Config", num_steps: int) -> GRPOConfig:
-    micro_batch, accumulation = rollout_split(config)
+    micro_batch, accumulation = training.rollout_split(config)
     arguments = GRPOConfig(
         max_steps=num_steps,
         per_device_train_batch_size=micro_batch,
@@ -167,24 +133,6 @@ def _arguments(model: "PreTrainedModel", lesson: "Lesson", config: "Config", num
     )
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
-
-
-def rollout_split(config: "Config") -> tuple[int, int]:
-    """(rollouts in a rank's forward pass, forward passes in a step). A pass has no more tokens than one of --micro-batch.
-
-    Raises:
-        ValueError: a step's rollouts do not divide among the ranks.
-    """
-    total, num_ranks = config.grpo_prompts * config.grpo_rollouts, ranks.world_size()
-    if total % num_ranks:
-        raise ValueError(
-            f"--grpo-prompts {config.grpo_prompts} times --grpo-rollouts {config.grpo_rollouts} do not divide among {num_ranks}"
-            " ranks; change one of them"
-        )
-    longest = config.grpo_prompt_tokens + config.grpo_response_tokens
-    most = max(1, config.micro_batch * config.sequence_length // longest)
-    micro_batch = next(size for size in range(min(most, total // num_ranks), 0, -1) if total // num_ranks % size == 0)
-    return micro_batch, total // num_ranks // micro_batch
 
 
 @contextlib.contextmanager

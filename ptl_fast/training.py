@@ -44,6 +44,24 @@ def batch_split(config: "Config") -> tuple[int, int]:
     return micro_batch, accumulation
 
 
+def rollout_split(config: "Config") -> tuple[int, int]:
+    """(rollouts in a rank's forward pass, forward passes in a step). A pass has no more tokens than one of --micro-batch.
+
+    Raises:
+        ValueError: a step's rollouts do not divide among the ranks.
+    """
+    total, num_ranks = config.grpo_prompts * config.grpo_rollouts, ranks.world_size()
+    if total % num_ranks:
+        raise ValueError(
+            f"--grpo-prompts {config.grpo_prompts} times --grpo-rollouts {config.grpo_rollouts} do not divide among {num_ranks}"
+            " ranks; change one of them"
+        )
+    longest = config.grpo_prompt_tokens + config.grpo_response_tokens
+    most = max(1, config.micro_batch * config.sequence_length // longest)
+    micro_batch = next(size for size in range(min(most, total // num_ranks), 0, -1) if total // num_ranks % size == 0)
+    return micro_batch, total // num_ranks // micro_batch
+
+
 def common_arguments(model: "PreTrainedModel", folder: Path, config: "Config") -> dict[str, Any]:
     """The fields of transformers' TrainingArguments that no recovery changes."""
     on_cpu = model.device.type == "cpu"

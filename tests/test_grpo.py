@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import make_model, write_rows
 from test_recover import Killed, killed_at_step, packed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ptl_fast import estimate, grpo, plan, recover, report, rewards
+from ptl_fast import estimate, grpo, plan, prompts, recover, report, rewards, training
 from ptl_fast.budget import Spent
 from ptl_fast.compress import compress
 from ptl_fast.config import Config
@@ -110,9 +110,13 @@ def test_weights_that_make_no_sense_are_refused(text: str, message: str) -> None
 # --- prompts
 
 
+def asked(lesson: Lesson, settings: Config) -> tuple[list[dict[str, Any]], int]:
+    return prompts.make_prompts(lesson.problems, lesson.tokenizer, settings, lesson.name)
+
+
 def test_prompts_end_where_training_text_goes_on(lesson: Lesson) -> None:
     """A base model is asked as cpt trains it; the space before the answer is the model's to write."""
-    rows, num_too_long = grpo._prompts(lesson, config())
+    rows, num_too_long = asked(lesson, config())
     assert num_too_long == 0
     assert [row["prompt"] for row in rows] == [f"Question: {problem.question}\nAnswer:" for problem in PROBLEMS]
     assert [row["answer"] for row in rows] == [problem.answer.split("#### ")[1] for problem in PROBLEMS]
@@ -121,13 +125,13 @@ def test_prompts_end_where_training_text_goes_on(lesson: Lesson) -> None:
 def test_long_prompts_are_left_out_and_counted(lesson: Lesson) -> None:
     lengths = [len(lesson.tokenizer(f"Question: {problem.question}\nAnswer:")["input_ids"]) for problem in PROBLEMS]
     limit = sorted(lengths)[10]
-    rows, num_too_long = grpo._prompts(lesson, config(grpo_prompt_tokens=limit))
+    rows, num_too_long = asked(lesson, config(grpo_prompt_tokens=limit))
     assert num_too_long == sum(length > limit for length in lengths) > 0
     assert len(rows) == len(PROBLEMS) - num_too_long
     with pytest.raises(ValueError, match="none of the 24 documents has a question of at most 3 tokens"):
-        grpo._prompts(lesson, config(grpo_prompt_tokens=3))
-    with pytest.raises(ValueError, match=r"needs \{question, answer\} data"):
-        grpo._prompts(dataclasses.replace(lesson, problems=[Document("", "plain text")]), config())
+        asked(lesson, config(grpo_prompt_tokens=3))
+    with pytest.raises(ValueError, match=r"grpo needs \{question, answer\} data"):
+        asked(dataclasses.replace(lesson, problems=[Document("", "plain text")]), config())
 
 
 @pytest.mark.parametrize(
@@ -148,13 +152,13 @@ def test_chat_is_used_where_nothing_trains_on_the_template(
     tokenizer = copy.deepcopy(lesson.tokenizer)
     tokenizer.chat_template = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<assistant>"
     talks = dataclasses.replace(lesson, tokenizer=tokenizer)
-    prompt = grpo._prompts(talks, settings)[0][0]["prompt"]
-    assert (prompt == [{"role": "user", "content": f"{PROBLEMS[0].question}\n{grpo.INSTRUCTION}"}]) == chat
+    prompt = asked(talks, settings)[0][0]["prompt"]
+    assert (prompt == [{"role": "user", "content": f"{PROBLEMS[0].question}\n{prompts.INSTRUCTION}"}]) == chat
     if form == "chat":
         with pytest.raises(ValueError, match="has no chat template"):
-            grpo._prompts(lesson, settings)
+            asked(lesson, settings)
     else:
-        assert isinstance(grpo._prompts(lesson, settings)[0][0]["prompt"], str)
+        assert isinstance(asked(lesson, settings)[0][0]["prompt"], str)
 
 
 def test_every_problem_comes_once_before_any_comes_twice() -> None:
@@ -171,10 +175,10 @@ def test_rollouts_are_split_by_tokens(num_ranks: int, expected: tuple[int, int],
     """A pass of 2 x 256 tokens holds five rollouts of 100, and four divide a rank's 16 or 32."""
     monkeypatch.setattr("ptl_fast.ranks.world_size", lambda: num_ranks)
     settings = config(micro_batch=2, sequence_length=256, grpo_prompts=8, grpo_prompt_tokens=60, grpo_response_tokens=40)
-    assert grpo.rollout_split(settings) == expected
+    assert training.rollout_split(settings) == expected
     monkeypatch.setattr("ptl_fast.ranks.world_size", lambda: 3)
     with pytest.raises(ValueError, match="do not divide among 3 ranks"):
-        grpo.rollout_split(settings)
+        training.rollout_split(settings)
 
 
 # --- learning
@@ -309,6 +313,13 @@ def test_unknown_names_and_missing_vllm_are_refused(tmp_path: Path, monkeypatch:
         compress(**given, recovery="cpt,hope")
     with pytest.raises(ValueError, match="unknown --final-recovery hope"):
         compress(**given, final_recovery="hope")
+    write_rows(tmp_path / "plain.jsonl", *({"text": f"Text number {number}, with no question."} for number in range(300)))
+    with pytest.raises(ValueError, match="has too few questions for each round"):
+        compress(
+            **{**given, "recovery_tokens": None, "eval_tasks": "demo_arithmetic"}, data=tmp_path / "plain.jsonl", recovery="grpo"
+        )
+    with pytest.raises(ValueError, match="has no chat template"):
+        compress(**given, recovery="grpo", grpo_prompt="chat")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="vllm is not installed"):
         compress(**given, recovery="grpo", rollouts="vllm")
