@@ -487,7 +487,7 @@ class _Job:
         num_evaluated = NUM_HELD_OUT if needs_held_out else 0
         num_checked = NUM_CHECKED if config.recovery_split == "until-recovered" else 0
         shares = [step.recovery_share for step in self.schedule]
-        total = sum(shares)  # above 1 with --final-recovery
+        total = sum(shares) if config.final_recovery is not None else 1.0  # the final one has its tokens on top
         self.corpus = data.split_corpus(
             sources.open_parts(config.data, form, config.seed if config.streaming else None),
             self.tokenizer,
