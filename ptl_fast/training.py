@@ -167,6 +167,7 @@ def borrowed(model: "PreTrainedModel", with_deepspeed: bool) -> Iterator[None]:
     """
     dtype, use_cache = model.dtype, model.config.use_cache
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    attributes = [(module, set(module.__dict__)) for module in model.modules()]
     if dtype != torch.float32 and not with_deepspeed:
         renew_parameters_(model, torch.float32)  # an update of 1e-5 vanishes in bf16's 8 bits of mantissa
     yield
@@ -174,6 +175,9 @@ def borrowed(model: "PreTrainedModel", with_deepspeed: bool) -> Iterator[None]:
     for name, buffer in buffers.items():  # DeepSpeed casts them too, and rotary frequencies must stay float32
         owner, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(owner), attribute, buffer)
+    for module, names in attributes:  # ZeRO-3 leaves parameters of this training in them, which the next would take for its own
+        for name in set(module.__dict__) - names:
+            delattr(module, name)
     model.config.use_cache = use_cache  # Trainer turns it off, and the saved config would keep that
 
 
@@ -234,7 +238,6 @@ def _leave_zero3_(model: nn.Module, whole: dict[int, torch.Tensor]) -> None:
     plain = {identity: nn.Parameter(weight) for identity, weight in whole.items()}
     for module in model.modules() if whole else []:
         module._parameters = {name: plain.get(id(each), each) for name, each in module._parameters.items()}
-        module.__dict__.pop("_original_parameters", None)
 
 
 def renew_parameters_(model: nn.Module, dtype: torch.dtype) -> None:

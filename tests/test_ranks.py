@@ -104,3 +104,23 @@ def test_two_ranks_reinforce_two_rounds_and_go_on_where_they_were_killed(environ
     for record in records:
         assert (record["grpo"]["steps"], len(record["grpo"]["reward"])) == (2, 2), "each step once, also the one before the kill"
         assert record["grpo"]["kl"][0] == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles its CPU communication with g++, which is missing")
+def test_two_ranks_with_zero3_have_whole_weights_between_recoveries(environment: dict[str, str], tmp_path: Path) -> None:
+    """Text, reinforcement and pruning follow one another in one process; ZeRO-3 spreads the weights anew each time."""
+    data = write_rows(tmp_path / "data.jsonl", *generate(300, 0, "training"))
+    flags = f"--data {data} --rounds 2 --recovery cpt,grpo --recovery-tokens 3000 --sequence-length 128 --calibration-tokens 1000"
+    flags += " --micro-batch 8 --eval-tasks nll --eval-limit 4 --device cpu --grpo-steps 1 --grpo-prompts 4 --grpo-rollouts 4"
+    flags += " --grpo-kl 0.01 --grpo-response-tokens 24 --grpo-learning-rate 1e-5 --deepspeed zero3 --output run"
+    command = [sys.executable, "-m", *TORCHRUN, "ptl_fast.compress", *flags.split()]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    dense = report["dense"]["eval"]["nll"]["nll"]
+    for record in report["rounds"]:
+        assert record["recovery_steps"] > 0
+        assert record["grpo"]["kl"][0] == pytest.approx(0, abs=1e-4), "the reference has the weights that text left"
+        assert record["eval"]["nll"]["nll"] < dense + 0.3, "random or missing weights would be far above"
+    weights = load_file(tmp_path / "run" / "final" / "model.safetensors")
+    assert weights["model.layers.0.mlp.up_proj.weight"].shape == (report["final"]["width"], 128)
