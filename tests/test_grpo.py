@@ -14,7 +14,7 @@ from conftest import make_model, write_rows
 from test_recover import Killed, killed_at_step, packed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ptl_fast import estimate, grpo, plan, prompts, recover, report, rewards, training
+from ptl_fast import estimate, flags, grpo, plan, prompts, recover, report, rewards, training
 from ptl_fast.budget import Spent
 from ptl_fast.compress import compress
 from ptl_fast.config import Config
@@ -324,6 +324,23 @@ def test_unknown_names_and_missing_vllm_are_refused(tmp_path: Path, monkeypatch:
     with pytest.raises(ValueError, match="vllm is not installed"):
         compress(**given, recovery="grpo", rollouts="vllm")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("recovery", "schedule", "keeps"),
+    [("cpt", "run", True), ("grpo", "round", False), ("none", "round", False), ("cpt,grpo", "run", False)],
+)
+def test_a_presets_spending_gives_way_to_another_recovery(
+    recovery: str, schedule: str, keeps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a flag that the user never gave would be refused."""
+    preset = {"model": "ptl-demo", "data": "ptl-demo", "lr_schedule": "run", "keep_optimizer_state": True}
+    monkeypatch.setattr(flags, "preset_settings", lambda name, model: preset)
+    for settings in (flags.parse(["--recovery", recovery]), flags.make_config({"recovery": recovery})):
+        settings.check()
+        assert (settings.lr_schedule, settings.keep_optimizer_state) == (schedule, keeps)
+    with pytest.raises(ValueError, match="--lr-schedule run is about training on text"):
+        flags.parse(["--recovery", "grpo", "--lr-schedule", "run"]).check()
 
 
 # --- dry run

@@ -86,7 +86,8 @@ def test_two_ranks_spend_the_budget_as_one_does(
 def test_two_ranks_reinforce_two_rounds_and_go_on_where_they_were_killed(environment: dict[str, str], tmp_path: Path) -> None:
     """ZeRO-2; killed -9 inside the second round's reinforcement, and started again."""
     data = write_rows(tmp_path / "data.jsonl", *generate(300, 0, "training"))
-    flags = f"--data {data} --rounds 2 --recovery grpo --sequence-length 128 --calibration-tokens 1000 --micro-batch 8"
+    flags = f"--model ptl-demo --data {data} --rounds 2 --recovery grpo --sequence-length 128 --calibration-tokens 1000"
+    flags += " --keep 0.5 --width-multiple 32 --micro-batch 8 --gradient-checkpointing false --grpo-prompt-tokens 64"
     flags += " --eval-tasks nll --eval-limit 4 --device cpu --grpo-steps 2 --grpo-prompts 4 --grpo-rollouts 4 --grpo-kl 0.01"
     flags += " --grpo-response-tokens 24 --grpo-learning-rate 1e-4 --checkpoint-minutes 0 --deepspeed zero2 --output run"
     command = [sys.executable, "-m", *TORCHRUN, "ptl_fast.compress", *flags.split()]
@@ -110,9 +111,10 @@ def test_two_ranks_reinforce_two_rounds_and_go_on_where_they_were_killed(environ
 def test_two_ranks_with_zero3_have_whole_weights_between_recoveries(environment: dict[str, str], tmp_path: Path) -> None:
     """Text, reinforcement and pruning follow one another in one process; ZeRO-3 spreads the weights anew each time."""
     data = write_rows(tmp_path / "data.jsonl", *generate(300, 0, "training"))
-    flags = f"--data {data} --rounds 2 --recovery cpt,grpo --recovery-tokens 3000 --sequence-length 128 --calibration-tokens 1000"
-    flags += " --micro-batch 8 --eval-tasks nll --eval-limit 4 --device cpu --grpo-steps 1 --grpo-prompts 4 --grpo-rollouts 4"
-    flags += " --grpo-kl 0.01 --grpo-response-tokens 24 --grpo-learning-rate 1e-5 --deepspeed zero3 --output run"
+    flags = f"--model ptl-demo --data {data} --rounds 2 --recovery cpt,grpo --recovery-tokens 3000 --sequence-length 128"
+    flags += " --calibration-tokens 1000 --keep 0.5 --width-multiple 32 --gradient-checkpointing false --grpo-prompt-tokens 64"
+    flags += " --global-batch 4 --micro-batch 8 --eval-tasks nll --eval-limit 4 --device cpu --grpo-steps 1 --grpo-prompts 4"
+    flags += " --grpo-rollouts 4 --grpo-kl 0.01 --grpo-response-tokens 24 --grpo-learning-rate 1e-5 --deepspeed zero3 --output run"
     command = [sys.executable, "-m", *TORCHRUN, "ptl_fast.compress", *flags.split()]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
