@@ -176,6 +176,10 @@ class Config:
     grpo_response_tokens: int = 1024
     """Where a response of grpo is cut off."""
 
+    grpo_micro_batch: int | None = None
+    """Rollouts in one forward pass of one rank, at most (default: as many as fit, at their longest, into the tokens of
+    --micro-batch sequences, and at least one)."""
+
     reward_weights: str = "accuracy=0.9,format=0.1"
     """What grpo rewards, NAME=WEIGHT[,NAME=WEIGHT]: accuracy (the marked answer equals the data's, by math-verify) and format
     (an answer is marked at all: in a box, or after #### or "answer is")."""
@@ -292,7 +296,7 @@ class Config:
         at_least_one = (
             "neurons_per_round rounds layers_per_round width_multiple recovery_tokens sequence_length global_batch micro_batch"
         )
-        at_least_one += " grpo_steps grpo_prompts grpo_prompt_tokens grpo_response_tokens"
+        at_least_one += " grpo_steps grpo_prompts grpo_prompt_tokens grpo_response_tokens grpo_micro_batch"
         for name in [*at_least_one.split(), "calibration_tokens", "eval_limit", "eval_batch", "keep_rounds"]:
             value = getattr(self, name)
             if value is not None and value < 1:

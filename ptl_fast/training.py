@@ -45,7 +45,7 @@ def batch_split(config: "Config") -> tuple[int, int]:
 
 
 def rollout_split(config: "Config") -> tuple[int, int]:
-    """(rollouts in a rank's forward pass, forward passes in a step). A pass has no more tokens than one of --micro-batch.
+    """(rollouts in a rank's forward pass, forward passes in a step): --grpo-micro-batch, or no more tokens than in a pass of text.
 
     Raises:
         ValueError: a step's rollouts do not divide among the ranks.
@@ -57,7 +57,7 @@ def rollout_split(config: "Config") -> tuple[int, int]:
             " ranks; change one of them"
         )
     longest = config.grpo_prompt_tokens + config.grpo_response_tokens
-    most = max(1, config.micro_batch * config.sequence_length // longest)
+    most = config.grpo_micro_batch or max(1, config.micro_batch * config.sequence_length // longest)
     micro_batch = next(size for size in range(min(most, total // num_ranks), 0, -1) if total // num_ranks % size == 0)
     return micro_batch, total // num_ranks // micro_batch
 

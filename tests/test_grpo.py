@@ -176,6 +176,8 @@ def test_rollouts_are_split_by_tokens(num_ranks: int, expected: tuple[int, int],
     monkeypatch.setattr("ptl_fast.ranks.world_size", lambda: num_ranks)
     settings = config(micro_batch=2, sequence_length=256, grpo_prompts=8, grpo_prompt_tokens=60, grpo_response_tokens=40)
     assert training.rollout_split(settings) == expected
+    settings.grpo_micro_batch = 20
+    assert training.rollout_split(settings)[0] == 16, "the largest number up to 20 that divides a rank's rollouts"
     monkeypatch.setattr("ptl_fast.ranks.world_size", lambda: 3)
     with pytest.raises(ValueError, match="do not divide among 3 ranks"):
         training.rollout_split(settings)
