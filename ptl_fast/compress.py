@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import math
 import os
 import sys
@@ -102,7 +103,8 @@ def dry_run(config: Config) -> str:
     for step in schedule:
         num_tokens = None if config.recovery_tokens is None else round(step.recovery_share * config.recovery_tokens)
         smaller = flops.resized(dense, step.width, step.num_layers, step.hidden_size)
-        rows.append({"name": f"{step.number} {step.kind}", **estimate.predict(smaller, config, num_tokens)})
+        names = config.final_recoveries if step.kind == "final" else config.recoveries
+        rows.append({"name": f"{step.number} {step.kind}", **estimate.predict(smaller, config, num_tokens, names)})
     floor = "These widths are the lowest that --threshold may reach: a round's scores decide how many neurons go.\n\n"
     return f"{report.schedule_table(rows)}\n\n{floor if config.threshold is not None else ''}{estimate.assumptions(config, rows)}"
 
@@ -152,6 +154,8 @@ class _Job:
         self.output = Path(config.output or f"runs/{Path(config.model).name}")
         ranks.join(self.device)
         training.batch_split(config)
+        if config.uses_grpo:
+            training.rollout_split(config)
 
     def run(self) -> dict[str, Any]:
         """The loop. Inputs are checked first; nothing is written before they fit."""
@@ -201,7 +205,8 @@ class _Job:
         else:
             stage("compact", lambda: self._compact(plan))
             label = f"round {step.number} pruned"
-            self.folder.once(f"{name}/pruned.json", lambda: stage("evaluate", lambda: self._evaluate(label)))
+            before = self.records[-1]["eval"] if step.kind == "final" else None  # nothing goes
+            self.folder.once(f"{name}/pruned.json", lambda: before or stage("evaluate", lambda: self._evaluate(label)))
             stage("recover", lambda: self._recover(step, folder / "recovery"))
             self.folder.save_model(f"{name}/model", self.model, self.tokenizer)
         evaluated = stage("evaluate", lambda: self._evaluate(f"round {step.number} recovered"))
@@ -229,6 +234,8 @@ class _Job:
         from ptl_fast import compact, moments, ranks, reconstruct, slicegpt
 
         self.moments = None
+        if plan.kind == "final":
+            return
         tokens = self._calibration(plan.round)
         if plan.hidden_size is not None:
             self.model, eigenvalues = slicegpt.rotate_and_slice(self.model, tokens, plan.hidden_size, self.config.micro_batch)
@@ -245,23 +252,24 @@ class _Job:
         """Train in place; what later rounds need of it goes to the round's folder."""
         from ptl_kernels import fused_ffns
 
-        from ptl_fast import calibrate, families, moments, recover
+        from ptl_fast import calibrate, families, moments, recover, report
 
         trains = step.recovery_share > 0  # not where --threshold found nothing to remove
-        recovery = recover.RECOVERIES[self.config.recovery if trains else "none"]
+        names = self.config.final_recoveries if step.kind == "final" else self.config.recoveries
         with contextlib.ExitStack() as stack:
-            watch = None
-            if self.config.score_during_recovery and trains and step.number < len(self.schedule):
-                extra = self._extra(self.schedule[step.number].kind)
-                watch = stack.enter_context(calibrate.watch(self.model, self.family, extra))
+            watch, rest = None, self._rest(step)
+            if self.config.score_during_recovery and trains and rest:
+                watch = stack.enter_context(calibrate.watch(self.model, self.family, self._extra(rest[0].kind)))
             elif self.config.fused_ffn or self.config.score_during_recovery:
                 stack.enter_context(fused_ffns(families.feed_forwards(self.model, self.family)))
-            spent = recovery(self.model, self._lesson(step, folder, watch), self.config)
+            spent = recover.recover(names if trains else ["none"], self.model, self._lesson(step, folder, watch), self.config)
         if watch is not None:
             self.folder.write_tensors(self._next_statistics(step.number), watch.total().tensors())
         if spent.moments is not None:
             self.folder.write_tensors(_optimizer_file(step.number), moments.to_tensors(spent.moments))
-        took = {"recovery_tokens": spent.num_tokens, "recovery_steps": spent.num_steps, "checks": spent.checks}
+        if "grpo" in spent.details and spent.details["grpo"]["always_zero"]:
+            _say(report.unrewarded_line(step.number, spent.details["grpo"]))
+        took = {"recovery_tokens": spent.num_tokens, "recovery_steps": spent.num_steps, "checks": spent.checks, **spent.details}
         self.folder.write_json(f"round-{step.number:02d}/recovery.json", took)
 
     def _lesson(self, step: "Round", folder: Path, watch: "Watch | None") -> "Lesson":
@@ -284,10 +292,10 @@ class _Job:
         """How the settings want this round's tokens spent."""
         from ptl_fast import budget, cpt
 
-        config, rest = self.config, self.schedule[step.number :]
+        config, rest = self.config, self._rest(step)
         position = None
-        if config.lr_schedule == "run":
-            later = zip(self.training[step.number :], self._tokens_left()[1:], strict=True)
+        if config.lr_schedule == "run" and step.kind != "final":
+            later = zip(self.training[step.number :], self._tokens_left()[1:], strict=False)  # without the final one
             before = sum(record["recovery_steps"] for record in self.records)
             position = before, sum(cpt.num_steps(tokens, num_tokens, config) for tokens, num_tokens in later)
         anticipates = config.anticipate > 0 and bool(rest) and rest[0].kind == "neurons"
@@ -298,6 +306,10 @@ class _Job:
             moments=self.moments,
             keep_moments=config.keep_optimizer_state and bool(rest),
         )
+
+    def _rest(self, step: "Round") -> "list[Round]":
+        """The rounds after this one that remove something."""
+        return [each for each in self.schedule[step.number :] if each.kind != "final"]
 
     def _anticipate(self, following: "Round") -> "Callable[[], Tensor] | None":
         """Decide now what the next round will remove, and return the penalty on it."""
@@ -333,15 +345,21 @@ class _Job:
         """
         from ptl_fast import budget
 
-        shares, sizes = [step.recovery_share for step in self.schedule], [tokens.num_tokens for tokens in self.training]
-        return budget.tokens_left(self.config, shares, sizes, [record["recovery_tokens"] for record in self.records])
+        rounds = [step for step in self.schedule if step.kind != "final"]
+        shares, sizes = [step.recovery_share for step in rounds], [tokens.num_tokens for tokens in self.training]
+        spent = [record["recovery_tokens"] for record in self.records[: len(rounds)]]
+        left = budget.tokens_left(self.config, shares, sizes[: len(rounds)], spent)
+        if self.config.final_recovery is None:
+            return left
+        total = self.config.recovery_tokens
+        return [*left, sizes[-1] if total is None else round(self.schedule[-1].recovery_share * total)]
 
     def _sequences(self, step: "Round") -> "PackedTokens":
         """The round's own part of the data; with until-recovered, followed by what earlier rounds did not come to of theirs."""
         from ptl_fast import cpt
 
         parts = self.training[: step.number]
-        if self.config.recovery_split != "until-recovered":
+        if self.config.recovery_split != "until-recovered" or step.kind == "final":
             return parts[-1]
         return cpt.last_part(parts, [record["recovery_steps"] for record in self.records], self.config)
 
@@ -358,7 +376,7 @@ class _Job:
 
         if step.kind != "neurons":  # with --threshold, the rounds before decided on the width
             step = dataclasses.replace(step, width=self.model.config.intermediate_size)
-        if step.kind in ("none", "hidden"):
+        if step.kind in ("none", "hidden", "final"):
             return dataclasses.asdict(plan.plan_nothing(step))
         first = next(each.number for each in self.schedule if each.kind == step.kind)
         tensors = self._first_scores(first, step.number) if self.config.score_once and first < step.number else self._scores(step)
@@ -469,7 +487,7 @@ class _Job:
         return results
 
     def _load_data(self) -> None:
-        from ptl_fast import data, evaluate, models, sources
+        from ptl_fast import data, evaluate, models, prompts, sources
 
         config = self.config
         assert config.model is not None
@@ -482,14 +500,21 @@ class _Job:
         form = _form(config)
         num_evaluated = NUM_HELD_OUT if needs_held_out else 0
         num_checked = NUM_CHECKED if config.recovery_split == "until-recovered" else 0
+        shares = [step.recovery_share for step in self.schedule]
+        total = sum(shares) if config.final_recovery is not None else 1.0  # the final one has its tokens on top
         self.corpus = data.split_corpus(
             sources.open_parts(config.data, form, config.seed if config.streaming else None),
             self.tokenizer,
-            shares=[step.recovery_share for step in self.schedule],
-            num_tokens=config.recovery_tokens,
+            shares=[share / total for share in shares],
+            num_tokens=None if config.recovery_tokens is None else round(total * config.recovery_tokens),
             num_held_out=num_evaluated + num_checked,
             seed=config.seed,
+            keep_documents=config.uses_grpo,
         )
+        if config.uses_grpo:  # say so before any work is done; lengths are looked at when a round comes to them
+            prompts.uses_chat(self.tokenizer, config)
+            if not all(any(document.question for document in subset) for subset in self.corpus.documents):
+                raise ValueError(f"{config.data} has too few questions for each round; grpo needs {{question, answer}} data")
         self.training = [
             self._pack(subset, f"round {step.number}'s part of {config.data}")
             for step, subset in zip(self.schedule, self.corpus.subsets, strict=True)
@@ -669,6 +694,12 @@ def _schedule(config: Config, hf_config: "PretrainedConfig") -> "list[Round]":
     """The rounds that the settings ask for."""
     from ptl_fast import plan
 
+    return plan.with_final(_pruning_schedule(config, hf_config), config)
+
+
+def _pruning_schedule(config: Config, hf_config: "PretrainedConfig") -> "list[Round]":
+    from ptl_fast import plan
+
     width, num_layers = hf_config.intermediate_size, hf_config.num_hidden_layers
     if config.slice_hidden is not None:
         from ptl_fast import slicegpt
@@ -692,16 +723,21 @@ def _form(config: Config) -> "Form":
 
 
 def _check_names(config: Config) -> None:
-    from ptl_fast import recover, score
+    from ptl_fast import recover, rewards, score
 
-    for flag, name, choices in (
+    names: list[tuple[str, str, Iterable[str]]] = [
         ("--scorer", config.scorer, score.SCORERS),
         ("--layer-scorer", config.layer_scorer, score.LAYER_SCORERS),
-        ("--recovery", config.recovery, recover.RECOVERIES),
-    ):
+        *(("--recovery", name, recover.RECOVERIES) for name in config.recoveries),
+        *(("--final-recovery", name, recover.RECOVERIES) for name in config.final_recoveries),
+    ]
+    for flag, name, choices in names:
         if name not in choices:
             raise ValueError(f"unknown {flag} {name}; choose {', '.join(choices)}")
     _form(config)
+    rewards.parse_weights(config.reward_weights)
+    if config.rollouts == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise ValueError("--rollouts vllm: vllm is not installed; pip install vllm, or use --rollouts transformers")
     if config.deepspeed is not None:
         deepspeed_file(config.deepspeed)
 

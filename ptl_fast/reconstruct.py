@@ -1,10 +1,10 @@
 """Which neurons the others can replace, and how the others take their place: least squares on a layer's output.
 
-Let A (T, I) be an FFN's activations on the corpus, W (H, I) its down projection, and S the neurons that stay. The columns of S that come
-nearest to the layer's output A W^T are W G[:, S] inv(G[S, S]) with the Gram matrix G = A^T A. Removing neurons one after another,
-always the one whose removal then changes the output least, is backward elimination; one neuron's price is ||w_j||^2 / inv(G)[j, j]
-(Optimal Brain Surgeon, Hassibi and Stork 1993, with a layer's output as the objective; as in OBC, arXiv 2208.11580, and for whole
-neurons ZipLM, arXiv 2302.04089). What goes is what the rest can say as well, not what is quiet.
+Let A (T, I) be an FFN's activations on the corpus, W (H, I) its down projection, and S the neurons that stay. The columns of S that
+come nearest to the layer's output A W^T are W G[:, S] inv(G[S, S]) with the Gram matrix G = A^T A. Removing neurons one after
+another, always the one whose removal then changes the output least, is backward elimination; one neuron's price is
+||w_j||^2 / inv(G)[j, j] (Optimal Brain Surgeon, Hassibi and Stork 1993, with a layer's output as the objective; as in OBC, arXiv
+2208.11580, and for whole neurons ZipLM, arXiv 2302.04089). What goes is what the rest can say as well, not what is quiet.
 
 Shape suffixes: L layers, I FFN width, K kept neurons, H hidden size, T tokens.
 """
@@ -48,7 +48,7 @@ def prices(model: "PreTrainedModel", family: Family, tokens: "PackedTokens", bat
 def compensate_(
     model: "PreTrainedModel", family: Family, tokens: "PackedTokens", batch_size: int, kept_LK: Sequence[Sequence[int]]
 ) -> None:
-    """Change the kept neurons' columns of each down projection, in place, so that each layer's output changes least without the others.
+    """Change the kept neurons' columns of each down projection, in place, so that its output changes least without the others.
 
     The neurons that go are still there. Costs as many passes as ``prices``, and K^3 / 3 operations a layer in float64.
     """
