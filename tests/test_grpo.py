@@ -14,7 +14,7 @@ from conftest import make_model, write_rows
 from test_recover import Killed, killed_at_step, packed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ptl_fast import estimate, flags, grpo, plan, prompts, recover, report, rewards, training
+from ptl_fast import estimate, grpo, plan, prompts, recover, report, rewards, training
 from ptl_fast.budget import Spent
 from ptl_fast.compress import compress
 from ptl_fast.config import Config
