@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from benchmarks import clock
 from benchmarks.bench_kernels import FLUSH_BYTES, Stopwatch, environment
 from benchmarks.files import write_text
 from ptl_fast.models import resolve_device
@@ -108,6 +109,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num-tokens", type=int, nargs="+", help="rows of the products")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--json", type=Path, help="file for the results, written after each number of tokens")
+    clock.add_flag(parser)
     options = parser.parse_args(arguments)
     options.device = resolve_device(options.device)
     options.device_type = options.device.partition(":")[0]
@@ -123,6 +125,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     torch.manual_seed(0)
+    clock.choose(options.clock)
     stopwatch = Stopwatch(options.device, FLUSH_BYTES[options.device_type])
     first = options.centre - options.reach // STEP * STEP
     widths = list(range(first, options.centre + options.reach + 1, STEP))
