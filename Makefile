@@ -23,7 +23,9 @@ quality: $(INSTALLED)
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks.bench_kernels
+	mkdir -p runs
+	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-json=runs/bench.json
+	$(BIN)/python -m benchmarks.ratios runs/bench.json
 	$(BIN)/python -m benchmarks.speedup
 
 compare: $(INSTALLED)

@@ -99,8 +99,11 @@ def test_rates_are_amounts_over_seconds(monkeypatch: pytest.MonkeyPatch) -> None
     stopwatch = Stopwatch("cpu", 1 << 20)
     calls = [0]
 
+    weights = set()
+
     def count(*arguments: Any, **keywords: Any) -> None:
         calls[0] += 1
+        weights.update(map(id, arguments[1:]))
 
     def time_ms(call: Any, warm: bool = False) -> float:
         before = calls[0]
@@ -112,7 +115,8 @@ def test_rates_are_amounts_over_seconds(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(roofline, "scaled_dot_product_attention", count)
     rates = Rates(_tiny(), stopwatch)
     assert rates.gemm(4, 64, 256) == pytest.approx(2 * 4 * 64 * 256 / 5e-4)
-    assert calls[0] == 2 + 9 * roofline.NUM_TIMINGS, "as many weights as the model's 622,592 bytes hold"
+    assert calls[0] == 2 + int(roofline.LAP_SECONDS / 5e-4) * roofline.NUM_TIMINGS
+    assert len(weights) == 9, "as many as the model's 622,592 bytes hold"
     assert rates.attention(2, 4, 8, 16, 8, 2) == pytest.approx(4 * 2 * 4 * 8 * 8 * 16 / 5e-4)
 
 
