@@ -100,8 +100,9 @@ class Config:
     """Layer importance: residual (Eq. 5: mean L2 norm of the layer's change of the residual stream), block-influence
     (ShortGPT: 1 - cosine), angular (mean angle between the layer's input and output, over pi), last (removes the deepest)."""
 
-    width_multiple: int = 128
-    """FFN widths are rounded to a multiple of this; 128 suits tensor cores and tensor parallelism."""
+    width_multiple: int | Literal["auto"] = 128
+    """FFN widths are rounded to a multiple of this. auto is 128 on a GPU, whose tensor cores work in tiles of 128, and is measured
+    on a CPU (kept in the run's width_multiple.json). For tensor parallelism, give 128 times the GPUs that share the FFN."""
 
     recovery: str = "cpt"
     """How a round recovers: cpt (continual pre-training on the data) or none."""
@@ -253,7 +254,7 @@ class Config:
         )
         for name in [*at_least_one.split(), "calibration_tokens", "eval_limit", "eval_batch", "keep_rounds"]:
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value not in (None, "auto") and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 1")
         if self.drop_layers < 0:
             raise ValueError(f"--drop-layers {self.drop_layers} must be at least 0")

@@ -20,6 +20,7 @@ from benchmarks.bench_kernels import Stopwatch
 from benchmarks.roofline import Operation, Rates, Size, decode_operations, prefill_operations
 from benchmarks.shapes import SHAPES, random_model, resized, shape_config, tiny_twin
 from benchmarks.works import Times, Work
+from ptl_fast.alignment import excess, largest_multiple
 
 ROOT = Path(__file__).parents[1]
 BATCH, LENGTH = 3, 16
@@ -318,17 +319,17 @@ def test_excess_and_rule_by_hand() -> None:
     """Time grows with the width; widths that are not multiples of 64 take a tenth longer, others of 32 a fiftieth."""
     widths = range(512, 1025, 8)
     slower = {64: 1.0, 128: 1.0, 256: 1.0, 32: 1.015}
-    times = {width: width * slower.get(alignment.largest_multiple(width), 1.1) for width in widths}
-    above = alignment.excess(times)
+    times = {width: width * slower.get(largest_multiple(width, alignment.MULTIPLES), 1.1) for width in widths}
+    above = excess(times, 256)
     rows = [{"product": "up", "num_tokens": 8, "width": width, "excess": above[width]} for width in widths]
     lines = {line["multiple"]: line for line in alignment.summary(rows)}
     assert above[1024] == pytest.approx(0)
     assert lines[8]["median_excess"] == pytest.approx(0.1)
     assert lines[32]["median_excess"] == pytest.approx(0.015)
     assert {multiple: line["num_widths"] for multiple, line in lines.items()} == {8: 32, 16: 16, 32: 8, 64: 4, 128: 2, 256: 3}
-    assert alignment.rule(list(lines.values())) == 32
+    assert alignment.chosen(list(lines.values())) == 32
     lines[128]["median_excess"] = 0.03  # 64 must not be chosen below a multiple that is slow
-    assert alignment.rule(list(lines.values())) == 256
+    assert alignment.chosen(list(lines.values())) == 256
 
 
 def test_alignment_results_hold_every_width(measured: Path) -> None:
