@@ -53,7 +53,7 @@ def candidates(width: int, multiples: Sequence[int]) -> list[int]:
 
 
 def measure(hidden: int, widths: list[int], num_tokens: int, dtype: torch.dtype) -> dict[str, dict[int, float]]:
-    """Seconds of an FFN's input and output projection by width: the shortest of rounds that take turns, for others use the machine."""
+    """Seconds of an FFN's input and output projection by width: the shortest of several rounds, as others may use the machine."""
     calls = products(hidden, widths, num_tokens, dtype, "cpu")
     times: dict[str, dict[int, float]] = {"up": {}, "down": {}}
     order, shuffle = list(calls), random.Random(0)

@@ -154,6 +154,8 @@ class _Job:
         _check_names(config)
         self.config, self.identity = config, config.identity()
         self.device = models.resolve_device(config.device)
+        if config.liger:
+            training.check_liger(self.device)
         self.hf_config = models.load_config(config.model)
         self.output = Path(config.output or f"runs/{Path(config.model).name}")
         if config.width_multiple == "auto":

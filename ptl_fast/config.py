@@ -165,6 +165,10 @@ class Config:
     """Train on ptl_kernels' fused activation: it keeps one activation less for the backward pass than eager modules do, and
     rounds once where they round twice."""
 
+    liger: bool = False
+    """Train on Liger's kernels (pip install liger-kernel; GPUs only): norms, rotary embedding, FFN, and a loss that never stores
+    the logits. With --fused-ffn or --score-during-recovery, the FFN stays ours."""
+
     score_once: bool = False
     """Score neurons, and layers, only in the first round that removes them: later rounds remove the next ones of that order."""
 
@@ -283,6 +287,7 @@ class Config:
             "--lr-schedule run": self.lr_schedule == "run",
             "--keep-optimizer-state": self.keep_optimizer_state,
             "--anticipate": self.anticipate > 0,
+            "--liger": self.liger,
         }
         for flag, is_set in about_training.items():
             if is_set and self.recovery == "none":

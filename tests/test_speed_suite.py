@@ -354,7 +354,7 @@ def test_tables_show_measured_rows_and_keep_what_is_not(measured: Path, tmp_path
     text = document.read_text()
     row = json.loads((measured / "speedup_test.json").read_text())["rows"][0]
     assert f"| dense | 256 x 2 -> 96 x 1 | float32 | transformers | 2 | 16 | 1 | {row['dense']['time_ms']:.1f} |" in text
-    assert f"| {row['predicted_speedup']:.2f} | {row['of_predicted']:.0%} |" in text
+    assert f"| {row['device_speedup']:.2f} | {row['predicted_speedup']:.2f} | {row['of_predicted']:.0%} |" in text
     assert "| dense | 256 x 2 -> 96 x 1 | float32 | vllm | 2 | 16 | 1 | not measured |" in text
     assert "| GPU | llama3-8b |  |  |  |  |  |  | not measured |" in text
     assert "stale" not in text
