@@ -11,9 +11,9 @@
 - authors' way, with files: and the model is loaded and saved three times a round
 
 A sample times every way once, in an order that rotates, on a copy of the model that is not timed; the median of the ratios counts.
-First each way's model is compared with the original whose removed neurons are silenced, and a wrong one ends the program. GB/s are
-the bytes that removal must at least move (rows that fill holes, and columns that stay) over a way's time. The peak is what was held
-beside the model that was given.
+First each way's matrices are compared with the rows and columns that should stay, and a wrong one ends the program. GB/s are the
+bytes that removal must at least move (rows that fill holes, and columns that stay) over a way's time. The peak is what was held beside
+the model that was given.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks import clock
-from benchmarks.bench_kernels import environment, relative_error
+from benchmarks.bench_kernels import environment
 from benchmarks.files import MEASURED, write_text
 from benchmarks.shapes import SHAPES, random_model, shape_config
 from ptl_fast import compact, models
@@ -42,8 +42,7 @@ from ptl_fast.families import feed_forwards, find_family
 from ptl_fast.plan import PruningPlan
 
 REMOVED = 0.1
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
-MOST_FILE_SAMPLES = 2  # of the way with files
+WITH_FILES, MOST_FILE_SAMPLES = "authors' way, with files", 2
 Kept = list[list[int]]
 Way = Callable[[PreTrainedModel, Kept], PreTrainedModel]
 
@@ -128,29 +127,30 @@ WAYS: dict[str, Way] = {
     "torch-pruning, functions": functools.partial(by_torch_pruning, graph=False),
     "torch-pruning, graph": functools.partial(by_torch_pruning, graph=True),
     "authors' way": by_scanning_lists,
-    "authors' way, with files": with_files,
+    WITH_FILES: with_files,
 }
 
 
-def why_not(name: str) -> str | None:
+def why_not(name: str, files: bool) -> str | None:
     """Why a way cannot be measured; None if it can."""
     if name.startswith("torch-pruning") and importlib.util.find_spec("torch_pruning") is None:
         return "torch-pruning is not installed"
-    return None
+    return "left out by --no-files" if name == WITH_FILES and not files else None
 
 
-def measure(model: PreTrainedModel, num_samples: int) -> list[dict[str, Any]]:
+def measure(model: PreTrainedModel, num_samples: int, files: bool = True) -> list[dict[str, Any]]:
     """A row for each way, with numbers or with the reason why there are none."""
     width, num_layers = model.config.intermediate_size, model.config.num_hidden_layers
     num_kept = width - round(REMOVED * width)
     kept = [torch.randperm(width)[:num_kept].sort().values.tolist() for _ in range(num_layers)]
-    ways = {name: way for name, way in WAYS.items() if why_not(name) is None}
+    missing = {name: reason for name in WAYS if (reason := why_not(name, files)) is not None}
+    ways = {name: way for name, way in WAYS.items() if name not in missing}
     check(model, ways, kept)
     times: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
     for sample in range(num_samples):
         for name in names[sample % len(names) :] + names[: sample % len(names)]:
-            if name == "authors' way, with files" and sample >= MOST_FILE_SAMPLES:
+            if name == WITH_FILES and sample >= MOST_FILE_SAMPLES:
                 continue
             victim = copy.deepcopy(model)
             start = clock.now(model.device)
@@ -159,7 +159,7 @@ def measure(model: PreTrainedModel, num_samples: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name in WAYS:
         if name not in ways:
-            rows.append({"way": name, "status": f"not measured: {why_not(name)}"})
+            rows.append({"way": name, "status": f"not measured: {missing[name]}"})
             continue
         time_ms = statistics.median(times[name])
         peak = peak_bytes(ways[name], model, kept)
@@ -168,24 +168,18 @@ def measure(model: PreTrainedModel, num_samples: int) -> list[dict[str, Any]]:
     return rows
 
 
+@torch.no_grad()
 def check(model: PreTrainedModel, ways: dict[str, Way], kept: Kept) -> None:
-    """Stop the program where a way's model does not compute what the original without these neurons does."""
-    tokens = torch.randint(2, model.config.vocab_size, (1, 16), device=model.device)
-    masks = []
-    for ffn, indices in zip(_ffns(model), kept, strict=True):
-        mask_I = torch.zeros(ffn.width, device=model.device, dtype=model.dtype)
-        mask_I[indices] = 1
-        masks.append(ffn.down.register_forward_pre_hook(lambda module, args, mask_I=mask_I: (args[0] * mask_I,)))
-    with torch.inference_mode():
-        expected = model(tokens).logits
-    for handle in masks:
-        handle.remove()
+    """Stop the program where a way's matrices are not exactly those of the neurons that stay, in the way's order."""
+    filled = hole_filling(torch.tensor(kept), model.config.intermediate_size).order_LK
     for name, way in ways.items():
         smaller = way(copy.deepcopy(model), kept)
-        with torch.inference_mode():
-            error = relative_error(smaller(tokens).logits, expected)
-        if not error <= TOLERANCE[model.dtype]:
-            raise SystemExit(f"refusing to time {name!r}: its logits have relative error {error:.3g} against the masked model")
+        for layer, (after, before) in enumerate(zip(_ffns(smaller), _ffns(model), strict=True)):
+            order_K = (filled[layer] if name == "ours" else torch.tensor(kept[layer])).to(model.device)
+            pairs = [(new.weight, old.weight[order_K]) for new, old in zip(after.inputs, before.inputs, strict=True)]
+            pairs.append((after.down.weight, before.down.weight[:, order_K]))
+            if not all(torch.equal(got, want) for got, want in pairs):
+                raise SystemExit(f"refusing to time {name!r}: layer {layer} does not hold the neurons that stay")
 
 
 def least_bytes(model: PreTrainedModel, kept: Kept) -> int:
@@ -248,6 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--shape", choices=list(SHAPES), help="instead of --model: a known model with random weights")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--samples", type=int, default=11, help="at least 2")
+    parser.add_argument("--no-files", action="store_true", help="leave out the way that saves and loads the model")
     parser.add_argument("--json", type=Path, help="file for the results")
     clock.add_flag(parser)
     options = parser.parse_args(arguments)
@@ -260,7 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
         "environment": environment(device.partition(":")[0]),
         "model": options.shape or Path(options.model or models.DEMO).name,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "rows": measure(model, options.samples),
+        "rows": measure(model, options.samples, not options.no_files),
     }
     print("| way | ms | time / ours (p20 to p80) | GB/s | peak MiB |\n|---|--:|--:|--:|--:|")
     for row in results["rows"]:

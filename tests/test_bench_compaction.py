@@ -44,7 +44,7 @@ def test_wrong_way_is_refused() -> None:
 
     kept = [list(range(230))] * 2
     bench_compaction.check(model(), {"ours": bench_compaction.ours}, kept)
-    with pytest.raises(SystemExit, match="refusing to time 'wrong'"):
+    with pytest.raises(SystemExit, match="refusing to time 'wrong': layer 0 does not hold the neurons that stay"):
         bench_compaction.check(model(), {"wrong": drops_another}, kept)
 
 

@@ -406,6 +406,7 @@ def test_gpu_suite_rehearsal_writes_every_part(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     files = {file.name for file in tmp_path.iterdir()}
     parts = {"kernels_dry.json", "scoring_tiny_dry.json", "speedup_tiny_dry.json", "alignment_dry.json"}
+    parts |= {"compaction_tiny_dry.json", "recovery_dry.json"}
     assert files == {"log.txt", *parts}
     for part in parts:
         assert json.loads((tmp_path / part).read_text())["environment"]["torch"] == torch.__version__
