@@ -12,8 +12,8 @@
 
 A sample times every way once, in an order that rotates, on a copy of the model that is not timed; the median of the ratios counts.
 First each way's matrices are compared with the rows and columns that should stay, and a wrong one ends the program. GB/s are the
-bytes that removal must at least move (rows that fill holes, and columns that stay) over a way's time. The peak is what was held beside
-the model that was given.
+bytes that removal must at least move (rows that fill holes, and columns that stay) over a way's time. The peak is what was held
+beside the model that was given.
 """
 
 import argparse

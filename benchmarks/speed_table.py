@@ -9,6 +9,7 @@ keeps a row, as "not measured".
 from pathlib import Path
 from typing import Any
 
+from benchmarks import targets
 from benchmarks.alignment import MULTIPLES
 from benchmarks.files import MEASURED
 from benchmarks.kernels_table import DEVICE_TYPES, MISSING, ROOT, Makers, Results, load, run
@@ -17,6 +18,7 @@ from benchmarks.speedup import ratio_cells
 
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 EXPECTED = {"cuda": ("llama3-8b", "gemma2-9b", "qwen2.5-7b"), "cpu": ("ptl-demo", "smollm2")}
+PREFIXES = ("speedup", "scoring", "kernels", "compaction", "stages")  # of what the targets need
 WHERE = ["device", "model", "size", "dtype", "engine", "batch", "prompt", "new tokens"]
 SPEED = ["dense ms", "compressed ms", "speedup (p20 to p80)", "FLOPs", "bytes", "device alone", "predicted", "of predicted"]
 RESOURCES = {
@@ -33,6 +35,7 @@ def tables(folder: Path) -> Makers:
     makers: Makers = {
         "devices": lambda: devices_table([*speedup, *recovery, *stages, *alignment]),
         "resources": lambda: resources_table(speedup),
+        "targets": lambda: targets.table({name: load(folder, name) for name in PREFIXES}, "cpu"),
         "recovery": lambda: recovery_table(recovery),
         "stages": lambda: stages_table(stages),
         "alignment": lambda: alignment_table(alignment),

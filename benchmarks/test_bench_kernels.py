@@ -21,6 +21,8 @@ def contenders() -> Iterator[Any]:
         if case.setting.shape not in (first, replace(first, num_tokens=0)):
             continue
         for name, contender in {"ours": case.ours, **case.peers}.items():
+            if name.startswith("torch.compile"):  # compiling takes longer than all the rest; bench_kernels has it
+                continue
             missing = case.ours.missing or contender.missing
             mark = pytest.mark.skipif(bool(missing), reason=f"not measured: {missing}")
             yield pytest.param(case, name, contender, marks=mark, id=f"{case.op}-{dtype_name(case.setting.dtype)}-{name}")

@@ -15,7 +15,7 @@ import torch
 from conftest import FAMILIES, make_model
 from torch import nn
 
-from benchmarks import alignment, clock, plot, quality, roofline, speed_table, speedup, vllm_speed, works
+from benchmarks import alignment, clock, plot, quality, roofline, speed_table, speedup, targets, vllm_speed, works
 from benchmarks.bench_kernels import Stopwatch
 from benchmarks.roofline import Operation, Rates, Size, decode_operations, prefill_operations
 from benchmarks.shapes import SHAPES, random_model, resized, shape_config, tiny_twin
@@ -345,7 +345,7 @@ def test_committed_tables_are_what_the_raw_results_give() -> None:
 
 def test_tables_show_measured_rows_and_keep_what_is_not(measured: Path, tmp_path: Path) -> None:
     document = tmp_path / "benchmarks.md"
-    marks = ("prefill", "decode", "paper", "resources", "alignment", "devices")
+    marks = ("prefill", "decode", "paper", "resources", "recovery", "stages", "targets", "alignment", "devices")
     document.write_text("".join(f"<!-- table:{mark} -->\nstale\n<!-- end -->\n" for mark in marks))
     flags = ["--document", str(document), "--results", str(measured)]
     with pytest.raises(SystemExit):
@@ -359,6 +359,27 @@ def test_tables_show_measured_rows_and_keep_what_is_not(measured: Path, tmp_path
     assert "| GPU | llama3-8b |  |  |  |  |  |  | not measured |" in text
     assert "stale" not in text
     assert "speedup_test.json" in text
+
+
+def test_targets_say_how_many_rows_reach_them() -> None:
+    """Two of three reach one target, none another that is an upper bound, and a third was not measured."""
+    on_cpu, on_gpu = {"device_type": "cpu"}, {"device_type": "cuda"}
+    kernels = [
+        {"op": "compact_ffn", "peer": "three x[idx]", "status": status, "ratio_to_peer": ratio}
+        for status, ratio in (("ok", 1.5), ("ok", 2.0), ("ok", 4.5), ("not measured: x", 9.0))
+    ]
+    everything: dict[str, list[dict[str, Any]]] = {
+        "kernels": [{"environment": on_cpu, "rows": kernels}, {"environment": on_gpu, "rows": kernels}],
+        "stages": [{"environment": on_cpu, "loop_overhead": 0.04, "not_recovery": 0.4}],
+        "speedup": [],
+        "scoring": [],
+        "compaction": [],
+    }
+    rows = {row[0]: row[1:4] for row in targets.table(everything, "cpu")[1:]}
+    assert rows["a layer loses 10%: three x[idx] / ours"] == ["at least 2.00", "1.50 to 4.50", "held in 2 of 3"]
+    assert rows["loop overhead of a run"] == ["at most 5.0%", "4.0%", "held"]
+    assert rows["all of a run that is not recovery"] == ["at most 5.0%", "40.0%", "missed"]
+    assert rows["scoring pass: plain forward pass / ours"] == ["at least 1.00", "not measured", ""]
 
 
 def test_figures_come_from_the_results_and_are_the_same_each_time(measured: Path, tmp_path: Path) -> None:
