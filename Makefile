@@ -24,9 +24,10 @@ quality: $(INSTALLED)
 
 bench: $(INSTALLED)
 	mkdir -p runs
-	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-json=runs/bench.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only --benchmark-timer=time.process_time \
+		--benchmark-columns=median,iqr,rounds --benchmark-json=runs/bench.json
 	$(BIN)/python -m benchmarks.ratios runs/bench.json
-	$(BIN)/python -m benchmarks.speedup
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speedup --clock process
 
 compare: $(INSTALLED)
 	$(BIN)/python -m benchmarks.compare

@@ -1,13 +1,14 @@
 """Did anything become slower? Two pytest-benchmark files, compared by the ratios inside each.
 
-    python -m pytest benchmarks --benchmark-enable --benchmark-json=now.json
+    OMP_NUM_THREADS=1 python -m pytest benchmarks --benchmark-enable --benchmark-timer=time.process_time --benchmark-json=now.json
     python -m benchmarks.ratios now.json [--baseline FILE]
     python -m benchmarks.ratios now.json --write benchmarks/results/ratios_cpu.json
 
 An absolute time says more about the machine than about the code. So every entry is divided by its group's reference, the entry
 "ours", and these ratios are compared. A ratio's noise is what the quartiles of its two entries allow; it has moved where the two
 files' ranges do not meet and their medians differ by more than a tenth: entries of a group run one after the other, and a machine
-may change in between. The exit code is 0 also where something moved: a clock should not decide whether a change is right.
+may change in between. The committed baseline was taken with one thread and this process's own time, as above: numbers of threads
+scale entries differently. The exit code is 0 also where something moved: a clock should not decide whether a change is right.
 """
 
 import argparse
