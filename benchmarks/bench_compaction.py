@@ -75,6 +75,7 @@ def by_indexing(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
     return _resized(model, kept)
 
 
+@torch.enable_grad()  # the graph is that of autograd
 def by_torch_pruning(model: PreTrainedModel, kept: Kept, graph: bool) -> PreTrainedModel:
     """torch-pruning's functions, by themselves or found by its dependency graph."""
     import torch_pruning
