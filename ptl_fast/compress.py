@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import json
 import math
 import os
 import sys
@@ -40,6 +41,7 @@ T = TypeVar("T")
 STAGES = ("calibrate", "compact", "recover", "evaluate")
 NUM_HELD_OUT, NUM_CHECKED = 256, 64  # documents for evaluation, and for --recovery-split until-recovered
 NLL_MAX_LENGTH = 2048
+WIDTH_MULTIPLE = "width_multiple.json"
 HOW_TO_LOAD = """Load the result:
 
 {imports}    from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -98,6 +100,10 @@ def dry_run(config: Config) -> str:
         from transformers import AutoConfig
 
         dense = AutoConfig.for_model(**vars(dense))
+    if config.width_multiple == "auto":
+        from ptl_fast import alignment
+
+        config = dataclasses.replace(config, width_multiple=alignment.TENSOR_CORE_MULTIPLE)
     schedule = _schedule(config, dense)
     rows = [{"name": "dense", **estimate.predict(dense, config, 0)}]
     for step in schedule:
@@ -139,6 +145,8 @@ class _Job:
     model: "PreTrainedModel"
     family: "Family"
     moments: "Moments | None" = None
+    chosen: dict[str, Any] | None = None
+    """What --width-multiple auto came to."""
 
     def __init__(self, config: Config) -> None:
         from ptl_fast import evaluate, models, ranks, training
@@ -146,16 +154,38 @@ class _Job:
         assert config.model is not None
         assert config.data is not None
         _check_names(config)
-        self.config = config
+        self.config, self.identity = config, config.identity()
         self.device = models.resolve_device(config.device)
+        if config.liger:
+            training.check_liger(self.device)
         self.hf_config = models.load_config(config.model)
-        self.schedule = _schedule(config, self.hf_config)
-        self.tasks = evaluate.parse_tasks(config.eval_tasks, config.allow_code_execution)
         self.output = Path(config.output or f"runs/{Path(config.model).name}")
+        if config.width_multiple == "auto":
+            self._choose_width_multiple()
+        self.schedule = _schedule(self.config, self.hf_config)
+        self.tasks = evaluate.parse_tasks(config.eval_tasks, config.allow_code_execution)
         ranks.join(self.device)
         training.batch_split(config)
         if config.uses_grpo:
             training.rollout_split(config)
+
+    def _choose_width_multiple(self) -> None:
+        """Decide what auto is, or take what the run decided before: a second measurement might say something else."""
+        import torch
+
+        from ptl_fast import alignment, ranks
+
+        ranks.join(self.device)
+        kept, self.chosen = self.output / WIDTH_MULTIPLE, None
+        if kept.is_file() and not self.config.overwrite:
+            self.chosen = json.loads(kept.read_text())
+        if ranks.is_main() and self.chosen is None:
+            dtype = getattr(torch, "float32" if self.config.dtype == "auto" else self.config.dtype)
+            self.chosen = alignment.choose(self.device, self.hf_config.hidden_size, self.hf_config.intermediate_size, dtype)
+        self.chosen = ranks.agree(self.chosen)
+        assert self.chosen is not None
+        self.config = dataclasses.replace(self.config, width_multiple=self.chosen["multiple"])
+        _say(f"--width-multiple auto is {self.chosen['multiple']}: {self.chosen['reason']}")
 
     def run(self) -> dict[str, Any]:
         """The loop. Inputs are checked first; nothing is written before they fit."""
@@ -167,6 +197,8 @@ class _Job:
         if num_finished < len(self.schedule):
             self._load_weights(num_finished)
         self.folder.open(self.config.overwrite)
+        if self.chosen is not None:
+            self.folder.write_json(WIDTH_MULTIPLE, self.chosen)
         self._remove_old_weights(num_finished)
         if num_finished:
             _say(f"{self.output}: continuing after round {num_finished} of {len(self.schedule)}")
@@ -422,6 +454,7 @@ class _Job:
             protected = plan.protect(tensors["protect_scores"], self.config.protect_share)
         if self.config.threshold is None:
             return plan.plan_neurons(step, scores, protected, name, tensors.get("selected_LI"))
+        assert isinstance(self.config.width_multiple, int)
         redundant = score.per_token(name, scores, tensors["num_tokens"]) <= self.config.threshold
         return plan.plan_redundant(step, scores, protected, name, redundant, self.config.width_multiple)
 
@@ -580,7 +613,7 @@ class _Job:
     def _checked_folder(self) -> "RunFolder":
         from ptl_fast.rundir import RunFolder
 
-        folder = RunFolder(self.output, {"config": self.config.identity(), "inputs": self.fingerprint})
+        folder = RunFolder(self.output, {"config": self.identity, "inputs": self.fingerprint})
         folder.check(self.config.overwrite)
         # float32 weights of the kept rounds and of a round in the making; a checkpoint adds two Adam moments, and so does each
         # of two rounds with --keep-optimizer-state

@@ -107,8 +107,9 @@ class Config:
     """Layer importance: residual (Eq. 5: mean L2 norm of the layer's change of the residual stream), block-influence
     (ShortGPT: 1 - cosine), angular (mean angle between the layer's input and output, over pi), last (removes the deepest)."""
 
-    width_multiple: int = 128
-    """FFN widths are rounded to a multiple of this; 128 suits tensor cores and tensor parallelism."""
+    width_multiple: int | Literal["auto"] = 128
+    """FFN widths are rounded to a multiple of this. auto is 128 on a GPU, whose tensor cores work in tiles of 128, and is measured
+    on a CPU (kept in the run's width_multiple.json). For tensor parallelism, give 128 times the GPUs that share the FFN."""
 
     recovery: str = "cpt"
     """How a round recovers: cpt (continual pre-training on the data), grpo (reinforcement learning on its problems), several one
@@ -215,6 +216,10 @@ class Config:
     """Train on ptl_kernels' fused activation: it keeps one activation less for the backward pass than eager modules do, and
     rounds once where they round twice."""
 
+    liger: bool = False
+    """Train on Liger's kernels (pip install liger-kernel; GPUs only): norms, rotary embedding, FFN, and a loss that never stores
+    the logits. With --fused-ffn or --score-during-recovery, the FFN stays ours."""
+
     score_once: bool = False
     """Score neurons, and layers, only in the first round that removes them: later rounds remove the next ones of that order."""
 
@@ -305,7 +310,7 @@ class Config:
         at_least_one += " grpo_steps grpo_prompts grpo_prompt_tokens grpo_response_tokens grpo_micro_batch"
         for name in [*at_least_one.split(), "calibration_tokens", "eval_limit", "eval_batch", "keep_rounds"]:
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value not in (None, "auto") and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 1")
         if self.drop_layers < 0:
             raise ValueError(f"--drop-layers {self.drop_layers} must be at least 0")
@@ -362,6 +367,7 @@ class Config:
             "--lr-schedule run": self.lr_schedule == "run",
             "--keep-optimizer-state": self.keep_optimizer_state,
             "--anticipate": self.anticipate > 0,
+            "--liger": self.liger,
         }
         for flag, is_set in about_training.items():
             if is_set and not set(self.recoveries) - NOT_ON_TEXT:

@@ -208,6 +208,7 @@ def _num_rescued(scores_LI: "Tensor", protected_LK: "Tensor | None", width: int)
 def _widths(config: "Config", width: int) -> list[int]:
     """The width after each neuron round (with --threshold, the lowest allowed), descending multiples of ``width_multiple``."""
     multiple = config.width_multiple
+    assert isinstance(multiple, int), "compress.py decides what auto is"
     target = round(config.keep * width / multiple) * multiple
     if config.keep == 1:
         return []

@@ -2,10 +2,12 @@
 
 import contextlib
 import gc
+import importlib.util
 import json
 import math
 import os
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -82,7 +84,37 @@ def common_arguments(model: "PreTrainedModel", folder: Path, config: "Config") -
         "ddp_timeout": int(ranks.TIMEOUT.total_seconds()),
         "deepspeed": deepspeed_settings(config.deepspeed, on_cpu),
         "disable_tqdm": True,
+        "use_liger_kernel": config.liger,
+        "liger_kernel_config": liger_kernels(config) if config.liger else None,
     }
+
+
+def liger_kernels(config: "Config") -> dict[str, bool]:
+    """Which of Liger's kernels train: no loss that all of torch would share, and no FFN where ours stands."""
+    own_ffn = config.fused_ffn or config.score_during_recovery
+    return {"cross_entropy": False, "fused_linear_cross_entropy": True, "swiglu": not own_ffn, "geglu": not own_ffn}
+
+
+def check_liger(device: str) -> None:
+    """Raise ValueError where --liger cannot work."""
+    if device == "cpu":
+        raise ValueError(
+            "--liger trains on kernels that run on GPUs only, and this run is on a CPU; leave it out (--fused-ffn is for both)"
+        )
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise ValueError("--liger needs the package liger-kernel; pip install liger-kernel, or leave it out")
+
+
+@contextlib.contextmanager
+def unpatched_afterwards(model: nn.Module) -> Iterator[None]:
+    """Undo what Liger puts into a model's modules and into transformers' module of its family, for scoring and evaluation."""
+    namespace = vars(sys.modules[type(model).__module__])
+    before, names = dict(namespace), {module: set(vars(module)) for module in model.modules()}
+    yield
+    namespace.update(before)
+    for module, known in names.items():
+        for name in set(vars(module)) - known:
+            delattr(module, name)
 
 
 def run(trainer: Trainer, checkpoint: str | None) -> None:
