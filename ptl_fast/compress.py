@@ -295,7 +295,7 @@ class _Job:
             elif self.config.fused_ffn or self.config.score_during_recovery:
                 stack.enter_context(fused_ffns(families.feed_forwards(self.model, self.family)))
             spent = recover.recover(names if trains else ["none"], self.model, self._lesson(step, folder, watch), self.config)
-        if watch is not None:
+        if watch is not None and spent.num_steps:
             self.folder.write_tensors(self._next_statistics(step.number), watch.total().tensors())
         if spent.moments is not None:
             self.folder.write_tensors(_optimizer_file(step.number), moments.to_tensors(spent.moments))
