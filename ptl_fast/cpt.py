@@ -40,11 +40,13 @@ def cpt(model: "PreTrainedModel", lesson: Lesson, config: "Config") -> Spent:
         ValueError: the loss is NaN or infinite (names the step), or the batch does not divide among the ranks.
     """
     tokens, spending, dtype = lesson.tokens, lesson.spending, model.dtype
-    before = _check_before(lesson)
-    if before is not None and spending.held_out is not None and before <= spending.held_out.recovered:
-        return Spent(checks=[(0, before)], moments=spending.moments if spending.keep_moments else None)
     arguments = _training_arguments(model, lesson, config)
     closing = Closing(arguments.max_steps, _tokens_per_step(tokens, config), spending.held_out)
+    checkpoint = training.newest_checkpoint(lesson.folder)
+    if checkpoint is None and spending.held_out is not None:
+        closing.note(0, ranks.agree(spending.held_out.nll()))
+        if closing.begins == 0:  # what pruning did not hurt, training would only move
+            return Spent(checks=closing.checks, moments=spending.moments if spending.keep_moments else None)
     autocast = partial(torch.autocast, model.device.type, dtype, enabled=dtype != torch.float32)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(lesson.log_folder)
     close = _Close(closing, spending, lesson.watch, autocast)
@@ -62,20 +64,12 @@ def cpt(model: "PreTrainedModel", lesson: Lesson, config: "Config") -> Spent:
             callbacks=_callbacks(lesson, close, config),
         )
         trainer.remove_callback(PrinterCallback)
-        checkpoint = training.newest_checkpoint(lesson.folder)
         if checkpoint is not None:
             _restore(Path(checkpoint), closing, lesson.watch)
         training.run(trainer, checkpoint)
         spent = _spent(trainer, model, closing, lesson.num_tokens, spending.keep_moments)
         training.tear_down(trainer, model)
     return spent
-
-
-def _check_before(lesson: Lesson) -> float | None:
-    """Held-out NLL before the first step, where the round may end early: what pruning did not hurt, training would only move."""
-    if lesson.spending.held_out is None or training.newest_checkpoint(lesson.folder) is not None:
-        return None
-    return ranks.agree(lesson.spending.held_out.nll())
 
 
 def _callbacks(lesson: Lesson, close: "_Close", config: "Config") -> list[TrainerCallback]:
