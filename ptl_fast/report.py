@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ptl_fast import guard
+
 COLUMNS = ["round", "width", "layers", "parameters", "FLOPs/token", "pruned", "recovered", "seconds"]
 
 
@@ -41,9 +43,13 @@ def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
     """report.json for people."""
     dense, final = report["dense"], report["final"]
     parts = ["# Compression report", table(dense, report["rounds"])]
+    if report.get("stopped"):
+        parts.append(f"**{report['stopped']}**")
     if final:
         parts.append(_summary(dense, final))
         parts.append(how_to_load)
+    if report.get("decisions"):
+        parts.append("## The guard\n\n" + _decisions(report["decisions"]))
     redundant = _redundant(report)
     if redundant:
         parts.append("## Redundant neurons\n\n" + redundant)
@@ -59,10 +65,11 @@ def model_card(report: dict[str, Any], model_name: str, sliced: bool) -> str:
     one_round = report["config"]["slice_hidden"] is not None
     method = "SliceGPT (arXiv 2401.15024)" if one_round else "the Prune-Tune Loop (arXiv 2602.04919)"
     condition = " after `import ptl_fast.slicegpt`" if sliced else ""
+    stopped = f"{report['stopped']}\n\n" if report.get("stopped") else ""
     return (
         f"---\nbase_model: {model_name}\ntags: [pruned, ptl]\n---\n\n# {model_name}, compressed\n\n"
         f"Made with ptl_fast by {method}. It loads with `AutoModelForCausalLM.from_pretrained`{condition}.\n\n"
-        f"{table(report['dense'], report['rounds'])}\n\n{_summary(report['dense'], report['final'])}\n"
+        f"{stopped}{table(report['dense'], report['rounds'])}\n\n{_summary(report['dense'], report['final'])}\n"
     )
 
 
@@ -87,6 +94,16 @@ def _summary(dense: dict[str, Any], final: dict[str, Any]) -> str:
     parameters = final["num_parameters"] / dense["num_parameters"]
     flops = final["flops_per_token"] / dense["flops_per_token"]
     return f"Parameters: {parameters:.1%} of dense. FLOPs per token: {flops:.1%} of dense."
+
+
+def _decisions(decisions: list[dict[str, Any]]) -> str:
+    header = ["round", "attempt", "extension", "removed", "tokens", "measured", "limit", "decision"]
+    rows = []
+    for made in (guard.Decision(**decision) for decision in decisions):
+        removed = f"{made.step} {guard.UNITS.get(made.kind, made.kind)}"
+        counts = [str(made.round), str(made.attempt), str(made.extension), removed, f"{made.tokens:,}"]
+        rows.append([*counts, _show(made.measured), _show(made.limit), guard.consequence(made)])
+    return f"{decisions[0]['task']} {decisions[0]['metric']}:\n\n{_markdown([header, *rows])}"
 
 
 def _redundant(report: dict[str, Any]) -> str:
