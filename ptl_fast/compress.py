@@ -596,7 +596,7 @@ class _Job:
             num_held_out=num_evaluated + num_checked,
             seed=config.seed,
         )
-        self.course.begin(corpus, self._pack)
+        self.course.begin(corpus, data.padding_token(self.tokenizer))
         cut = len(corpus.held_out) * num_checked // max(1, num_evaluated + num_checked)  # small data has fewer of both
         held_out = corpus.held_out[cut:]
         self.checked_documents = self._checked(corpus.held_out[:cut]) if num_checked else []
@@ -719,7 +719,7 @@ class _Job:
         return content
 
     def _finish(self) -> dict[str, Any]:
-        from ptl_fast import ranks, report
+        from ptl_fast import models, ranks, report
 
         last = self.records[-1] if self.records else self.dense
         final = {name: last[name] for name in ("num_parameters", "num_layers", "width", "flops_per_token", "eval")}
@@ -727,8 +727,8 @@ class _Job:
         source = self.folder.round(len(self.records)) / "model"
         if not ranks.agree((self.output / "final").is_dir()):
             if not self.records:  # the guard let no round pass
-                self._load_weights(0)
-                self.folder.save_model("round-00/model", self.model, self.tokenizer)
+                original = models.load_model(str(self.config.model), self.config, self.device)
+                self.folder.save_model("round-00/model", original, self.tokenizer)
             card = report.model_card(content, str(self.config.model), self._result_is_sliced())
             self.folder.publish_final(source, card)
         self.folder.remove(self.folder.round(0), self.output / _optimizer_file(len(self.records)))

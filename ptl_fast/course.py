@@ -1,7 +1,7 @@
 """The rounds of a run as they stand: their sizes, their parts of the data, and the guard's decisions, which change both."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast import guard
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from ptl_fast.plan import Round
 
 DECISIONS = "decisions.json"
-Pack = Callable[[Iterable[Sequence[int]], str], "PackedTokens"]
 
 
 class Course:
@@ -29,13 +28,10 @@ class Course:
         self.width, self.num_layers = hf_config.intermediate_size, hf_config.num_hidden_layers
         self.decisions: list[guard.Decision] = []
 
-    def begin(self, corpus: "Corpus", pack: Pack) -> None:
-        """Give each round of the schedule its subset."""
-        self.corpus, self.pack = corpus, pack
-        self.training = [
-            pack(subset, f"round {step.number}'s part of {self.config.data}")
-            for step, subset in zip(self.schedule, corpus.subsets, strict=True)
-        ]
+    def begin(self, corpus: "Corpus", pad: int) -> None:
+        """Give each round of the schedule its subset; ``pad`` is the token for padding."""
+        self.corpus, self.pad = corpus, pad
+        self.training = [self._pack(step) for step in self.schedule]
 
     def take(self, decisions: list[dict[str, Any]]) -> None:
         """Follow the decisions that a run took before it was interrupted."""
@@ -76,11 +72,17 @@ class Course:
         groups = self._split(decision.round, decision.next_step)
         self.corpus = self.corpus.cut([[step.recovery_share for step in group] for group in groups])
         self.training = [
-            whole if len(group) == 1 else self.pack(self.corpus.subsets[step.number - 1], f"a part of {self.config.data}")
+            whole if len(group) == 1 else self._pack(step)
             for whole, group in zip(self.training, groups, strict=True)
             for step in group
         ]
         self.schedule = [step for group in groups for step in group]
+
+    def _pack(self, step: "Round") -> "PackedTokens":
+        from ptl_fast import data
+
+        source = f"round {step.number}'s part of {self.config.data}"
+        return data.pack(self.corpus.subsets[step.number - 1], self.config.sequence_length, self.pad, source)
 
     def _split(self, number: int, next_step: int) -> "list[list[Round]]":
         multiple = self.config.width_multiple

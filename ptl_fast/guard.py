@@ -243,10 +243,10 @@ def consequence(decision: Decision) -> str:
         return "passed"
     if decision.action == "extend":
         return f"recovery goes on for {decision.next_tokens:,} tokens"
-    source = _model_after(decision.round - 1)
     if decision.action == "back-off":
+        source = f"round {decision.round - 1}'s model" if decision.round > 1 else "the original model"
         return f"back to {source}, with steps of at most {decision.next_step} {UNITS[decision.kind]} instead of {decision.step}"
-    return f"the run stops ({decision.reason}); the result is {source}"
+    return f"the run stops ({decision.reason}); the result is {_result(decision)}"
 
 
 def stopped_sentence(history: Sequence[Decision]) -> str | None:
@@ -256,9 +256,11 @@ def stopped_sentence(history: Sequence[Decision]) -> str | None:
         return None
     return (
         f"The guard stopped this run before its target: round {last.round} failed the gate {last.task}:{last.metric}, and"
-        f" {last.reason}. The result is {_model_after(last.round - 1)}."
+        f" {last.reason}. The result is {_result(last)}."
     )
 
 
-def _model_after(number: int) -> str:
-    return f"the model after round {number}" if number else "the original model, unchanged: no round has passed"
+def _result(last: Decision) -> str:
+    if last.round == 1:
+        return "the original model, unchanged: no round has passed"
+    return f"the model after round {last.round - 1}"
