@@ -308,7 +308,7 @@ class _Job:
         name, num_extensions = f"round-{step.number:02d}", len(guard.extensions(self.course.decisions, step.number))
         trained = [self.folder.read_json(f"{name}/recovery{suffix(number)}.json") for number in range(num_extensions + 1)]
         tokens = [each["recovery_tokens"] for each in trained]
-        decision = self.course.judge(gate, step, recovered[gate.task][gate.metric], tokens)
+        decision = self.course.judge(gate, step, float(recovered[gate.task][gate.metric]), tokens)
         self.folder.write_json(DECISIONS, self.course.decisions_as_json())
         _say(guard.sentence(decision))
         return decision

@@ -184,10 +184,9 @@ class RunFolder:
             light = {*folder.glob("*.json"), folder / "statistics.safetensors"}
             # with --anticipate, the next round was planned for this one's model
             self.remove(*(path for path in folder.glob("*") if path not in light), self.round(number + 1))
-            for log in (self.path / "log").glob(f"{folder.name}*"):
-                rest = log.name.removeprefix(folder.name)
-                if not rest.startswith(".failed"):
-                    self._rename(log, log.with_name(failed.name + rest))
+            logs = [self.path / "log" / folder.name, *(self.path / "log").glob(f"{folder.name}-extra-*")]
+            for log in ranks.agree(logs):  # each rename waits for all ranks
+                self._rename(log, log.with_name(log.name.replace(folder.name, failed.name)))
             self._rename(folder, failed)
         return failed.name
 

@@ -485,21 +485,87 @@ def test_run_killed_at_every_decision_ends_bit_identical(
     options: dict, inputs: dict[str, Any], follow: Callable[[str, Path], None], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     follow(SCRIPT, tmp_path / "a")
-    undisturbed = compress(**inputs, **options, output=tmp_path / "a")
+    undisturbed = compress(**{**inputs, **options}, output=tmp_path / "a")
     assert actions(undisturbed) == DECIDED
     follow(SCRIPT, tmp_path / "b")
     places, report = request.getfixturevalue("mortal"), None
     while report is None:
         try:
-            report = compress(**inputs, **options, output=tmp_path / "b")
+            report = compress(**{**inputs, **options}, output=tmp_path / "b")
         except Killed:
             gc.collect()  # lets go of the folder, as a process that ends does
     decisions = [place for place in places if place.startswith("write b/decisions.json")]
     assert len(decisions) == len(SCRIPT)
     assert {"rename b/round-01.failed-1 ", "write round-05.failed-1/record.json ", "rename round-02/model "} <= set(places)
     assert without_seconds(report) == without_seconds(undisturbed)
-    for pattern in ("final/*", "round-*/plan.json", "round-*/statistics.safetensors", "decisions.json"):
+    for pattern in ("final/*.json", "final/*.safetensors", "round-*/plan.json", "round-*/statistics.safetensors", "decisions.json"):
         assert files(tmp_path / "a", pattern) == files(tmp_path / "b", pattern), pattern
     folders = [sorted(str(path.relative_to(tmp_path / run)) for path in (tmp_path / run).glob("round-*/*")) for run in "ab"]
     assert folders[0] == folders[1]
     assert not list((tmp_path / "b").rglob("*.tmp"))
+
+
+# --- the bundled model, and what it really measures
+
+BUNDLED = {
+    "rounds": 1,
+    "recovery_tokens": 4000,
+    "sequence_length": 128,
+    "global_batch": 8,
+    "micro_batch": 8,
+    "calibration_tokens": 1000,
+    "device": "cpu",
+}
+
+
+def test_far_too_large_step_is_extended_then_halved_and_the_run_stops_with_the_best_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """576 of 768 neurons are too many at once, and 192 are not, but 192 more are: all on the screen and in both reports."""
+    settings = {**BUNDLED, "eval_tasks": "nll", "eval_limit": 20, "gate": "nll:nll", "max_drop": 0.004}
+    report = compress(**settings, keep=0.25, width_multiple=192, output=tmp_path)
+    assert actions(report) == "1.1e 1.1b 1.2p 2.1e 2.1s"
+    assert [made["step"] for made in report["decisions"]] == [576, 576, 192, 192, 192]
+    dense = report["dense"]["eval"]["nll"]["nll"]
+    for made in report["decisions"]:
+        assert (made["task"], made["metric"], made["dense"]) == ("nll", "nll", dense)
+        assert made["limit"] == pytest.approx(dense + 0.004)
+        assert (made["measured"] <= made["limit"]) == (made["action"] == "pass")
+    assert report["final"]["width"] == report["rounds"][-1]["width"] == 576
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "final").config.intermediate_size == 576
+    text, said = (tmp_path / "report.md").read_text(), capsys.readouterr().out
+    for sentence in (
+        report["stopped"],
+        "back to the original model, with steps of at most 192 neurons a layer instead of 576",
+        "the run stops (192 neurons a layer is the smallest step (--width-multiple 192)); the result is the model after round 1",
+        *(f"recovery goes on for {made['next_tokens']:,} tokens" for made in report["decisions"] if made["action"] == "extend"),
+    ):
+        assert sentence in text, sentence
+        assert sentence in said, sentence
+    assert "round 2 failed the gate nll:nll" in report["stopped"]
+
+
+UNTRAINED = {**BUNDLED, "scorer": "output-change", "recovery": "none"}
+
+
+def test_smaller_steps_rescue_what_one_large_step_loses(tmp_path: Path) -> None:
+    """384 neurons at once fail, and in two steps of 192, each scored on the model that is left, they pass: the target is reached."""
+    settings = {**UNTRAINED, "eval_tasks": "nll", "eval_limit": 20, "gate": "nll:nll", "max_drop": 0.012}
+    report = compress(**settings, keep=0.5, width_multiple=64, output=tmp_path)
+    assert actions(report) == "1.1b 1.2p 2.1p"
+    assert report["stopped"] is None
+    assert report["final"]["width"] == 384 == json.loads((tmp_path / "round-01.failed-1" / "record.json").read_text())["width"]
+    assert report["final"]["eval"]["nll"]["nll"] < report["decisions"][0]["limit"] < report["decisions"][0]["measured"]
+
+
+def test_gate_holds_an_accuracy(tmp_path: Path) -> None:
+    """480 neurons at once cost more than five points; 192 and then 192 more do not, and the last 96 do."""
+    gate = {"eval_tasks": "demo_arithmetic", "gate": "demo_arithmetic:exact_match/final-number", "max_drop": 0.05}
+    settings = {**UNTRAINED, **gate, "eval_limit": 50, "eval_batch": 50}
+    report = compress(**settings, keep=0.375, width_multiple=96, output=tmp_path)
+    assert actions(report) == "1.1b 1.2p 2.1p 3.1s"
+    dense = report["dense"]["eval"]["demo_arithmetic"]["exact_match/final-number"]
+    assert [made["limit"] for made in report["decisions"]] == [pytest.approx(dense - 0.05)] * 4
+    assert [made["measured"] < made["limit"] for made in report["decisions"]] == [True, False, False, True]
+    assert report["final"]["width"] == 384
+    assert report["final"]["eval"]["demo_arithmetic"]["exact_match/final-number"] >= dense - 0.05
