@@ -549,7 +549,7 @@ UNTRAINED = {**BUNDLED, "scorer": "output-change", "recovery": "none"}
 
 
 def test_smaller_steps_rescue_what_one_large_step_loses(tmp_path: Path) -> None:
-    """384 neurons at once fail, and in two steps of 192, each scored on the model that is left, they pass: the target is reached."""
+    """384 neurons at once fail, and in two steps of 192, each scored on what is left, they pass: the target is reached."""
     settings = {**UNTRAINED, "eval_tasks": "nll", "eval_limit": 20, "gate": "nll:nll", "max_drop": 0.012}
     report = compress(**settings, keep=0.5, width_multiple=64, output=tmp_path)
     assert actions(report) == "1.1b 1.2p 2.1p"
