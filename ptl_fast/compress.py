@@ -393,7 +393,7 @@ class _Job:
             tokens = cpt.first_part(tokens, steps, self.config)
         if self.config.keep_optimizer_state:
             state = moments.from_tensors(self.folder.read_tensors(_optimizer_file(number, extension - 1)))
-        spending = dataclasses.replace(lesson.spending, held_out=None, moments=state)
+        spending = dataclasses.replace(lesson.spending, position=None, held_out=None, moments=state)
         num_tokens = guard.extensions(self.course.decisions, number)[-1]
         return dataclasses.replace(lesson, tokens=tokens, num_tokens=num_tokens, spending=spending)
 

@@ -298,11 +298,6 @@ class Config:
             return
         if not 0 <= self.max_drop < math.inf:
             raise ValueError(f"--max-drop {self.max_drop} must be a number that is at least 0")
-        if self.lr_schedule == "run":
-            raise ValueError(
-                "--gate may lengthen rounds and add some, and --lr-schedule run needs to know all of them at the start; leave"
-                " one of the two out"
-            )
         if self.threshold is not None:
             raise ValueError(
                 "--gate halves the number of neurons that a round removes, which --threshold leaves to the scores; leave one of the"

@@ -213,7 +213,6 @@ def test_run_stops_where_half_the_data_would_fill_no_sequence() -> None:
         pytest.param({"gate": "nll:nll", "max_drop": -0.1}, "--max-drop -0.1 must be", id="negative"),
         pytest.param({"gate": "nll:nll", "max_drop": float("nan")}, "--max-drop nan must be", id="nan"),
         pytest.param({"max_extra_recovery": -1.0}, "--max-extra-recovery -1.0 must be", id="extra"),
-        pytest.param({"gate": "nll:nll", "max_drop": 0.1, "lr_schedule": "run"}, "--lr-schedule run needs to know", id="run"),
         pytest.param({"gate": "nll:nll", "max_drop": 0.1, "threshold": 0.1}, "--threshold leaves to the scores", id="threshold"),
     ],
 )
@@ -477,9 +476,12 @@ def files(folder: Path, pattern: str) -> dict[str, bytes]:
 STATE = {"recovery_split": "until-recovered", "recovered_within": 100.0, "keep_optimizer_state": True, "anticipate": 1e-3}
 
 
+DURING = {"score_during_recovery": True, "lr_schedule": "run"}
+
+
 @pytest.mark.parametrize(
     "options",
-    [pytest.param(STATE, id="until-recovered-state-anticipate"), pytest.param({"score_during_recovery": True}, id="during")],
+    [pytest.param(STATE, id="until-recovered-state-anticipate"), pytest.param(DURING, id="score-during-recovery-run-schedule")],
 )
 def test_run_killed_at_every_decision_ends_bit_identical(
     options: dict, inputs: dict[str, Any], follow: Callable[[str, Path], None], tmp_path: Path, request: pytest.FixtureRequest
@@ -514,6 +516,9 @@ BUNDLED = {
     "global_batch": 8,
     "micro_batch": 8,
     "calibration_tokens": 1000,
+    "learning_rate": 1.5e-4,
+    "lr_schedule": "round",
+    "keep_optimizer_state": False,
     "device": "cpu",
 }
 
@@ -522,7 +527,7 @@ def test_far_too_large_step_is_extended_then_halved_and_the_run_stops_with_the_b
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """576 of 768 neurons are too many at once, and 192 are not, but 192 more are: all on the screen and in both reports."""
-    settings = {**BUNDLED, "eval_tasks": "nll", "eval_limit": 20, "gate": "nll:nll", "max_drop": 0.004}
+    settings = {**BUNDLED, "scorer": "activation", "eval_tasks": "nll", "eval_limit": 20, "gate": "nll:nll", "max_drop": 0.004}
     report = compress(**settings, keep=0.25, width_multiple=192, output=tmp_path)
     assert actions(report) == "1.1e 1.1b 1.2p 2.1e 2.1s"
     assert [made["step"] for made in report["decisions"]] == [576, 576, 192, 192, 192]
@@ -545,7 +550,7 @@ def test_far_too_large_step_is_extended_then_halved_and_the_run_stops_with_the_b
     assert "round 2 failed the gate nll:nll" in report["stopped"]
 
 
-UNTRAINED = {**BUNDLED, "scorer": "output-change", "recovery": "none"}
+UNTRAINED = {**BUNDLED, "recovery": "none"}
 
 
 def test_smaller_steps_rescue_what_one_large_step_loses(tmp_path: Path) -> None:
