@@ -394,8 +394,9 @@ class _Job:
         if self.config.keep_optimizer_state:
             state = moments.from_tensors(self.folder.read_tensors(_optimizer_file(number, extension - 1)))
         spending = dataclasses.replace(lesson.spending, position=None, held_out=None, moments=state)
-        num_tokens = guard.extensions(self.course.decisions, number)[-1]
-        return dataclasses.replace(lesson, tokens=tokens, num_tokens=num_tokens, spending=spending)
+        allowed = guard.extensions(self.course.decisions, number)[-1].next_tokens
+        assert allowed is not None
+        return dataclasses.replace(lesson, tokens=tokens, num_tokens=allowed, spending=spending)
 
     def _spending(self, step: "Round") -> "Spending":
         """How the settings want this round's tokens spent."""

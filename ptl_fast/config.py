@@ -149,8 +149,8 @@ class Config:
     and 0.05 nats of nll. Exactly so much passes."""
 
     max_extra_recovery: float = 0.5
-    """With --gate: how much longer a round that fails may train, as a fraction of its own tokens, on the same data; at most half
-    of them between two measurements. These tokens, and those of rounds that are undone, come on top of --recovery-tokens. 0 goes
+    """With --gate: how much longer a round that fails may train, as a fraction of its own recovery, on the same data; at most half
+    as long between two measurements. These tokens, and those of rounds that are undone, come on top of --recovery-tokens. 0 goes
     back at once."""
 
     learning_rate: float = 1e-5

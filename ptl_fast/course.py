@@ -55,6 +55,7 @@ class Course:
             removed=removed,
             measured=measured,
             tokens=tokens,
+            trains=self.config.recovery != "none",
             max_extra_recovery=self.config.max_extra_recovery,
             next_step=next_step,
             reason=reason,

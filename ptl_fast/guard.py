@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from ptl_fast.plan import Kind, Round
 
-EXTENSION = 0.5  # of a round's own tokens: the longest training between two measurements
+EXTENSION = 0.5  # of a round's own recovery: the longest training between two measurements
 ROUNDING = 1e-9  # 0.8 - 0.7 is not above 0.1
 
 Action = Literal["pass", "extend", "back-off", "stop"]
@@ -63,8 +63,10 @@ class Decision:
     tokens: int
     """That the recovery, or the extension, trained on."""
     action: Action
+    next_share: float | None = None
+    """With extend: how long the extension is, as a fraction of the round's own recovery, in tokens or in steps."""
     next_tokens: int | None = None
-    """With extend: the tokens of the extension."""
+    """With extend: the tokens of the extension; 0 where recovery does not train on text."""
     next_step: int | None = None
     """With back-off: the largest step from now on in rounds of this kind."""
     reason: str | None = None
@@ -102,14 +104,10 @@ def attempt(history: Sequence[Decision], number: int) -> int:
     return 1 + sum(decision.round == number and decision.action == "back-off" for decision in history)
 
 
-def extensions(history: Sequence[Decision], number: int) -> list[int]:
-    """The tokens of each extension that this attempt at round ``number`` has had or is having."""
-    current = attempt(history, number)
-    return [
-        decision.next_tokens
-        for decision in history
-        if (decision.round, decision.attempt) == (number, current) and decision.next_tokens is not None
-    ]
+def extensions(history: Sequence[Decision], number: int) -> list[Decision]:
+    """The decisions for each extension that this attempt at round ``number`` has had or is having."""
+    now = number, attempt(history, number)
+    return [decision for decision in history if (decision.round, decision.attempt) == now and decision.action == "extend"]
 
 
 def has_passed(history: Sequence[Decision], number: int) -> bool:
@@ -130,6 +128,7 @@ def decide(
     removed: int,
     measured: float,
     tokens: Sequence[int],
+    trains: bool,
     max_extra_recovery: float,
     next_step: int | None,
     reason: str | None,
@@ -139,6 +138,7 @@ def decide(
     Args:
         removed: neurons a layer, or layers, that the round removed.
         tokens: what the round's recovery trained on, and then each extension.
+        trains: whether recovery is more than doing nothing.
         next_step, reason: from ``smaller_step``.
     """
     extra = extensions(history, step.number)
@@ -159,10 +159,9 @@ def decide(
     )
     if gate.passes(measured):
         return made
-    own = tokens[0]
-    next_tokens = min(round(max_extra_recovery * own) - sum(extra), math.ceil(EXTENSION * own))
-    if next_tokens > 0:
-        return replace(made, action="extend", next_tokens=next_tokens)
+    next_share = min(EXTENSION, max_extra_recovery - sum(each.next_share or 0 for each in extra))
+    if trains and next_share > ROUNDING:
+        return replace(made, action="extend", next_share=next_share, next_tokens=round(next_share * tokens[0]))
     if next_step is not None:
         return replace(made, action="back-off", next_step=next_step)
     return replace(made, action="stop", reason=reason)
@@ -242,7 +241,7 @@ def consequence(decision: Decision) -> str:
     if decision.action == "pass":
         return "passed"
     if decision.action == "extend":
-        return f"recovery goes on for {decision.next_tokens:,} tokens"
+        return f"recovery goes on for {decision.next_tokens:,} tokens" if decision.next_tokens else "recovery goes on"
     if decision.action == "back-off":
         source = f"round {decision.round - 1}'s model" if decision.round > 1 else "the original model"
         return f"back to {source}, with steps of at most {decision.next_step} {UNITS[decision.kind]} instead of {decision.step}"

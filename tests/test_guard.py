@@ -58,9 +58,9 @@ def test_limit_is_on_the_metrics_worse_side() -> None:
 
 def decide(history: list[Decision], measured: float, own: int = 100, **values: Any) -> Decision:
     """The next decision on a neuron round that removed 64 neurons; it joins the history."""
-    extra = guard.extensions(history, 2)
+    extra = [made.next_tokens or 0 for made in guard.extensions(history, 2)]
     step = Round(number=2, kind="neurons", width=64, num_layers=4, recovery_share=0.5)
-    settings = {"max_extra_recovery": 1.0, "next_step": 32, "reason": None, **values}
+    settings = {"max_extra_recovery": 1.0, "trains": True, "next_step": 32, "reason": None, **values}
     made = guard.decide(gate(), history, step, removed=64, measured=measured, tokens=[own, *extra], **settings)
     history.append(made)
     return made
@@ -76,9 +76,9 @@ def test_failed_round_is_extended_then_undone_then_ends_the_run() -> None:
     ]
     assert third.next_step == 32
     assert (guard.attempt(history, 2), guard.extensions(history, 2)) == (2, []), "the second attempt begins anew"
-    assert decide(history, 9.0, own=51).next_tokens == 26, "half of the round's own tokens"
-    assert decide(history, 9.0, own=51).next_tokens == 25, "and what is left of them"
-    last = decide(history, 9.0, own=51, next_step=None, reason="it is the smallest")
+    assert decide(history, 9.0, own=60, max_extra_recovery=0.8).next_tokens == 30, "half of the round's own tokens"
+    assert decide(history, 9.0, own=60, max_extra_recovery=0.8).next_tokens == 18, "and what is left of 0.8"
+    last = decide(history, 9.0, own=60, max_extra_recovery=0.8, next_step=None, reason="it is the smallest")
     assert (last.action, last.attempt, last.reason) == ("stop", 2, "it is the smallest")
     assert guard.stop(history) == last
     said = guard.stopped_sentence(history)
@@ -97,9 +97,14 @@ def test_round_that_passes_goes_no_further(num_failures: int) -> None:
     assert guard.stopped_sentence(history) is None
 
 
-@pytest.mark.parametrize(("share", "own"), [(0.0, 100), (0.5, 0), (0.001, 100)])
-def test_without_extra_tokens_a_failed_round_is_undone_at_once(share: float, own: int) -> None:
-    assert decide([], 9.0, own=own, max_extra_recovery=share).action == "back-off"
+@pytest.mark.parametrize(("share", "trains"), [(0.0, True), (0.5, False)])
+def test_where_nothing_can_be_extended_a_failed_round_is_undone_at_once(share: float, trains: bool) -> None:
+    assert decide([], 9.0, max_extra_recovery=share, trains=trains).action == "back-off"
+
+
+def test_recovery_without_text_is_extended_too() -> None:
+    made = decide([], 9.0, own=0)
+    assert (made.action, made.next_share, made.next_tokens) == ("extend", 0.5, 0)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +134,7 @@ def sizes(schedule: Sequence[Round]) -> list[tuple[str, int, int]]:
 
 
 def test_halved_step_splits_the_rounds_to_come_where_they_stand() -> None:
-    config = Config(keep=0.5, rounds=2, drop_layers=4, layers_per_round=2, order="alternate", width_multiple=32)
+    config = Config(keep=0.5, rounds=2, drop_layers=4, layers_per_round=2, order="alternate", width_multiple=32, steps="equal")
     schedule = make_schedule(config, 768, 8)
     assert sizes(schedule) == [("neurons", 576, 8), ("layers", 576, 6), ("neurons", 384, 6), ("layers", 384, 4)]
     groups = guard.split(schedule, 3, 96, width=768, num_layers=8, multiple=32)
