@@ -23,8 +23,11 @@ quality: $(INSTALLED)
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks.bench_kernels
-	$(BIN)/python -m benchmarks.speedup
+	mkdir -p runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only --benchmark-timer=time.process_time \
+		--benchmark-columns=median,iqr,rounds --benchmark-json=runs/bench.json
+	$(BIN)/python -m benchmarks.ratios runs/bench.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speedup --clock process
 
 compare: $(INSTALLED)
 	$(BIN)/python -m benchmarks.compare

@@ -7,28 +7,27 @@ centre. Widths take turns, in an order that changes from round to round, with ca
 rounds. What counts is time per neuron: a width's excess is its time per neuron above that of the widths that are multiples of 256,
 so that a width pays only for being odd and not for being wide.
 
-The rule: the smallest multiple whose widths have a median excess of at most 2% in every product.
+The rule: the smallest multiple from which on widths have a median excess of at most 2% in every product. --width-multiple auto
+(ptl_fast/alignment.py) follows it with a few widths, and on GPUs takes 128.
 """
 
 import argparse
 import json
 import random
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import linear
 
+from benchmarks import clock
 from benchmarks.bench_kernels import FLUSH_BYTES, Stopwatch, environment
 from benchmarks.files import write_text
+from ptl_fast.alignment import excess, largest_multiple, products, rule
 from ptl_fast.models import resolve_device
 
 STEP = 8
 MULTIPLES = (8, 16, 32, 64, 128, 256)
-ALLOWED_EXCESS = 0.02
 # by kind of device: dtype, hidden size, centre of the widths, how far they go to each side, tokens of a prefill and of a decode
 # step, and rounds
 DEFAULTS = {
@@ -42,12 +41,7 @@ def time_widths(
 ) -> dict[str, dict[int, float]]:
     """Milliseconds of both products by width: medians over rounds that take turns."""
     times: dict[str, dict[int, list[float]]] = {name: {width: [] for width in widths} for name in ("up", "down")}
-    # every width works in the same memory, since all of them together might not fit
-    operands = [
-        torch.randn(rows * max(hidden, widths[-1]), dtype=dtype, device=stopwatch.device)
-        for rows in (num_tokens, max(widths[-1], hidden))
-    ]
-    calls = {(name, width): product(name, hidden, width, num_tokens, operands) for name in times for width in widths}
+    calls = products(hidden, widths, num_tokens, dtype, stopwatch.device)
     for call in calls.values():
         call()
     order, shuffle = list(calls), random.Random(0)
@@ -58,27 +52,13 @@ def time_widths(
     return {name: {width: statistics.median(samples) for width, samples in of.items()} for name, of in times.items()}
 
 
-def product(name: str, hidden: int, width: int, num_tokens: int, operands: list[Tensor]) -> Callable[[], object]:
-    """The input (up) or output (down) projection of an FFN of this width, at the start of the operands' memory."""
-    inputs, outputs = (hidden, width) if name == "up" else (width, hidden)
-    sizes = ((num_tokens, inputs), (outputs, inputs))
-    tokens, weight = (operand[: size[0] * size[1]].view(size) for operand, size in zip(operands, sizes, strict=True))
-    return lambda: linear(tokens, weight)
-
-
-def excess(times_ms: dict[int, float]) -> dict[int, float]:
-    """Each width's time per neuron above the median of the widths that are multiples of 256, as a fraction."""
-    best = statistics.median(time / width for width, time in times_ms.items() if width % MULTIPLES[-1] == 0)
-    return {width: time / width / best - 1 for width, time in times_ms.items()}
-
-
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """For each product and multiple: how many of the widths are multiples of it and no larger one, and their excess."""
     lines = []
     for product_name, num_tokens in dict.fromkeys((row["product"], row["num_tokens"]) for row in rows):
         of_product = [row for row in rows if (row["product"], row["num_tokens"]) == (product_name, num_tokens)]
         for multiple in MULTIPLES:
-            values = [row["excess"] for row in of_product if largest_multiple(row["width"]) == multiple]
+            values = [row["excess"] for row in of_product if largest_multiple(row["width"], MULTIPLES) == multiple]
             if values:
                 median, worst = statistics.median(values), max(values)
                 line = {"product": product_name, "num_tokens": num_tokens, "multiple": multiple, "num_widths": len(values)}
@@ -86,15 +66,9 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return lines
 
 
-def largest_multiple(width: int) -> int:
-    """The largest of MULTIPLES that divides the width."""
-    return max(multiple for multiple in MULTIPLES if width % multiple == 0)
-
-
-def rule(lines: list[dict[str, Any]]) -> int:
+def chosen(lines: list[dict[str, Any]]) -> int:
     """The smallest multiple from which on every median excess is allowed."""
-    bad = {line["multiple"] for line in lines if line["median_excess"] > ALLOWED_EXCESS}
-    return min(multiple for multiple in MULTIPLES if not any(other >= multiple for other in bad - {MULTIPLES[-1]}))
+    return rule([(line["multiple"], line["median_excess"]) for line in lines], MULTIPLES)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -108,6 +82,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num-tokens", type=int, nargs="+", help="rows of the products")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--json", type=Path, help="file for the results, written after each number of tokens")
+    clock.add_flag(parser)
     options = parser.parse_args(arguments)
     options.device = resolve_device(options.device)
     options.device_type = options.device.partition(":")[0]
@@ -123,6 +98,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     torch.manual_seed(0)
+    clock.choose(options.clock)
     stopwatch = Stopwatch(options.device, FLUSH_BYTES[options.device_type])
     first = options.centre - options.reach // STEP * STEP
     widths = list(range(first, options.centre + options.reach + 1, STEP))
@@ -131,11 +107,11 @@ def main(arguments: list[str] | None = None) -> None:
     for num_tokens in options.num_tokens:
         times = time_widths(options.hidden, widths, num_tokens, getattr(torch, options.dtype), stopwatch, options.rounds)
         for name, times_ms in times.items():
-            above = excess(times_ms)
+            above = excess(times_ms, MULTIPLES[-1])
             place = {"product": name, "num_tokens": num_tokens}
             results["rows"] += [{**place, "width": each, "time_ms": times_ms[each], "excess": above[each]} for each in widths]
         results["summary"] = summary(results["rows"])
-        results["rule"] = rule(results["summary"])
+        results["rule"] = chosen(results["summary"])
         if options.json:
             write_text(options.json, json.dumps(results, indent=1) + "\n")
     print("| product | tokens | multiple | widths | median excess | worst |\n|---|--:|--:|--:|--:|--:|")

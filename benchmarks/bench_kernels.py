@@ -4,7 +4,7 @@
 
 Each sample times our call and every peer's, one after the other, in an order that rotates and on inputs that rotate; a ratio is the
 median over the samples of peer time / our time, so above 1 ours is faster. Where a result disagrees with the op's fp64 twin, the
-program stops instead of timing it. Caches are flushed before each call; times are between events on CUDA, of the wall clock on CPU.
+program stops instead of timing it. Caches are flushed before each call; times are between events on CUDA, of --clock on CPU.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import torch
 from ptl_kernels import cpu
 from torch import Tensor
 
-from benchmarks import nvml
+from benchmarks import clock, nvml
 from benchmarks.files import MEASURED, write_text
 from benchmarks.kernel_cases import DTYPES, OPS, Case, cases
 from benchmarks.kernel_peers import Contender, Tensors
@@ -48,14 +48,14 @@ class Stopwatch:
         self.flush = torch.ones(flush_bytes // 4, device=device)
 
     def time_ms(self, call: Callable[[], object], warm: bool = False) -> float:
-        """Device time of one call on CUDA, wall time on CPU."""
+        """Device time of one call on CUDA, the chosen clock's on CPU."""
         self.flush.sum()
         if warm:
             call()
         if self.device == "cpu":
-            start = time.perf_counter()
+            start = clock.now()
             call()
-            return 1000 * (time.perf_counter() - start)
+            return 1000 * (clock.now() - start)
         before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         before.record()
         call()
@@ -213,6 +213,9 @@ def environment(device: str) -> dict[str, Any]:
         "device_type": device,
         "device": torch.cuda.get_device_name() if device == "cuda" else processor_name(),
         "threads": torch.get_num_threads(),
+        "clock": clock.chosen(),
+        # glibc's settings: without any, it hands large blocks back to the system, and each new activation is paged in anew
+        "malloc": {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")},
         "cpu_instruction_set": cpu.instruction_set(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -241,7 +244,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="file for the results, written after every case")
     parser.add_argument("--op", choices=OPS, help="only this op")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    clock.add_flag(parser)
     options = parser.parse_args(arguments)
+    clock.choose(options.clock)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda, and torch sees no such device; use --device cpu")

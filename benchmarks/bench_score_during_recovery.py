@@ -27,7 +27,9 @@ from ptl_fast.flags import preset_settings
 
 def compare_rounds(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """One row for each round whose neurons were chosen from the recovery before it."""
-    report = ptl_fast.compress(**settings, device="cpu", score_during_recovery=True, keep_rounds=1000, output=folder)
+    report = ptl_fast.compress(
+        **settings, device="cpu", score_during_recovery=True, scorer="output-change", keep_rounds=1000, output=folder
+    )
     config = Config(**{**preset_settings(None, None), **settings, "device": "cpu"})
     job = _Job(config)
     job._load_data()

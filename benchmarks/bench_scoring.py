@@ -16,7 +16,6 @@ import argparse
 import json
 import random
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ from ptl_kernels import reference
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from benchmarks import clock
 from benchmarks.bench_kernels import environment
 from benchmarks.files import write_text
 from benchmarks.shapes import SHAPES, random_model, shape_config
@@ -71,14 +71,13 @@ class EagerHooks:
                 handle.remove()
 
 
-@torch.inference_mode()
-def measure(
-    model: PreTrainedModel, tokens: data.PackedTokens, documents: list[list[int]], batch: int, samples: int
-) -> dict[str, Any]:
-    """Time every way in turns over the same tokens; return medians and ratios."""
+Ways = dict[str, Callable[[], Any]]
+
+
+def ways_to_run(model: PreTrainedModel, tokens: data.PackedTokens, documents: list[list[int]], batch: int) -> Ways:
+    """Our scoring pass and its peers, over the same tokens, after our statistics were checked."""
     family = find_family(model)
     eager = EagerHooks(model, family)
-    num_tokens = tokens.num_tokens
 
     def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for first in range(0, len(tokens), batch):
@@ -103,22 +102,29 @@ def measure(
 
     eager_hooks()
     check(calibrate.collect(model, family, tokens, batch), eager, model.dtype)
-    ways: dict[str, Callable[[], Any]] = {
+    return {
         "ours": ours,
         "plain_forward": plain_forward,
         "plain_decoder": plain_decoder,
         "eager_hooks": eager_hooks,
         "reference_rule": lambda: reference_rule.common_extremes(model, family, documents, largest=False),
     }
+
+
+@torch.inference_mode()
+def measure(
+    model: PreTrainedModel, tokens: data.PackedTokens, documents: list[list[int]], batch: int, samples: int
+) -> dict[str, Any]:
+    """Time every way in turns over the same tokens; return medians and ratios."""
+    ways = ways_to_run(model, tokens, documents, batch)
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for sample in range(samples + 1):
         for name, way in ways.items():
-            start = time.perf_counter()
+            start = clock.now(model.device)
             way()
-            if model.device.type == "cuda":
-                torch.cuda.synchronize(model.device)
+            seconds = clock.now(model.device) - start
             if sample:  # the first round warms up
-                rates[name].append(num_tokens / (time.perf_counter() - start))
+                rates[name].append(tokens.num_tokens / seconds)
     result: dict[str, Any] = {"tokens_per_second": round(statistics.median(rates["ours"]), 1)}
     for name in list(ways)[1:]:
         ratios = sorted(mine / other for mine, other in zip(rates["ours"], rates[name], strict=True))
@@ -173,7 +179,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--samples", type=int, default=5)
     parser.add_argument("--json", type=Path, help="file for the result")
+    clock.add_flag(parser)
     arguments = parser.parse_args()
+    clock.choose(arguments.clock)
     device = models.resolve_device(arguments.device)
     model, documents, pad = random_inputs(arguments, device) if arguments.shape else loaded_inputs(arguments, device)
     tokens = data.pack(documents, arguments.sequence_length, pad, arguments.shape or arguments.data)

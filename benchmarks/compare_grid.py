@@ -29,6 +29,7 @@ STEPS = (1, 2, 4, 8)
 ORDERS = ("neurons-then-layers", "layers-then-neurons", "alternate")
 ORDER_KEEP = 0.65
 SLICES = 256
+PAPER: Settings = {"scorer": "activation", "compensate": False}
 FILES = ("data", "protect", "eval_tasks")  # settings too long for a folder's name
 
 # Seconds of one thread with the bundled model: imports and data, an evaluation on 500 problems, training on one token. Measured on
@@ -161,7 +162,7 @@ def ptl(setup: Setup, keep: float) -> Settings:
 
 def reference(setup: Setup, keep: float) -> Settings:
     """The authors' detection rule in PTL's schedule."""
-    return {"keep": keep, "scorer": "reference", "protect": str(setup.general)}
+    return {"keep": keep, "scorer": "reference", "compensate": False, "protect": str(setup.general)}
 
 
 def protected(setup: Setup, keep: float) -> Settings:
@@ -170,24 +171,28 @@ def protected(setup: Setup, keep: float) -> Settings:
 
 
 # Every method at a size. Layer and slice methods prune once, as their papers do.
+# The paper's score is Eq. 4, without compensation; ours goes with Prune-Once too, so that one row tells what rounds are worth.
 METHODS: dict[str, Maker] = {
     "PTL": ptl,
+    "PTL, paper's score": lambda setup, keep: {"keep": keep, **PAPER},
     "Prune-Once": lambda setup, keep: {"keep": keep, "rounds": 1},
+    "Prune-Once, paper's score": lambda setup, keep: {"keep": keep, "rounds": 1, **PAPER},
     "ShortGPT": lambda setup, keep: fewer_layers(setup, keep, "block-influence"),
     "SliceGPT": sliced,
     "CHOP": lambda setup, keep: fewer_layers(setup, keep, "last"),
-    "random neurons": lambda setup, keep: {"keep": keep, "scorer": "random"},
+    "random neurons": lambda setup, keep: {"keep": keep, "scorer": "random", "compensate": False},
     "reference rule": reference,
     "dense, same training": lambda setup, keep: {"keep": 1.0, "rounds": 1},
 }
 DENSE = "dense, same training"
+CURVES = ("PTL", "Prune-Once", "ShortGPT", "SliceGPT", "CHOP", "random neurons", "reference rule")  # methods of the budget's figure
 
-# What decides, in PTL's schedule for neurons and at once for layers.
+# What decides, in PTL's schedule for neurons and at once for layers. All but the reference rule compensate.
 SCORERS: dict[str, Maker] = {
-    "output-change": ptl,
+    "reconstruction": ptl,
     **{
         name: lambda setup, keep, name=name: {"keep": keep, "scorer": name}  # type: ignore[misc]
-        for name in ("activation", "fluctuation", "gradient", "magnitude", "random")
+        for name in ("output-change", "activation", "fluctuation", "gradient", "magnitude", "random")
     },
     "reference": reference,
     **{
@@ -202,14 +207,15 @@ RECOVERIES: dict[str, Settings] = {
     "equal shares": {"recovery_split": "equal"},
     "shares grow twofold": {"recovery_growth": 2.0},
     "until recovered": {"recovery_split": "until-recovered"},
+    "not compensated": {"compensate": False},
     "equal steps": {"steps": "equal"},
-    "a learning-rate schedule a round": {"lr_schedule": "round"},
-    "Adam starts afresh each round": {"keep_optimizer_state": False},
-    "both afresh each round": {"lr_schedule": "round", "keep_optimizer_state": False},
+    "one learning-rate schedule": {"lr_schedule": "run"},
+    "Adam's moments kept": {"keep_optimizer_state": True},
+    "both": {"lr_schedule": "run", "keep_optimizer_state": True},
     "scored once": {"score_once": True},
     "anticipated, weight 0.0001": {"anticipate": 1e-4},
     "anticipated, weight 0.001": {"anticipate": 0.001},
-    "scored during recovery": {"score_during_recovery": True},
+    "scored during recovery, by output-change": {"score_during_recovery": True, "scorer": "output-change"},
 }
 
 
@@ -257,7 +263,7 @@ def budget_study(setup: Setup) -> list[Draft]:
         for keep in setup.sizes
         for tokens in setup.budgets
         for method, make in METHODS.items()
-        if method != DENSE
+        if method in CURVES
     ]
 
 
@@ -280,6 +286,7 @@ def unseen_study(setup: Setup) -> list[Draft]:
         Draft(method, keep, make, tokens, {**unseen, "recovery_tokens": tokens})
         for tokens in setup.budgets
         for method, make in {**METHODS, "PTL, unseen protected": protected}.items()
+        if method in (*CURVES, DENSE, "PTL, unseen protected")
     ]
 
 

@@ -18,7 +18,7 @@ PTL = {
     "budget": "PTL",
     "unseen": "PTL",
     "recovery": "PTL",
-    "scorers": "output-change",
+    "scorers": "reconstruction",
     "order": "neurons-then-layers",
 }
 LOWER_IS_BETTER = ("nll", "perplexity", "bits_per_byte")

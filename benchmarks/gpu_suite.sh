@@ -3,9 +3,9 @@
 #
 #     benchmarks/gpu_suite.sh [--rehearse] [FOLDER]
 #
-# FOLDER (or $OUT; else benchmarks/results) receives eight small text files at most, each as soon as it is known: log.txt with the
+# FOLDER (or $OUT; else benchmarks/results) receives eleven small text files at most, each as soon as it is known: log.txt with the
 # tests' results and what every part printed, and the parts' JSON. PYTHON=... is the interpreter, NAME=... ends the files' names
-# (default: gpu), SMOLLM2=DIR adds a scoring pass of that model, COMMIT=... names the commit where the copy has no .git.
+# (default: gpu), SMOLLM2=DIR adds a scoring pass and training of that model, COMMIT=... names the commit where the copy has no .git.
 # --rehearse runs the same parts on the CPU in tiny sizes; its numbers mean nothing and go to runs/rehearsal-suite.
 cd "$(dirname "$0")/.." || exit 2
 rehearse=0 out=${OUT:-} name=${NAME:-gpu} total_limit=520
@@ -25,6 +25,8 @@ if ((rehearse)); then
     shapes=(tiny)
     speedup=(--device cpu --prefill 1x32 --decode 2x16 --new-tokens 4 --samples 2)
     alignment=(--device cpu --hidden 64 --centre 512 --reach 64 --num-tokens 16 --rounds 2)
+    compaction=(--shape tiny --device cpu --samples 2)
+    recovery=(--device cpu --sequence-length 128 --batch 2 --steps 2 --rounds 2)
 else
     : "${out:=benchmarks/results}"
     tests=(gated_activation dual_gemm residual_change compaction ffn) selected=""
@@ -33,13 +35,16 @@ else
     shapes=(llama3-8b gemma2-9b qwen2.5-7b)
     speedup=(--device cuda --decode 1x512 64x512 --new-tokens 16 --samples 5)
     alignment=(--device cuda)
+    compaction=(--shape llama3-8b --device cuda --samples 5 --no-files)
+    recovery=(--device cuda --dtype bfloat16 --sequence-length 1024 --steps 6 --rounds 3)
+    "${PYTHON:-python3}" -c "import liger_kernel" 2>/dev/null && recovery+=(--liger)
 fi
 mkdir -p "$out" || exit 2
 : >"$out/log.txt"
 # shellcheck source=benchmarks/parts.sh
 source benchmarks/parts.sh
 
-need torch triton transformers tqdm pytest hypothesis liger_kernel vllm
+need torch triton transformers tqdm pytest hypothesis liger_kernel vllm trl torch_pruning
 
 # Side by side, since most of their time is compiling. addopts would name a plugin that may be absent.
 run_tests='selected=$1 failed=0 running=()
@@ -60,5 +65,10 @@ fi
 for shape in "${shapes[@]}"; do
     part "speedup $shape" 80 "$PYTHON" -m benchmarks.speedup --shape "$shape" "${speedup[@]}" --json "$out/speedup_${shape}_$name.json"
 done
+part compaction 40 "$PYTHON" -m benchmarks.bench_compaction "${compaction[@]}" --json "$out/compaction_${compaction[1]}_$name.json"
+if ((rehearse)) || [[ -n ${SMOLLM2:-} ]]; then
+    part recovery 60 "$PYTHON" -m benchmarks.recovery_throughput ${SMOLLM2:+--model "$SMOLLM2"} "${recovery[@]}" \
+        --json "$out/recovery_${SMOLLM2:+smollm2_}$name.json"
+fi
 part alignment 40 "$PYTHON" -m benchmarks.alignment "${alignment[@]}" --json "$out/alignment_$name.json"
 finish

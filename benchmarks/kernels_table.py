@@ -2,8 +2,8 @@
 
     python -m benchmarks.kernels_table [--check]
 
-Reads kernels_*.json, scoring_*.json and during_recovery_*.json in benchmarks/results. A kind of device without results keeps its
-rows, as "not measured".
+Reads kernels_*.json, scoring_*.json, compaction_*.json and during_recovery_*.json in benchmarks/results. A kind of device without
+results keeps its rows, as "not measured".
 """
 
 import argparse
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import bench_compaction
 from benchmarks.bench_kernels import dtype_name
 from benchmarks.files import MEASURED, write_text
 from benchmarks.kernel_cases import OPS, cases
@@ -53,10 +54,12 @@ def fill(document: str, makers: Makers) -> str:
 
 def tables(folder: Path) -> Makers:
     """Every table of this document, from the results in a folder."""
-    kernels, scoring, during_recovery = (load(folder, prefix) for prefix in ("kernels", "scoring", "during_recovery"))
+    prefixes = ("kernels", "scoring", "compaction", "during_recovery")
+    kernels, scoring, compaction, during_recovery = (load(folder, prefix) for prefix in prefixes)
     makers: Makers = {name: functools.partial(op_table, name, kernels) for name in OPS}
-    makers["devices"] = lambda: devices_table(kernels, [*scoring, *during_recovery])
+    makers["devices"] = lambda: devices_table(kernels, [*scoring, *compaction, *during_recovery])
     makers["scoring"] = lambda: scoring_table(scoring)
+    makers["compaction"] = lambda: compaction_table(compaction)
     makers["during_recovery"] = lambda: during_recovery_table(during_recovery)
     return makers
 
@@ -101,6 +104,19 @@ def scoring_table(scoring: Results) -> list[list[str]]:
         for results in of_type or [{"environment": {"device": label}, "model": "", "dtype": ""}]:
             names = [results["environment"]["device"], results["model"], results["dtype"]]
             table.append([*names, *(_scoring_cell(results, name) for name in SCORING)])
+    return table
+
+
+def compaction_table(compaction: Results) -> list[list[str]]:
+    """Removal from whole models: a row for each device, model and way."""
+    table = [["device", "model", "dtype", "way", "ms", "time / ours (p20 to p80)", "GB/s", "peak MiB"]]
+    for device_type, label in DEVICE_TYPES.items():
+        of_type = [each for each in compaction if each["environment"]["device_type"] == device_type]
+        if not of_type:
+            table.append([label, "", "", "", *[MISSING] * 4])
+        for results in of_type:
+            place = [results["environment"]["device"], results["model"], results["dtype"]]
+            table += [[*place, *bench_compaction.table_row(row)] for row in results["rows"]]
     return table
 
 

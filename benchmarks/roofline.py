@@ -1,22 +1,26 @@
 """How long a model's operations must take on a device: their FLOPs and bytes over rates measured on that device.
 
-Every operation that PyTorch dispatches in a pass is counted, for any family and attention. Its time is the larger of
+Every operation that PyTorch dispatches in a pass is counted, for any family and attention.
 
-- FLOPs over the rate of matrix products with as many rows (or of attention of that shape), and
-- bytes read and written over the rate of a copy.
+- A matrix product takes its FLOPs at the rate of the dense model's product of the same place: as many rows, same projection, and
+  weights that change from call to call as they do from layer to layer, so that they come from where the model's come from, the
+  device's memory or, for a small model, its caches. A narrower FFN is judged by the dense FFN's rate: a width that suits the device
+  badly then shows as a prediction that was missed.
+- Attention takes its FLOPs at the rate of attention of its shape.
+- Any other operation takes its bytes at the rate of an elementwise operation whose output, allocated as theirs, is as large.
 
-Both models are judged by the same rates, taken at the dense model's shapes: a width that suits the device badly then shows as a
-prediction that was missed. The host's time between operations is not predicted either; where it dominates, the ratio of measured
-to predicted speedup says so.
+The host's time between operations is speedup.py's to measure.
 """
 
+import functools
+import itertools
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
@@ -32,8 +36,9 @@ Call = Callable[[], object]
 # position of the left operand among an operation's arguments
 MATRIX_PRODUCTS = {torch.ops.aten.mm: 0, torch.ops.aten.bmm: 0, torch.ops.aten.addmm: 1, torch.ops.aten.baddbmm: 1}
 NO_TRAFFIC = {torch.ops.aten._unsafe_view, torch.ops.aten.lift_fresh, torch.ops.aten.empty, torch.ops.aten.detach}
-SMALLEST_COPY = 1 << 20  # bytes; below, the time is that of the call
-NUM_TIMINGS = 15
+SMALLEST_OUTPUT = 1 << 16  # bytes; below, the time is that of the call
+NUM_TIMINGS = 9
+LAP_SECONDS = 0.02  # how long the calls that are timed together may take
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ class Operation:
     num_bytes: int
     """Inputs and outputs, each once."""
     shape: tuple[int, ...] = ()
-    """gemm: (rows,). attention: (batch, heads, query_length, head_dim, key_length, key_heads)."""
+    """gemm: (rows, inputs, outputs). attention: (batch, heads, query_length, head_dim, key_length, key_heads). other: (output
+    bytes,), up to a power of two."""
 
 
 class Counter(TorchDispatchMode):
@@ -73,14 +79,15 @@ def cost(function: Any, args: Any, kwargs: Any, result: Any) -> Operation:
     num_bytes = sum(map(_num_bytes, [*tree_flatten((args, kwargs))[0], *outputs]))
     if function in MATRIX_PRODUCTS:
         left, right = args[MATRIX_PRODUCTS[function] :][:2]
-        return Operation("gemm", 2 * left.numel() * right.shape[-1], num_bytes, (left.shape[-2],))
+        return Operation("gemm", 2 * left.numel() * right.shape[-1], num_bytes, (left.shape[-2], *right.shape[-2:]))
     if "scaled_dot_product" in str(function):
         (batch, heads, length, head_dim), (key_heads, key_length) = args[0].shape, args[1].shape[1:3]
         flops = 4 * batch * heads * length * key_length * head_dim
         return Operation("attention", flops, num_bytes, (batch, heads, length, head_dim, key_length, key_heads))
     if function is torch.ops.aten.embedding:  # reads the rows that it writes, not the whole table
         num_bytes = 2 * _num_bytes(outputs[0])
-    return Operation("other", 0, num_bytes)
+    largest = max([SMALLEST_OUTPUT, *(output.nbytes for output in outputs if isinstance(output, Tensor))])
+    return Operation("other", 0, num_bytes, (1 << (largest - 1).bit_length(),))
 
 
 def _num_bytes(value: object) -> int:
@@ -151,72 +158,89 @@ class Size:
         return without + context * of_one
 
 
-@dataclass
 class Rates:
     """What the device reaches at the shapes of one model. Each rate is measured when it is first asked for."""
 
-    config: "PretrainedConfig"
-    """Of the dense model."""
-    dtype: torch.dtype
-    stopwatch: Stopwatch
-    measured: dict[str, float] = field(default_factory=dict)
-    """FLOP/s and bytes/s by name."""
+    def __init__(self, dense: "PreTrainedModel", stopwatch: Stopwatch) -> None:
+        self.dtype, self.stopwatch = dense.dtype, stopwatch
+        self.num_layers, self.width = dense.config.num_hidden_layers, dense.config.intermediate_size
+        projections = [module for module in dense.modules() if isinstance(module, nn.Linear)]
+        self.products = {(each.in_features, each.out_features) for each in projections}
+        self.weight_bytes = sum(each.weight.nbytes for each in projections)
+        self.measured: dict[str, float] = {}
+        """FLOP/s and bytes/s by name."""
 
-    def seconds(self, operations: list[Operation], num_tokens: int) -> float:
-        """Time of these operations, which work on ``num_tokens`` tokens."""
-        return sum(self._seconds(operation, num_tokens) for operation in operations)
+    def seconds(self, operations: list[Operation], width: int) -> float:
+        """Time of these operations of a model with this FFN width."""
+        return sum(self._seconds(operation, width) for operation in operations)
 
-    def _seconds(self, operation: Operation, num_tokens: int) -> float:
+    def _seconds(self, operation: Operation, width: int) -> float:
         if operation.kind == "gemm":
-            return max(operation.flops / self.gemm(*operation.shape), operation.num_bytes / self.memory())
+            rows, inputs, outputs = operation.shape
+            return operation.flops / self.gemm(rows, *self._of_dense(inputs, outputs, width))
         if operation.kind == "attention":
-            return max(operation.flops / self.attention(*operation.shape), operation.num_bytes / self.memory())
-        return operation.num_bytes / self.activations(num_tokens)
+            return operation.flops / self.attention(*operation.shape)
+        return operation.num_bytes / self.elementwise(*operation.shape)
 
-    def gemm(self, rows: int) -> float:
-        """FLOP/s of ``rows`` tokens through the dense model's up projection."""
-        hidden, width = self.config.hidden_size, self.config.intermediate_size
+    def _of_dense(self, inputs: int, outputs: int, width: int) -> tuple[int, int]:
+        """The dense model's product in the place of one of a model with another FFN width (a fused gate and up has twice that)."""
+        if (inputs, outputs) in self.products:
+            return inputs, outputs
+        to_dense = {width: self.width, 2 * width: 2 * self.width}
+        return to_dense.get(inputs, inputs), to_dense.get(outputs, outputs)
 
-        def make() -> Call:
-            left, weight = self._normal(rows, hidden), self._normal(width, hidden)
-            return lambda: linear(left, weight)
+    def gemm(self, rows: int, inputs: int, outputs: int) -> float:
+        """FLOP/s of ``rows`` tokens through one projection after the other, until as many weights as the model's were read."""
 
-        return self._rate(f"gemm {rows} x {hidden} x {width}, FLOP/s", 2 * rows * hidden * width, make)
+        def make() -> list[Call]:
+            left = self._normal(rows, inputs)
+            weight_bytes = inputs * outputs * self.dtype.itemsize
+            num_weights = max(1, min(self.weight_bytes, self.stopwatch.flush.nbytes) // weight_bytes)
+            return [functools.partial(linear, left, self._normal(outputs, inputs)) for _ in range(num_weights)]
+
+        return self._rate(f"gemm {rows} x {inputs} x {outputs}, FLOP/s", 2 * rows * inputs * outputs, make)
 
     def attention(self, batch: int, heads: int, length: int, head_dim: int, key_length: int, key_heads: int) -> float:
-        """FLOP/s of causal attention where there are several queries, counting the full square; of one query over its context."""
+        """FLOP/s of causal attention where there are several queries, counting the full square; of one query over its context.
 
-        def make() -> Call:
+        Keys and values of several queries were just computed; those of one lie in the cache, of which every layer has its own.
+        """
+
+        def make() -> list[Call]:
             query = self._normal(batch, heads, length, head_dim)
-            key, value = (self._normal(batch, key_heads, key_length, head_dim) for _ in range(2))
-            return lambda: scaled_dot_product_attention(query, key, value, is_causal=length > 1, enable_gqa=heads != key_heads)
+            caches = [
+                [self._normal(batch, key_heads, key_length, head_dim) for _ in range(2)]
+                for _ in range(1 if length > 1 else self.num_layers)
+            ]
+            attend = functools.partial(scaled_dot_product_attention, query, is_causal=length > 1, enable_gqa=heads != key_heads)
+            return [functools.partial(attend, key=key, value=value) for key, value in caches]
 
         name = f"attention {batch} x {heads} heads of {head_dim}, {length} of {key_length}, {key_heads} key heads, FLOP/s"
         return self._rate(name, 4 * batch * heads * length * head_dim * key_length, make)
 
-    def memory(self) -> float:
-        """Bytes/s, read and written, of a copy larger than the caches."""
-        return self._copy("copy from memory, byte/s", self.stopwatch.flush.nbytes, warm=False)
+    def elementwise(self, num_bytes: int) -> float:
+        """Bytes/s, read and written, of an operation that writes ``num_bytes`` and reads as many that have just been written."""
 
-    def activations(self, num_tokens: int) -> float:
-        """Bytes/s, read and written, of a copy of one FFN activation that has just been written, as most operations find theirs."""
-        num_bytes = max(num_tokens * self.config.intermediate_size * self.dtype.itemsize, SMALLEST_COPY)
-        return self._copy(f"copy of {num_bytes} bytes, byte/s", num_bytes, warm=True)
-
-    def _copy(self, name: str, num_bytes: int, warm: bool) -> float:
-        def make() -> Call:
+        def make() -> list[Call]:
             source = self._normal(num_bytes // self.dtype.itemsize)
-            target = torch.zeros_like(source)
-            return lambda: target.copy_(source)
+            return [source.abs]
 
-        return self._rate(name, 2 * num_bytes, make, warm)
+        return self._rate(f"elementwise of {num_bytes} bytes, byte/s", 2 * num_bytes, make)
 
-    def _rate(self, name: str, amount: int, make: Callable[[], Call], warm: bool = False) -> float:
+    def _rate(self, name: str, amount: int, make: Callable[[], list[Call]]) -> float:
+        """Amount per second of calls that follow one another."""
         if name not in self.measured:
-            call = make()
-            call()
-            times_ms = [self.stopwatch.time_ms(call, warm) for _ in range(NUM_TIMINGS)]
-            self.measured[name] = amount / (statistics.median(times_ms) / 1e3)
+            calls = make()
+            calls[0]()
+            seconds = self.stopwatch.time_ms(calls[0], warm=True) / 1e3
+            calls = list(itertools.islice(itertools.cycle(calls), max(1, int(LAP_SECONDS / seconds))))
+
+            def lap() -> None:
+                for call in calls:
+                    call()
+
+            times_ms = [self.stopwatch.time_ms(lap, warm=True) for _ in range(NUM_TIMINGS)]
+            self.measured[name] = amount * len(calls) / (statistics.median(times_ms) / 1e3)
         return self.measured[name]
 
     def _normal(self, *sizes: int) -> Tensor:

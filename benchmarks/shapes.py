@@ -11,6 +11,8 @@ from ptl_fast.families import resize_config
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+TWIN_SIZE = 8
+
 
 class Shape(NamedTuple):
     """A published model, and the size to which a run compresses it."""
@@ -113,3 +115,15 @@ def random_model(config: "PretrainedConfig", device: str, dtype: torch.dtype) ->
     """A model with random weights, made on its device: speed does not depend on the weights' values."""
     with torch.device(device):
         return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def tiny_twin(config: "PretrainedConfig") -> "PretrainedConfig":
+    """A config with the same layers, heads and operations, each as small as it can be: its pass is the host's work."""
+    twin = copy.deepcopy(config)
+    twin.head_dim, twin.hidden_size = TWIN_SIZE, TWIN_SIZE * config.num_attention_heads
+    twin.vocab_size = TWIN_SIZE
+    twin.bos_token_id = twin.eos_token_id = twin.pad_token_id = 0
+    resize_config(twin, TWIN_SIZE, list(range(config.num_hidden_layers)))
+    if hasattr(twin, "sliced_hidden_size"):
+        twin.sliced_hidden_size = TWIN_SIZE
+    return twin

@@ -2,21 +2,25 @@
 
     python -m benchmarks.speed_table [--check]
 
-Reads speedup_*.json and alignment_*.json in benchmarks/results. What is expected and has no results keeps a row, as "not measured".
+Reads speedup_*.json, recovery_*.json, stages_*.json and alignment_*.json in benchmarks/results. What is expected and has no results
+keeps a row, as "not measured".
 """
 
 from pathlib import Path
 from typing import Any
 
+from benchmarks import targets
 from benchmarks.alignment import MULTIPLES
 from benchmarks.files import MEASURED
 from benchmarks.kernels_table import DEVICE_TYPES, MISSING, ROOT, Makers, Results, load, run
+from benchmarks.recovery_throughput import table_row as throughput_cells
 from benchmarks.speedup import ratio_cells
 
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 EXPECTED = {"cuda": ("llama3-8b", "gemma2-9b", "qwen2.5-7b"), "cpu": ("ptl-demo", "smollm2")}
+PREFIXES = ("speedup", "scoring", "kernels", "compaction", "stages")  # of what the targets need
 WHERE = ["device", "model", "size", "dtype", "engine", "batch", "prompt", "new tokens"]
-SPEED = ["dense ms", "compressed ms", "speedup (p20 to p80)", "FLOPs", "bytes", "predicted", "of predicted"]
+SPEED = ["dense ms", "compressed ms", "speedup (p20 to p80)", "FLOPs", "bytes", "device alone", "predicted", "of predicted"]
 RESOURCES = {
     "first_token_ms": "first token ms",
     "tokens_per_second": "tokens/s",
@@ -27,10 +31,13 @@ RESOURCES = {
 
 def tables(folder: Path) -> Makers:
     """Every table of the document, from the results in a folder."""
-    speedup, alignment = load(folder, "speedup"), load(folder, "alignment")
+    speedup, alignment, recovery, stages = (load(folder, prefix) for prefix in ("speedup", "alignment", "recovery", "stages"))
     makers: Makers = {
-        "devices": lambda: devices_table([*speedup, *alignment]),
+        "devices": lambda: devices_table([*speedup, *recovery, *stages, *alignment]),
         "resources": lambda: resources_table(speedup),
+        "targets": lambda: targets.table({name: load(folder, name) for name in PREFIXES}, "cpu"),
+        "recovery": lambda: recovery_table(recovery),
+        "stages": lambda: stages_table(stages),
         "alignment": lambda: alignment_table(alignment),
     }
     for work in ("prefill", "decode", "paper"):
@@ -55,6 +62,31 @@ def resources_table(speedup: Results) -> list[list[str]]:
     return table + [["", *names, *[""] * (len(WHERE) - 2), *[MISSING] * len(RESOURCES)] for names in _without_results(speedup)]
 
 
+def recovery_table(recovery: Results) -> list[list[str]]:
+    """Training's throughput: a row for each device, model and way."""
+    table = [["device", "model", "dtype", "sequence", "batch", "way", "tokens/s", "utilisation", "/ TRL (lowest to highest)"]]
+    for device_type, label in DEVICE_TYPES.items():
+        of_type = [results for results in recovery if results["environment"]["device_type"] == device_type]
+        if not of_type:
+            table.append([label, *[""] * 5, *[MISSING] * 3])
+        for results in of_type:
+            sizes = [str(results[name]) for name in ("model", "dtype", "sequence_length", "batch")]
+            table += [[results["environment"]["device"], *sizes, *throughput_cells(row)] for row in results["rows"]]
+    return table
+
+
+def stages_table(stages: Results) -> list[list[str]]:
+    """Seconds of whole runs: a row for each."""
+    names = list(stages[0]["seconds"]) if stages else []
+    table = [["device", "run", "rounds", "recovery tokens", *(f"{name} s" for name in names), "loop overhead", "not recovery"]]
+    for results in stages:
+        seconds = [f"{results['seconds'][name]:.1f}" for name in names]
+        shares = [f"{results[name]:.1%}" for name in ("loop_overhead", "not_recovery")]
+        counts = [results["name"], str(results["num_rounds"]), str(results["recovery_tokens"])]
+        table.append([results["environment"]["device"], *counts, *seconds, *shares])
+    return table
+
+
 def alignment_table(alignment: Results) -> list[list[str]]:
     """Excess of the widths whose largest divisor among the multiples is the column's: a row for each device and product."""
     header = ["device", "dtype", "product", "tokens", *(f"{multiple}: median (worst)" for multiple in MULTIPLES), "rule"]
@@ -77,14 +109,14 @@ def alignment_table(alignment: Results) -> list[list[str]]:
 
 def devices_table(every: Results) -> list[list[str]]:
     """Which device, versions and commit each file of results belongs to."""
-    table = [["results", "device", "driver", "threads", "torch", "transformers", "triton", "commit"]]
+    table = [["results", "device", "driver", "threads", "clock", "torch", "transformers", "triton", "commit"]]
     for results in every:
         known = results["environment"]
-        versions = (str(known.get(name) or "") for name in ("driver", "threads", "torch", "transformers", "triton"))
+        versions = (str(known.get(name) or "") for name in ("driver", "threads", "clock", "torch", "transformers", "triton"))
         commit = f"{(known.get('commit') or '')[:9]}{' and changes' if known.get('dirty') else ''}"
         table.append([f"[{results['file']}](../benchmarks/results/{results['file']})", known["device"], *versions, commit])
     present = {results["environment"]["device_type"] for results in every}
-    return table + [[MISSING, label, *[""] * 6] for device_type, label in DEVICE_TYPES.items() if device_type not in present]
+    return table + [[MISSING, label, *[""] * 7] for device_type, label in DEVICE_TYPES.items() if device_type not in present]
 
 
 def _rows(speedup: Results, work: str | None = None) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -114,13 +146,16 @@ def _place(results: dict[str, Any], row: dict[str, Any]) -> list[str]:
     dense, compressed = (results["sizes"][name] for name in ("dense", "compressed"))
     size = f"{dense['width']} x {dense['num_layers']} -> {compressed['width']} x {compressed['num_layers']}"
     numbers = (str(row[name]) for name in ("batch_size", "prompt_length", "new_tokens"))
-    return [results["environment"]["device"], results["model"], size, results["dtype"], row["engine"], *numbers]
+    kept = ", memory kept" if results["environment"].get("malloc") else ""
+    return [results["environment"]["device"], results["model"] + kept, size, results["dtype"], row["engine"], *numbers]
 
 
 def _speed(row: dict[str, Any]) -> list[str]:
     times = [f"{row[name]['time_ms']:.1f}" for name in ("dense", "compressed")]
     measured, predicted, share = (cell or MISSING for cell in ratio_cells(row))
-    return [*times, measured, *(_count_ratio(row, name) for name in ("flops", "num_bytes")), predicted, share]
+    counts = (_count_ratio(row, name) for name in ("flops", "num_bytes"))
+    alone = f"{row['device_speedup']:.2f}" if "device_speedup" in row else MISSING
+    return [*times, measured, *counts, alone, predicted, share]
 
 
 def _count_ratio(row: dict[str, Any], name: str) -> str:

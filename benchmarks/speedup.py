@@ -12,8 +12,9 @@ bundled model against half its FFN width.
 - paper: the protocol of arXiv 2602.04919, batch 1, 64 new tokens, five samples; it mixes prefill and decode, and at batch 1 the
   host's time between operations weighs most, so that it stands beside the others and not for them
 
-Each sample times both models, one after the other, on fresh random tokens; the median ratio counts. The prediction (roofline.py)
-knows nothing of these times.
+Each sample times both models, one after the other, on fresh random tokens; the median ratio counts. The prediction knows nothing of
+these times: what the operations must take (roofline.py), and the host's part, measured on a twin with as many layers and next to no
+arithmetic.
 """
 
 import argparse
@@ -21,18 +22,19 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedModel
 
-from benchmarks import nvml, vllm_speed
+from benchmarks import clock, nvml, vllm_speed
 from benchmarks.bench_kernels import FLUSH_BYTES, Stopwatch, dtype_name, environment
 from benchmarks.files import MEASURED, write_text
 from benchmarks.roofline import Rates, Size, decode_operations, prefill_operations
-from benchmarks.shapes import SHAPES, random_model, resized, shape_config
+from benchmarks.shapes import SHAPES, random_model, resized, shape_config, tiny_twin
+from benchmarks.works import Times, Work, run
 from ptl_fast import models
 from ptl_fast.config import Config
 
@@ -52,91 +54,47 @@ PAPER_SAMPLES, PAPER_PROMPT, PAPER_NEW_TOKENS = 5, 128, 64
 # batch and prompt length, by whether the device is a CPU
 PREFILL = {True: [(1, 128), (1, 512), (8, 256)], False: [(1, 512), (1, 4096), (8, 2048)]}
 DECODE = {True: [(1, 64), (8, 64)], False: [(1, 512), (16, 512), (64, 512)]}
+HOST_SAMPLES = 15
 ENERGY_SECONDS = 1.0  # NVML's counter moves every tenth of a second or so
 Pair = dict[str, PreTrainedModel]
 
 
-@dataclass(frozen=True)
-class Work:
-    """What is timed."""
-
-    work: Literal["prefill", "decode", "paper"]
-    batch_size: int
-    prompt_length: int
-    new_tokens: int
-    """1 for prefill."""
-
-    @property
-    def context(self) -> int:
-        """Tokens in the cache halfway through the generation."""
-        return self.prompt_length + self.new_tokens // 2
-
-
-@dataclass(frozen=True)
-class Times:
-    """One run of a work."""
-
-    time_ms: float
-    """prefill: the pass; decode: one step; paper: all tokens."""
-    first_token_ms: float
-    tokens_per_second: float
-    """prefill: of the prompt; decode and paper: new ones."""
-
-
-class TokenClock(StoppingCriteria):
-    """Notes when each new token is ready; stops nothing."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-        self.times: list[float] = []
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        self.times.append(_now(self.model))
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
-def run(model: PreTrainedModel, work: Work) -> Times:
-    """Do the work once, on fresh random tokens."""
-    tokens = torch.randint(2, model.config.vocab_size, (work.batch_size, work.prompt_length), device=model.device)
-    start = _now(model)
-    if work.work == "prefill":
-        model(tokens, use_cache=True, logits_to_keep=1)
-        seconds = _now(model) - start
-        return Times(1e3 * seconds, 1e3 * seconds, tokens.numel() / seconds)
-    clock = TokenClock(model)
-    model.generate(  # type: ignore[operator]
-        tokens,
-        attention_mask=torch.ones_like(tokens),
-        max_new_tokens=work.new_tokens,
-        min_new_tokens=work.new_tokens,
-        do_sample=False,
-        pad_token_id=0,
-        stopping_criteria=StoppingCriteriaList([clock]),
-    )
-    return generation_times(work, start, clock.times)
-
-
-def generation_times(work: Work, start: float, ready: list[float]) -> Times:
-    """Times from when each new token was ready, in seconds."""
-    assert len(ready) == work.new_tokens, "generation stopped early"
-    first = ready[0] - start
-    if work.work == "paper":
-        seconds, num_tokens = ready[-1] - start, work.new_tokens
-    else:
-        seconds, num_tokens = (ready[-1] - ready[0]) / (work.new_tokens - 1), 1
-    return Times(1e3 * seconds, 1e3 * first, work.batch_size * num_tokens / seconds)
-
-
-def predicted_seconds(model: PreTrainedModel, work: Work, rates: Rates) -> float:
+def device_ms(model: PreTrainedModel, work: Work, rates: Rates) -> float:
     """Roofline of what ``Times.time_ms`` measures. Decode steps are all taken to be the one halfway."""
-    seconds = 0.0
+    seconds, width = 0.0, model.config.intermediate_size
     if work.work != "decode":
-        operations = prefill_operations(model, work.batch_size, work.prompt_length)
-        seconds += rates.seconds(operations, work.batch_size * work.prompt_length)
+        seconds += rates.seconds(prefill_operations(model, work.batch_size, work.prompt_length), width)
     if work.work != "prefill":
         num_steps = 1 if work.work == "decode" else work.new_tokens - 1
-        seconds += num_steps * rates.seconds(decode_operations(model, work.batch_size, work.context), work.batch_size)
-    return seconds
+        seconds += num_steps * rates.seconds(decode_operations(model, work.batch_size, work.context), width)
+    return 1e3 * seconds
+
+
+def host_ms(pair: Pair, work: Work) -> dict[str, float]:
+    """The host's part of what ``Times.time_ms`` measures: the same work on one token of a twin, which is little else."""
+    alone, times = replace(work, batch_size=1, prompt_length=1), dict[str, float]()
+    for name, model in pair.items():
+        same = [other for other in times if pair[other].config.num_hidden_layers == model.config.num_hidden_layers]
+        if same:  # one measurement for both, so that its noise is no difference
+            times[name] = times[same[0]]
+            continue
+        twin = random_model(tiny_twin(model.config), str(model.device), model.dtype)
+        run(twin, alone)
+        times[name] = statistics.median(run(twin, alone).time_ms for _ in range(HOST_SAMPLES))
+    return times
+
+
+def predict(pair: Pair, work: Work, rates: Rates) -> dict[str, dict[str, float]]:
+    """By model: what the device's operations must take, the host's part, and the whole.
+
+    On a CPU one follows the other. A GPU works while the host prepares what comes next, so there the longer one counts.
+    """
+    predicted, host = {}, host_ms(pair, work)
+    for name, model in pair.items():
+        device = device_ms(model, work, rates)
+        whole = device + host[name] if model.device.type == "cpu" else max(device, host[name])
+        predicted[name] = {"predicted_ms": whole, "device_ms": device, "host_ms": host[name]}
+    return predicted
 
 
 def counts(size: Size, work: Work) -> dict[str, int]:
@@ -153,7 +111,7 @@ def measure(pair: Pair, work: Work, rates: Rates, num_samples: int) -> dict[str,
     place = {"engine": "transformers", **asdict(work)}
     try:
         peaks = {name: peak_gib(model, work) for name, model in pair.items()}  # the first runs warm up, too
-        predicted = {name: predicted_seconds(model, work, rates) for name, model in pair.items()}
+        predicted = predict(pair, work, rates)
         samples = [{name: run(pair[name], work) for name in order} for order in _turns(list(pair), num_samples)]
     except torch.cuda.OutOfMemoryError as error:
         return {**place, "status": f"not measured: {str(error).splitlines()[0]}"}
@@ -162,12 +120,13 @@ def measure(pair: Pair, work: Work, rates: Rates, num_samples: int) -> dict[str,
         row[name] = {
             **{key: statistics.median(getattr(sample[name], key) for sample in samples) for key in Times.__dataclass_fields__},
             **counts(Size(model.config, model.dtype), work),
-            "predicted_ms": 1e3 * predicted[name],
+            **predicted[name],
             "peak_gib": peaks[name],
             "joules_per_token": joules_per_token(model, work),
         }
     ratios = [sample["dense"].time_ms / sample["compressed"].time_ms for sample in samples]
-    return {**row, **speedup(ratios), **against(statistics.median(ratios), predicted["dense"] / predicted["compressed"])}
+    whole, device = (predicted["dense"][key] / predicted["compressed"][key] for key in ("predicted_ms", "device_ms"))
+    return {**row, **speedup(ratios), **against(statistics.median(ratios), whole), "device_speedup": device}
 
 
 def speedup(ratios: list[float]) -> dict[str, float]:
@@ -266,6 +225,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     parser.add_argument("--json", type=Path, help="file for the results, written after every row")
+    clock.add_flag(parser)
     options = parser.parse_args(arguments)
     if options.compressed and (options.shape or options.width or options.layers):
         parser.error("--compressed is a model of its own: give it with --model, and without --shape, --width and --layers")
@@ -283,10 +243,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     torch.manual_seed(0)
+    clock.choose(options.clock)
     dtype, device_type = getattr(torch, options.dtype), options.device.partition(":")[0]
     pair = make_pair(options, options.device, dtype)
     stopwatch = Stopwatch(options.device, FLUSH_BYTES[device_type])
-    rates = Rates(pair["dense"].config, dtype, stopwatch)
+    rates = Rates(pair["dense"], stopwatch)
     results: dict[str, Any] = {
         "environment": environment(device_type),
         "model": options.shape or Path(options.model or models.DEMO).name,
@@ -306,11 +267,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def rows(pair: Pair, works: list[Work], rates: Rates, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every engine's rows, one by one."""
-    predicted: dict[Work, float | None] = {}
+    predicted: dict[Work, float | None] = {}  # of the device alone: vLLM replays recorded launches
     with torch.inference_mode():
         for work in works:
             row = measure(pair, work, rates, PAPER_SAMPLES if work.work == "paper" else options.samples)
-            predicted[work] = row.get("predicted_speedup")
+            predicted[work] = row.get("device_speedup")
             yield row
     configs = {name: model.config for name, model in pair.items()}
     pair.clear()  # vLLM wants the memory
@@ -336,12 +297,6 @@ def ratio_cells(row: dict[str, Any]) -> list[str]:
     spread = f" ({row['speedup_p20']:.2f} to {row['speedup_p80']:.2f})" if "speedup_p20" in row else ""
     predicted = [f"{row['predicted_speedup']:.2f}", f"{row['of_predicted']:.0%}"] if "predicted_speedup" in row else ["", ""]
     return [f"{row['speedup']:.2f}{spread}", *predicted]
-
-
-def _now(model: PreTrainedModel) -> float:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    return time.perf_counter()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from benchmarks.files import MEASURED
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from benchmarks.speedup import Work
+    from benchmarks.works import Work
 
 ENGINE = "vllm"
 

@@ -8,7 +8,9 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from ptl_fast.config import NOT_ON_TEXT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +63,8 @@ class Spent:
     checks: list[tuple[int, float]] = field(default_factory=list)
     """(step, held-out NLL)."""
     moments: "Moments | None" = None
+    details: dict[str, Any] = field(default_factory=dict)
+    """What else the round's record keeps, for each recovery that has something to say."""
 
 
 class Closing:
@@ -145,7 +149,7 @@ def tokens_left(config: "Config", shares: Sequence[float], sizes: Sequence[int],
         sizes: tokens of every round's part of the data.
         spent: tokens that the finished rounds took; one that ended early leaves its rest to the others, in proportion.
     """
-    if config.recovery == "none":
+    if not set(config.recoveries) - NOT_ON_TEXT:
         return [0] * (len(shares) - len(spent))
     if config.recovery_tokens is None and config.recovery_split != "until-recovered":
         return list(sizes[len(spent) :])

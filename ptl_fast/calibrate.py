@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from ptl_kernels import FfnStatistics, NeuronSums, fused_ffns, residual_change
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ptl_fast import ranks
-from ptl_fast.families import Family, decoder_layers, feed_forwards, needs_one_row
+from ptl_fast.families import Family, decoder_layers, feed_forwards
+from ptl_fast.passes import batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,6 +50,8 @@ class Statistics:
     """() int64: the tokens whose loss is in L: all that counted but each document's first; with "gradients"."""
     selected_LI: Tensor | None = None
     """(num_layers, width) bool: what the authors' published rule selects (ptl_fast.reference_rule), for scorer reference."""
+    price_LI: Tensor | None = None
+    """(num_layers, width) fp64: what removing neurons in order costs (ptl_fast.reconstruct), for scorer reconstruction."""
 
     def tensors(self) -> dict[str, Tensor]:
         """What was taken, by name."""
@@ -150,16 +152,11 @@ def collect(
     Raises:
         ValueError: an activation is NaN or infinite; names the layer.
     """
-    device, model_was_training, gradients = model.device, model.training, "gradients" in extra
+    model_was_training, gradients = model.training, "gradients" in extra
     model.eval()
-    batches = range(0, len(tokens), batch_size)[ranks.rank() :: ranks.world_size()]
     with torch.inference_mode(not gradients), torch.set_grad_enabled(gradients), watch(model, family, extra) as watched:
-        for first in tqdm(batches, desc=description, disable=not ranks.is_main(), leave=False):
-            batch = {name: tensor.to(device) for name, tensor in tokens[first : first + batch_size].items()}
-            watched.expect(batch.pop("mask"))
-            if needs_one_row(model):
-                batch = {name: tensor.view(1, -1) for name, tensor in batch.items()}
-            labels = batch.pop("labels")
+        for batch, labels, mask in batches(model, tokens, batch_size, description):
+            watched.expect(mask)
             if gradients:
                 _backward(model, batch, labels, watched.statistics)
             else:

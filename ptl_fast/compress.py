@@ -8,6 +8,8 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import importlib.util
+import json
 import math
 import os
 import sys
@@ -42,6 +44,7 @@ T = TypeVar("T")
 STAGES = ("calibrate", "compact", "recover", "evaluate")
 NUM_HELD_OUT, NUM_CHECKED = 256, 64  # documents for evaluation, and for --recovery-split until-recovered
 NLL_MAX_LENGTH = 2048
+WIDTH_MULTIPLE = "width_multiple.json"
 HOW_TO_LOAD = """Load the result:
 
 {imports}    from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -100,12 +103,17 @@ def dry_run(config: Config) -> str:
         from transformers import AutoConfig
 
         dense = AutoConfig.for_model(**vars(dense))
+    if config.width_multiple == "auto":
+        from ptl_fast import alignment
+
+        config = dataclasses.replace(config, width_multiple=alignment.TENSOR_CORE_MULTIPLE)
     schedule = _schedule(config, dense)
     rows = [{"name": "dense", **estimate.predict(dense, config, 0)}]
     for step in schedule:
         num_tokens = None if config.recovery_tokens is None else round(step.recovery_share * config.recovery_tokens)
         smaller = flops.resized(dense, step.width, step.num_layers, step.hidden_size)
-        rows.append({"name": f"{step.number} {step.kind}", **estimate.predict(smaller, config, num_tokens)})
+        names = config.final_recoveries if step.kind == "final" else config.recoveries
+        rows.append({"name": f"{step.number} {step.kind}", **estimate.predict(smaller, config, num_tokens, names)})
     floor = "These widths are the lowest that --threshold may reach: a round's scores decide how many neurons go.\n\n"
     return f"{report.schedule_table(rows)}\n\n{floor if config.threshold is not None else ''}{estimate.assumptions(config, rows)}"
 
@@ -140,6 +148,8 @@ class _Job:
     model: "PreTrainedModel"
     family: "Family"
     moments: "Moments | None" = None
+    chosen: dict[str, Any] | None = None
+    """What --width-multiple auto came to."""
 
     def __init__(self, config: Config) -> None:
         from ptl_fast import evaluate, models, ranks, training
@@ -147,15 +157,39 @@ class _Job:
         assert config.model is not None
         assert config.data is not None
         _check_names(config)
-        self.config = config
+        self.config, self.identity = config, config.identity()
         self.device = models.resolve_device(config.device)
+        if config.liger:
+            training.check_liger(self.device)
         self.hf_config = models.load_config(config.model)
-        self.course = Course(config, self.hf_config, _schedule(config, self.hf_config))
+        self.output = Path(config.output or f"runs/{Path(config.model).name}")
+        if config.width_multiple == "auto":
+            self._choose_width_multiple()
+        self.course = Course(self.config, self.hf_config, _schedule(self.config, self.hf_config))
         self.tasks = evaluate.parse_tasks(config.eval_tasks, config.allow_code_execution)
         self.gate_on = guard.parse_gate(config.gate, [task.label for task in self.tasks]) if config.gate else None
-        self.output = Path(config.output or f"runs/{Path(config.model).name}")
         ranks.join(self.device)
         training.batch_split(config)
+        if config.uses_grpo:
+            training.rollout_split(config)
+
+    def _choose_width_multiple(self) -> None:
+        """Decide what auto is, or take what the run decided before: a second measurement might say something else."""
+        import torch
+
+        from ptl_fast import alignment, ranks
+
+        ranks.join(self.device)
+        kept, self.chosen = self.output / WIDTH_MULTIPLE, None
+        if kept.is_file() and not self.config.overwrite:
+            self.chosen = json.loads(kept.read_text())
+        if ranks.is_main() and self.chosen is None:
+            dtype = getattr(torch, "float32" if self.config.dtype == "auto" else self.config.dtype)
+            self.chosen = alignment.choose(self.device, self.hf_config.hidden_size, self.hf_config.intermediate_size, dtype)
+        self.chosen = ranks.agree(self.chosen)
+        assert self.chosen is not None
+        self.config = dataclasses.replace(self.config, width_multiple=self.chosen["multiple"])
+        _say(f"--width-multiple auto is {self.chosen['multiple']}: {self.chosen['reason']}")
 
     @property
     def schedule(self) -> "list[Round]":
@@ -179,6 +213,8 @@ class _Job:
         if num_finished < len(self.schedule):
             self._load_weights(num_finished)
         self.folder.open(self.config.overwrite)
+        if self.chosen is not None:
+            self.folder.write_json(WIDTH_MULTIPLE, self.chosen)
         self._put_aside_failed_rounds()
         self._remove_old_weights(num_finished)
         if num_finished:
@@ -246,7 +282,8 @@ class _Job:
         else:
             stage("compact", lambda: self._compact(plan))
             label = f"round {step.number} pruned"
-            self.folder.once(f"{name}/pruned.json", lambda: stage("evaluate", lambda: self._evaluate(label)))
+            before = self.records[-1]["eval"] if step.kind == "final" else None  # nothing goes
+            self.folder.once(f"{name}/pruned.json", lambda: before or stage("evaluate", lambda: self._evaluate(label)))
         stage("recover", lambda: self._recover(step, extension))
         self.folder.save_model(saved, self.model, self.tokenizer)
         if extension:
@@ -300,9 +337,13 @@ class _Job:
             dense=measured[metric],
         )
 
+    def _is_judged(self, step: "Round") -> bool:
+        """Whether the gate holds for this round: not for --final-recovery, which has no pruning to be undone."""
+        return self.gate_on is not None and step.kind != "final"
+
     def _judge(self, step: "Round", recovered: dict[str, Any]) -> "guard.Decision | None":
         """With a gate, decide what follows from the evaluation of a round, and write it down before it does."""
-        gate = self._gate()
+        gate = self._gate() if self._is_judged(step) else None
         if gate is None:
             return None
         name, num_extensions = f"round-{step.number:02d}", len(guard.extensions(self.course.decisions, step.number))
@@ -327,42 +368,46 @@ class _Job:
 
     def _compact(self, plan: "PruningPlan") -> None:
         """Make the model smaller as the plan says, and with --keep-optimizer-state the moments that the round before left."""
-        from ptl_fast import compact, moments, ranks, slicegpt
+        from ptl_fast import compact, moments, ranks, reconstruct, slicegpt
 
         self.moments = None
+        if plan.kind == "final":
+            return
+        tokens = self._calibration(plan.round)
         if plan.hidden_size is not None:
-            tokens = self.training[plan.round - 1].first(self.config.calibration_tokens)
             self.model, eigenvalues = slicegpt.rotate_and_slice(self.model, tokens, plan.hidden_size, self.config.micro_batch)
             self.folder.write_tensors(f"round-{plan.round:02d}/statistics.safetensors", {"eigenvalues": eigenvalues})
             return
         kept = _optimizer_file(plan.round - 1)
         if ranks.agree((self.output / kept).is_file()):  # not before a round has trained
             self.moments = moments.from_tensors(self.folder.read_tensors(kept))
+        if self.config.compensate and plan.kept_neurons is not None:
+            reconstruct.compensate_(self.model, self.family, tokens, self.config.micro_batch, plan.kept_neurons)
         compact.compact_(self.model, self.family, plan, self.moments)
 
     def _recover(self, step: "Round", extension: int = 0) -> None:
         """Train in place; what later rounds need of it goes to the round's folder."""
         from ptl_kernels import fused_ffns
 
-        from ptl_fast import calibrate, families, moments, recover
+        from ptl_fast import calibrate, families, moments, recover, report
 
         trains = step.recovery_share > 0  # not where --threshold found nothing to remove
-        recovery = recover.RECOVERIES[self.config.recovery if trains else "none"]
-        # an extension sees the data in another order
-        config = dataclasses.replace(self.config, seed=self.config.seed + extension) if extension else self.config
+        names = self.config.final_recoveries if step.kind == "final" else self.config.recoveries
+        config = self._extended_config(step.number, extension) if extension else self.config
         with contextlib.ExitStack() as stack:
-            watch = None
-            if self.config.score_during_recovery and trains and step.number < len(self.schedule):
-                extra = self._extra(self.schedule[step.number].kind)
-                watch = stack.enter_context(calibrate.watch(self.model, self.family, extra))
+            watch, rest = None, self._rest(step)
+            if self.config.score_during_recovery and trains and rest:
+                watch = stack.enter_context(calibrate.watch(self.model, self.family, self._extra(rest[0].kind)))
             elif self.config.fused_ffn or self.config.score_during_recovery:
                 stack.enter_context(fused_ffns(families.feed_forwards(self.model, self.family)))
-            spent = recovery(self.model, self._lesson(step, extension, watch), config)
+            spent = recover.recover(names if trains else ["none"], self.model, self._lesson(step, extension, watch), config)
         if watch is not None:
             self.folder.write_tensors(_next_statistics(step.number, extension), watch.total().tensors())
         if spent.moments is not None:
             self.folder.write_tensors(_optimizer_file(step.number, extension), moments.to_tensors(spent.moments))
-        took = {"recovery_tokens": spent.num_tokens, "recovery_steps": spent.num_steps, "checks": spent.checks}
+        if "grpo" in spent.details and spent.details["grpo"]["always_zero"]:
+            _say(report.unrewarded_line(step.number, spent.details["grpo"], extension))
+        took = {"recovery_tokens": spent.num_tokens, "recovery_steps": spent.num_steps, "checks": spent.checks, **spent.details}
         self.folder.write_json(f"round-{step.number:02d}/recovery{suffix(extension)}.json", took)
 
     def _lesson(self, step: "Round", extension: int, watch: "Watch | None") -> "Lesson":
@@ -383,6 +428,16 @@ class _Job:
         )
         return self._extended(lesson, step.number, extension) if extension else lesson
 
+    def _extended_config(self, number: int, extension: int) -> Config:
+        """The settings of an extension of recovery: the data comes in another order, and fewer times."""
+        config = dataclasses.replace(self.config, seed=self.config.seed + extension)
+        own = self.folder.read_json(f"round-{number:02d}/recovery.json")
+        if "grpo" not in own:
+            return config
+        share = guard.extensions(self.course.decisions, number)[-1].next_share
+        assert share is not None
+        return dataclasses.replace(config, grpo_steps=max(1, round(share * own["grpo"]["steps"])))
+
     def _extended(self, lesson: "Lesson", number: int, extension: int) -> "Lesson":
         """The lesson of an extension of recovery: what the round has trained on once more, for the tokens that the guard allows."""
         from ptl_fast import cpt, moments
@@ -402,10 +457,10 @@ class _Job:
         """How the settings want this round's tokens spent."""
         from ptl_fast import budget, cpt
 
-        config, rest = self.config, self.schedule[step.number :]
+        config, rest = self.config, self._rest(step)
         position = None
-        if config.lr_schedule == "run":
-            later = zip(self.training[step.number :], self._tokens_left()[1:], strict=True)
+        if config.lr_schedule == "run" and step.kind != "final":
+            later = zip(self.training[step.number :], self._tokens_left()[1:], strict=False)  # without the final one
             before = sum(record["recovery_steps"] for record in self.records)
             position = before, sum(cpt.num_steps(tokens, num_tokens, config) for tokens, num_tokens in later)
         anticipates = config.anticipate > 0 and bool(rest) and rest[0].kind == "neurons"
@@ -414,8 +469,12 @@ class _Job:
             held_out=self._held_out() if rest and self.checked_documents else None,
             anticipate=functools.partial(self._anticipate, rest[0]) if anticipates else None,
             moments=self.moments,
-            keep_moments=config.keep_optimizer_state and (bool(rest) or self.gate_on is not None),  # for an extension
+            keep_moments=config.keep_optimizer_state and (bool(rest) or self._is_judged(step)),  # for an extension
         )
+
+    def _rest(self, step: "Round") -> "list[Round]":
+        """The rounds after this one that remove something."""
+        return [each for each in self.schedule[step.number :] if each.kind != "final"]
 
     def _anticipate(self, following: "Round") -> "Callable[[], Tensor] | None":
         """Decide now what the next round will remove, and return the penalty on it."""
@@ -447,15 +506,21 @@ class _Job:
         """
         from ptl_fast import budget
 
-        shares, sizes = [step.recovery_share for step in self.schedule], [tokens.num_tokens for tokens in self.training]
-        return budget.tokens_left(self.config, shares, sizes, [record["recovery_tokens"] for record in self.records])
+        rounds = [step for step in self.schedule if step.kind != "final"]
+        shares, sizes = [step.recovery_share for step in rounds], [tokens.num_tokens for tokens in self.training]
+        spent = [record["recovery_tokens"] for record in self.records[: len(rounds)]]
+        left = budget.tokens_left(self.config, shares, sizes[: len(rounds)], spent)
+        if self.config.final_recovery is None:
+            return left
+        total = self.config.recovery_tokens
+        return [*left, sizes[-1] if total is None else round(self.schedule[-1].recovery_share * total)]
 
     def _sequences(self, step: "Round") -> "PackedTokens":
         """The round's own part of the data; with until-recovered, followed by what earlier rounds did not come to of theirs."""
         from ptl_fast import cpt
 
         parts = self.training[: step.number]
-        if self.config.recovery_split != "until-recovered":
+        if self.config.recovery_split != "until-recovered" or step.kind == "final":
             return parts[-1]
         return cpt.last_part(parts, [record["recovery_steps"] for record in self.records], self.config)
 
@@ -472,7 +537,7 @@ class _Job:
 
         if step.kind != "neurons":  # with --threshold, the rounds before decided on the width
             step = dataclasses.replace(step, width=self.model.config.intermediate_size)
-        if step.kind in ("none", "hidden"):
+        if step.kind in ("none", "hidden", "final"):
             return dataclasses.asdict(plan.plan_nothing(step))
         first = next(each.number for each in self.schedule if each.kind == step.kind)
         tensors = self._first_scores(first, step.number) if self.config.score_once and first < step.number else self._scores(step)
@@ -485,7 +550,7 @@ class _Job:
 
     def _scores(self, step: "Round") -> "dict[str, Tensor]":
         """The statistics of the round's own data, and the scores of neurons (also on --protect's text) or layers."""
-        from ptl_fast import calibrate, score
+        from ptl_fast import score
 
         statistics = self._statistics(step)
         if step.kind == "layers":
@@ -493,8 +558,7 @@ class _Job:
         seed, scorer = self.config.seed * 1000 + step.number, score.SCORERS[self.config.scorer]
         scores = {"scores": scorer(statistics, self.model, self.family, seed)}
         if self.protected_tokens is not None:
-            micro_batch, extra = self.config.micro_batch, self._extra(step.kind)
-            general = calibrate.collect(self.model, self.family, self.protected_tokens, micro_batch, "protect", extra)
+            general = self._collect(step.kind, self.protected_tokens, "protect")
             scores["protect_scores"] = scorer(general, self.model, self.family, seed)
         return {**statistics.tensors(), **scores}
 
@@ -519,6 +583,7 @@ class _Job:
             protected = plan.protect(tensors["protect_scores"], self.config.protect_share)
         if self.config.threshold is None:
             return plan.plan_neurons(step, scores, protected, name, tensors.get("selected_LI"))
+        assert isinstance(self.config.width_multiple, int)
         redundant = score.per_token(name, scores, tensors["num_tokens"]) <= self.config.threshold
         return plan.plan_redundant(step, scores, protected, name, redundant, self.config.width_multiple)
 
@@ -529,11 +594,24 @@ class _Job:
         config, taken = self.config, _next_statistics(step.number - 1)
         if config.score_during_recovery and ranks.agree((self.output / taken).is_file()):
             return calibrate.Statistics(**self.folder.read_tensors(taken))
-        tokens, extra = self.training[step.number - 1].first(config.calibration_tokens), self._extra(step.kind)
-        statistics = calibrate.collect(self.model, self.family, tokens, config.micro_batch, extra=extra)
+        statistics = self._collect(step.kind, self._calibration(step.number), "calibrate")
         if step.kind == "neurons" and config.scorer == "reference":
             reasoning = [ids[: config.sequence_length] for ids in self.course.corpus.subsets[step.number - 1]]
             statistics.selected_LI = reference_rule.detect(self.model, self.family, reasoning, self.protected_samples)
+        return statistics
+
+    def _calibration(self, number: int) -> "PackedTokens":
+        """The first of a round's own data."""
+        return self.training[number - 1].first(self.config.calibration_tokens)
+
+    def _collect(self, kind: str, tokens: "PackedTokens", description: str) -> "Statistics":
+        """What the scorer of a round of this kind needs to know of these tokens."""
+        from ptl_fast import calibrate, reconstruct
+
+        batch_size = self.config.micro_batch
+        statistics = calibrate.collect(self.model, self.family, tokens, batch_size, description, self._extra(kind))
+        if kind == "neurons" and self.config.scorer == "reconstruction":
+            statistics.price_LI = reconstruct.prices(self.model, self.family, tokens, batch_size)
         return statistics
 
     def _extra(self, kind: str) -> "frozenset[Extra]":
@@ -571,7 +649,7 @@ class _Job:
         return results
 
     def _load_data(self) -> None:
-        from ptl_fast import data, evaluate, models, sources
+        from ptl_fast import data, evaluate, models, prompts, sources
 
         config = self.config
         assert config.model is not None
@@ -589,14 +667,21 @@ class _Job:
         form = _form(config)
         num_evaluated = NUM_HELD_OUT if needs_held_out else 0
         num_checked = NUM_CHECKED if config.recovery_split == "until-recovered" else 0
+        shares = [step.recovery_share for step in self.schedule]
+        total = sum(shares) if config.final_recovery is not None else 1.0  # the final one has its tokens on top
         corpus = data.split_corpus(
             sources.open_parts(config.data, form, config.seed if config.streaming else None),
             self.tokenizer,
-            shares=[step.recovery_share for step in self.schedule],
-            num_tokens=config.recovery_tokens,
+            shares=[share / total for share in shares],
+            num_tokens=None if config.recovery_tokens is None else round(total * config.recovery_tokens),
             num_held_out=num_evaluated + num_checked,
             seed=config.seed,
+            keep_documents=config.uses_grpo,
         )
+        if config.uses_grpo:  # say so before any work is done; lengths are looked at when a round comes to them
+            prompts.uses_chat(self.tokenizer, config)
+            if not all(any(document.question for document in subset) for subset in corpus.documents):
+                raise ValueError(f"{config.data} has too few questions for each round; grpo needs {{question, answer}} data")
         self.course.begin(corpus, data.padding_token(self.tokenizer))
         cut = len(corpus.held_out) * num_checked // max(1, num_evaluated + num_checked)  # small data has fewer of both
         held_out = corpus.held_out[cut:]
@@ -659,7 +744,7 @@ class _Job:
     def _checked_folder(self) -> "RunFolder":
         from ptl_fast.rundir import RunFolder
 
-        folder = RunFolder(self.output, {"config": self.config.identity(), "inputs": self.fingerprint})
+        folder = RunFolder(self.output, {"config": self.identity, "inputs": self.fingerprint})
         folder.check(self.config.overwrite)
         # float32 weights of the kept rounds and of a round in the making; a checkpoint adds two Adam moments, and so does each
         # of two rounds with --keep-optimizer-state
@@ -788,6 +873,12 @@ def _schedule(config: Config, hf_config: "PretrainedConfig") -> "list[Round]":
     """The rounds that the settings ask for."""
     from ptl_fast import plan
 
+    return plan.with_final(_pruning_schedule(config, hf_config), config)
+
+
+def _pruning_schedule(config: Config, hf_config: "PretrainedConfig") -> "list[Round]":
+    from ptl_fast import plan
+
     width, num_layers = hf_config.intermediate_size, hf_config.num_hidden_layers
     if config.slice_hidden is not None:
         from ptl_fast import slicegpt
@@ -811,16 +902,21 @@ def _form(config: Config) -> "Form":
 
 
 def _check_names(config: Config) -> None:
-    from ptl_fast import recover, score
+    from ptl_fast import recover, rewards, score
 
-    for flag, name, choices in (
+    names: list[tuple[str, str, Iterable[str]]] = [
         ("--scorer", config.scorer, score.SCORERS),
         ("--layer-scorer", config.layer_scorer, score.LAYER_SCORERS),
-        ("--recovery", config.recovery, recover.RECOVERIES),
-    ):
+        *(("--recovery", name, recover.RECOVERIES) for name in config.recoveries),
+        *(("--final-recovery", name, recover.RECOVERIES) for name in config.final_recoveries),
+    ]
+    for flag, name, choices in names:
         if name not in choices:
             raise ValueError(f"unknown {flag} {name}; choose {', '.join(choices)}")
     _form(config)
+    rewards.parse_weights(config.reward_weights)
+    if config.rollouts == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise ValueError("--rollouts vllm: vllm is not installed; pip install vllm, or use --rollouts transformers")
     if config.deepspeed is not None:
         deepspeed_file(config.deepspeed)
 

@@ -13,6 +13,7 @@ NOT_PART_OF_THE_RESULT = frozenset(
     {"output", "overwrite", "debug", "dry_run", "dry_run_gpus", "checkpoint_minutes", "keep_rounds", "allow_code_execution"}
 )
 
+NOT_ON_TEXT = frozenset({"none", "grpo"})  # recoveries that do not train on --recovery-tokens of the data's text
 DEEPSPEED_FOLDER = Path(__file__).parent / "presets" / "deepspeed"
 MAX_SEED = 2**20  # seeds of rounds are a thousand times larger, and NumPy takes 32 bits
 
@@ -88,27 +89,39 @@ class Config:
     order: Literal["neurons-then-layers", "layers-then-neurons", "alternate"] = "neurons-then-layers"
     """Which rounds come first."""
 
-    scorer: str = "output-change"
-    """Neuron importance: output-change (Eq. 2: L2 norm of the activation times the norm of the down_proj column, which is what
-    the neuron adds to the layer's output), activation (Eq. 4: without the column), fluctuation (FLAP: variance of the activation
-    times the column's squared norm), gradient (first-order Taylor: sum over tokens of |activation times its loss gradient|;
-    needs a backward pass), magnitude (L2 norm of the weights), random, reference (the rule that the method's authors published,
-    as a baseline: neurons are selected on 10 samples of --data and 1000 of --protect, at one position each, and deleted in
-    index order; if it selects too few, the rest in index order follows)."""
+    scorer: str = "reconstruction"
+    """Neuron importance: reconstruction (Eq. 2 for sets of neurons: how far the layer's output is at best from what it was without
+    the neuron and all that score lower, when the others make up for them as --compensate lets them; a pass of its own),
+    output-change (Eq. 2: L2 norm of the activation times the norm of the down_proj column, which is what the neuron adds to the
+    layer's output), activation (Eq. 4: without the column), fluctuation (FLAP: variance of the activation times the column's
+    squared norm), gradient (first-order Taylor: sum over tokens of |activation times its loss gradient|; needs a backward pass),
+    magnitude (L2 norm of the weights), random, reference (the rule that the method's authors published, as a baseline: neurons
+    are selected on 10 samples of --data and 1000 of --protect, at one position each, and deleted in index order; if it selects
+    too few, the rest in index order follows)."""
+
+    compensate: bool = True
+    """When neurons go, change the down projection's columns of those that stay so that the layer's output on --calibration-tokens
+    changes least (least squares). The checkpoint stays an ordinary one. Takes a pass over those tokens."""
 
     layer_scorer: str = "residual"
     """Layer importance: residual (Eq. 5: mean L2 norm of the layer's change of the residual stream), block-influence
     (ShortGPT: 1 - cosine), angular (mean angle between the layer's input and output, over pi), last (removes the deepest)."""
 
-    width_multiple: int = 128
-    """FFN widths are rounded to a multiple of this; 128 suits tensor cores and tensor parallelism."""
+    width_multiple: int | Literal["auto"] = 128
+    """FFN widths are rounded to a multiple of this. auto is 128 on a GPU, whose tensor cores work in tiles of 128, and is measured
+    on a CPU (kept in the run's width_multiple.json). For tensor parallelism, give 128 times the GPUs that share the FFN."""
 
     recovery: str = "cpt"
-    """How a round recovers: cpt (continual pre-training on the data) or none."""
+    """How a round recovers: cpt (continual pre-training on the data), grpo (reinforcement learning on its problems), several one
+    after another (cpt,grpo), or none."""
+
+    final_recovery: str | None = None
+    """Recovery once more, after the last round, on a part of the data of its own, as large as the last round's; its tokens come on
+    top of --recovery-tokens. grpo is the paper's "+ RL-Zero"."""
 
     recovery_tokens: int | None = None
     """Training tokens over all rounds (default: the data once), and so how many documents are kept in memory. More than there
-    is repeats each round's part."""
+    is repeats each round's part. For grpo it says only how many documents there are."""
 
     recovery_split: Literal["growing", "equal", "until-recovered"] = "growing"
     """How the recovery tokens are shared: growing gives each round --recovery-growth times the tokens of the round before;
@@ -157,6 +170,45 @@ class Config:
     """Peak learning rate of recovery (warm-up 5%, then a cosine; with until-recovered and a schedule each round, constant until
     the round has recovered)."""
 
+    grpo_steps: int | None = None
+    """Optimizer steps of grpo in a round (default: as many as see each problem of the round's part of --data once)."""
+
+    grpo_prompts: int = 32
+    """Problems in one step of grpo, over all ranks."""
+
+    grpo_rollouts: int = 8
+    """Responses that are sampled to each of them, and compared with one another."""
+
+    grpo_temperature: float = 1.0
+    """Temperature of that sampling."""
+
+    grpo_learning_rate: float = 1e-6
+    """Learning rate of grpo (warm-up 5%, then constant)."""
+
+    grpo_kl: float = 0.0
+    """Weight of the KL divergence from the model as it was when the round's grpo began. 0 needs no second model in memory."""
+
+    grpo_prompt: Literal["auto", "template", "chat"] = "auto"
+    """How grpo asks: template (the beginning of --template, as cpt trains it), or chat (the tokenizer's chat template, and the
+    request to put the answer in a box). auto is chat where there is a chat template and nothing in the run trains on --template."""
+
+    grpo_prompt_tokens: int = 1024
+    """Problems whose prompt is longer are left out of grpo."""
+
+    grpo_response_tokens: int = 1024
+    """Where a response of grpo is cut off."""
+
+    grpo_micro_batch: int | None = None
+    """Rollouts in one forward pass of one rank, at most (default: as many as fit, at their longest, into the tokens of
+    --micro-batch sequences, and at least one)."""
+
+    reward_weights: str = "accuracy=0.9,format=0.1"
+    """What grpo rewards, NAME=WEIGHT[,NAME=WEIGHT]: accuracy (the marked answer equals the data's, by math-verify) and format
+    (an answer is marked at all: in a box, or after #### or "answer is")."""
+
+    rollouts: Literal["transformers", "vllm"] = "transformers"
+    """What samples grpo's responses; vllm must be installed, and shares the GPUs with the training."""
+
     sequence_length: int = 1024
     """Tokens in a packed sequence."""
 
@@ -179,13 +231,17 @@ class Config:
     """Train on ptl_kernels' fused activation: it keeps one activation less for the backward pass than eager modules do, and
     rounds once where they round twice."""
 
+    liger: bool = False
+    """Train on Liger's kernels (pip install liger-kernel; GPUs only): norms, rotary embedding, FFN, and a loss that never stores
+    the logits. With --fused-ffn or --score-during-recovery, the FFN stays ours."""
+
     score_once: bool = False
     """Score neurons, and layers, only in the first round that removes them: later rounds remove the next ones of that order."""
 
     score_during_recovery: bool = False
     """Take each next round's statistics from the last --calibration-tokens of a round's recovery (or all of a shorter one),
     so from that round's data, instead of a pass of its own; the first round still needs one. Brings --fused-ffn with it.
-    Not for the scorers gradient and reference."""
+    Not for the scorers reconstruction, gradient and reference."""
 
     eval_tasks: list[str] | str = field(default_factory=lambda: ["nll"])
     """What to measure, separated by commas: [LABEL:]TASK[=FILE]. TASK is nll (negative log-likelihood per token of
@@ -266,16 +322,15 @@ class Config:
         at_least_one = (
             "neurons_per_round rounds layers_per_round width_multiple recovery_tokens sequence_length global_batch micro_batch"
         )
+        at_least_one += " grpo_steps grpo_prompts grpo_prompt_tokens grpo_response_tokens grpo_micro_batch"
         for name in [*at_least_one.split(), "calibration_tokens", "eval_limit", "eval_batch", "keep_rounds"]:
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value not in (None, "auto") and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 1")
         if self.drop_layers < 0:
             raise ValueError(f"--drop-layers {self.drop_layers} must be at least 0")
         if self.slice_hidden is not None:
             self._check_slicing(self.slice_hidden)
-        if self.recovery == "grpo" and not self.dry_run:
-            raise ValueError("--recovery grpo (reinforcement learning) is not there yet, only its dry run is; use --recovery cpt")
         if self.model is not None and self.data is None and not self.dry_run:
             raise ValueError(
                 "--data is missing: give a file or hub name with the reasoning data that --model should keep its skill on"
@@ -283,8 +338,7 @@ class Config:
 
         if self.streaming and self.recovery_tokens is None:
             raise ValueError("--streaming reads only as much as training needs; say how much with --recovery-tokens")
-        if self.score_during_recovery and self.recovery == "none":
-            raise ValueError("--score-during-recovery takes its statistics from training; it needs --recovery cpt")
+        self._check_recovery()
         self._check_spending()
         self._check_guard()
 
@@ -304,6 +358,37 @@ class Config:
                 " two out"
             )
 
+    @property
+    def recoveries(self) -> list[str]:
+        """The recoveries of a round, in order."""
+        return [name.strip() for name in self.recovery.split(",")]
+
+    @property
+    def final_recoveries(self) -> list[str]:
+        """Those after the last round."""
+        return [] if self.final_recovery is None else [name.strip() for name in self.final_recovery.split(",")]
+
+    @property
+    def trains_on_text(self) -> bool:
+        """Whether any recovery sees the text of the data as --template joins it."""
+        return bool({*self.recoveries, *self.final_recoveries} - NOT_ON_TEXT)
+
+    @property
+    def uses_grpo(self) -> bool:
+        return "grpo" in [*self.recoveries, *self.final_recoveries]
+
+    def _check_recovery(self) -> None:
+        """Raise ValueError for a sequence that makes no sense, and for settings of grpo out of range."""
+        for flag, names in (("--recovery", self.recoveries), ("--final-recovery", self.final_recoveries)):
+            if len(set(names)) < len(names) or ("none" in names and (len(names) > 1 or flag == "--final-recovery")):
+                raise ValueError(f"{flag} {','.join(names)}: name each recovery once, and none only as --recovery none")
+        if self.score_during_recovery and (len(self.recoveries) > 1 or self.recovery in NOT_ON_TEXT):
+            raise ValueError("--score-during-recovery takes its statistics from training on text; it needs --recovery cpt alone")
+        if self.grpo_rollouts < 2:
+            raise ValueError(f"--grpo-rollouts {self.grpo_rollouts} must be at least 2: grpo compares responses to one problem")
+        if self.grpo_learning_rate <= 0 or self.grpo_temperature <= 0 or self.grpo_kl < 0:
+            raise ValueError("--grpo-learning-rate and --grpo-temperature must be positive, --grpo-kl at least 0")
+
     def _check_spending(self) -> None:
         if not (math.isfinite(self.recovered_within) and 0 <= self.anticipate < math.inf):
             raise ValueError(
@@ -314,10 +399,13 @@ class Config:
             "--lr-schedule run": self.lr_schedule == "run",
             "--keep-optimizer-state": self.keep_optimizer_state,
             "--anticipate": self.anticipate > 0,
+            "--liger": self.liger,
         }
         for flag, is_set in about_training.items():
-            if is_set and self.recovery == "none":
-                raise ValueError(f"{flag} is about training; it needs --recovery cpt")
+            if is_set and not set(self.recoveries) - NOT_ON_TEXT:
+                raise ValueError(f"{flag} is about training on text; it needs --recovery cpt")
+            if is_set and flag in ("--keep-optimizer-state", "--anticipate") and len(self.recoveries) > 1:
+                raise ValueError(f"{flag} spans a round's end and the next one's beginning; it needs --recovery cpt alone")
         if self.keep_optimizer_state and self.deepspeed is not None:
             raise ValueError(
                 "--keep-optimizer-state is not supported with --deepspeed yet: DeepSpeed keeps the moments in flat buffers, a part"
@@ -332,9 +420,10 @@ class Config:
 
     def _check_scoring(self) -> None:
         """Raise ValueError for settings of the scoring that exclude one another."""
-        if self.score_during_recovery and self.scorer in ("gradient", "reference"):
+        if self.score_during_recovery and self.scorer in ("reconstruction", "gradient", "reference"):
             raise ValueError(
-                f"--scorer {self.scorer} needs a pass of its own, which --score-during-recovery would spare; leave one of them out"
+                f"--scorer {self.scorer} needs a pass of its own, which --score-during-recovery would spare; leave that out, or use"
+                " --scorer output-change"
             )
         if self.scorer == "reference" and self.protect is None:
             raise ValueError("--scorer reference also looks at English samples; give them with --protect")

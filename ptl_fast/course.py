@@ -45,9 +45,10 @@ class Course:
         """Decide what follows from a round's measurement, and follow it. ``tokens`` are those of its recovery and extensions."""
         before = self.schedule[step.number - 2] if step.number > 1 else self
         removed = {"neurons": before.width - step.width, "layers": before.num_layers - step.num_layers}.get(step.kind, 0)
-        next_step, reason = guard.smaller_step(step.kind, removed, self.config.width_multiple)
-        if next_step is not None and not self._data_suffices(step.number, next_step):
-            next_step, reason = None, "half of the round's data would not fill a sequence"
+        next_step, reason = guard.smaller_step(step.kind, removed, self._width_multiple())
+        if next_step is not None:
+            reason = self._lacks(step.number, next_step)
+            next_step = next_step if reason is None else None
         decision = guard.decide(
             gate,
             self.decisions,
@@ -86,11 +87,19 @@ class Course:
         return data.pack(self.corpus.subsets[step.number - 1], self.config.sequence_length, self.pad, source)
 
     def _split(self, number: int, next_step: int) -> "list[list[Round]]":
-        multiple = self.config.width_multiple
+        multiple = self._width_multiple()
         return guard.split(self.schedule, number, next_step, width=self.width, num_layers=self.num_layers, multiple=multiple)
 
-    def _data_suffices(self, number: int, next_step: int) -> bool:
-        """Whether each round of the schedule with a smaller step would have at least one sequence."""
+    def _width_multiple(self) -> int:
+        assert isinstance(self.config.width_multiple, int), "compress.py decides what auto is"
+        return self.config.width_multiple
+
+    def _lacks(self, number: int, next_step: int) -> str | None:
+        """What some round of the schedule with a smaller step would lack of data, if it lacks something."""
         groups = self._split(number, next_step)
-        subsets = self.corpus.cut([[step.recovery_share for step in group] for group in groups]).subsets
-        return all(sum(map(len, subset)) >= self.config.sequence_length for subset in subsets)
+        corpus = self.corpus.cut([[step.recovery_share for step in group] for group in groups])
+        if any(sum(map(len, subset)) < self.config.sequence_length for subset in corpus.subsets):
+            return "half of the round's data would not fill a sequence"
+        if "grpo" in self.config.recoveries and not all(any(text.question for text in texts) for texts in corpus.documents):
+            return "half of the round's data would have no question"
+        return None

@@ -1,5 +1,6 @@
 """Continual pre-training: next-token prediction on the round's part of the data."""
 
+import contextlib
 import json
 import math
 import os
@@ -44,7 +45,8 @@ def cpt(model: "PreTrainedModel", lesson: Lesson, config: "Config") -> Spent:
     autocast = partial(torch.autocast, model.device.type, dtype, enabled=dtype != torch.float32)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(lesson.log_folder)
     close = _Close(closing, spending, lesson.watch, autocast)
-    with training.borrowed(model, arguments.deepspeed is not None):
+    patched = training.unpatched_afterwards(model) if config.liger else contextlib.nullcontext()
+    with training.borrowed(model, arguments.deepspeed is not None), patched:
         trainer = RoundTrainer(
             lesson.watch,
             close,

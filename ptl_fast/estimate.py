@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast import flops
-from ptl_fast.config import deepspeed_file
+from ptl_fast.config import NOT_ON_TEXT, deepspeed_file
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -23,9 +23,9 @@ PROMPT_TOKENS = {
     "gemma2": {"GSM8K": 672, "Minerva Math": 615, "MATH-500": 609, "MBPP": 199},
     "qwen2": {"GSM8K": 676, "Minerva Math": 617, "MATH-500": 617, "MBPP": 199},
 }
-# Forward passes that one training token costs: 1 forward, 2 for the backward pass, and for GRPO the log-probabilities under the
-# policy that sampled and under the reference. Recomputing for gradient checkpointing comes on top.
-FORWARD_PASSES = {"none": 0, "cpt": 3, "grpo": 5}
+# Forward passes that one training token costs: 1 forward and 2 for the backward pass. Recomputing for gradient checkpointing comes
+# on top, and for GRPO the log-probabilities under a reference, and under the policy where another program sampled.
+FORWARD_PASSES = {"none": 0, "cpt": 3, "grpo": 3}
 UTILISATION = 0.4
 SERVED_CONTEXT = 4096
 GIB = 2**30
@@ -59,26 +59,49 @@ def parse_gpus(text: str) -> tuple[int, Gpu]:
     return int(match[1]), GPUS[match[2]]
 
 
-def predict(config: "PretrainedConfig", settings: "Config", num_tokens: int | None) -> dict[str, Any]:
-    """What a model of this config needs on the GPUs of ``settings``; ``num_tokens`` of recovery (None: not known).
+def predict(
+    config: "PretrainedConfig", settings: "Config", num_tokens: int | None, recoveries: list[str] | None = None
+) -> dict[str, Any]:
+    """What a model of this config needs on the GPUs of ``settings``.
+
+    ``num_tokens`` of text are for the ``recoveries`` (default: a round's) that train on it, in equal parts (None: not known).
 
     Returns ``flops.model_size`` with prompt_tokens and prompt_flops ({benchmark: number}), serving_bytes, training_bytes,
     recovery_tokens and recovery_hours.
     """
     num_gpus, gpu = parse_gpus(settings.dry_run_gpus)
     prompts = PROMPT_TOKENS.get(config.model_type, PROMPT_TOKENS["llama"])
-    work = training_flops_per_token(config, settings)
-    if settings.recovery == "none":
-        num_tokens = 0
+    tokens = recovery_tokens(settings, num_tokens, settings.recoveries if recoveries is None else recoveries)
+    work = {name: training_flops_per_token(config, settings, name) for name in tokens}
+    counts = [count for count in tokens.values() if count is not None]
+    known = len(counts) == len(tokens)
     return {
         **flops.model_size(config, settings.sequence_length // 2),
         "prompt_tokens": prompts,
         "prompt_flops": {name: flops.flops_per_sample(config, length, lm_head=False) for name, length in prompts.items()},
         "serving_bytes": serving_bytes(config),
         "training_bytes": training_bytes(config, settings, num_gpus),
-        "recovery_tokens": num_tokens,
-        "recovery_hours": None if num_tokens is None else hours(num_tokens * work, num_gpus, gpu),
+        "recovery_tokens": round(sum(counts)) if known else None,
+        "recovery_hours": hours(sum((count or 0) * work[name] for name, count in tokens.items()), num_gpus, gpu) if known else None,
     }
+
+
+def recovery_tokens(settings: "Config", num_tokens: int | None, recoveries: list[str]) -> dict[str, float | None]:
+    """Tokens that each recovery of a round trains on, or None where that depends on the data.
+
+    For grpo these are the tokens of responses that are all as long as they may be. Prompts, most of them far shorter than they may
+    be, are not counted.
+    """
+    num_on_text = sum(name not in NOT_ON_TEXT for name in recoveries)
+    tokens: dict[str, float | None] = {}
+    for name in recoveries:
+        if name == "grpo" and settings.grpo_steps is not None:
+            tokens[name] = settings.grpo_steps * settings.grpo_prompts * settings.grpo_rollouts * settings.grpo_response_tokens
+        elif name == "none":
+            tokens[name] = 0
+        else:
+            tokens[name] = None if num_tokens is None or name == "grpo" else num_tokens / num_on_text
+    return tokens
 
 
 def assumptions(settings: "Config", rows: list[dict[str, Any]]) -> str:
@@ -97,12 +120,11 @@ def assumptions(settings: "Config", rows: list[dict[str, Any]]) -> str:
         total = sum(row["recovery_hours"] for row in rows)
         lines.append(
             f"Recovery: {total:.1f} hours on {settings.dry_run_gpus}, assuming {UTILISATION:.0%} of {gpu.tflops:g} TFLOP/s each"
-            + (", generating the rollouts not counted." if settings.recovery == "grpo" else ".")
+            + (", generating the rollouts not counted, and each as long as it may be." if settings.uses_grpo else ".")
         )
     else:
-        lines.append("Recovery hours need --recovery-tokens: how many tokens the data has is not known here.")
-    if settings.recovery == "grpo":
-        lines.append("--recovery grpo is not there yet: this preset can be dry-run only.")
+        flags = " and ".join(["--recovery-tokens"] * settings.trains_on_text + ["--grpo-steps"] * settings.uses_grpo)
+        lines.append(f"Recovery hours need {flags}: how much the data has is not known here.")
     most = max(row["training_bytes"] for row in rows[1:]) / GIB
     if most > gpu.memory_gib:
         lines.append(f"Recovery needs {most:.0f} GiB on a GPU that has {gpu.memory_gib}: use more GPUs, or --deepspeed.")
@@ -110,8 +132,14 @@ def assumptions(settings: "Config", rows: list[dict[str, Any]]) -> str:
 
 
 def training_bytes(config: "PretrainedConfig", settings: "Config", num_gpus: int) -> int:
-    """Peak memory of recovery: weights, gradients and Adam's state as DeepSpeed's stage divides them, and activations."""
-    return _state_bytes(flops.count_weights(config).num_parameters, settings, num_gpus) + _activation_bytes(config, settings)
+    """Peak memory of recovery: weights, gradients and Adam's state as DeepSpeed's stage divides them, and activations.
+
+    The reference of --grpo-kl is a second copy of the weights. vLLM's engine is not in it.
+    """
+    num_parameters = flops.count_weights(config).num_parameters
+    has_reference = settings.grpo_kl > 0 and settings.uses_grpo
+    reference = (4 if settings.dtype == "float32" else 2) * num_parameters * has_reference
+    return _state_bytes(num_parameters, settings, num_gpus) + reference + _activation_bytes(config, settings)
 
 
 def serving_bytes(config: "PretrainedConfig") -> int:
@@ -120,17 +148,20 @@ def serving_bytes(config: "PretrainedConfig") -> int:
     return 2 * flops.count_weights(config).num_parameters + 4 * key_value * config.num_hidden_layers * SERVED_CONTEXT
 
 
-def training_flops_per_token(config: "PretrainedConfig", settings: "Config") -> float:
-    """FLOPs that recovery executes for one token of a full sequence. With gradient checkpointing the decoder runs forward twice.
+def training_flops_per_token(config: "PretrainedConfig", settings: "Config", recovery: str) -> float:
+    """FLOPs that a recovery executes for one token of a full sequence. With gradient checkpointing the decoder runs forward twice.
 
     Generating the rollouts of GRPO is not in it: that is bound by memory traffic, not by FLOPs.
 
     Raises:
         ValueError: no estimate is known for the recovery.
     """
-    if settings.recovery not in FORWARD_PASSES:
-        raise ValueError(f"unknown --recovery {settings.recovery}; the dry run knows {', '.join(FORWARD_PASSES)}")
-    passes, length = FORWARD_PASSES[settings.recovery], settings.sequence_length
+    if recovery not in FORWARD_PASSES:
+        raise ValueError(f"unknown --recovery {recovery}; the dry run knows {', '.join(FORWARD_PASSES)}")
+    passes, length = FORWARD_PASSES[recovery], settings.sequence_length
+    if recovery == "grpo":
+        passes += (settings.grpo_kl > 0) + (settings.rollouts == "vllm")
+        length = settings.grpo_prompt_tokens + settings.grpo_response_tokens
     again = settings.gradient_checkpointing and passes > 0
     forward = flops.flops_per_sample(config, length, causal=True)
     decoder = flops.flops_per_sample(config, length, causal=True, lm_head=False)

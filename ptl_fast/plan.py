@@ -10,12 +10,15 @@ if TYPE_CHECKING:
 
 DEFAULT_ROUNDS = 5
 HIDDEN_MULTIPLE = 8  # of a sliced hidden size, as in SliceGPT's code
-Kind = Literal["neurons", "layers", "hidden", "none"]
+Kind = Literal["neurons", "layers", "hidden", "none", "final"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One round of the schedule: the size that it leaves, and its share of the recovery tokens."""
+    """One round of the schedule: the size that it leaves, and its share of the recovery tokens.
+
+    Shares sum to 1, without that of a last round of kind final: --final-recovery, which removes nothing, has its tokens on top.
+    """
 
     number: int
     kind: Kind
@@ -92,6 +95,13 @@ def make_slicing_schedule(config: "Config", width: int, num_layers: int, hidden_
             f" it must be at least {HIDDEN_MULTIPLE} and below {hidden_size}"
         )
     return [Round(number=1, kind="hidden", width=width, num_layers=num_layers, recovery_share=1.0, hidden_size=sliced)]
+
+
+def with_final(schedule: list[Round], config: "Config") -> list[Round]:
+    """The schedule, followed by --final-recovery if there is one."""
+    if config.final_recovery is None:
+        return schedule
+    return [*schedule, replace(schedule[-1], number=len(schedule) + 1, kind="final")]
 
 
 def plan_neurons(
@@ -198,6 +208,7 @@ def _num_rescued(scores_LI: "Tensor", protected_LK: "Tensor | None", width: int)
 def _widths(config: "Config", width: int) -> list[int]:
     """The width after each neuron round (with --threshold, the lowest allowed), descending multiples of ``width_multiple``."""
     multiple = config.width_multiple
+    assert isinstance(multiple, int), "compress.py decides what auto is"
     target = round(config.keep * width / multiple) * multiple
     if config.keep == 1:
         return []

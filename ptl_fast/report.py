@@ -39,6 +39,20 @@ def redundant_line(number: int, num_redundant: list[int], num_removed: int) -> s
     return line + "."
 
 
+def unrewarded_line(number: int, details: dict[str, Any], extension: int = 0) -> str:
+    """That all rollouts of a round, or of an extension of it, had a reward of 0, and what to try, in one sentence."""
+    names, verb = " and ".join(details["always_zero"]), "was" if len(details["always_zero"]) == 1 else "were"
+    return (
+        f"Round {number}{_extension(extension)}: {names} {verb} 0 for each of {details['rollouts']} rollouts, so there was nothing"
+        " to learn from; try more continual pre-training first (--recovery cpt,grpo with more --recovery-tokens), or a smaller step"
+        " (more --rounds)."
+    )
+
+
+def _extension(number: int) -> str:
+    return f", extension {number}" if number else ""
+
+
 def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
     """report.json for people."""
     dense, final = report["dense"], report["final"]
@@ -53,6 +67,8 @@ def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
     redundant = _redundant(report)
     if redundant:
         parts.append("## Redundant neurons\n\n" + redundant)
+    if any("grpo" in record for record in report["rounds"]):
+        parts.append("## Reinforcement learning\n\n" + _reinforcement(report["rounds"]))
     parts.append("## Evaluation\n\n" + _evaluations(report))
     parts.append("## Seconds per stage\n\n" + _seconds(report["rounds"]))
     for title in ("config", "environment"):
@@ -114,6 +130,25 @@ def _redundant(report: dict[str, Any]) -> str:
         if record.get("num_redundant") is not None
     ]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _reinforcement(rounds: list[dict[str, Any]]) -> str:
+    """Mean reward of the rollouts in the first and in the last fifth of the steps of each round, or extension, that has it."""
+    rows, lines = [["round", "steps", "rollouts", "reward at first", "at last", "truncated at last", "response tokens at last"]], []
+    trained = [(record["round"], *each) for record in rounds for each in enumerate([record, *record.get("extra_recovery", [])])]
+    for number, extension, recovery in trained:
+        details = recovery.get("grpo")
+        if details is None:
+            continue
+        few = -(-details["steps"] // 5)
+        means = [
+            _show(sum(values) / few) for values in (details["reward"][:few], details["reward"][-few:], details["truncated"][-few:])
+        ]
+        length = f"{sum(details['response_tokens'][-few:]) / few:.0f}"
+        rows.append([f"{number}{_extension(extension)}", str(details["steps"]), str(details["rollouts"]), *means, length])
+        if details["always_zero"]:
+            lines.append(f"- {unrewarded_line(number, details, extension)}")
+    return "\n".join([_markdown(rows), *([""] if lines else []), *lines])
 
 
 def _evaluations(report: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ dense.json                       the original's evaluation
 round-01/plan.json               what went, and why: with statistics.safetensors and scores.safetensors
 round-01/pruned.json             evaluation before recovery, and recovered.json after it
 round-01/recovery/               checkpoints inside recovery, while it lasts
-round-01/recovery.json           the steps and tokens that recovery took, and its checks of held-out text
+round-01/recovery.json           the steps and tokens that recovery took, its checks of held-out text, its rewards
 round-01/optimizer.safetensors   with --keep-optimizer-state: Adam's moments, until the next round has its own
 round-01/model/                  the weights after recovery (newest rounds only)
 round-01/record.json             the finished round

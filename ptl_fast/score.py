@@ -26,6 +26,12 @@ def output_change(statistics: "Statistics", model: "PreTrainedModel", family: Fa
     return statistics.square_LI.sqrt() * _down_norms(model, family)
 
 
+def reconstruction(statistics: "Statistics", model: "PreTrainedModel", family: Family, seed: int) -> Tensor:
+    """score[l, i] = how far the FFN's output is at best from what it was, without i and all that score lower (Eq. 2, for sets)."""
+    assert statistics.price_LI is not None
+    return statistics.price_LI.clone()  # both are written, and safetensors refuses two names of one memory
+
+
 def magnitude(statistics: "Statistics", model: "PreTrainedModel", family: Family, seed: int) -> Tensor:
     """score[l, i] = L2 norm of all weights of neuron i: its rows of gate and up, its column of down."""
     scores = []
@@ -101,6 +107,7 @@ def last(statistics: "Statistics") -> Tensor:
 
 
 SCORERS = {
+    "reconstruction": reconstruction,
     "activation": activation,
     "output-change": output_change,
     "fluctuation": fluctuation,
@@ -116,7 +123,7 @@ EXTRA: "dict[str, frozenset[Extra]]" = {
     "gradient": frozenset({"gradients"}),
     "angular": frozenset({"angles"}),
 }
-GROWS_WITH_TOKENS = frozenset({"activation", "output-change"})  # roots of sums over tokens
+GROWS_WITH_TOKENS = frozenset({"reconstruction", "activation", "output-change"})  # roots of sums over tokens
 
 
 def per_token(scorer: str, scores_LI: Tensor, num_tokens: Tensor) -> Tensor:

@@ -2,10 +2,12 @@
 
 import contextlib
 import gc
+import importlib.util
 import json
 import math
 import os
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -44,6 +46,24 @@ def batch_split(config: "Config") -> tuple[int, int]:
     return micro_batch, accumulation
 
 
+def rollout_split(config: "Config") -> tuple[int, int]:
+    """(rollouts in a rank's forward pass, forward passes in a step): --grpo-micro-batch, or no more tokens than in a pass of text.
+
+    Raises:
+        ValueError: a step's rollouts do not divide among the ranks.
+    """
+    total, num_ranks = config.grpo_prompts * config.grpo_rollouts, ranks.world_size()
+    if total % num_ranks:
+        raise ValueError(
+            f"--grpo-prompts {config.grpo_prompts} times --grpo-rollouts {config.grpo_rollouts} do not divide among {num_ranks}"
+            " ranks; change one of them"
+        )
+    longest = config.grpo_prompt_tokens + config.grpo_response_tokens
+    most = config.grpo_micro_batch or max(1, config.micro_batch * config.sequence_length // longest)
+    micro_batch = next(size for size in range(min(most, total // num_ranks), 0, -1) if total // num_ranks % size == 0)
+    return micro_batch, total // num_ranks // micro_batch
+
+
 def common_arguments(model: "PreTrainedModel", folder: Path, config: "Config") -> dict[str, Any]:
     """The fields of transformers' TrainingArguments that no recovery changes."""
     on_cpu = model.device.type == "cpu"
@@ -64,7 +84,37 @@ def common_arguments(model: "PreTrainedModel", folder: Path, config: "Config") -
         "ddp_timeout": int(ranks.TIMEOUT.total_seconds()),
         "deepspeed": deepspeed_settings(config.deepspeed, on_cpu),
         "disable_tqdm": True,
+        "use_liger_kernel": config.liger,
+        "liger_kernel_config": liger_kernels(config) if config.liger else None,
     }
+
+
+def liger_kernels(config: "Config") -> dict[str, bool]:
+    """Which of Liger's kernels train: no loss that all of torch would share, and no FFN where ours stands."""
+    own_ffn = config.fused_ffn or config.score_during_recovery
+    return {"cross_entropy": False, "fused_linear_cross_entropy": True, "swiglu": not own_ffn, "geglu": not own_ffn}
+
+
+def check_liger(device: str) -> None:
+    """Raise ValueError where --liger cannot work."""
+    if device == "cpu":
+        raise ValueError(
+            "--liger trains on kernels that run on GPUs only, and this run is on a CPU; leave it out (--fused-ffn is for both)"
+        )
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise ValueError("--liger needs the package liger-kernel; pip install liger-kernel, or leave it out")
+
+
+@contextlib.contextmanager
+def unpatched_afterwards(model: nn.Module) -> Iterator[None]:
+    """Undo what Liger puts into a model's modules and into transformers' module of its family, for scoring and evaluation."""
+    namespace = vars(sys.modules[type(model).__module__])
+    before, names = dict(namespace), {module: set(vars(module)) for module in model.modules()}
+    yield
+    namespace.update(before)
+    for module, known in names.items():
+        for name in set(vars(module)) - known:
+            delattr(module, name)
 
 
 def run(trainer: Trainer, checkpoint: str | None) -> None:
@@ -78,10 +128,10 @@ def run(trainer: Trainer, checkpoint: str | None) -> None:
 
 
 class Progress(TrainerCallback):
-    """One bar with the current loss."""
+    """One bar with the current loss, or what else the logs have under the name ``shown``."""
 
-    def __init__(self, description: str) -> None:
-        self.description, self.bar = description, tqdm(disable=True)
+    def __init__(self, description: str, shown: str = "loss") -> None:
+        self.description, self.shown, self.bar = description, shown, tqdm(disable=True)
 
     def on_train_begin(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
         description = f"{self.description}: recover"
@@ -90,8 +140,8 @@ class Progress(TrainerCallback):
         )
 
     def on_log(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
-        if "loss" in kwargs["logs"]:
-            self.bar.set_postfix(loss=kwargs["logs"]["loss"], refresh=False)
+        if self.shown in kwargs["logs"]:
+            self.bar.set_postfix({self.shown: kwargs["logs"][self.shown]}, refresh=False)
             self.bar.update(state.global_step - self.bar.n)
 
     def on_train_end(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
@@ -99,12 +149,15 @@ class Progress(TrainerCallback):
 
 
 class StopAtNan(TrainerCallback):
+    def __init__(self, flag: str = "--learning-rate") -> None:
+        self.flag = flag
+
     def on_log(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
         loss = float(kwargs["logs"].get("loss", 0.0))
         if not math.isfinite(loss):
             raise ValueError(
-                f"recovery's loss is {loss} at step {state.global_step} of {state.max_steps}; lower --learning-rate, or prune"
-                " less in a round (more --rounds)"
+                f"recovery's loss is {loss} at step {state.global_step} of {state.max_steps}; lower {self.flag}, or prune less in"
+                " a round (more --rounds)"
             )
 
 
@@ -116,7 +169,7 @@ class Checkpoints(TrainerCallback):
         keep: called by every rank with the new checkpoint's folder, to add what the Trainer's own state lacks.
     """
 
-    def __init__(self, folder: Path, seconds: float, end: Callable[[], int], keep: Callable[[Path], None]) -> None:
+    def __init__(self, folder: Path, seconds: float, end: Callable[[], int], keep: Callable[[Path], None] | None = None) -> None:
         self.folder, self.seconds, self.end, self.keep = folder, seconds, end, keep
         self.last = time.monotonic()
 
@@ -126,7 +179,8 @@ class Checkpoints(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
         checkpoint = self.folder / f"checkpoint-{state.global_step}"
-        self.keep(checkpoint)
+        if self.keep is not None:
+            self.keep(checkpoint)
         ranks.barrier()
         if ranks.is_main():
             (checkpoint / COMPLETE).touch()
@@ -145,6 +199,7 @@ def borrowed(model: "PreTrainedModel", with_deepspeed: bool) -> Iterator[None]:
     """
     dtype, use_cache = model.dtype, model.config.use_cache
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    attributes = [(module, set(module.__dict__)) for module in model.modules()]
     if dtype != torch.float32 and not with_deepspeed:
         renew_parameters_(model, torch.float32)  # an update of 1e-5 vanishes in bf16's 8 bits of mantissa
     yield
@@ -152,6 +207,9 @@ def borrowed(model: "PreTrainedModel", with_deepspeed: bool) -> Iterator[None]:
     for name, buffer in buffers.items():  # DeepSpeed casts them too, and rotary frequencies must stay float32
         owner, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(owner), attribute, buffer)
+    for module, names in attributes:  # ZeRO-3 leaves parameters of this training in them, which the next would take for its own
+        for name in set(module.__dict__) - names:
+            delattr(module, name)
     model.config.use_cache = use_cache  # Trainer turns it off, and the saved config would keep that
 
 
@@ -177,7 +235,9 @@ def tear_down(trainer: Trainer, model: "PreTrainedModel") -> None:
     """Undo everything that training attached to the model, so that the next round starts from plain weights."""
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     if trainer.is_deepspeed_enabled:
+        whole = _whole_weights(model)
         trainer.model_wrapped.destroy()  # type: ignore[operator]
+        _leave_zero3_(model, whole)
     trainer.accelerator.free_memory()
     # accelerate wraps a model's forward in autocast, and would take a model with this mark for wrapped
     for attribute in ("_is_accelerate_prepared", "forward"):
@@ -189,6 +249,27 @@ def tear_down(trainer: Trainer, model: "PreTrainedModel") -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _whole_weights(model: nn.Module) -> dict[int, torch.Tensor]:
+    """The weights that ZeRO-3 has spread over the ranks, whole, by their parameters' id; nothing after other stages."""
+    spread = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
+    if not spread:
+        return {}
+    import deepspeed
+
+    whole = {}
+    for parameter in spread:
+        with deepspeed.zero.GatheredParameters([parameter]):
+            whole[id(parameter)] = parameter.detach().clone()
+    return whole
+
+
+def _leave_zero3_(model: nn.Module, whole: dict[int, torch.Tensor]) -> None:
+    """Give the model plain parameters in plain dicts, which ZeRO-3 replaces and leaves behind."""
+    plain = {identity: nn.Parameter(weight) for identity, weight in whole.items()}
+    for module in model.modules() if whole else []:
+        module._parameters = {name: plain.get(id(each), each) for name, each in module._parameters.items()}
 
 
 def renew_parameters_(model: nn.Module, dtype: torch.dtype) -> None:

@@ -78,7 +78,7 @@ BAD_INPUT = [
     pytest.param(["--eval-tasks", "ptl_mbpp=data.jsonl"], r"runs the code.*; allow it with --allow-code-execution", id="code"),
     pytest.param(["--preset", "best"], r"unknown --preset best; choose demo", id="preset"),
     pytest.param(
-        ["--deepspeed", "zero9", "--keep-optimizer-state", "false"],
+        ["--deepspeed", "zero9"],
         r"--deepspeed zero9: no such file; choose zero2",
         id="deepspeed",
     ),
@@ -161,7 +161,8 @@ def test_flags_override_config_file_and_preset(tmp_path: Path) -> None:
 def test_statistics_from_recovery_decide_the_next_round(command_line: CommandLine, tmp_path: Path) -> None:
     """Also where one round drops a layer and the other neurons; the round that ends the run takes none."""
     flags = "--rounds 1 --keep 0.75 --drop-layers 1 --order layers-then-neurons --recovery-tokens 6000 --sequence-length 128"
-    flags += " --global-batch 8 --micro-batch 8 --calibration-tokens 2000 --eval-limit 10 --device cpu --score-during-recovery"
+    flags += " --global-batch 8 --micro-batch 8 --calibration-tokens 2000 --eval-limit 10 --device cpu"
+    flags += " --score-during-recovery --scorer output-change"
     result = command_line(*flags.split(), "--output", "run")
     assert result.returncode == 0, result.stderr
     taken = load_file(tmp_path / "run" / "round-01" / "next_statistics.safetensors")

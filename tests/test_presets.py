@@ -135,11 +135,6 @@ def test_dry_run_refuses_what_it_cannot_predict(flags: list[str], message: str, 
     assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
-def test_real_run_says_that_grpo_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--preset", "qwen2.5-7b-rl-paper"]) == 2
-    assert "--recovery grpo (reinforcement learning) is not there yet" in capsys.readouterr().err
-
-
 def test_real_run_needs_the_real_model(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The shipped numbers must not stand in for a model that cannot be had."""
     monkeypatch.chdir(tmp_path)
@@ -193,13 +188,12 @@ def test_training_flops_count_the_recomputed_decoder_but_not_the_head_again() ->
     config: Any = shipped_config("ptl-demo")
     settings = parse(["--sequence-length", "128", "--gradient-checkpointing", "false"])
     forward = flops.flops_per_sample(config, 128, causal=True) / 128
-    plain = estimate.training_flops_per_token(config, settings)
+    plain = estimate.training_flops_per_token(config, settings, "cpt")
     assert plain == pytest.approx(3 * forward)
     settings.gradient_checkpointing = True
-    again = estimate.training_flops_per_token(config, settings) - plain
+    again = estimate.training_flops_per_token(config, settings, "cpt") - plain
     assert again == pytest.approx(forward - 2 * config.vocab_size * config.hidden_size)
-    settings.recovery = "none"
-    assert estimate.training_flops_per_token(config, settings) == 0
+    assert estimate.training_flops_per_token(config, settings, "none") == 0
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,17 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+from conftest import write_rows
 from safetensors.torch import load_file
+
+from ptl_fast.demo.problems import generate
 
 FLAGS = "--rounds 2 --recovery-tokens 20000 --sequence-length 128 --global-batch 8 --micro-batch 4 --calibration-tokens 4000"
 FLAGS += " --eval-limit 20 --device cpu"
@@ -22,7 +27,7 @@ DEEPSPEED = ["deepspeed.launcher.runner", "--num_accelerators", "2", "--module"]
 @pytest.mark.parametrize(
     ("launcher", "flags"),
     [
-        pytest.param(TORCHRUN, f"{FLAGS} --score-during-recovery --all-statistics", id="torchrun"),
+        pytest.param(TORCHRUN, f"{FLAGS} --score-during-recovery --scorer output-change --all-statistics", id="torchrun"),
         pytest.param(DEEPSPEED, FLAGS, id="deepspeed"),
     ],
 )
@@ -75,3 +80,49 @@ def test_two_ranks_spend_the_budget_as_one_does(
     for name, tensor in weights[0].items():
         distance = (tensor - weights[1][name]).norm() / tensor.norm()
         assert distance < 0.02, (name, distance)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles its CPU communication with g++, which is missing")
+def test_two_ranks_reinforce_two_rounds_and_go_on_where_they_were_killed(environment: dict[str, str], tmp_path: Path) -> None:
+    """ZeRO-2; killed -9 inside the second round's reinforcement, and started again."""
+    data = write_rows(tmp_path / "data.jsonl", *generate(300, 0, "training"))
+    flags = f"--model ptl-demo --data {data} --rounds 2 --recovery grpo --sequence-length 128 --calibration-tokens 1000"
+    flags += " --keep 0.5 --width-multiple 32 --micro-batch 8 --gradient-checkpointing false --grpo-prompt-tokens 64"
+    flags += " --eval-tasks nll --eval-limit 4 --device cpu --grpo-steps 2 --grpo-prompts 4 --grpo-rollouts 4 --grpo-kl 0.01"
+    flags += " --grpo-response-tokens 24 --grpo-learning-rate 1e-4 --checkpoint-minutes 0 --deepspeed zero2 --output run"
+    command = [sys.executable, "-m", *TORCHRUN, "ptl_fast.compress", *flags.split()]
+    process = psutil.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(tmp_path.glob("run/round-02/recovery/checkpoint-1/complete")):
+        time.sleep(0.05)
+    assert process.poll() is None, "it ended before it could be killed"
+    for each in [process, *process.children(recursive=True)]:  # the launcher first: it would end the ranks gently
+        each.kill()
+    process.wait()
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "continuing after round 1 of 2" in result.stdout
+    records = json.loads((tmp_path / "run" / "report.json").read_text())["rounds"]
+    for record in records:
+        assert (record["grpo"]["steps"], len(record["grpo"]["reward"])) == (2, 2), "each step once, also the one before the kill"
+        assert record["grpo"]["kl"][0] == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles its CPU communication with g++, which is missing")
+def test_two_ranks_with_zero3_have_whole_weights_between_recoveries(environment: dict[str, str], tmp_path: Path) -> None:
+    """Text, reinforcement and pruning follow one another in one process; ZeRO-3 spreads the weights anew each time."""
+    data = write_rows(tmp_path / "data.jsonl", *generate(300, 0, "training"))
+    flags = f"--model ptl-demo --data {data} --rounds 2 --recovery cpt,grpo --recovery-tokens 3000 --sequence-length 128"
+    flags += " --calibration-tokens 1000 --keep 0.5 --width-multiple 32 --gradient-checkpointing false --grpo-prompt-tokens 64"
+    flags += " --global-batch 4 --micro-batch 8 --eval-tasks nll --eval-limit 4 --device cpu --grpo-steps 1 --grpo-prompts 4"
+    flags += " --grpo-rollouts 4 --grpo-kl 0.01 --grpo-response-tokens 24 --grpo-learning-rate 1e-5 --deepspeed zero3 --output run"
+    command = [sys.executable, "-m", *TORCHRUN, "ptl_fast.compress", *flags.split()]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    dense = report["dense"]["eval"]["nll"]["nll"]
+    for record in report["rounds"]:
+        assert record["recovery_steps"] > 0
+        assert record["grpo"]["kl"][0] == pytest.approx(0, abs=1e-4), "the reference has the weights that text left"
+        assert record["eval"]["nll"]["nll"] < dense + 0.3, "random or missing weights would be far above"
+    weights = load_file(tmp_path / "run" / "final" / "model.safetensors")
+    assert weights["model.layers.0.mlp.up_proj.weight"].shape == (report["final"]["width"], 128)

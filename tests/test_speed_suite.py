@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ import torch
 from conftest import FAMILIES, make_model
 from torch import nn
 
-from benchmarks import alignment, plot, quality, speed_table, speedup, vllm_speed
+from benchmarks import alignment, clock, plot, quality, roofline, speed_table, speedup, targets, vllm_speed, works
 from benchmarks.bench_kernels import Stopwatch
 from benchmarks.roofline import Operation, Rates, Size, decode_operations, prefill_operations
-from benchmarks.shapes import SHAPES, random_model, resized, shape_config
-from benchmarks.speedup import Times, Work
+from benchmarks.shapes import SHAPES, random_model, resized, shape_config, tiny_twin
+from benchmarks.works import Times, Work
+from ptl_fast.alignment import excess, largest_multiple
 
 ROOT = Path(__file__).parents[1]
 BATCH, LENGTH = 3, 16
@@ -58,15 +60,19 @@ def test_a_decode_step_reads_every_linear_weight_once() -> None:
     assert weights < read < 1.05 * weights
 
 
+def _tiny(width: int | None = None) -> Any:
+    return random_model(resized(shape_config("tiny"), width, None), "cpu", torch.float32)
+
+
 def _known_rates() -> Rates:
-    """1e9 FLOP/s in products of 4 rows, 2e9 in attention of one shape, 1e6 byte/s from memory, 1e7 for activations."""
-    rates = Rates(shape_config("tiny"), torch.float32, Stopwatch("cpu", 1 << 16))
+    """1e9 FLOP/s in the up projection of 4 rows, 2e9 in attention of one shape, 1e7 byte/s where the output is a mebibyte."""
+    rates = Rates(_tiny(), Stopwatch("cpu", 1 << 16))
     rates.measured.update(
         {
             "gemm 4 x 64 x 256, FLOP/s": 1e9,
+            "gemm 4 x 64 x 64, FLOP/s": 5e8,
             "attention 1 x 4 heads of 16, 8 of 8, 2 key heads, FLOP/s": 2e9,
-            "copy from memory, byte/s": 1e6,
-            f"copy of {1 << 20} bytes, byte/s": 1e7,
+            f"elementwise of {1 << 20} bytes, byte/s": 1e7,
         }
     )
     return rates
@@ -75,32 +81,89 @@ def _known_rates() -> Rates:
 @pytest.mark.parametrize(
     ("operation", "seconds"),
     [
-        pytest.param(Operation("gemm", 3_000_000_000, 1_000_000, (4,)), 3.0, id="gemm bound by arithmetic"),
-        pytest.param(Operation("gemm", 1_000_000_000, 2_000_000, (4,)), 2.0, id="gemm bound by memory"),
+        pytest.param(Operation("gemm", 3_000_000_000, 1, (4, 64, 256)), 3.0, id="gemm of the dense model"),
+        pytest.param(Operation("gemm", 3_000_000_000, 1, (4, 64, 96)), 3.0, id="narrower gemm at the dense one's rate"),
+        pytest.param(Operation("gemm", 3_000_000_000, 1, (4, 64, 192)), 3.0, id="fused gate and up"),
+        pytest.param(Operation("gemm", 3_000_000_000, 1, (4, 64, 64)), 6.0, id="gemm beside the FFN"),
         pytest.param(Operation("attention", 5_000_000_000, 1_000_000, (1, 4, 8, 16, 8, 2)), 2.5, id="attention"),
-        pytest.param(Operation("other", 0, 20_000_000), 2.0, id="other"),
+        pytest.param(Operation("other", 0, 20_000_000, (1 << 20,)), 2.0, id="other"),
     ],
 )
-def test_an_operation_takes_the_longer_of_arithmetic_and_traffic(operation: Operation, seconds: float) -> None:
-    assert _known_rates().seconds([operation, operation], num_tokens=4) == pytest.approx(2 * seconds)
+def test_an_operation_takes_its_amount_over_the_rate_of_its_kind(operation: Operation, seconds: float) -> None:
+    rates = _known_rates()
+    rates.measured["gemm 4 x 64 x 512, FLOP/s"] = 1e9
+    assert rates.seconds([operation, operation], width=96) == pytest.approx(2 * seconds)
 
 
 def test_rates_are_amounts_over_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each call takes half a millisecond on this clock."""
-    stopwatch = Stopwatch("cpu", 1 << 16)
-    monkeypatch.setattr(stopwatch, "time_ms", lambda call, warm=False: 0.5)
-    rates = Rates(shape_config("tiny"), torch.float32, stopwatch)
-    assert rates.gemm(4) == pytest.approx(2 * 4 * 64 * 256 / 5e-4)
+    """Every call takes half a millisecond on this clock, however many follow one another."""
+    stopwatch = Stopwatch("cpu", 1 << 20)
+    calls = [0]
+
+    weights = set()
+
+    def count(*arguments: Any, **keywords: Any) -> None:
+        calls[0] += 1
+        weights.update(map(id, arguments[1:]))
+
+    def time_ms(call: Any, warm: bool = False) -> float:
+        before = calls[0]
+        call()
+        return 0.5 * (calls[0] - before)
+
+    monkeypatch.setattr(stopwatch, "time_ms", time_ms)
+    monkeypatch.setattr(roofline, "linear", count)
+    monkeypatch.setattr(roofline, "scaled_dot_product_attention", count)
+    rates = Rates(_tiny(), stopwatch)
+    assert rates.gemm(4, 64, 256) == pytest.approx(2 * 4 * 64 * 256 / 5e-4)
+    assert calls[0] == 2 + int(roofline.LAP_SECONDS / 5e-4) * roofline.NUM_TIMINGS
+    assert len(weights) == 9, "as many as the model's 622,592 bytes hold"
     assert rates.attention(2, 4, 8, 16, 8, 2) == pytest.approx(4 * 2 * 4 * 8 * 8 * 16 / 5e-4)
-    assert rates.memory() == pytest.approx(2 * (1 << 16) / 5e-4)
-    assert rates.activations(4096) == pytest.approx(2 * 4096 * 256 * 4 / 5e-4)
+
+
+def test_counted_products_have_the_projections_sizes() -> None:
+    shapes = {operation.shape for operation in prefill_operations(_tiny(), 2, 8) if operation.kind == "gemm"}
+    assert shapes >= {(16, 64, 64), (16, 64, 32), (16, 64, 256), (16, 256, 64), (1, 64, 512)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_twin_has_the_same_operations_and_next_to_no_arithmetic(family: str) -> None:
+    model = make_model(family)
+    twin = random_model(tiny_twin(model.config), "cpu", torch.float32)
+    operations, of_twin = (prefill_operations(each, 1, 16) for each in (model, twin))
+    assert [operation.kind for operation in of_twin] == [operation.kind for operation in operations]
+    assert sum(each.flops for each in of_twin) < sum(each.flops for each in operations)
+
+
+def test_host_follows_the_device_on_a_cpu_and_is_one_measurement_for_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter(range(1, 100))
+    monkeypatch.setattr(speedup, "run", lambda model, work: Times(float(next(times)), 1.0, 1.0))
+    monkeypatch.setattr(speedup, "device_ms", lambda model, work, rates: float(model.config.intermediate_size))
+    predicted = speedup.predict({"dense": _tiny(), "compressed": _tiny(96)}, Work("prefill", 2, 8, 1), _known_rates())
+    host = 1 + (1 + speedup.HOST_SAMPLES) / 2  # the first one warms up
+    assert predicted["dense"] == {"predicted_ms": 256 + host, "device_ms": 256.0, "host_ms": host}
+    assert predicted["compressed"] == {"predicted_ms": 96 + host, "device_ms": 96.0, "host_ms": host}
+
+
+def test_process_clock_does_not_count_waiting_and_is_refused_with_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with pytest.raises(ValueError, match="OMP_NUM_THREADS=1"):
+        clock.choose("process")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    stopwatch = Stopwatch("cpu", 1 << 10)
+    clock.choose("process")
+    try:
+        assert stopwatch.time_ms(lambda: time.sleep(0.1)) < 50
+    finally:
+        clock.choose("wall")
+    assert stopwatch.time_ms(lambda: time.sleep(0.1)) >= 100
 
 
 def test_generation_times_by_hand() -> None:
     """Two sequences; new tokens are ready 1, 1.5, 2 and 2.5 seconds after the start."""
     ready = [11.0, 11.5, 12.0, 12.5]
-    assert speedup.generation_times(Work("decode", 2, 8, 4), 10.0, ready) == Times(500.0, 1000.0, 4.0)
-    assert speedup.generation_times(Work("paper", 2, 8, 4), 10.0, ready) == Times(2500.0, 1000.0, 2 * 4 / 2.5)
+    assert works.generation_times(Work("decode", 2, 8, 4), 10.0, ready) == Times(500.0, 1000.0, 4.0)
+    assert works.generation_times(Work("paper", 2, 8, 4), 10.0, ready) == Times(2500.0, 1000.0, 2 * 4 / 2.5)
 
 
 def test_work_counts_its_passes() -> None:
@@ -125,25 +188,30 @@ def test_speedup_is_the_median_of_ratios_of_samples_that_take_turns(monkeypatch:
         pair[name] = random_model(shape_config("tiny"), "cpu", torch.float32)
         pair[name].name = name
     monkeypatch.setattr(speedup, "run", run)
-    monkeypatch.setattr(speedup, "predicted_seconds", lambda model, work, rates: 5.0 if model.name == "dense" else 2.0)
+    predicted = {"dense": (5.0, 4.0), "compressed": (2.0, 1.0)}
+    monkeypatch.setattr(
+        speedup, "predict", lambda *_: {name: {"predicted_ms": each[0], "device_ms": each[1]} for name, each in predicted.items()}
+    )
     row = speedup.measure(pair, Work("prefill", 1, 8, 1), _known_rates(), num_samples=4)
     assert calls == ["dense", "compressed"] + ["dense", "compressed", "compressed", "dense"] * 2
     assert row["speedup"] == pytest.approx((3 + 9) / 2)  # of 9, 2, 3 and 9
     assert row["speedup_p20"] <= row["speedup"] <= row["speedup_p80"]
     assert row["predicted_speedup"] == 2.5
     assert row["of_predicted"] == pytest.approx(6 / 2.5)
+    assert row["device_speedup"] == 4.0
     assert row["dense"]["time_ms"] == (40 + 90) / 2
     assert row["dense"]["peak_gib"] is None
     assert row["dense"]["joules_per_token"] is None
 
 
 def test_narrower_model_is_predicted_to_be_faster_by_no_more_than_its_ffn() -> None:
-    dense = random_model(shape_config("tiny"), "cpu", torch.float32)
-    narrow = random_model(resized(dense.config, 128, None), "cpu", torch.float32)
-    rates = Rates(dense.config, torch.float32, Stopwatch("cpu", 1 << 20))
+    pair = {"dense": _tiny(), "compressed": _tiny(128)}
+    rates = Rates(pair["dense"], Stopwatch("cpu", 1 << 20))
     for work in (Work("prefill", 2, 64, 1), Work("decode", 2, 16, 4)):
-        ratio = speedup.predicted_seconds(dense, work, rates) / speedup.predicted_seconds(narrow, work, rates)
-        assert 1 < ratio < 2
+        predicted = speedup.predict(pair, work, rates)
+        for part in ("predicted_ms", "device_ms"):
+            assert 1 < predicted["dense"][part] / predicted["compressed"][part] < 2
+        assert predicted["dense"]["host_ms"] == predicted["compressed"]["host_ms"] > 0
 
 
 @pytest.fixture(scope="module")
@@ -251,17 +319,17 @@ def test_excess_and_rule_by_hand() -> None:
     """Time grows with the width; widths that are not multiples of 64 take a tenth longer, others of 32 a fiftieth."""
     widths = range(512, 1025, 8)
     slower = {64: 1.0, 128: 1.0, 256: 1.0, 32: 1.015}
-    times = {width: width * slower.get(alignment.largest_multiple(width), 1.1) for width in widths}
-    above = alignment.excess(times)
+    times = {width: width * slower.get(largest_multiple(width, alignment.MULTIPLES), 1.1) for width in widths}
+    above = excess(times, 256)
     rows = [{"product": "up", "num_tokens": 8, "width": width, "excess": above[width]} for width in widths]
     lines = {line["multiple"]: line for line in alignment.summary(rows)}
     assert above[1024] == pytest.approx(0)
     assert lines[8]["median_excess"] == pytest.approx(0.1)
     assert lines[32]["median_excess"] == pytest.approx(0.015)
     assert {multiple: line["num_widths"] for multiple, line in lines.items()} == {8: 32, 16: 16, 32: 8, 64: 4, 128: 2, 256: 3}
-    assert alignment.rule(list(lines.values())) == 32
+    assert alignment.chosen(list(lines.values())) == 32
     lines[128]["median_excess"] = 0.03  # 64 must not be chosen below a multiple that is slow
-    assert alignment.rule(list(lines.values())) == 256
+    assert alignment.chosen(list(lines.values())) == 256
 
 
 def test_alignment_results_hold_every_width(measured: Path) -> None:
@@ -277,7 +345,7 @@ def test_committed_tables_are_what_the_raw_results_give() -> None:
 
 def test_tables_show_measured_rows_and_keep_what_is_not(measured: Path, tmp_path: Path) -> None:
     document = tmp_path / "benchmarks.md"
-    marks = ("prefill", "decode", "paper", "resources", "alignment", "devices")
+    marks = ("prefill", "decode", "paper", "resources", "recovery", "stages", "targets", "alignment", "devices")
     document.write_text("".join(f"<!-- table:{mark} -->\nstale\n<!-- end -->\n" for mark in marks))
     flags = ["--document", str(document), "--results", str(measured)]
     with pytest.raises(SystemExit):
@@ -286,11 +354,32 @@ def test_tables_show_measured_rows_and_keep_what_is_not(measured: Path, tmp_path
     text = document.read_text()
     row = json.loads((measured / "speedup_test.json").read_text())["rows"][0]
     assert f"| dense | 256 x 2 -> 96 x 1 | float32 | transformers | 2 | 16 | 1 | {row['dense']['time_ms']:.1f} |" in text
-    assert f"| {row['predicted_speedup']:.2f} | {row['of_predicted']:.0%} |" in text
+    assert f"| {row['device_speedup']:.2f} | {row['predicted_speedup']:.2f} | {row['of_predicted']:.0%} |" in text
     assert "| dense | 256 x 2 -> 96 x 1 | float32 | vllm | 2 | 16 | 1 | not measured |" in text
     assert "| GPU | llama3-8b |  |  |  |  |  |  | not measured |" in text
     assert "stale" not in text
     assert "speedup_test.json" in text
+
+
+def test_targets_say_how_many_rows_reach_them() -> None:
+    """Two of three reach one target, none another that is an upper bound, and a third was not measured."""
+    on_cpu, on_gpu = {"device_type": "cpu"}, {"device_type": "cuda"}
+    kernels = [
+        {"op": "compact_ffn", "peer": "three x[idx]", "status": status, "ratio_to_peer": ratio}
+        for status, ratio in (("ok", 1.5), ("ok", 2.0), ("ok", 4.5), ("not measured: x", 9.0))
+    ]
+    everything: dict[str, list[dict[str, Any]]] = {
+        "kernels": [{"environment": on_cpu, "rows": kernels}, {"environment": on_gpu, "rows": kernels}],
+        "stages": [{"environment": on_cpu, "loop_overhead": 0.04, "not_recovery": 0.4}],
+        "speedup": [],
+        "scoring": [],
+        "compaction": [],
+    }
+    rows = {row[0]: row[1:4] for row in targets.table(everything, "cpu")[1:]}
+    assert rows["a layer loses 10%: three x[idx] / ours"] == ["at least 2.00", "1.50 to 4.50", "held in 2 of 3"]
+    assert rows["loop overhead of a run"] == ["at most 5.0%", "4.0%", "held"]
+    assert rows["all of a run that is not recovery"] == ["at most 5.0%", "40.0%", "missed"]
+    assert rows["scoring pass: plain forward pass / ours"] == ["at least 1.00", "not measured", ""]
 
 
 def test_figures_come_from_the_results_and_are_the_same_each_time(measured: Path, tmp_path: Path) -> None:
@@ -338,6 +427,7 @@ def test_gpu_suite_rehearsal_writes_every_part(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     files = {file.name for file in tmp_path.iterdir()}
     parts = {"kernels_dry.json", "scoring_tiny_dry.json", "speedup_tiny_dry.json", "alignment_dry.json"}
+    parts |= {"compaction_tiny_dry.json", "recovery_dry.json"}
     assert files == {"log.txt", *parts}
     for part in parts:
         assert json.loads((tmp_path / part).read_text())["environment"]["torch"] == torch.__version__

@@ -68,7 +68,8 @@ def test_schedule_has_the_lowest_widths() -> None:
 
 THRESHOLD = ["--threshold", "0.005"]
 FLAGS = "--keep 0.5 --rounds 2 --drop-layers 1 --width-multiple 8 --recovery-tokens 4000 --sequence-length 64"
-FLAGS += " --global-batch 8 --micro-batch 4 --calibration-tokens 1000 --eval-limit 5 --device cpu --score-during-recovery"
+FLAGS += " --global-batch 8 --micro-batch 4 --calibration-tokens 1000 --eval-limit 5 --device cpu"
+FLAGS += " --score-during-recovery --scorer activation"
 
 
 @pytest.fixture

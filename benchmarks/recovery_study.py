@@ -1,0 +1,231 @@
+"""What a recovery is worth: the bundled model is pruned once, and each way of recovering starts from that same pruned model.
+
+    python -m benchmarks.recovery_study                                     # test problems, seeds 0, 1, 2
+    python -m benchmarks.recovery_study --split validation --seeds 10 11    # to choose settings; writes elsewhere
+    python -m benchmarks.recovery_study --render                            # docs/recovery.md again, from the rows alone
+
+Interrupted, the same command goes on with the next row. Time is the process's CPU time, so that other work on the machine does not
+count; with one thread (OMP_NUM_THREADS=1) on a free core it is the time that passes.
+"""
+
+import argparse
+import copy
+import functools
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.bench_kernels import processor_name
+from benchmarks.compare_run import commit
+from benchmarks.files import write_text
+from benchmarks.kernels_table import Makers, fill
+from ptl_fast.config import Config
+from ptl_fast.flags import make_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ptl_fast.lesson import Lesson
+
+ROOT = Path(__file__).parents[1]
+DOCUMENT, RESULTS = ROOT / "docs" / "recovery.md", ROOT / "benchmarks" / "results" / "recovery_demo.json"
+TASKS = {"test": "demo_arithmetic", "validation": "demo_arithmetic_validation"}
+NUM_DOCUMENTS = 8000
+# How text is trained on, and the width of evaluation; not a preset's, so that the rows do not change when one does.
+SETTINGS: dict[str, Any] = {
+    "model": "ptl-demo",
+    "data": "ptl-demo",
+    "learning_rate": 1.5e-4,
+    "sequence_length": 256,
+    "global_batch": 4,
+    "micro_batch": 16,
+    "gradient_checkpointing": False,
+    "calibration_tokens": 32768,
+    "eval_batch": 250,
+    # chosen on validation problems with seed 10: of learning rates 1e-4 and 4e-4 the one under which the reward rose
+    "grpo_steps": 30,
+    "grpo_prompts": 16,
+    "grpo_rollouts": 8,
+    "grpo_learning_rate": 1e-4,
+    "grpo_prompt_tokens": 64,
+    "grpo_response_tokens": 48,
+}
+WIDTH, FIRST_TOKENS = 256, 20_000
+
+Row = dict[str, Any]
+
+
+class Seed:
+    """The pruned model of one seed and what it recovers on; both the same for every arm."""
+
+    def __init__(self, seed: int, split: str, settings: dict[str, Any], width: int) -> None:
+        # training is imported too, so that its time is not counted as a recovery's
+        from ptl_fast import calibrate, compact, cpt, data, evaluate, grpo, models, plan, score, sources  # noqa: F401
+        from ptl_fast.families import find_family
+
+        self.config: Config = make_config({**settings, "seed": seed, "device": "cpu", "eval_tasks": [TASKS[split]]})
+        self.tokenizer = models.load_tokenizer("ptl-demo")
+        (task,) = evaluate.parse_tasks(self.config.eval_tasks)
+        self.task = evaluate.load_lm_eval_task(task)
+        documents = itertools.islice(sources.open_parts("ptl-demo", sources.Form())[0].documents, NUM_DOCUMENTS)
+        part = sources.Part("ptl-demo", 1.0, documents)
+        split_as = {"shares": [1.0], "num_tokens": None, "num_held_out": 0, "seed": seed, "keep_documents": True}
+        self.corpus = data.split_corpus([part], self.tokenizer, **split_as)  # type: ignore[arg-type]
+        pad, length = data.padding_token(self.tokenizer), self.config.sequence_length
+        self.tokens = data.pack(self.corpus.subsets[0], length, pad)
+        self.model = models.load_model("ptl-demo", self.config, "cpu")
+        family = find_family(self.model)
+        calibration = self.tokens.first(self.config.calibration_tokens)
+        taken = calibrate.collect(self.model, family, calibration, self.config.micro_batch)
+        step = plan.Round(number=1, kind="neurons", width=width, num_layers=4, recovery_share=1.0)
+        scores = score.SCORERS["activation"](taken, self.model, family, seed)
+        compact.compact_(self.model, family, plan.plan_neurons(step, scores, None, "activation"))
+
+    def recover(self, model: "PreTrainedModel", name: str, num_tokens: int = 0) -> Row:
+        """Recover in place, and measure."""
+        from ptl_fast import recover
+
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.process_time()
+            spent = recover.recover([name], model, self._lesson(Path(folder), num_tokens), self.config)
+            seconds = time.process_time() - start
+        taken = {"tokens": spent.num_tokens, "cpu_seconds": round(seconds, 1)}
+        return {"accuracy": self.accuracy(model), **taken, **spent.details}
+
+    def accuracy(self, model: "PreTrainedModel") -> float:
+        """Per cent of the problems that greedy decoding answers right."""
+        from ptl_fast import evaluate
+
+        (value,) = evaluate.run_lm_eval(model, self.tokenizer, self.task, self.config.eval_batch, self.config.eval_limit).values()
+        return round(100 * value, 1)
+
+    def _lesson(self, folder: Path, num_tokens: int) -> "Lesson":
+        from ptl_fast.lesson import Lesson
+
+        return Lesson(
+            tokens=self.tokens,
+            num_tokens=num_tokens,
+            name="round-01",
+            folder=folder / "round-01" / "recovery",
+            log_folder=folder / "log",
+            tokenizer=self.tokenizer,
+            problems=self.corpus.documents[0],
+        )
+
+
+def reinforcement_rows(seed: Seed, rows: dict[str, Row], done: Callable[[str, Row], None], first_tokens: int) -> None:
+    """Untouched; grpo; cpt and then grpo; and cpt alone for as long as those two together took.
+
+    A row that is there is not measured again, except that the row after cpt needs its model.
+    """
+    if "untouched" not in rows:
+        done("untouched", {"accuracy": seed.accuracy(seed.model), "tokens": 0, "cpu_seconds": 0.0})
+    if "grpo" not in rows:
+        done("grpo", seed.recover(copy.deepcopy(seed.model), "grpo"))
+    if "cpt, then grpo" not in rows:
+        model = copy.deepcopy(seed.model)
+        before = seed.recover(model, "cpt", first_tokens)
+        done("cpt", before)
+        after = seed.recover(model, "grpo")
+        seconds = round(before["cpu_seconds"] + after["cpu_seconds"], 1)
+        done("cpt, then grpo", {**after, "tokens": before["tokens"], "cpu_seconds": seconds})
+    if "cpt, as long" not in rows:
+        longer = rows["cpt, then grpo"]["cpu_seconds"] / rows["cpt"]["cpu_seconds"]
+        done("cpt, as long", seed.recover(copy.deepcopy(seed.model), "cpt", round(first_tokens * longer)))
+
+
+def reinforcement_table(results: dict[str, Any]) -> list[list[str]]:
+    """Accuracy of each arm: mean, lowest and highest over seeds."""
+    named = {
+        "untouched": "the pruned model, untouched",
+        "grpo": "`grpo`",
+        "cpt": "`cpt`, short",
+        "cpt, then grpo": "`cpt,grpo`: short, then reinforced",
+        "cpt, as long": "`cpt` alone, as long as that",
+    }
+    table = [["recovery", "accuracy %, mean (lowest to highest)", "seeds", "CPU seconds", "tokens of text", "rollouts"]]
+    for arm, name in named.items():
+        rows = [arms[arm] for arms in results["rows"].values() if arm in arms]
+        if not rows:
+            table.append([name, *["not measured"] * 5])
+            continue
+        values = [row["accuracy"] for row in rows]
+        accuracy = f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+        seconds, tokens = (f"{statistics.mean(row[key] for row in rows):,.0f}" for key in ("cpu_seconds", "tokens"))
+        rollouts = f"{rows[0]['grpo']['rollouts']:,}" if "grpo" in rows[0] else "0"
+        table.append([name, accuracy, str(len(rows)), seconds, tokens, rollouts])
+    return table
+
+
+# {marker in the document: (rows of a seed, table)}
+SECTIONS = {"reinforcement": reinforcement_table}
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure what --json does not hold yet; it is written after every row."""
+    setup = {"split": options.split, "width": options.width, "first_tokens": options.first_tokens, "settings": options.settings}
+    results = {"setup": setup, "environment": {}, "rows": {}}
+    if options.json.is_file():
+        results = json.loads(options.json.read_text())
+        if results["setup"] != setup:
+            raise ValueError(f"{options.json} holds rows of other settings ({results['setup']}); give another --json or delete it")
+    results["environment"] = {"device": processor_name(), "commit": commit(), "threads": _threads()}
+    for number in options.seeds:
+        rows = results["rows"].setdefault(str(number), {})
+
+        def done(arm: str, row: Row, number: int = number, rows: dict[str, Row] = rows) -> None:
+            rows[arm] = row
+            write_text(options.json, json.dumps(results, indent=1) + "\n")
+            print(f"seed {number}, {arm}: {row['accuracy']}% after {row['cpu_seconds']} CPU seconds", flush=True)
+
+        if "cpt, as long" not in rows:
+            reinforcement_rows(Seed(number, options.split, options.settings, options.width), rows, done, options.first_tokens)
+    return results
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def render(results: dict[str, Any], document: Path) -> None:
+    makers: Makers = {name: functools.partial(make, results) for name, make in SECTIONS.items()}
+    write_text(document, fill(document.read_text(), makers))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--split", choices=list(TASKS), default="test")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--width", type=int, default=WIDTH, help="of the FFN, 768 in the original")
+    parser.add_argument("--first-tokens", type=int, default=FIRST_TOKENS, help="tokens of cpt before grpo")
+    parser.add_argument("--settings", type=json.loads, default=SETTINGS, help="JSON: settings of ptl_fast.compress")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="file for the raw rows")
+    parser.add_argument("--document", type=Path, default=DOCUMENT)
+    parser.add_argument("--render", action="store_true", help="measure nothing; write the document's tables from --json")
+    options = parser.parse_args(arguments)
+    if options.split != "test" and options.json == RESULTS:
+        parser.error("--split validation needs a --json of its own")
+    from ptl_fast.compress import quiet_libraries
+
+    try:
+        if not options.render:
+            quiet_libraries()
+        results = json.loads(options.json.read_text()) if options.render else measure(options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.split == "test":
+        render(results, options.document)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

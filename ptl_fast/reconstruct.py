@@ -1,0 +1,126 @@
+"""Which neurons the others can replace, and how the others take their place: least squares on a layer's output.
+
+Let A (T, I) be an FFN's activations on the corpus, W (H, I) its down projection, and S the neurons that stay. The columns of S that
+come nearest to the layer's output A W^T are W G[:, S] inv(G[S, S]) with the Gram matrix G = A^T A. Removing neurons one after
+another, always the one whose removal then changes the output least, is backward elimination; one neuron's price is
+||w_j||^2 / inv(G)[j, j] (Optimal Brain Surgeon, Hassibi and Stork 1993, with a layer's output as the objective; as in OBC, arXiv
+2208.11580, and for whole neurons ZipLM, arXiv 2302.04089). What goes is what the rest can say as well, not what is quiet.
+
+Shape suffixes: L layers, I FFN width, K kept neurons, H hidden size, T tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from ptl_kernels import GatedFfn
+from torch import Tensor, nn
+
+from ptl_fast import ranks
+from ptl_fast.families import Family, feed_forwards
+from ptl_fast.passes import batches
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ptl_fast.data import PackedTokens
+
+RIDGE = 1e-4  # of the mean diagonal of G: neurons that say the same make it singular
+CHUNK = 32  # one part in this many of the neurons that are left is priced and removed together
+GRAM_BYTES = 8 * 2**30  # of Gram matrices in memory at once; more layers take more passes over the corpus
+
+
+def prices(model: "PreTrainedModel", family: Family, tokens: "PackedTokens", batch_size: int) -> Tensor:
+    """Return the order in which neurons should go, (num_layers, width) fp64 on the CPU, and what that costs.
+
+    price[l, i] = sqrt(sum_t ||y_t - y'_t||^2), y the layer's output, and y' what it is at best without i and all of a lower price.
+
+    Costs one pass over the tokens for as many layers as fit in GRAM_BYTES, and about 3 I^3 operations a layer in float64.
+    """
+    ffns = list(feed_forwards(model, family).values())
+    grams = gram_matrices(model, ffns, tokens, batch_size, "calibrate")
+    return torch.stack([eliminate(gram_II, ffn.down.weight.detach()) for gram_II, ffn in zip(grams, ffns, strict=True)]).cpu()
+
+
+@torch.no_grad()
+def compensate_(
+    model: "PreTrainedModel", family: Family, tokens: "PackedTokens", batch_size: int, kept_LK: Sequence[Sequence[int]]
+) -> None:
+    """Change the kept neurons' columns of each down projection, in place, so that its output changes least without the others.
+
+    The neurons that go are still there. Costs as many passes as ``prices``, and K^3 / 3 operations a layer in float64.
+    """
+    ffns = list(feed_forwards(model, family).values())
+    grams = gram_matrices(model, ffns, tokens, batch_size, "compensate")
+    # all layers are measured before the first is changed
+    columns = [
+        least_squares(gram_II, ffn.down.weight, torch.tensor(kept_K, device=gram_II.device))
+        for gram_II, ffn, kept_K in zip(grams, ffns, kept_LK, strict=True)
+    ]
+    for ffn, columns_HK, kept_K in zip(ffns, columns, kept_LK, strict=True):
+        ffn.down.weight[:, torch.tensor(kept_K, device=columns_HK.device)] = columns_HK
+
+
+def gram_matrices(
+    model: "PreTrainedModel", ffns: Sequence[GatedFfn], tokens: "PackedTokens", batch_size: int, description: str
+) -> Iterator[Tensor]:
+    """Yield each layer's A^T A with the ridge on its diagonal, (width, width) fp64 on the model's device: all ranks' tokens.
+
+    Products are in float32, their sums over batches in float64.
+    """
+    width = ffns[0].width
+    at_once = max(1, GRAM_BYTES // (8 * width**2))
+    for first in range(0, len(ffns), at_once):
+        group = ffns[first : first + at_once]
+        grams = [torch.zeros(width, width, dtype=torch.float64, device=model.device) for _ in group]
+        masks: list[Tensor] = []
+        with ExitStack() as stack, torch.inference_mode():
+            for gram_II, ffn in zip(grams, group, strict=True):
+                stack.callback(ffn.down.register_forward_pre_hook(partial(_add, gram_II, masks)).remove)
+            for batch, _, mask in batches(model, tokens, batch_size, f"{description} layers {first}-{first + len(group) - 1}"):
+                masks[:] = [mask]
+                model.base_model(**batch, use_cache=False)
+        if ranks.world_size() > 1:
+            grams = list(ranks.summed({str(index): gram_II for index, gram_II in enumerate(grams)}).values())
+        for gram_II in grams:
+            gram_II.diagonal().add_(RIDGE * gram_II.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny))
+            yield gram_II
+
+
+def eliminate(gram_II: Tensor, down_HI: Tensor) -> Tensor:
+    """The price of every neuron of a layer, (width,) fp64: see ``prices``.
+
+    The inverse of what is left of G, and the columns that make up for what is gone, are updated chunk by chunk. Within a chunk the
+    order is by single prices; what it costs is exact.
+    """
+    inverse, columns = torch.cholesky_inverse(torch.linalg.cholesky(gram_II)), down_HI.double()
+    left = torch.arange(len(gram_II), device=gram_II.device)
+    price_I = torch.zeros(len(gram_II), dtype=torch.float64, device=gram_II.device)
+    total = torch.zeros((), dtype=torch.float64, device=gram_II.device)
+    while len(left):
+        single = columns.square().sum(0) / inverse.diagonal()
+        order = single.argsort(stable=True)
+        gone, stays = order[: -(-len(left) // CHUNK)], order[-(-len(left) // CHUNK) :].sort().values
+        factor = torch.linalg.cholesky(inverse[gone][:, gone])
+        solved = torch.linalg.solve_triangular(factor, columns[:, gone].T, upper=False)
+        cumulative = total + solved.square().sum(1).cumsum(0)
+        price_I[left[gone]], total = cumulative, cumulative[-1]
+        across = torch.linalg.solve_triangular(factor, inverse[gone][:, stays], upper=False)
+        columns = columns[:, stays] - solved.T @ across
+        inverse = inverse[stays][:, stays] - across.T @ across
+        left = left[stays]
+    return price_I.sqrt()
+
+
+def least_squares(gram_II: Tensor, down_HI: Tensor, kept_K: Tensor) -> Tensor:
+    """The kept neurons' columns, (hidden, kept), that come nearest to the whole layer's output; the weight's type."""
+    factor = torch.linalg.cholesky(gram_II[kept_K][:, kept_K])
+    target_KH = (down_HI.double() @ gram_II[:, kept_K]).T
+    return torch.cholesky_solve(target_KH, factor).T.to(down_HI.dtype)
+
+
+def _add(gram_II: Tensor, masks: list[Tensor], module: nn.Module, args: tuple) -> None:
+    activations_TI = args[0].flatten(0, -2)[masks[0].flatten()].float()
+    gram_II += (activations_TI.T @ activations_TI).double()

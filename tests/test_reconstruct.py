@@ -1,0 +1,152 @@
+"""Reconstruction: prices and columns equal plain least squares in float64, and what goes is what the others can say."""
+
+import pytest
+import torch
+from conftest import make_model
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ptl_fast import compact, data, reconstruct
+from ptl_fast.config import Config
+from ptl_fast.families import feed_forwards, find_family
+from ptl_fast.plan import Round, plan_neurons
+
+RELATIVE = 1e-6
+
+
+def activations(num_tokens: int, width: int, rank: int, seed: int) -> Tensor:
+    """Float64 activations that mostly lie in few directions, as an FFN's do."""
+    generator = torch.Generator().manual_seed(seed)
+    low = torch.randn(num_tokens, rank, generator=generator) @ torch.randn(rank, width, generator=generator)
+    return (low + 0.1 * torch.randn(num_tokens, width, generator=generator)).double()
+
+
+def ridge(activations_TI: Tensor) -> Tensor:
+    """Rows that add the ridge to a Gram matrix: least squares on them too is what a ridge means."""
+    mean_square = activations_TI.square().sum(0).mean()
+    return (reconstruct.RIDGE * mean_square).sqrt() * torch.eye(activations_TI.shape[1], dtype=torch.float64)
+
+
+def best_columns(activations_TI: Tensor, down_HI: Tensor, kept: list[int]) -> tuple[Tensor, float]:
+    """The kept neurons' columns by torch's least squares on the tokens themselves, and how far their output is off."""
+    rows_TI = torch.cat([activations_TI, ridge(activations_TI)])
+    target_TH = rows_TI @ down_HI.T
+    columns_KH = torch.linalg.lstsq(rows_TI[:, kept], target_TH).solution
+    return columns_KH.T, float((rows_TI[:, kept] @ columns_KH - target_TH).norm())
+
+
+def gram(activations_TI: Tensor) -> Tensor:
+    rows_TI = torch.cat([activations_TI, ridge(activations_TI)])
+    return rows_TI.T @ rows_TI
+
+
+@pytest.mark.parametrize(("num_tokens", "width", "hidden"), [(200, 37, 11), (20, 50, 8)], ids=["T200-I37", "T20-I50-singular"])
+def test_columns_equal_least_squares_on_the_tokens(num_tokens: int, width: int, hidden: int) -> None:
+    a_TI, down_HI = activations(num_tokens, width, 9, 0), torch.randn(hidden, width, dtype=torch.float64)
+    kept = list(range(0, width, 3))
+    columns_HK = reconstruct.least_squares(gram(a_TI), down_HI, torch.tensor(kept))
+    torch.testing.assert_close(columns_HK, best_columns(a_TI, down_HI, kept)[0], rtol=RELATIVE, atol=1e-6)
+
+
+@pytest.mark.parametrize(("width", "chunk"), [(37, 32), (100, 7)], ids=["one-by-one", "in-chunks"])
+def test_price_is_how_far_the_output_is_off_without_all_cheaper_neurons(
+    width: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconstruct, "CHUNK", chunk)
+    a_TI, down_HI = activations(300, width, 12, 1), torch.randn(10, width, dtype=torch.float64)
+    price_I = reconstruct.eliminate(gram(a_TI), down_HI)
+    order = price_I.argsort()
+    for num_gone in (1, width // 3, width // 2, width - 1):
+        kept = sorted(order[num_gone:].tolist())
+        off = best_columns(a_TI, down_HI, kept)[1]
+        assert float(price_I[order[num_gone - 1]]) == pytest.approx(off, rel=1e-5)
+
+
+def test_one_by_one_removes_what_then_costs_least() -> None:
+    """Brute force over every choice of the next neuron, to the last."""
+    width = 9
+    a_TI, down_HI = activations(60, width, 4, 2), torch.randn(5, width, dtype=torch.float64)
+    left, expected = list(range(width)), []
+    while len(left) > 1:
+        cost = {each: best_columns(a_TI, down_HI, [other for other in left if other != each])[1] for each in left}
+        expected.append(min(cost, key=cost.__getitem__))
+        left.remove(expected[-1])
+    assert reconstruct.eliminate(gram(a_TI), down_HI).argsort().tolist() == [*expected, *left]
+
+
+def test_a_loud_neuron_that_two_others_say_together_goes_first() -> None:
+    a_TI = activations(100, 12, 12, 3)
+    a_TI[:, 5] = 10 * (a_TI[:, 0] + a_TI[:, 7])
+    down_HI = torch.randn(6, 12, dtype=torch.float64)
+    assert a_TI.square().sum(0).argmax() == 5
+    assert reconstruct.eliminate(gram(a_TI), down_HI).argmin() in (0, 5, 7)
+
+
+@pytest.fixture
+def tokens() -> data.PackedTokens:
+    generator = torch.Generator().manual_seed(5)
+    return data.pack([torch.randint(2, 384, (count,), generator=generator).tolist() for count in (60, 33, 47, 81)], 96, 1)
+
+
+def first_outputs(model: PreTrainedModel, tokens: data.PackedTokens) -> Tensor:
+    """The first FFN's output on all tokens that count: its input does not depend on what was pruned."""
+    found: list[Tensor] = []
+    ffn = next(iter(feed_forwards(model, find_family(model)).values()))
+    handle = ffn.down.register_forward_hook(lambda module, args, output: found.append(output[tokens.mask]))
+    with torch.inference_mode():
+        model(input_ids=tokens.input_ids, position_ids=tokens.position_ids, use_cache=False)
+    handle.remove()
+    return found[0]
+
+
+def prune(model: PreTrainedModel, tokens: data.PackedTokens, width: int, compensate: bool) -> float:
+    """Return what the first layer's dearest removed neuron was priced at."""
+    family = find_family(model)
+    step = Round(number=1, kind="neurons", width=width, num_layers=5, recovery_share=1.0)
+    price_LI = reconstruct.prices(model, family, tokens, 2)
+    plan = plan_neurons(step, price_LI, None, "reconstruction")
+    assert plan.kept_neurons is not None
+    if compensate:
+        reconstruct.compensate_(model, family, tokens, 2, plan.kept_neurons)
+    compact.compact_(model, family, plan)
+    return float(price_LI[0].sort().values[-width - 1])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi3", "qwen2"])
+def test_a_compensated_layer_is_off_by_the_price_and_otherwise_by_more(family: str, tokens: data.PackedTokens) -> None:
+    before = first_outputs(make_model(family), tokens)
+    off = {}
+    for compensate in (True, False):
+        model = make_model(family)
+        price = prune(model, tokens, 24, compensate)
+        off[compensate] = float((first_outputs(model, tokens) - before).norm())
+    assert off[True] == pytest.approx(price, rel=1e-3)
+    assert off[False] > 1.05 * price
+
+
+def test_layers_in_several_passes_give_the_same(
+    llama: PreTrainedModel, tokens: data.PackedTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = find_family(llama)
+    at_once = reconstruct.prices(llama, family, tokens, 2)
+    monkeypatch.setattr(reconstruct, "GRAM_BYTES", 2 * 8 * 48**2)
+    torch.testing.assert_close(reconstruct.prices(llama, family, tokens, 1), at_once, rtol=1e-4, atol=1e-6)
+
+
+def test_padding_does_not_count(llama: PreTrainedModel, tokens: data.PackedTokens) -> None:
+    assert not tokens.mask.all()
+    ids = tokens.input_ids.where(tokens.mask, 7)
+    other = data.PackedTokens(ids, tokens.position_ids, tokens.mask)
+    family = find_family(llama)
+    assert torch.equal(reconstruct.prices(llama, family, other, 2), reconstruct.prices(llama, family, tokens, 2))
+
+
+def test_nothing_is_left_on_the_model(llama: PreTrainedModel, tokens: data.PackedTokens) -> None:
+    prune(llama, tokens, 24, True)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in llama.modules())
+    assert all(parameter.requires_grad and parameter.dtype == torch.float32 for parameter in llama.parameters())
+
+
+def test_needs_a_pass_of_its_own() -> None:
+    with pytest.raises(ValueError, match="--scorer reconstruction needs a pass of its own"):
+        Config(score_during_recovery=True).check()
