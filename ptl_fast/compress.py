@@ -19,8 +19,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ptl_fast import guard
 from ptl_fast.config import Config, deepspeed_file
+from ptl_fast.course import DECISIONS, Course
 from ptl_fast.flags import make_config, parse, shipped_config
+from ptl_fast.guard import suffix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -162,8 +165,9 @@ class _Job:
         self.output = Path(config.output or f"runs/{Path(config.model).name}")
         if config.width_multiple == "auto":
             self._choose_width_multiple()
-        self.schedule = _schedule(self.config, self.hf_config)
+        self.course = Course(self.config, self.hf_config, _schedule(self.config, self.hf_config))
         self.tasks = evaluate.parse_tasks(config.eval_tasks, config.allow_code_execution)
+        self.gate_on = guard.parse_gate(config.gate, [task.label for task in self.tasks]) if config.gate else None
         ranks.join(self.device)
         training.batch_split(config)
         if config.uses_grpo:
@@ -187,74 +191,175 @@ class _Job:
         self.config = dataclasses.replace(self.config, width_multiple=self.chosen["multiple"])
         _say(f"--width-multiple auto is {self.chosen['multiple']}: {self.chosen['reason']}")
 
+    @property
+    def schedule(self) -> "list[Round]":
+        """The rounds, as they stand now: the guard may change them."""
+        return self.course.schedule
+
+    @property
+    def training(self) -> "list[PackedTokens]":
+        """Each round's part of the data."""
+        return self.course.training
+
     def run(self) -> dict[str, Any]:
         """The loop. Inputs are checked first; nothing is written before they fit."""
-        from ptl_fast import report
+        from ptl_fast import ranks, report
 
         self._load_data()
         self.folder = self._checked_folder()
         num_finished = 0 if self.config.overwrite else self.folder.num_finished_rounds()
+        if not self.config.overwrite:
+            self.course.take(ranks.agree(self.folder.read_json(DECISIONS)) or [])
         if num_finished < len(self.schedule):
             self._load_weights(num_finished)
         self.folder.open(self.config.overwrite)
         if self.chosen is not None:
             self.folder.write_json(WIDTH_MULTIPLE, self.chosen)
+        self._put_aside_failed_rounds()
         self._remove_old_weights(num_finished)
         if num_finished:
             _say(f"{self.output}: continuing after round {num_finished} of {len(self.schedule)}")
         self.dense = self.folder.once("dense.json", self._measure_dense)
         self.records = [self.folder.read_json(f"round-{number:02d}/record.json") for number in range(1, num_finished + 1)]
-        for step in self.schedule[num_finished:]:
-            self.records.append(self._round(step))
+        while len(self.records) < len(self.schedule):
+            self._round(self.schedule[len(self.records)])
             self._write_report()
             _say("\n" + report.table(self.dense, self.records) + "\n")
         return self._finish()
 
-    def _round(self, step: "Round") -> dict[str, Any]:
-        """Prune and recover once. A stage whose result is already on disk is not run again."""
-        from ptl_fast import models, ranks, report
+    def _round(self, step: "Round") -> None:
+        """Prune and recover once. If the guard undoes it, the model before is there again, and the schedule is another one."""
+        from ptl_fast import ranks
+
+        name, already_passed = f"round-{step.number:02d}", guard.has_passed(self.course.decisions, step.number)
+        decision = None if already_passed else self._attempt(step)
+        if decision is not None and decision.action != "pass":
+            self._put_aside_failed_rounds()
+            if self.schedule[len(self.records) :]:
+                self._load_weights(len(self.records))
+            return
+        self.folder.keep_extension(step.number, len(guard.extensions(self.course.decisions, step.number)))
+        if already_passed:
+            self._load_weights(step.number)
+        self.folder.write_json(f"{name}/record.json", ranks.agree(self._record(name)))
+        self._remove_old_weights(step.number)
+        self.records.append(self.folder.read_json(f"{name}/record.json"))
+
+    def _attempt(self, step: "Round") -> "guard.Decision | None":
+        """Plan, prune and recover, and go on recovering as the guard decides. What is on disk is not computed again."""
+        from ptl_fast import report
         from ptl_fast.plan import PruningPlan
 
-        name, folder = f"round-{step.number:02d}", self.folder.round(step.number)
-        seconds: dict[str, float] = self.folder.read_json(f"{name}/seconds.json") or dict.fromkeys(STAGES, 0.0)
-
-        def stage(label: str, compute: Callable[[], T]) -> T:
-            models.seed_everything(self.config.seed * 1000 + step.number)
-            start = time.perf_counter()
-            value = compute()
-            seconds[label] += time.perf_counter() - start
-            self.folder.write_json(f"{name}/seconds.json", seconds)
-            return value
-
+        name, stage = f"round-{step.number:02d}", functools.partial(self._stage, step.number)
         plan = PruningPlan(**self.folder.once(f"{name}/plan.json", lambda: stage("calibrate", lambda: self._plan(step))))
         share = 0.0 if plan.removes_nothing else step.recovery_share
         step = dataclasses.replace(step, width=plan.width, recovery_share=share)
         if plan.num_redundant is not None:
             width = (self.records[-1] if self.records else self.dense)["width"]
             _say(report.redundant_line(step.number, plan.num_redundant, width - plan.width))
-        if ranks.agree((folder / "model").is_dir()):
-            self._load_weights(step.number)
+
+        def evaluate() -> dict[str, dict[str, float]]:
+            return stage("evaluate", lambda: self._evaluate(f"round {step.number} recovered"))
+
+        while True:
+            extension = len(guard.extensions(self.course.decisions, step.number))
+            self._train(step, plan, extension)
+            decision = self._judge(step, self.folder.once(f"{name}/recovered{suffix(extension)}.json", evaluate))
+            if decision is None or decision.action != "extend":
+                return decision
+
+    def _train(self, step: "Round", plan: "PruningPlan", extension: int) -> None:
+        """Leave in memory and on disk the model after the round's recovery, or after an extension of it."""
+        from ptl_fast import ranks
+
+        name, stage = f"round-{step.number:02d}", functools.partial(self._stage, step.number)
+        saved = f"{name}/model{suffix(extension)}"
+        if ranks.agree((self.output / saved).is_dir()):
+            self._load_weights(step.number, extension)
+            return
+        if extension:
+            self._load_weights(step.number, extension - 1)
         else:
             stage("compact", lambda: self._compact(plan))
             label = f"round {step.number} pruned"
             before = self.records[-1]["eval"] if step.kind == "final" else None  # nothing goes
             self.folder.once(f"{name}/pruned.json", lambda: before or stage("evaluate", lambda: self._evaluate(label)))
-            stage("recover", lambda: self._recover(step, folder / "recovery"))
-            self.folder.save_model(f"{name}/model", self.model, self.tokenizer)
-        evaluated = stage("evaluate", lambda: self._evaluate(f"round {step.number} recovered"))
-        record = {
-            **self._size(step),
-            "eval": evaluated,
-            "round": step.number,
-            "kind": step.kind,
-            "seconds": seconds,
+        stage("recover", lambda: self._recover(step, extension))
+        self.folder.save_model(saved, self.model, self.tokenizer)
+        if extension:
+            self.folder.remove(self.output / f"{name}/model{suffix(extension - 1)}")
+
+    def _stage(self, number: int, label: str, compute: Callable[[], T]) -> T:
+        """Run a stage of a round from a seed of its own, and add its seconds to those on disk."""
+        from ptl_fast import models
+
+        models.seed_everything(self.config.seed * 1000 + number)
+        start = time.perf_counter()
+        value = compute()
+        name = f"round-{number:02d}/seconds.json"
+        seconds = self.folder.read_json(name) or dict.fromkeys(STAGES, 0.0)
+        seconds[label] += time.perf_counter() - start
+        self.folder.write_json(name, seconds)
+        return value
+
+    def _record(self, name: str) -> dict[str, Any]:
+        """What the files of a round's folder say, as one."""
+        from ptl_fast.plan import PruningPlan
+
+        plan = PruningPlan(**self.folder.read_json(f"{name}/plan.json"))
+        num_extensions = len(list((self.output / name).glob("recovery-extra-*.json")))
+        extra = [self.folder.read_json(f"{name}/recovery{suffix(number + 1)}.json") for number in range(num_extensions)]
+        return {
+            **self._size(plan),
+            "eval": self.folder.read_json(f"{name}/recovered{suffix(num_extensions)}.json"),
+            "round": plan.round,
+            "kind": plan.kind,
+            "seconds": self.folder.read_json(f"{name}/seconds.json"),
             "eval_pruned": self.folder.read_json(f"{name}/pruned.json"),
             **self.folder.read_json(f"{name}/recovery.json"),
+            **({"extra_recovery": extra} if extra else {}),
             "num_redundant": plan.num_redundant,
         }
-        self.folder.write_json(f"{name}/record.json", ranks.agree(record))
-        self._remove_old_weights(step.number)
-        return self.folder.read_json(f"{name}/record.json")
+
+    def _gate(self) -> "guard.Gate | None":
+        """What rounds must reach, once the original has been measured."""
+        if self.gate_on is None:
+            return None
+        assert self.config.max_drop is not None
+        task, metric = self.gate_on
+        measured = self.dense["eval"][task]
+        guard.check_metric(task, metric, list(measured))
+        return guard.Gate(
+            task=task,
+            metric=metric,
+            higher_is_better=self.higher_is_better,
+            max_drop=self.config.max_drop,
+            dense=measured[metric],
+        )
+
+    def _is_judged(self, step: "Round") -> bool:
+        """Whether the gate holds for this round: not for --final-recovery, which has no pruning to be undone."""
+        return self.gate_on is not None and step.kind != "final"
+
+    def _judge(self, step: "Round", recovered: dict[str, Any]) -> "guard.Decision | None":
+        """With a gate, decide what follows from the evaluation of a round, and write it down before it does."""
+        gate = self._gate() if self._is_judged(step) else None
+        if gate is None:
+            return None
+        name, num_extensions = f"round-{step.number:02d}", len(guard.extensions(self.course.decisions, step.number))
+        trained = [self.folder.read_json(f"{name}/recovery{suffix(number)}.json") for number in range(num_extensions + 1)]
+        tokens = [each["recovery_tokens"] for each in trained]
+        decision = self.course.judge(gate, step, float(recovered[gate.task][gate.metric]), tokens)
+        self.folder.write_json(DECISIONS, self.course.decisions_as_json())
+        _say(guard.sentence(decision))
+        return decision
+
+    def _put_aside_failed_rounds(self) -> None:
+        """Rename the folders of attempts that the guard has undone; they keep plan and record. What is done is not done again."""
+        for decision in self.course.decisions:
+            if decision.action in ("back-off", "stop"):
+                failed = self.folder.put_aside(decision.round, decision.attempt)
+                self.folder.once(f"{failed}/record.json", functools.partial(self._record, failed))
 
     def _measure_dense(self) -> dict[str, Any]:
         """The original's size and evaluation, and its NLL of the text by which rounds know that they have recovered."""
@@ -280,7 +385,7 @@ class _Job:
             reconstruct.compensate_(self.model, self.family, tokens, self.config.micro_batch, plan.kept_neurons)
         compact.compact_(self.model, self.family, plan, self.moments)
 
-    def _recover(self, step: "Round", folder: Path) -> None:
+    def _recover(self, step: "Round", extension: int = 0) -> None:
         """Train in place; what later rounds need of it goes to the round's folder."""
         from ptl_kernels import fused_ffns
 
@@ -288,37 +393,65 @@ class _Job:
 
         trains = step.recovery_share > 0  # not where --threshold found nothing to remove
         names = self.config.final_recoveries if step.kind == "final" else self.config.recoveries
+        config = self._extended_config(step.number, extension) if extension else self.config
         with contextlib.ExitStack() as stack:
             watch, rest = None, self._rest(step)
             if self.config.score_during_recovery and trains and rest:
                 watch = stack.enter_context(calibrate.watch(self.model, self.family, self._extra(rest[0].kind)))
             elif self.config.fused_ffn or self.config.score_during_recovery:
                 stack.enter_context(fused_ffns(families.feed_forwards(self.model, self.family)))
-            spent = recover.recover(names if trains else ["none"], self.model, self._lesson(step, folder, watch), self.config)
+            spent = recover.recover(names if trains else ["none"], self.model, self._lesson(step, extension, watch), config)
         if watch is not None and spent.num_steps:
-            self.folder.write_tensors(self._next_statistics(step.number), watch.total().tensors())
+            self.folder.write_tensors(_next_statistics(step.number, extension), watch.total().tensors())
         if spent.moments is not None:
-            self.folder.write_tensors(_optimizer_file(step.number), moments.to_tensors(spent.moments))
+            self.folder.write_tensors(_optimizer_file(step.number, extension), moments.to_tensors(spent.moments))
         if "grpo" in spent.details and spent.details["grpo"]["always_zero"]:
-            _say(report.unrewarded_line(step.number, spent.details["grpo"]))
+            _say(report.unrewarded_line(step.number, spent.details["grpo"], extension))
         took = {"recovery_tokens": spent.num_tokens, "recovery_steps": spent.num_steps, "checks": spent.checks, **spent.details}
-        self.folder.write_json(f"round-{step.number:02d}/recovery.json", took)
+        self.folder.write_json(f"round-{step.number:02d}/recovery{suffix(extension)}.json", took)
 
-    def _lesson(self, step: "Round", folder: Path, watch: "Watch | None") -> "Lesson":
+    def _lesson(self, step: "Round", extension: int, watch: "Watch | None") -> "Lesson":
         """The data that this round recovers with, and how it is to be spent."""
         from ptl_fast.lesson import Lesson
 
-        return Lesson(
+        folder, name = self.folder.round(step.number), f"round-{step.number:02d}{suffix(extension)}"
+        lesson = Lesson(
             tokens=self._sequences(step),
             num_tokens=self._tokens_left()[0],
-            name=folder.parent.name,
-            folder=folder,
-            log_folder=self.output / "log" / folder.parent.name,
+            name=name,
+            folder=folder / f"recovery{suffix(extension)}",
+            log_folder=self.output / "log" / name,
             tokenizer=self.tokenizer,
-            problems=self.corpus.documents[step.number - 1],
+            problems=self.course.corpus.documents[step.number - 1],
             watch=watch,
             spending=self._spending(step),
         )
+        return self._extended(lesson, step.number, extension) if extension else lesson
+
+    def _extended_config(self, number: int, extension: int) -> Config:
+        """The settings of an extension of recovery: the data comes in another order, and fewer times."""
+        config = dataclasses.replace(self.config, seed=self.config.seed + extension)
+        own = self.folder.read_json(f"round-{number:02d}/recovery.json")
+        if "grpo" not in own:
+            return config
+        share = guard.extensions(self.course.decisions, number)[-1].next_share
+        assert share is not None
+        return dataclasses.replace(config, grpo_steps=max(1, round(share * own["grpo"]["steps"])))
+
+    def _extended(self, lesson: "Lesson", number: int, extension: int) -> "Lesson":
+        """The lesson of an extension of recovery: what the round has trained on once more, for the tokens that the guard allows."""
+        from ptl_fast import cpt, moments
+
+        tokens, state = lesson.tokens, None
+        if self.config.recovery_split == "until-recovered":  # what it did not come to is for later rounds
+            steps = self.folder.read_json(f"round-{number:02d}/recovery.json")["recovery_steps"]
+            tokens = cpt.first_part(tokens, steps, self.config)
+        if self.config.keep_optimizer_state:
+            state = moments.from_tensors(self.folder.read_tensors(_optimizer_file(number, extension - 1)))
+        spending = dataclasses.replace(lesson.spending, position=None, held_out=None, moments=state)
+        allowed = guard.extensions(self.course.decisions, number)[-1].next_tokens
+        assert allowed is not None
+        return dataclasses.replace(lesson, tokens=tokens, num_tokens=allowed, spending=spending)
 
     def _spending(self, step: "Round") -> "Spending":
         """How the settings want this round's tokens spent."""
@@ -336,7 +469,7 @@ class _Job:
             held_out=self._held_out() if rest and self.checked_documents else None,
             anticipate=functools.partial(self._anticipate, rest[0]) if anticipates else None,
             moments=self.moments,
-            keep_moments=config.keep_optimizer_state and bool(rest),
+            keep_moments=config.keep_optimizer_state and (bool(rest) or self._is_judged(step)),  # for an extension
         )
 
     def _rest(self, step: "Round") -> "list[Round]":
@@ -365,10 +498,6 @@ class _Job:
 
         documents, batch_size = self.checked_documents, self.config.eval_batch
         return evaluate.answer_nll(self.model, self.tokenizer, documents, batch_size, NLL_MAX_LENGTH)[evaluate.NLL]
-
-    def _next_statistics(self, number: int) -> str:
-        """The file with the statistics that round ``number`` took for the next one."""
-        return f"round-{number:02d}/next_statistics.safetensors"
 
     def _tokens_left(self) -> list[int]:
         """Recovery tokens of each round that is not finished, the next one first.
@@ -462,12 +591,12 @@ class _Job:
         """What the last round's recovery took for this one, or else those of a pass over the first of the round's data."""
         from ptl_fast import calibrate, ranks, reference_rule
 
-        config, taken = self.config, self._next_statistics(step.number - 1)
+        config, taken = self.config, _next_statistics(step.number - 1)
         if config.score_during_recovery and ranks.agree((self.output / taken).is_file()):
             return calibrate.Statistics(**self.folder.read_tensors(taken))
         statistics = self._collect(step.kind, self._calibration(step.number), "calibrate")
         if step.kind == "neurons" and config.scorer == "reference":
-            reasoning = [ids[: config.sequence_length] for ids in self.corpus.subsets[step.number - 1]]
+            reasoning = [ids[: config.sequence_length] for ids in self.course.corpus.subsets[step.number - 1]]
             statistics.selected_LI = reference_rule.detect(self.model, self.family, reasoning, self.protected_samples)
         return statistics
 
@@ -527,6 +656,11 @@ class _Job:
         assert config.data is not None
         self.tokenizer = models.load_tokenizer(config.model)
         self.lm_eval_tasks = {task.label: evaluate.load_lm_eval_task(task) for task in self.tasks if task.task != evaluate.NLL}
+        if self.gate_on is not None:
+            task, metric = self.gate_on
+            metrics = evaluate.metrics(self.lm_eval_tasks.get(task))
+            guard.check_metric(task, metric, list(metrics))
+            self.higher_is_better = metrics[metric]
         if self.lm_eval_tasks and self.tokenizer.eos_token_id is None:
             raise ValueError(f"--model {config.model}: lm-eval needs a tokenizer with an end-of-sequence token; set eos_token")
         needs_held_out = any(task.task == evaluate.NLL and task.file is None for task in self.tasks)
@@ -535,7 +669,7 @@ class _Job:
         num_checked = NUM_CHECKED if config.recovery_split == "until-recovered" else 0
         shares = [step.recovery_share for step in self.schedule]
         total = sum(shares) if config.final_recovery is not None else 1.0  # the final one has its tokens on top
-        self.corpus = data.split_corpus(
+        corpus = data.split_corpus(
             sources.open_parts(config.data, form, config.seed if config.streaming else None),
             self.tokenizer,
             shares=[share / total for share in shares],
@@ -546,15 +680,12 @@ class _Job:
         )
         if config.uses_grpo:  # say so before any work is done; lengths are looked at when a round comes to them
             prompts.uses_chat(self.tokenizer, config)
-            if not all(any(document.question for document in subset) for subset in self.corpus.documents):
+            if not all(any(document.question for document in subset) for subset in corpus.documents):
                 raise ValueError(f"{config.data} has too few questions for each round; grpo needs {{question, answer}} data")
-        self.training = [
-            self._pack(subset, f"round {step.number}'s part of {config.data}")
-            for step, subset in zip(self.schedule, self.corpus.subsets, strict=True)
-        ]
-        cut = len(self.corpus.held_out) * num_checked // max(1, num_evaluated + num_checked)  # small data has fewer of both
-        held_out = self.corpus.held_out[cut:]
-        self.checked_documents = self._checked(self.corpus.held_out[:cut]) if num_checked else []
+        self.course.begin(corpus, data.padding_token(self.tokenizer))
+        cut = len(corpus.held_out) * num_checked // max(1, num_evaluated + num_checked)  # small data has fewer of both
+        held_out = corpus.held_out[cut:]
+        self.checked_documents = self._checked(corpus.held_out[:cut]) if num_checked else []
         protected = self._load_protect(form.template)
         self.nll_documents = {
             task.label: sources.load_documents(task.file, form, config.eval_limit) if task.file else held_out[: config.eval_limit]
@@ -564,7 +695,7 @@ class _Job:
         if not all(self.nll_documents.values()):
             raise ValueError(f"{config.data} has too few documents to hold some out for nll; give more, or --eval-tasks nll=FILE")
         self.fingerprint = {
-            "data": self.corpus.fingerprint,
+            "data": corpus.fingerprint,
             "protect": protected,
             "nll": {label: data.fingerprint(documents) for label, documents in self.nll_documents.items()},
             "weights": models.weights_fingerprint(config.model),
@@ -618,15 +749,16 @@ class _Job:
         # float32 weights of the kept rounds and of a round in the making; a checkpoint adds two Adam moments, and so does each
         # of two rounds with --keep-optimizer-state
         num_moments = 4 if self.config.keep_optimizer_state else 0
-        folder.check_disk(self._size()["num_parameters"] * 4 * (self.config.keep_rounds + 1 + 3 + num_moments))
+        num_models = self.config.keep_rounds + 1 + (self.gate_on is not None)  # an extension begins with what recovery left
+        folder.check_disk(self._size()["num_parameters"] * 4 * (num_models + 3 + num_moments))
         return folder
 
-    def _load_weights(self, num_finished: int) -> None:
-        """Load the original, or the newest round's weights, and check that the model computes finite numbers."""
+    def _load_weights(self, number: int, extension: int = 0) -> None:
+        """Load the original (0) or what a round, or an extension of it, left; check that the model computes finite numbers."""
         from ptl_fast import calibrate, families, models
 
         assert self.config.model is not None
-        source = str(self.folder.round(num_finished) / "model") if num_finished else self.config.model
+        source = str(self.folder.round(number) / f"model{suffix(extension)}") if number else self.config.model
         self.model = models.load_model(source, self.config, self.device)
         self.family = families.find_family(self.model)
         num_embeddings = len(self.model.get_input_embeddings().weight)  # type: ignore[arg-type]
@@ -634,7 +766,7 @@ class _Job:
             raise ValueError(f"--model {source}: its tokenizer gives ids beyond the model's {num_embeddings} embeddings")
         calibrate.collect(self.model, self.family, self.training[0].first(1), 1, "check")
 
-    def _size(self, step: "Round | None" = None) -> dict[str, int]:
+    def _size(self, step: "Round | PruningPlan | None" = None) -> dict[str, int]:
         """num_parameters, num_layers, width and flops_per_token of the original, or of what a round leaves."""
         from ptl_fast import flops
 
@@ -665,27 +797,41 @@ class _Job:
             "rounds": self.records,
             "final": final,
         }
+        if self.gate_on is not None:
+            content["decisions"] = self.course.decisions_as_json()
+            content["stopped"] = guard.stopped_sentence(self.course.decisions)
         self.folder.write_json("report.json", content)
         self.folder.write_text("report.md", report.to_markdown(content, self._how_to_load()))
         return content
 
     def _finish(self) -> dict[str, Any]:
-        from ptl_fast import ranks, report
+        from ptl_fast import models, ranks, report
 
-        last = self.records[-1]
+        last = self.records[-1] if self.records else self.dense
         final = {name: last[name] for name in ("num_parameters", "num_layers", "width", "flops_per_token", "eval")}
         content = self._write_report(final)
+        source = self.folder.round(len(self.records)) / "model"
         if not ranks.agree((self.output / "final").is_dir()):
+            if not self.records:  # the guard let no round pass
+                original = models.load_model(str(self.config.model), self.config, self.device)
+                self.folder.save_model("round-00/model", original, self.tokenizer)
             card = report.model_card(content, str(self.config.model), self._result_is_sliced())
-            self.folder.publish_final(self.folder.round(len(self.schedule)) / "model", card)
+            self.folder.publish_final(source, card)
+        self.folder.remove(self.folder.round(0), self.output / _optimizer_file(len(self.records)))
         where = f"Result: {self.output / 'final'}   Report: {self.output / 'report.md'}"
-        _say(where + "\n\n" + self._how_to_load())
+        stopped = f"{content['stopped']}\n" if content.get("stopped") else ""
+        _say(stopped + where + "\n\n" + self._how_to_load())
         return content
 
 
-def _optimizer_file(number: int) -> str:
-    """The file with the optimizer's state after round ``number``."""
-    return f"round-{number:02d}/optimizer.safetensors"
+def _optimizer_file(number: int, extension: int = 0) -> str:
+    """The file with the optimizer's state after round ``number``, or after an extension of it."""
+    return f"round-{number:02d}/optimizer{suffix(extension)}.safetensors"
+
+
+def _next_statistics(number: int, extension: int = 0) -> str:
+    """The file with the statistics that round ``number``, or an extension of it, took for the next round."""
+    return f"round-{number:02d}/next_statistics{suffix(extension)}.safetensors"
 
 
 def main(arguments: list[str] | None = None) -> int:

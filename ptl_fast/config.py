@@ -152,6 +152,21 @@ class Config:
     round's recovery, this times the sum of their weights' L2 norms is added to the loss. The next round's neurons are chosen,
     on its data, when the penalty begins, and are exactly those that go. 0 is without."""
 
+    gate: str | None = None
+    """The guard: TASK:METRIC, one of the results of --eval-tasks (nll:nll, or a label and a metric), that a round must keep within
+    --max-drop of the original model's. A round that fails first trains longer (--max-extra-recovery). Then the run goes back to
+    the model before it, and from there on removes half as much at once. If one --width-multiple, or one layer, is still too much,
+    the run stops there, and its result is the last model that passed."""
+
+    max_drop: float | None = None
+    """With --gate: how much worse than the original model the metric may be, in its own unit: 0.05 is five points of an accuracy,
+    and 0.05 nats of nll. Exactly so much passes."""
+
+    max_extra_recovery: float = 0.5
+    """With --gate: how much longer a round that fails may train, as a fraction of its own recovery, on the same data; at most half
+    as long between two measurements. These tokens, and those of rounds that are undone, come on top of --recovery-tokens. 0 goes
+    back at once."""
+
     learning_rate: float = 1e-5
     """Peak learning rate of recovery (warm-up 5%, then a cosine; with until-recovered and a schedule each round, constant until
     the round has recovered)."""
@@ -326,6 +341,23 @@ class Config:
             raise ValueError("--streaming reads only as much as training needs; say how much with --recovery-tokens")
         self._check_recovery()
         self._check_spending()
+        self._check_guard()
+
+    def _check_guard(self) -> None:
+        """Raise ValueError where --gate lacks something, or does not go with another setting."""
+        if (self.gate is None) != (self.max_drop is None):
+            raise ValueError("--gate says what must hold and --max-drop how far it may fall; give both or neither")
+        if not 0 <= self.max_extra_recovery < math.inf:
+            raise ValueError(f"--max-extra-recovery {self.max_extra_recovery} must be a number that is at least 0")
+        if self.gate is None or self.max_drop is None:
+            return
+        if not 0 <= self.max_drop < math.inf:
+            raise ValueError(f"--max-drop {self.max_drop} must be a number that is at least 0")
+        if self.threshold is not None:
+            raise ValueError(
+                "--gate halves the number of neurons that a round removes, which --threshold leaves to the scores; leave one of the"
+                " two out"
+            )
 
     @property
     def recoveries(self) -> list[str]:

@@ -12,7 +12,7 @@ import itertools
 import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ptl_fast.sources import Document, Part
@@ -84,6 +84,16 @@ class Corpus:
     fingerprint: str
     """SHA-256 of all documents read and of the parts' weights, so that a run does not continue on other data."""
 
+    def cut(self, weights: Sequence[Sequence[float]]) -> "Corpus":
+        """Cut each subset into pieces in proportion to its weights, whatever they sum to. A subset with one weight stays whole."""
+        subsets: list[list[Sequence[int]]] = []
+        documents: list[list[Document]] = []
+        for ids, texts, parts in zip(self.subsets, self.documents, weights, strict=True):
+            sizes, shares = list(map(len, ids)), [part / sum(parts) for part in parts]
+            subsets += _cut(ids, sizes, shares)
+            documents += _cut(texts, sizes, shares)
+        return replace(self, subsets=subsets, documents=documents)
+
 
 class _Candidate(NamedTuple):
     """A document and its random number, ``order``: 128 bits of the seed and the content, so equal documents have equal ones."""
@@ -130,7 +140,7 @@ def split_corpus(
     cuts = []
     for part, (_, training) in zip(parts, samples, strict=True):
         used = list(_until(training, part.weight * total))
-        cuts.append(_cut(used, shares))
+        cuts.append(_cut(used, [len(item.ids) for item in used], shares))
         if not all(cuts[-1]):
             raise ValueError(f"{part.name} has {len(used)} training documents, too few for {len(shares)} rounds; give more data")
     chosen = [_mix([[(len(item.ids), item) for item in cut[number]] for cut in cuts]) for number in range(len(shares))]
@@ -226,17 +236,17 @@ def _until(documents: Iterable[_Candidate], num_tokens: float) -> Iterator[_Cand
         yield document
 
 
-def _cut(documents: Sequence[_Candidate], shares: Sequence[float]) -> list[list[_Candidate]]:
-    """Cut into one piece a share; a piece's tokens differ from its share by less than a document at either end."""
-    total = sum(len(document.ids) for document in documents)
+def _cut(documents: Sequence[T], sizes: Sequence[int], shares: Sequence[float]) -> list[list[T]]:
+    """Cut into one piece a share; a piece's tokens (``sizes``) differ from its share by less than a document at either end."""
+    total = sum(sizes)
     ends = list(itertools.accumulate(shares))
-    subsets: list[list[_Candidate]] = [[] for _ in shares]
+    subsets: list[list[T]] = [[] for _ in shares]
     seen, subset = 0, 0
-    for document in documents:
+    for document, size in zip(documents, sizes, strict=False):  # no documents where the text was not kept
         while subset < len(shares) - 1 and seen >= round(ends[subset] * total, 6):  # 0.6000000000000001 of 50 are 30
             subset += 1
         subsets[subset].append(document)
-        seen += len(document.ids)
+        seen += size
     return subsets
 
 

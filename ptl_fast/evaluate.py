@@ -111,6 +111,18 @@ def load_lm_eval_task(task: EvalTask) -> "TaskDict":
     return loaded
 
 
+def metrics(loaded: "TaskDict | None") -> dict[str, bool]:
+    """{metric: whether more is better} of a loaded lm-eval task, under the names that ``run_lm_eval`` gives; None is nll."""
+    if loaded is None:
+        return {NLL: False}
+    found = {}
+    for task in loaded["tasks"].values():
+        filters = [each["name"] for each in task.get_config("filter_list") or []] or ["none"]
+        for metric, higher_is_better in task.higher_is_better().items():
+            found.update({_metric_name(f"{metric},{name}"): higher_is_better for name in filters})
+    return found
+
+
 def run_lm_eval(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", loaded: "TaskDict", batch_size: int, limit: int | None
 ) -> dict[str, float]:
@@ -130,10 +142,15 @@ def run_lm_eval(
     assert results is not None
     (values,) = results["results"].values()
     return {
-        name.removesuffix(",none").replace(",", "/"): value
+        _metric_name(name): value
         for name, value in values.items()
         if isinstance(value, int | float) and "_stderr" not in name and "," in name
     }
+
+
+def _metric_name(name: str) -> str:
+    """METRIC/FILTER for lm-eval's METRIC,FILTER; a filter that does nothing goes unnamed."""
+    return name.removesuffix(",none").replace(",", "/")
 
 
 @torch.inference_mode()

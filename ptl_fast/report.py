@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ptl_fast import guard
+
 COLUMNS = ["round", "width", "layers", "parameters", "FLOPs/token", "pruned", "recovered", "seconds"]
 
 
@@ -37,22 +39,31 @@ def redundant_line(number: int, num_redundant: list[int], num_removed: int) -> s
     return line + "."
 
 
-def unrewarded_line(number: int, details: dict[str, Any]) -> str:
-    """That all of a round's rollouts had a reward of 0, and what to try, in one sentence."""
+def unrewarded_line(number: int, details: dict[str, Any], extension: int = 0) -> str:
+    """That all rollouts of a round, or of an extension of it, had a reward of 0, and what to try, in one sentence."""
     names, verb = " and ".join(details["always_zero"]), "was" if len(details["always_zero"]) == 1 else "were"
     return (
-        f"Round {number}: {names} {verb} 0 for each of {details['rollouts']} rollouts, so there was nothing to learn from; try more"
-        " continual pre-training first (--recovery cpt,grpo with more --recovery-tokens), or a smaller step (more --rounds)."
+        f"Round {number}{_extension(extension)}: {names} {verb} 0 for each of {details['rollouts']} rollouts, so there was nothing"
+        " to learn from; try more continual pre-training first (--recovery cpt,grpo with more --recovery-tokens), or a smaller step"
+        " (more --rounds)."
     )
+
+
+def _extension(number: int) -> str:
+    return f", extension {number}" if number else ""
 
 
 def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
     """report.json for people."""
     dense, final = report["dense"], report["final"]
     parts = ["# Compression report", table(dense, report["rounds"])]
+    if report.get("stopped"):
+        parts.append(f"**{report['stopped']}**")
     if final:
         parts.append(_summary(dense, final))
         parts.append(how_to_load)
+    if report.get("decisions"):
+        parts.append("## The guard\n\n" + _decisions(report["decisions"]))
     redundant = _redundant(report)
     if redundant:
         parts.append("## Redundant neurons\n\n" + redundant)
@@ -70,10 +81,11 @@ def model_card(report: dict[str, Any], model_name: str, sliced: bool) -> str:
     one_round = report["config"]["slice_hidden"] is not None
     method = "SliceGPT (arXiv 2401.15024)" if one_round else "the Prune-Tune Loop (arXiv 2602.04919)"
     condition = " after `import ptl_fast.slicegpt`" if sliced else ""
+    stopped = f"{report['stopped']}\n\n" if report.get("stopped") else ""
     return (
         f"---\nbase_model: {model_name}\ntags: [pruned, ptl]\n---\n\n# {model_name}, compressed\n\n"
         f"Made with ptl_fast by {method}. It loads with `AutoModelForCausalLM.from_pretrained`{condition}.\n\n"
-        f"{table(report['dense'], report['rounds'])}\n\n{_summary(report['dense'], report['final'])}\n"
+        f"{stopped}{table(report['dense'], report['rounds'])}\n\n{_summary(report['dense'], report['final'])}\n"
     )
 
 
@@ -100,6 +112,16 @@ def _summary(dense: dict[str, Any], final: dict[str, Any]) -> str:
     return f"Parameters: {parameters:.1%} of dense. FLOPs per token: {flops:.1%} of dense."
 
 
+def _decisions(decisions: list[dict[str, Any]]) -> str:
+    header = ["round", "attempt", "extension", "removed", "tokens", "measured", "limit", "decision"]
+    rows = []
+    for made in (guard.Decision(**decision) for decision in decisions):
+        removed = f"{made.step} {guard.UNITS.get(made.kind, made.kind)}"
+        counts = [str(made.round), str(made.attempt), str(made.extension), removed, f"{made.tokens:,}"]
+        rows.append([*counts, _show(made.measured), _show(made.limit), guard.consequence(made)])
+    return f"{decisions[0]['task']} {decisions[0]['metric']}:\n\n{_markdown([header, *rows])}"
+
+
 def _redundant(report: dict[str, Any]) -> str:
     widths = [report["dense"]["width"], *(record["width"] for record in report["rounds"])]
     lines = [
@@ -111,10 +133,11 @@ def _redundant(report: dict[str, Any]) -> str:
 
 
 def _reinforcement(rounds: list[dict[str, Any]]) -> str:
-    """Mean reward of the rollouts in the first and in the last fifth of the steps of each round that has it."""
+    """Mean reward of the rollouts in the first and in the last fifth of the steps of each round, or extension, that has it."""
     rows, lines = [["round", "steps", "rollouts", "reward at first", "at last", "truncated at last", "response tokens at last"]], []
-    for record in rounds:
-        details = record.get("grpo")
+    trained = [(record["round"], *each) for record in rounds for each in enumerate([record, *record.get("extra_recovery", [])])]
+    for number, extension, recovery in trained:
+        details = recovery.get("grpo")
         if details is None:
             continue
         few = -(-details["steps"] // 5)
@@ -122,9 +145,9 @@ def _reinforcement(rounds: list[dict[str, Any]]) -> str:
             _show(sum(values) / few) for values in (details["reward"][:few], details["reward"][-few:], details["truncated"][-few:])
         ]
         length = f"{sum(details['response_tokens'][-few:]) / few:.0f}"
-        rows.append([str(record["round"]), str(details["steps"]), str(details["rollouts"]), *means, length])
+        rows.append([f"{number}{_extension(extension)}", str(details["steps"]), str(details["rollouts"]), *means, length])
         if details["always_zero"]:
-            lines.append(f"- {unrewarded_line(record['round'], details)}")
+            lines.append(f"- {unrewarded_line(number, details, extension)}")
     return "\n".join([_markdown(rows), *([""] if lines else []), *lines])
 
 

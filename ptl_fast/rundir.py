@@ -3,12 +3,15 @@
 state.json                       settings and data that the run belongs to
 dense.json                       the original's evaluation
 round-01/plan.json               what went, and why: with statistics.safetensors and scores.safetensors
-round-01/pruned.json             evaluation before recovery
+round-01/pruned.json             evaluation before recovery, and recovered.json after it
 round-01/recovery/               checkpoints inside recovery, while it lasts
 round-01/recovery.json           the steps and tokens that recovery took, its checks of held-out text, its rewards
 round-01/optimizer.safetensors   with --keep-optimizer-state: Adam's moments, until the next round has its own
 round-01/model/                  the weights after recovery (newest rounds only)
 round-01/record.json             the finished round
+decisions.json                   with --gate: what was measured and decided, in order
+round-01/*-extra-1*              with --gate: the same of an extension of recovery; its model becomes model/ when the round passes
+round-01.failed-1/               with --gate: a round that was undone, without weights
 final/                           the result: an ordinary Hugging Face folder
 report.json, report.md, log/     for people and tools; log/ is for TensorBoard
 """
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast import ranks
+from ptl_fast.guard import suffix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -170,6 +174,38 @@ class RunFolder:
             shutil.copytree(source, temporary, copy_function=_link_or_copy)
             (temporary / "README.md").write_text(card)
             _publish(temporary, self.path / "final")
+        ranks.barrier()
+
+    def put_aside(self, number: int, attempt: int) -> str:
+        """Rename a round's folder, without its weights, to that of a failed attempt; return its name. Twice is no error."""
+        folder = self.round(number)
+        failed = self.path / f"{folder.name}.failed-{attempt}"
+        if not ranks.agree(failed.exists()):
+            light = {*folder.glob("*.json"), folder / "statistics.safetensors"}
+            # with --anticipate, the next round was planned for this one's model
+            self.remove(*(path for path in folder.glob("*") if path not in light), self.round(number + 1))
+            logs = [self.path / "log" / folder.name, *(self.path / "log").glob(f"{folder.name}-extra-*")]
+            for log in ranks.agree(logs):  # each rename waits for all ranks
+                self._rename(log, log.with_name(log.name.replace(folder.name, failed.name)))
+            self._rename(folder, failed)
+        return failed.name
+
+    def keep_extension(self, number: int, extension: int) -> None:
+        """Let what the last extension of recovery left be the round's; 0 is none. A second call does nothing."""
+        if not extension:
+            return
+        folder = self.round(number)
+        for stem, ending in (("optimizer", ".safetensors"), ("next_statistics", ".safetensors"), ("model", "")):
+            self._rename(folder / f"{stem}{suffix(extension)}{ending}", folder / f"{stem}{ending}")
+        self.remove(*(path for path in folder.glob("*-extra-*") if path.suffix != ".json"))
+
+    def _rename(self, old: Path, new: Path) -> None:
+        """Give a file or folder another name, in place of what has it; one that is not there is no error."""
+        if ranks.is_main() and old.exists():
+            if new.is_dir():
+                shutil.rmtree(new)
+            old.rename(new)
+            _sync(new.parent)
         ranks.barrier()
 
     def remove(self, *paths: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 RECOVERIES = {"cpt", "grpo", "lesson", "prompts", "rewards", "training"}  # modules of the stage "recover"
-STAGES = {"data", "calibrate", "score", "plan", "compact", "anticipate", "recover", "evaluate", "reference_rule"}
+STAGES = {"data", "calibrate", "score", "plan", "compact", "anticipate", "guard", "recover", "evaluate", "reference_rule"}
 
 
 def imported_modules(file: Path) -> set[str]:

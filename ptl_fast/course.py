@@ -1,0 +1,105 @@
+"""The rounds of a run as they stand: their sizes, their parts of the data, and the guard's decisions, which change both."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ptl_fast import guard
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from ptl_fast.config import Config
+    from ptl_fast.data import Corpus, PackedTokens
+    from ptl_fast.plan import Round
+
+DECISIONS = "decisions.json"
+
+
+class Course:
+    """Schedule and data of all rounds: they follow from the settings and ``decisions`` alone, so a continued run has the same."""
+
+    corpus: "Corpus"
+    training: "list[PackedTokens]"
+    """Each round's part of the data."""
+
+    def __init__(self, config: "Config", hf_config: "PretrainedConfig", schedule: "list[Round]") -> None:
+        self.config, self.schedule = config, schedule
+        self.width, self.num_layers = hf_config.intermediate_size, hf_config.num_hidden_layers
+        self.decisions: list[guard.Decision] = []
+
+    def begin(self, corpus: "Corpus", pad: int) -> None:
+        """Give each round of the schedule its subset; ``pad`` is the token for padding."""
+        self.corpus, self.pad = corpus, pad
+        self.training = [self._pack(step) for step in self.schedule]
+
+    def take(self, decisions: list[dict[str, Any]]) -> None:
+        """Follow the decisions that a run took before it was interrupted."""
+        for content in decisions:
+            self._follow(guard.Decision(**content))
+
+    def decisions_as_json(self) -> list[dict[str, Any]]:
+        return [dataclasses.asdict(decision) for decision in self.decisions]
+
+    def judge(self, gate: guard.Gate, step: "Round", measured: float, tokens: Sequence[int]) -> guard.Decision:
+        """Decide what follows from a round's measurement, and follow it. ``tokens`` are those of its recovery and extensions."""
+        before = self.schedule[step.number - 2] if step.number > 1 else self
+        removed = {"neurons": before.width - step.width, "layers": before.num_layers - step.num_layers}.get(step.kind, 0)
+        next_step, reason = guard.smaller_step(step.kind, removed, self._width_multiple())
+        if next_step is not None:
+            reason = self._lacks(step.number, next_step)
+            next_step = next_step if reason is None else None
+        decision = guard.decide(
+            gate,
+            self.decisions,
+            step,
+            removed=removed,
+            measured=measured,
+            tokens=tokens,
+            trains=self.config.recovery != "none",
+            max_extra_recovery=self.config.max_extra_recovery,
+            next_step=next_step,
+            reason=reason,
+        )
+        self._follow(decision)
+        return decision
+
+    def _follow(self, decision: guard.Decision) -> None:
+        """Change the rounds that are to come as a decision says."""
+        self.decisions.append(decision)
+        if decision.action == "stop":
+            del self.schedule[decision.round - 1 :], self.training[decision.round - 1 :]
+        if decision.next_step is None:
+            return
+        groups = self._split(decision.round, decision.next_step)
+        self.corpus = self.corpus.cut([[step.recovery_share for step in group] for group in groups])
+        self.training = [
+            whole if len(group) == 1 else self._pack(step)
+            for whole, group in zip(self.training, groups, strict=True)
+            for step in group
+        ]
+        self.schedule = [step for group in groups for step in group]
+
+    def _pack(self, step: "Round") -> "PackedTokens":
+        from ptl_fast import data
+
+        source = f"round {step.number}'s part of {self.config.data}"
+        return data.pack(self.corpus.subsets[step.number - 1], self.config.sequence_length, self.pad, source)
+
+    def _split(self, number: int, next_step: int) -> "list[list[Round]]":
+        multiple = self._width_multiple()
+        return guard.split(self.schedule, number, next_step, width=self.width, num_layers=self.num_layers, multiple=multiple)
+
+    def _width_multiple(self) -> int:
+        assert isinstance(self.config.width_multiple, int), "compress.py decides what auto is"
+        return self.config.width_multiple
+
+    def _lacks(self, number: int, next_step: int) -> str | None:
+        """What some round of the schedule with a smaller step would lack of data, if it lacks something."""
+        groups = self._split(number, next_step)
+        corpus = self.corpus.cut([[step.recovery_share for step in group] for group in groups])
+        if any(sum(map(len, subset)) < self.config.sequence_length for subset in corpus.subsets):
+            return "half of the round's data would not fill a sequence"
+        if "grpo" in self.config.recoveries and not all(any(text.question for text in texts) for texts in corpus.documents):
+            return "half of the round's data would have no question"
+        return None
