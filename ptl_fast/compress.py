@@ -526,6 +526,8 @@ class _Job:
         assert config.model is not None
         assert config.data is not None
         self.tokenizer = models.load_tokenizer(config.model)
+        if config.teacher is not None:
+            models.check_same_vocabulary(config.teacher, self.tokenizer)
         self.lm_eval_tasks = {task.label: evaluate.load_lm_eval_task(task) for task in self.tasks if task.task != evaluate.NLL}
         if self.lm_eval_tasks and self.tokenizer.eos_token_id is None:
             raise ValueError(f"--model {config.model}: lm-eval needs a tokenizer with an end-of-sequence token; set eos_token")
@@ -568,6 +570,7 @@ class _Job:
             "protect": protected,
             "nll": {label: data.fingerprint(documents) for label, documents in self.nll_documents.items()},
             "weights": models.weights_fingerprint(config.model),
+            "teacher": models.weights_fingerprint(config.teacher) if config.teacher is not None else {},
         }
 
     def _checked(self, documents: "list[Document]") -> "list[Document]":
@@ -618,8 +621,18 @@ class _Job:
         # float32 weights of the kept rounds and of a round in the making; a checkpoint adds two Adam moments, and so does each
         # of two rounds with --keep-optimizer-state
         num_moments = 4 if self.config.keep_optimizer_state else 0
-        folder.check_disk(self._size()["num_parameters"] * 4 * (self.config.keep_rounds + 1 + 3 + num_moments))
+        weights = self._size()["num_parameters"] * 4 * (self.config.keep_rounds + 1 + 3 + num_moments)
+        folder.check_disk(weights + self._predictions_bytes())
         return folder
+
+    def _predictions_bytes(self) -> int:
+        """Disk space of the teacher's predictions for the largest round; 0 without distillation."""
+        from ptl_fast import teacher
+
+        if "distill" not in [*self.config.recoveries, *self.config.final_recoveries]:
+            return 0
+        row_bytes = teacher.row_bytes(self.config.sequence_length, self.config.distill_top_k, self.hf_config.vocab_size)
+        return row_bytes * max(len(tokens) for tokens in self.training)
 
     def _load_weights(self, num_finished: int) -> None:
         """Load the original, or the newest round's weights, and check that the model computes finite numbers."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-RECOVERIES = {"cpt", "grpo", "lesson", "prompts", "rewards", "training"}  # modules of the stage "recover"
+RECOVERIES = {"cpt", "distill", "grpo", "lesson", "prompts", "rewards", "teacher", "training"}  # modules of the stage "recover"
 STAGES = {"data", "calibrate", "score", "plan", "compact", "anticipate", "recover", "evaluate", "reference_rule"}
 
 
