@@ -26,20 +26,20 @@ BASE: Settings = {"keep": 0.25, "rounds": 4, "scorer": "output-change", "device"
 BEGIN, END = "<!-- distill: begin -->", "<!-- distill: end -->"
 TASKS = {"choose": "demo_arithmetic_validation", "measure": "demo_arithmetic"}
 # cpt with its own best learning rate
-CPT: Settings = {"recovery": "cpt", "learning_rate": 1e-3}
-DISTILL: Settings = {"recovery": "distill", "learning_rate": 1e-3}
+CPT: Settings = {"recovery": "cpt", "learning_rate": 3e-4}
+DISTILL: Settings = {"recovery": "distill", "learning_rate": 6e-4}
 
 
 def choices() -> Iterator[tuple[str, Settings]]:
     """The settings among which to choose, one after the other where the best of the ones before is kept."""
     budget = {"recovery_tokens": 50_000}
-    for rate in (3e-4, 6e-4, 1e-3, 2e-3):
+    for rate in (1.5e-4, 3e-4, 6e-4, 1e-3):
         for recovery in ("cpt", "distill"):
             yield f"{recovery} lr {rate:g}", {**budget, "recovery": recovery, "learning_rate": rate}
     for temperature, weight in itertools.product((1.0, 2.0, 4.0), (0.5, 0.9, 1.0)):
         changes = {"distill_temperature": temperature, "distill_weight": weight}
         yield f"distill T {temperature:g} w {weight:g}", {**budget, **DISTILL, **changes}
-    for top_k in (2, 8, 384):
+    for top_k in (4, 16, 384):
         yield f"distill k {top_k}", {**budget, **DISTILL, "distill_top_k": top_k}
 
 
