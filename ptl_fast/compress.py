@@ -110,7 +110,7 @@ def dry_run(config: Config) -> str:
         num_tokens = None if config.recovery_tokens is None else round(step.recovery_share * config.recovery_tokens)
         smaller = flops.resized(dense, step.width, step.num_layers, step.hidden_size)
         names = config.final_recoveries if step.kind == "final" else config.recoveries
-        rows.append({"name": f"{step.number} {step.kind}", **estimate.predict(smaller, config, num_tokens, names)})
+        rows.append({"name": f"{step.number} {step.kind}", **estimate.predict(smaller, config, num_tokens, names, dense)})
     floor = "These widths are the lowest that --threshold may reach: a round's scores decide how many neurons go.\n\n"
     return f"{report.schedule_table(rows)}\n\n{floor if config.threshold is not None else ''}{estimate.assumptions(config, rows)}"
 

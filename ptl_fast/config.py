@@ -365,7 +365,9 @@ class Config:
             if len(set(names)) < len(names) or ("none" in names and (len(names) > 1 or flag == "--final-recovery")):
                 raise ValueError(f"{flag} {','.join(names)}: name each recovery once, and none only as --recovery none")
         if self.score_during_recovery and (len(self.recoveries) > 1 or self.recovery in NOT_ON_TEXT):
-            raise ValueError("--score-during-recovery takes its statistics from training on text; it needs --recovery cpt alone")
+            raise ValueError(
+                "--score-during-recovery takes its statistics from training on text; it needs --recovery cpt or distill alone"
+            )
         if self.grpo_rollouts < 2:
             raise ValueError(f"--grpo-rollouts {self.grpo_rollouts} must be at least 2: grpo compares responses to one problem")
         if self.grpo_learning_rate <= 0 or self.grpo_temperature <= 0 or self.grpo_kl < 0:
@@ -385,9 +387,11 @@ class Config:
         }
         for flag, is_set in about_training.items():
             if is_set and not set(self.recoveries) - NOT_ON_TEXT:
-                raise ValueError(f"{flag} is about training on text; it needs --recovery cpt")
+                raise ValueError(f"{flag} is about training on text; it needs --recovery cpt or distill")
             if is_set and flag in ("--keep-optimizer-state", "--anticipate") and len(self.recoveries) > 1:
-                raise ValueError(f"{flag} spans a round's end and the next one's beginning; it needs --recovery cpt alone")
+                raise ValueError(
+                    f"{flag} spans a round's end and the next one's beginning; it needs --recovery cpt or distill alone"
+                )
         if self.keep_optimizer_state and self.deepspeed is not None:
             raise ValueError(
                 "--keep-optimizer-state is not supported with --deepspeed yet: DeepSpeed keeps the moments in flat buffers, a part"

@@ -1,9 +1,11 @@
 """Distillation learns what the formula says, reads the teacher's predictions from disk, and survives being killed."""
 
 import copy
+import json
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer, PreTrainedModel
 
-from ptl_fast import distill, models, teacher
+from ptl_fast import distill, estimate, flops, models, teacher
 from ptl_fast.compress import compress
 from ptl_fast.config import Config
 from ptl_fast.cpt import cpt, examples
@@ -264,11 +266,11 @@ def test_interrupted_distillation_ends_bit_identical(
 ) -> None:
     """Killed in training; what goes on does not need the teacher any more."""
     models_here = [cast(copy.deepcopy(llama), dtype) for _ in range(3)]
-    distill.distill(models_here[0], lesson(tmp_path / "a"), settings(original))
+    distill.distill(models_here[0], lesson(tmp_path / "a", 600), settings(original))
     often = settings(original, checkpoint_minutes=0)
-    killed_at_step(5, lambda: distill.distill(models_here[1], lesson(tmp_path / "b"), often))
+    killed_at_step(3, lambda: distill.distill(models_here[1], lesson(tmp_path / "b", 600), often))
     monkeypatch.setattr(models, "load_model", lambda *arguments: pytest.fail("the teacher was loaded"))
-    distill.distill(models_here[2], lesson(tmp_path / "b"), settings(original))
+    distill.distill(models_here[2], lesson(tmp_path / "b", 600), settings(original))
     for name, parameter in models_here[0].named_parameters():
         assert torch.equal(parameter, models_here[2].get_parameter(name)), name
         assert parameter.dtype == dtype
@@ -360,6 +362,16 @@ def test_other_vocabulary_and_settings_without_sense_are_refused(tmp_path: Path)
         compress(**SMALL, distill_top_k=0)
     with pytest.raises(ValueError, match="--teacher is for --recovery distill, and --recovery is cpt"):
         compress(**{**SMALL, "recovery": "cpt"}, teacher="x")
+
+
+def test_dry_run_counts_the_teachers_pass() -> None:
+    """One forward pass of the original for a token, whatever the student's size."""
+    dense = types.SimpleNamespace(**json.loads((DEMO_MODEL / "config.json").read_text()))
+    smaller = flops.resized(dense, 192, 4, None)
+    plans = [Config(model="x", dry_run=True, recovery=name, sequence_length=256) for name in ("cpt", "distill")]
+    cpt_hours, distill_hours = (estimate.predict(smaller, plan, 10**9, None, dense)["recovery_hours"] for plan in plans)
+    teacher_flops = flops.flops_per_sample(dense, 256, causal=True) / 256 * 1e9
+    assert distill_hours - cpt_hours == pytest.approx(estimate.hours(teacher_flops, *estimate.parse_gpus("1xA100-80GB")))
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles its CPU communication with g++, which is missing")
