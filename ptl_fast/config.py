@@ -162,7 +162,7 @@ class Config:
     distill_weight: float = 0.9
     """With distill: the share of the divergence from the teacher in the loss, in (0, 1]; the rest is cpt's loss."""
 
-    distill_temperature: float = 1.0
+    distill_temperature: float = 2.0
     """With distill: what both models' logits are divided by in the divergence. Above 1, unlikely tokens count more."""
 
     distill_top_k: int = 64
