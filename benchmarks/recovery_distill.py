@@ -86,7 +86,7 @@ def measure(settings: Settings, task: str) -> Row:
 
     folder = Path(tempfile.mkdtemp())
     try:
-        recover.recover = timed
+        recover.recover = timed  # type: ignore[assignment]
         report = compress(**settings, output=str(folder / "run"))
         final = str(folder / "run" / "final")
         loaded = evaluate.load_lm_eval_task(evaluate.parse_tasks([task])[0])
@@ -121,4 +121,4 @@ def makers(folder: Path) -> dict[str, Callable[[], list[list[str]]]]:
     """{marker in the document: its table} from the files of rows in a folder."""
     files = {split: folder / f"recovery_distill_{split}.json" for split in ("test", "validation")}
     rows = {split: json.loads(file.read_text()) if file.is_file() else {} for split, file in files.items()}
-    return {f"distillation-{split}": functools.partial(table, rows[split], split) for split in files}
+    return {f"distillation_{split}": functools.partial(table, rows[split], split) for split in files}

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from ptl_fast import models
 from ptl_fast.cpt import cpt, examples
@@ -56,6 +57,7 @@ def distill(model: "PreTrainedModel", lesson: "Lesson", config: "Config") -> "Sp
     def load() -> "PreTrainedModel":
         name, flag = (config.model, "--model") if config.teacher is None else (config.teacher, "--teacher")
         assert name is not None
+        unset_hf_deepspeed_config()  # ZeRO-3 of the round before would spread this model too; the next Trainer sets its own
         return models.load_model(name, dataclasses.replace(config, dtype="auto"), str(model.device), flag)
 
     fill(

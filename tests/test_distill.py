@@ -377,11 +377,11 @@ def test_dry_run_counts_the_teachers_pass() -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles its CPU communication with g++, which is missing")
 def test_two_ranks_with_zero2_equal_one_rank(environment: dict[str, str], tmp_path: Path) -> None:
     """Each rank reads its own rows of predictions that both wrote."""
-    compress(**{**SMALL, "rounds": 1, "recovery_tokens": 4000}, output=str(tmp_path / "one"))
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in {**SMALL, "rounds": 1, "recovery_tokens": 4000}.items()]
-    flags[flags.index("--eval-tasks=['nll']")] = "--eval-tasks=nll"
+    settings = {**SMALL, "rounds": 1, "recovery_tokens": 2000, "calibration_tokens": 500, "eval_tasks": "nll"}
+    compress(**settings, output=str(tmp_path / "one"))
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     command = [sys.executable, "-m", *TORCHRUN, "ptl_fast.compress", *flags, "--deepspeed", "zero2", "--output", "two"]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
     one, two = [load_file(tmp_path / run / "final" / "model.safetensors") for run in ("one", "two")]
     for name, tensor in one.items():
