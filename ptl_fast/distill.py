@@ -70,7 +70,10 @@ def distill(model: "PreTrainedModel", lesson: "Lesson", config: "Config") -> "Sp
         config.micro_batch,
         f"{lesson.name}: teacher",
     )
-    return cpt(model, lesson, config, Teaching(cache, config.distill_weight, config.distill_temperature))
+    try:
+        return cpt(model, lesson, config, Teaching(cache, config.distill_weight, config.distill_temperature))
+    finally:
+        cache.close()
 
 
 class Teaching:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 PART_BYTES = 2**26
 CHUNK_BYTES = 2**26  # of float32 logits that exist at a time
+OPEN_PARTS = 64  # training visits them at random
 LOG_ZERO = -65504.0  # float16's lowest: exp() of it is 0, and 0 times it is 0, where minus infinity would give NaN
 
 
@@ -62,6 +63,7 @@ class TeacherCache:
         self.folder, self.rows = folder, rows.tolist()
         self.row_bytes = row_bytes(length, top_k, vocab_size)
         self.rows_per_part = max(1, PART_BYTES // self.row_bytes)
+        self._open = functools.lru_cache(OPEN_PARTS)(self._open_part)
         self.places = {row: divmod(index, self.rows_per_part) for index, row in enumerate(self.rows)}
 
     @property
@@ -95,8 +97,11 @@ class TeacherCache:
                 f" {free / 2**30:.1f} GiB are free there; lower --distill-top-k or --recovery-tokens, or give another --output"
             )
 
-    @functools.lru_cache(maxsize=64)  # noqa: B019  a cache lives as long as a round, and training visits its parts at random
-    def _open(self, part: int) -> Any:
+    def close(self) -> None:
+        """Let go of the files: as long as one is open, deleting it frees no space."""
+        self._open.cache_clear()
+
+    def _open_part(self, part: int) -> Any:
         return safe_open(self._file(part), framework="pt")
 
     def _file(self, part: int) -> Path:

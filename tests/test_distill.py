@@ -260,6 +260,20 @@ def test_student_comes_nearer_to_its_teacher_than_by_text_alone(llama: PreTraine
     assert "_loss_function" not in student.__dict__
 
 
+def test_without_weight_training_is_continual_pre_training(llama: PreTrainedModel, tmp_path: Path) -> None:
+    """The whole path: accumulation, the division by the step's tokens, the schedule. The teacher says something else."""
+    other, one = copy.deepcopy(llama), lesson(tmp_path / "a", 600)
+    cache = TeacherCache(tmp_path / "teacher", torch.arange(len(one.tokens)), 32, 16, 384)
+    fill(cache, one.tokens, lambda: make_model("llama", intermediate_size=64))
+    for weight, same in ((0.0, True), (0.5, False)):
+        model = copy.deepcopy(llama)
+        cpt(model, lesson(tmp_path / str(weight), 600), config(), distill.Teaching(cache, weight, 2.0))
+        if same:
+            cpt(other, one, config())
+        distances = [(model.get_parameter(name) - each).norm() / each.norm() for name, each in other.named_parameters()]
+        assert (max(distances) < 1e-4) == same, max(distances)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_interrupted_distillation_ends_bit_identical(
     llama: PreTrainedModel, original: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
