@@ -2,6 +2,7 @@
 
     python -m benchmarks.recovery_study                                     # test problems, seeds 0, 1, 2
     python -m benchmarks.recovery_study --split validation --seeds 10 11    # to choose settings; writes elsewhere
+    python -m benchmarks.recovery_study --section distillation              # whole runs: see benchmarks/recovery_distill.py
     python -m benchmarks.recovery_study --render                            # docs/recovery.md again, from the rows alone
 
 Interrupted, the same command goes on with the next row. Time is the process's CPU time, so that other work on the machine does not
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import recovery_distill
 from benchmarks.bench_kernels import processor_name
 from benchmarks.compare_run import commit
 from benchmarks.files import write_text
@@ -197,11 +199,24 @@ def _threads() -> int:
 
 def render(results: dict[str, Any], document: Path) -> None:
     makers: Makers = {name: functools.partial(make, results) for name, make in SECTIONS.items()}
+    makers |= recovery_distill.makers(RESULTS.parent)
     write_text(document, fill(document.read_text(), makers))
+
+
+def distillation(options: argparse.Namespace) -> int:
+    """Measure the rows of that section; its files of rows have one name for each split."""
+    from ptl_fast.compress import quiet_libraries
+
+    quiet_libraries()
+    file = RESULTS.parent / f"recovery_distill_{options.split}.json"
+    recovery_distill.run(options.split, TASKS[options.split], options.seeds, file, options.only)
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--section", choices=["reinforcement", "distillation"], default="reinforcement")
+    parser.add_argument("--only", nargs="+", default=[], help="of distillation: rows whose name has one of these")
     parser.add_argument("--split", choices=list(TASKS), default="test")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--width", type=int, default=WIDTH, help="of the FFN, 768 in the original")
@@ -211,6 +226,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--document", type=Path, default=DOCUMENT)
     parser.add_argument("--render", action="store_true", help="measure nothing; write the document's tables from --json")
     options = parser.parse_args(arguments)
+    if options.section == "distillation":
+        return distillation(options)
     if options.split != "test" and options.json == RESULTS:
         parser.error("--split validation needs a --json of its own")
     from ptl_fast.compress import quiet_libraries

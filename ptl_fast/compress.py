@@ -113,7 +113,7 @@ def dry_run(config: Config) -> str:
         num_tokens = None if config.recovery_tokens is None else round(step.recovery_share * config.recovery_tokens)
         smaller = flops.resized(dense, step.width, step.num_layers, step.hidden_size)
         names = config.final_recoveries if step.kind == "final" else config.recoveries
-        rows.append({"name": f"{step.number} {step.kind}", **estimate.predict(smaller, config, num_tokens, names)})
+        rows.append({"name": f"{step.number} {step.kind}", **estimate.predict(smaller, config, num_tokens, names, dense)})
     floor = "These widths are the lowest that --threshold may reach: a round's scores decide how many neurons go.\n\n"
     return f"{report.schedule_table(rows)}\n\n{floor if config.threshold is not None else ''}{estimate.assumptions(config, rows)}"
 
@@ -655,6 +655,8 @@ class _Job:
         assert config.model is not None
         assert config.data is not None
         self.tokenizer = models.load_tokenizer(config.model)
+        if config.teacher is not None:
+            models.check_same_vocabulary(config.teacher, self.tokenizer)
         self.lm_eval_tasks = {task.label: evaluate.load_lm_eval_task(task) for task in self.tasks if task.task != evaluate.NLL}
         if self.gate_on is not None:
             task, metric = self.gate_on
@@ -699,6 +701,7 @@ class _Job:
             "protect": protected,
             "nll": {label: data.fingerprint(documents) for label, documents in self.nll_documents.items()},
             "weights": models.weights_fingerprint(config.model),
+            "teacher": models.weights_fingerprint(config.teacher) if config.teacher is not None else {},
         }
 
     def _checked(self, documents: "list[Document]") -> "list[Document]":
@@ -750,8 +753,18 @@ class _Job:
         # of two rounds with --keep-optimizer-state
         num_moments = 4 if self.config.keep_optimizer_state else 0
         num_models = self.config.keep_rounds + 1 + (self.gate_on is not None)  # an extension begins with what recovery left
-        folder.check_disk(self._size()["num_parameters"] * 4 * (num_models + 3 + num_moments))
+        weights = self._size()["num_parameters"] * 4 * (num_models + 3 + num_moments)
+        folder.check_disk(weights + self._predictions_bytes())
         return folder
+
+    def _predictions_bytes(self) -> int:
+        """Disk space of the teacher's predictions for the largest round; 0 without distillation."""
+        from ptl_fast import teacher
+
+        if "distill" not in [*self.config.recoveries, *self.config.final_recoveries]:
+            return 0
+        row_bytes = teacher.row_bytes(self.config.sequence_length, self.config.distill_top_k, self.hf_config.vocab_size)
+        return row_bytes * max(len(tokens) for tokens in self.training)
 
     def _load_weights(self, number: int, extension: int = 0) -> None:
         """Load the original (0) or what a round, or an extension of it, left; check that the model computes finite numbers."""

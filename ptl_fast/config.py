@@ -112,8 +112,8 @@ class Config:
     on a CPU (kept in the run's width_multiple.json). For tensor parallelism, give 128 times the GPUs that share the FFN."""
 
     recovery: str = "cpt"
-    """How a round recovers: cpt (continual pre-training on the data), grpo (reinforcement learning on its problems), several one
-    after another (cpt,grpo), or none."""
+    """How a round recovers: cpt (continual pre-training on the data), distill (the same, learning also from the original model's
+    predictions), grpo (reinforcement learning on the data's problems), several one after another (cpt,grpo), or none."""
 
     final_recovery: str | None = None
     """Recovery once more, after the last round, on a part of the data of its own, as large as the last round's; its tokens come on
@@ -170,6 +170,19 @@ class Config:
     learning_rate: float = 1e-5
     """Peak learning rate of recovery (warm-up 5%, then a cosine; with until-recovered and a schedule each round, constant until
     the round has recovered)."""
+
+    teacher: str | None = None
+    """With distill: folder or hub name of the model to learn from, with the vocabulary of --model (default: --model itself)."""
+
+    distill_weight: float = 0.9
+    """With distill: the share of the divergence from the teacher in the loss, in (0, 1]; the rest is cpt's loss."""
+
+    distill_temperature: float = 2.0
+    """With distill: what both models' logits are divided by in the divergence. Above 1, unlikely tokens count more."""
+
+    distill_top_k: int = 64
+    """With distill: how many of the teacher's likeliest tokens are kept of each position; all others are one. On disk, a token of
+    the data takes 4 bytes for each (6 with a vocabulary above 65536) until its round is finished."""
 
     grpo_steps: int | None = None
     """Optimizer steps of grpo in a round (default: as many as see each problem of the round's part of --data once)."""
@@ -302,7 +315,7 @@ class Config:
 
     def __post_init__(self) -> None:
         self.eval_tasks = self.eval_tasks.split(",") if isinstance(self.eval_tasks, str) else list(self.eval_tasks)
-        for name in ("model", "data", "protect", "output", "deepspeed"):
+        for name in ("model", "data", "protect", "teacher", "output", "deepspeed"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else os.fspath(value))
 
@@ -323,7 +336,7 @@ class Config:
         at_least_one = (
             "neurons_per_round rounds layers_per_round width_multiple recovery_tokens sequence_length global_batch micro_batch"
         )
-        at_least_one += " grpo_steps grpo_prompts grpo_prompt_tokens grpo_response_tokens grpo_micro_batch"
+        at_least_one += " grpo_steps grpo_prompts grpo_prompt_tokens grpo_response_tokens grpo_micro_batch distill_top_k"
         for name in [*at_least_one.split(), "calibration_tokens", "eval_limit", "eval_batch", "keep_rounds"]:
             value = getattr(self, name)
             if value not in (None, "auto") and value < 1:
@@ -384,7 +397,9 @@ class Config:
             if len(set(names)) < len(names) or ("none" in names and (len(names) > 1 or flag == "--final-recovery")):
                 raise ValueError(f"{flag} {','.join(names)}: name each recovery once, and none only as --recovery none")
         if self.score_during_recovery and (len(self.recoveries) > 1 or self.recovery in NOT_ON_TEXT):
-            raise ValueError("--score-during-recovery takes its statistics from training on text; it needs --recovery cpt alone")
+            raise ValueError(
+                "--score-during-recovery takes its statistics from training on text; it needs --recovery cpt or distill alone"
+            )
         if self.grpo_rollouts < 2:
             raise ValueError(f"--grpo-rollouts {self.grpo_rollouts} must be at least 2: grpo compares responses to one problem")
         if self.grpo_learning_rate <= 0 or self.grpo_temperature <= 0 or self.grpo_kl < 0:
@@ -404,9 +419,11 @@ class Config:
         }
         for flag, is_set in about_training.items():
             if is_set and not set(self.recoveries) - NOT_ON_TEXT:
-                raise ValueError(f"{flag} is about training on text; it needs --recovery cpt")
+                raise ValueError(f"{flag} is about training on text; it needs --recovery cpt or distill")
             if is_set and flag in ("--keep-optimizer-state", "--anticipate") and len(self.recoveries) > 1:
-                raise ValueError(f"{flag} spans a round's end and the next one's beginning; it needs --recovery cpt alone")
+                raise ValueError(
+                    f"{flag} spans a round's end and the next one's beginning; it needs --recovery cpt or distill alone"
+                )
         if self.keep_optimizer_state and self.deepspeed is not None:
             raise ValueError(
                 "--keep-optimizer-state is not supported with --deepspeed yet: DeepSpeed keeps the moments in flat buffers, a part"
@@ -417,7 +434,16 @@ class Config:
                 "--score-during-recovery takes statistics from the end of each round; --score-once needs none after the first"
                 " round, and --anticipate needs them before the end; leave it out"
             )
+        self._check_distillation()
         self._check_scoring()
+
+    def _check_distillation(self) -> None:
+        if not 0 < self.distill_weight <= 1:
+            raise ValueError(f"--distill-weight {self.distill_weight} is outside (0, 1]; without the teacher use --recovery cpt")
+        if not 0 < self.distill_temperature < math.inf:
+            raise ValueError(f"--distill-temperature {self.distill_temperature} must be a positive number, for example 1")
+        if self.teacher is not None and "distill" not in [*self.recoveries, *self.final_recoveries]:
+            raise ValueError(f"--teacher is for --recovery distill, and --recovery is {self.recovery}; leave one of them out")
 
     def _check_scoring(self) -> None:
         """Raise ValueError for settings of the scoring that exclude one another."""

@@ -5,9 +5,10 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,17 @@ if TYPE_CHECKING:
 WATCHED, CLOSING = "watched.pt", "closing.json"
 
 
-def cpt(model: "PreTrainedModel", lesson: Lesson, config: "Config") -> Spent:
+class Teaching(Protocol):
+    """What changes the loss (ptl_fast.distill has it)."""
+
+    def example(self, row: int) -> dict[str, Tensor]:
+        """What the loss needs to know of a sequence; it joins the training example."""
+
+    def teach(self, model: nn.Module, inputs: dict[str, Any]) -> AbstractContextManager[None]:
+        """Take what ``example`` gave out of a batch; inside, the model's loss is the changed one."""
+
+
+def cpt(model: "PreTrainedModel", lesson: Lesson, config: "Config", teaching: Teaching | None = None) -> Spent:
     """Next-token prediction on ``lesson.num_tokens`` tokens, or fewer as ``lesson.spending`` says, in place.
 
     The sequences come in the same order on any number of ranks. Checkpoints go to ``lesson.folder``; where it holds one, training
@@ -57,9 +68,10 @@ def cpt(model: "PreTrainedModel", lesson: Lesson, config: "Config") -> Spent:
             close,
             learning_rate(spending, closing),
             spending.moments,
+            teaching,
             model=model,
             args=arguments,
-            train_dataset=Sequences(tokens, arguments.max_steps * config.global_batch, config.seed),
+            train_dataset=Sequences(tokens, arguments.max_steps * config.global_batch, config.seed, teaching),
             data_collator=one_row if needs_one_row(model) else stack,
             callbacks=_callbacks(lesson, close, config),
         )
@@ -92,6 +104,11 @@ def num_steps(tokens: "PackedTokens", num_tokens: int, config: "Config") -> int:
     return max(1, round(num_tokens / _tokens_per_step(tokens, config)))
 
 
+def examples(tokens: "PackedTokens", num_tokens: int, config: "Config") -> Tensor:
+    """Which sequences training on about ``num_tokens`` tokens reads, in its order."""
+    return Sequences(tokens, num_steps(tokens, num_tokens, config) * config.global_batch, config.seed).order
+
+
 def last_part(parts: Sequence["PackedTokens"], steps: Sequence[int], config: "Config") -> "PackedTokens":
     """The last of the parts, followed by the sequences that training on the parts before did not come to.
 
@@ -112,17 +129,18 @@ def first_part(tokens: "PackedTokens", num_steps: int, config: "Config") -> "Pac
 class Sequences(Dataset):
     """``num_sequences`` packed sequences in a seeded order, epoch after epoch where there are fewer."""
 
-    def __init__(self, tokens: "PackedTokens", num_sequences: int, seed: int) -> None:
+    def __init__(self, tokens: "PackedTokens", num_sequences: int, seed: int, teaching: Teaching | None = None) -> None:
         generator = torch.Generator().manual_seed(seed)
         num_epochs = math.ceil(num_sequences / len(tokens))
-        self.tokens = tokens
+        self.tokens, self.teaching = tokens, teaching
         self.order = torch.cat([torch.randperm(len(tokens), generator=generator) for _ in range(num_epochs)])[:num_sequences]
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return self.tokens[int(self.order[index])]
+        row = int(self.order[index])
+        return {**self.tokens[row], **(self.teaching.example(row) if self.teaching is not None else {})}
 
 
 class RoundTrainer(Trainer):
@@ -137,10 +155,12 @@ class RoundTrainer(Trainer):
         close: "_Close",
         learning_rate: Callable[[int], float],
         moments: "moments.Moments | None",
+        teaching: Teaching | None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.watch, self.close, self.learning_rate, self.moments = watch, close, learning_rate, moments
+        self.teaching = teaching
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args, **kwargs)
@@ -159,7 +179,9 @@ class RoundTrainer(Trainer):
         mask = inputs.pop("mask")
         if self.watch is not None and self.watch.enabled:
             self.watch.expect(mask)
-        loss: Any = super().compute_loss(model, inputs, *args, **kwargs)
+        assert isinstance(self.model, nn.Module)
+        with self.teaching.teach(self.model, inputs) if self.teaching is not None else nullcontext():
+            loss: Any = super().compute_loss(model, inputs, *args, **kwargs)
         if self.close.penalty is None:
             return loss
         penalty = self.close.penalty()

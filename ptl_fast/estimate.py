@@ -24,8 +24,9 @@ PROMPT_TOKENS = {
     "qwen2": {"GSM8K": 676, "Minerva Math": 617, "MATH-500": 617, "MBPP": 199},
 }
 # Forward passes that one training token costs: 1 forward and 2 for the backward pass. Recomputing for gradient checkpointing comes
-# on top, and for GRPO the log-probabilities under a reference, and under the policy where another program sampled.
-FORWARD_PASSES = {"none": 0, "cpt": 3, "grpo": 3}
+# on top; for distillation the teacher's forward pass; for GRPO the log-probabilities under a reference, and under the policy where
+# another program sampled.
+FORWARD_PASSES = {"none": 0, "cpt": 3, "distill": 3, "grpo": 3}
 UTILISATION = 0.4
 SERVED_CONTEXT = 4096
 GIB = 2**30
@@ -60,11 +61,16 @@ def parse_gpus(text: str) -> tuple[int, Gpu]:
 
 
 def predict(
-    config: "PretrainedConfig", settings: "Config", num_tokens: int | None, recoveries: list[str] | None = None
+    config: "PretrainedConfig",
+    settings: "Config",
+    num_tokens: int | None,
+    recoveries: list[str] | None = None,
+    original: "PretrainedConfig | None" = None,
 ) -> dict[str, Any]:
     """What a model of this config needs on the GPUs of ``settings``.
 
     ``num_tokens`` of text are for the ``recoveries`` (default: a round's) that train on it, in equal parts (None: not known).
+    ``original`` is what distillation takes for the teacher.
 
     Returns ``flops.model_size`` with prompt_tokens and prompt_flops ({benchmark: number}), serving_bytes, training_bytes,
     recovery_tokens and recovery_hours.
@@ -73,6 +79,10 @@ def predict(
     prompts = PROMPT_TOKENS.get(config.model_type, PROMPT_TOKENS["llama"])
     tokens = recovery_tokens(settings, num_tokens, settings.recoveries if recoveries is None else recoveries)
     work = {name: training_flops_per_token(config, settings, name) for name in tokens}
+    if "distill" in work:
+        work["distill"] += (
+            flops.flops_per_sample(original or config, settings.sequence_length, causal=True) / settings.sequence_length
+        )
     counts = [count for count in tokens.values() if count is not None]
     known = len(counts) == len(tokens)
     return {
@@ -122,6 +132,8 @@ def assumptions(settings: "Config", rows: list[dict[str, Any]]) -> str:
             f"Recovery: {total:.1f} hours on {settings.dry_run_gpus}, assuming {UTILISATION:.0%} of {gpu.tflops:g} TFLOP/s each"
             + (", generating the rollouts not counted, and each as long as it may be." if settings.uses_grpo else ".")
         )
+        if "distill" in [*settings.recoveries, *settings.final_recoveries]:
+            lines.append("The teacher is taken to be the original, and to run once over every recovery token.")
     else:
         flags = " and ".join(["--recovery-tokens"] * settings.trains_on_text + ["--grpo-steps"] * settings.uses_grpo)
         lines.append(f"Recovery hours need {flags}: how much the data has is not known here.")

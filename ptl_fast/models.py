@@ -67,8 +67,8 @@ def load_config(name: str) -> "PretrainedConfig":
     return config
 
 
-def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
-    """Load a tokenizer.
+def load_tokenizer(name: str, flag: str = "--model") -> "PreTrainedTokenizerBase":
+    """Load a tokenizer; ``flag`` is the setting that errors name.
 
     Raises:
         ValueError: the folder has none.
@@ -76,14 +76,25 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     try:
         tokenizer = AutoTokenizer.from_pretrained(_bundled(name))
     except Exception as error:  # transformers raises many types for a bad tokenizer
-        raise ValueError(f"--model {name} has no tokenizer that can be loaded; save the tokenizer into the same folder") from error
+        raise ValueError(f"{flag} {name} has no tokenizer that can be loaded; save the tokenizer into the same folder") from error
     if not tokenizer.is_fast:
-        raise ValueError(f"--model {name} has only a slow tokenizer; convert it to a tokenizer.json first")
+        raise ValueError(f"{flag} {name} has only a slow tokenizer; convert it to a tokenizer.json first")
     return tokenizer
 
 
-def load_model(name: str, config: "Config", device: str) -> "PreTrainedModel":
-    """Load the weights in the type, on the device and with the attention that the settings ask for.
+def check_same_vocabulary(teacher: str, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raise ValueError when --teacher gives other ids to tokens than the tokenizer of --model does."""
+    theirs, ours = load_tokenizer(teacher, "--teacher").get_vocab(), tokenizer.get_vocab()
+    different = sorted(token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token))
+    if different:
+        raise ValueError(
+            f"--teacher {teacher} has another vocabulary than --model: {len(different)} tokens differ, such as {different[0]!r};"
+            " its predictions are compared token by token, so give a teacher with the same tokenizer"
+        )
+
+
+def load_model(name: str, config: "Config", device: str, flag: str = "--model") -> "PreTrainedModel":
+    """Load the weights in the type, on the device and with the attention that the settings ask for; errors name ``flag``.
 
     Raises:
         ValueError: the weights are missing or do not fit the config, or the attention cannot be used.
@@ -92,14 +103,12 @@ def load_model(name: str, config: "Config", device: str) -> "PreTrainedModel":
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(_bundled(name), dtype=dtype, output_loading_info=True)
     except Exception as error:  # safetensors, torch and transformers raise many types for bad weights
-        raise ValueError(f"--model {name} cannot be loaded: {_first_line(error)}") from error
+        raise ValueError(f"{flag} {name} cannot be loaded: {_first_line(error)}") from error
     model, info = loaded
     unplaced = [key for key in info["unexpected_keys"] if ".layers." in key]
     for keys in (info["missing_keys"], info["mismatched_keys"], unplaced):
         if keys:
-            raise ValueError(
-                f"--model {name}: weights and config.json do not belong together, they differ in {min(map(str, keys))}"
-            )
+            raise ValueError(f"{flag} {name}: weights and config.json do not belong together, they differ in {min(map(str, keys))}")
     attention = _attention(config.attn, device, model)
     try:
         model.set_attn_implementation(attention)

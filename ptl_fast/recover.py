@@ -13,6 +13,7 @@ from ptl_fast import ranks
 from ptl_fast.budget import Spent
 from ptl_fast.config import NOT_ON_TEXT
 from ptl_fast.cpt import cpt
+from ptl_fast.distill import distill
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +36,12 @@ def grpo(model: "PreTrainedModel", lesson: "Lesson", config: "Config") -> Spent:
     return grpo.grpo(model, lesson, config)
 
 
-RECOVERIES: dict[str, Callable[["PreTrainedModel", "Lesson", "Config"], Spent]] = {"none": none, "cpt": cpt, "grpo": grpo}
+RECOVERIES: dict[str, Callable[["PreTrainedModel", "Lesson", "Config"], Spent]] = {
+    "none": none,
+    "cpt": cpt,
+    "distill": distill,
+    "grpo": grpo,
+}
 
 
 def recover(names: Sequence[str], model: "PreTrainedModel", lesson: "Lesson", config: "Config") -> Spent:

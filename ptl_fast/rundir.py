@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast import ranks
+from ptl_fast.files import sync, write_atomically
 from ptl_fast.guard import suffix
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         if ranks.is_main():
-            _write_atomically(self.path / name, text.encode())
+            write_atomically(self.path / name, text.encode())
         ranks.barrier()
 
     def write_tensors(self, name: str, tensors: "dict[str, Tensor]") -> None:
@@ -146,7 +147,7 @@ class RunFolder:
         from safetensors.torch import save
 
         if ranks.is_main():
-            _write_atomically(self.path / name, save({key: tensor.contiguous() for key, tensor in tensors.items()}))
+            write_atomically(self.path / name, save({key: tensor.contiguous() for key, tensor in tensors.items()}))
         ranks.barrier()
 
     def read_tensors(self, name: str) -> "dict[str, Tensor]":
@@ -205,7 +206,7 @@ class RunFolder:
             if new.is_dir():
                 shutil.rmtree(new)
             old.rename(new)
-            _sync(new.parent)
+            sync(new.parent)
         ranks.barrier()
 
     def remove(self, *paths: Path) -> None:
@@ -221,33 +222,13 @@ class RunFolder:
         return (self.path / "state.json").is_file()
 
 
-def _write_atomically(file: Path, content: bytes) -> None:
-    """Write to a temporary file, flush it to disk, and rename: a crash leaves the old file or the new one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(file.name + ".tmp")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.rename(file)
-    _sync(file.parent)
-
-
 def _publish(temporary: Path, folder: Path) -> None:
     """Flush a finished folder to disk and give it its name."""
     for path in [*temporary.rglob("*"), temporary]:
-        _sync(path)
+        sync(path)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
-    _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(folder.parent)
 
 
 def _link_or_copy(source: str, target: str) -> None:

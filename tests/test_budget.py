@@ -464,7 +464,7 @@ class Killed(Exception):
 @pytest.fixture
 def kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Have the next run die before it writes a file, or before a round's step begins: 'round-01 step 7'."""
-    write, begin = rundir._write_atomically, training.StopAtNan.on_step_begin
+    write, begin = rundir.write_atomically, training.StopAtNan.on_step_begin
     where = [""]
 
     def dying_write(file: Path, content: bytes) -> None:
@@ -477,7 +477,7 @@ def kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
             raise Killed
         begin(self, args, state, control, **kwargs)
 
-    monkeypatch.setattr(rundir, "_write_atomically", dying_write)
+    monkeypatch.setattr(rundir, "write_atomically", dying_write)
     monkeypatch.setattr(training.StopAtNan, "on_step_begin", dying_step)
 
     def choose(place: str) -> None:

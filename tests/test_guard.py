@@ -463,7 +463,7 @@ def mortal(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return call
 
-    monkeypatch.setattr(rundir, "_write_atomically", dying(rundir._write_atomically, "write"))
+    monkeypatch.setattr(rundir, "write_atomically", dying(rundir.write_atomically, "write"))
     monkeypatch.setattr(rundir, "_publish", dying(rundir._publish, "save"))
     monkeypatch.setattr(rundir.RunFolder, "_rename", dying(rundir.RunFolder._rename, "rename"))
     return places

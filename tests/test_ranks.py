@@ -27,7 +27,12 @@ DEEPSPEED = ["deepspeed.launcher.runner", "--num_accelerators", "2", "--module"]
 @pytest.mark.parametrize(
     ("launcher", "flags"),
     [
-        pytest.param(TORCHRUN, f"{FLAGS} --score-during-recovery --scorer output-change --all-statistics", id="torchrun"),
+        # distill: each rank reads its own rows of predictions that both wrote
+        pytest.param(
+            TORCHRUN,
+            f"{FLAGS} --recovery distill --score-during-recovery --scorer output-change --all-statistics",
+            id="torchrun-distill",
+        ),
         pytest.param(DEEPSPEED, FLAGS, id="deepspeed"),
     ],
 )

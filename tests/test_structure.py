@@ -6,8 +6,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-RECOVERIES = {"cpt", "grpo", "lesson", "prompts", "rewards", "training"}  # modules of the stage "recover"
-STAGES = {"data", "calibrate", "score", "plan", "compact", "anticipate", "guard", "recover", "evaluate", "reference_rule"}
+RECOVERIES = {"cpt", "distill", "grpo", "lesson", "prompts", "rewards", "teacher", "training"}  # modules of the stage "recover"
+STAGES = {
+    "data",
+    "calibrate",
+    "score",
+    "plan",
+    "compact",
+    "reconstruct",
+    "anticipate",
+    "guard",
+    "recover",
+    "evaluate",
+    "reference_rule",
+}
 
 
 def imported_modules(file: Path) -> set[str]:

@@ -1,0 +1,125 @@
+"""The section of benchmarks.recovery_study on distillation: against continual pre-training with equal tokens, over whole runs.
+
+Every row is a run of four rounds on the bundled model with the demo's settings: the learning rate is the one chosen for cpt.
+"""
+
+import functools
+import itertools
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.compare_run import commit
+from benchmarks.files import write_text
+
+Settings = dict[str, Any]
+Row = dict[str, Any]
+# a round's own evaluation is short: only the result's accuracy is reported
+BASE: Settings = {
+    "rounds": 4,
+    "calibration_tokens": 8192,
+    "eval_tasks": ["nll"],
+    "eval_limit": 8,
+    "device": "cpu",
+}
+METHODS: dict[str, Settings] = {"cpt": {"recovery": "cpt"}, "distill": {"recovery": "distill"}}
+SIZES, BUDGETS = (0.25, 0.33), (50_000, 100_000)
+
+
+def choices() -> Iterator[tuple[str, Settings]]:
+    """The settings among which was chosen, beside cpt and the defaults."""
+    yield from METHODS.items()
+    for changes in (
+        {"distill_temperature": 1.0},
+        {"distill_temperature": 4.0},
+        {"distill_weight": 0.5},
+        {"distill_weight": 1.0},
+        {"distill_top_k": 8},
+        {"distill_top_k": 384},
+        {"learning_rate": 6e-4},
+    ):
+        ((name, value),) = changes.items()
+        yield f"distill, {name.replace('_', ' ')} {value:g}", {**METHODS["distill"], **changes}
+    yield "cpt, learning rate 0.0006", {**METHODS["cpt"], "learning_rate": 6e-4}
+
+
+def grid(split: str) -> dict[str, Settings]:
+    """{row's name: settings}."""
+    if split == "validation":
+        return {name: {**BASE, "keep": SIZES[0], "recovery_tokens": BUDGETS[0], **settings} for name, settings in choices()}
+    return {
+        f"{method}, keep {keep:g}, {tokens:,} tokens": {**BASE, "keep": keep, "recovery_tokens": tokens, **settings}
+        for keep, tokens, (method, settings) in itertools.product(SIZES, BUDGETS, METHODS.items())
+    }
+
+
+def run(split: str, task: str, seeds: Sequence[int], file: Path, names: Sequence[str] = ()) -> dict[str, Any]:
+    """Measure what the file does not hold yet; it is written after every row. ``names`` restricts to rows whose name has one."""
+    rows: dict[str, Row] = json.loads(file.read_text()) if file.is_file() else {}
+    for (name, settings), seed in itertools.product(grid(split).items(), seeds):
+        key, full = f"{name}, seed {seed}", {**settings, "seed": seed}
+        wanted = not names or any(part in name for part in names)
+        if wanted and rows.get(key, {}).get("settings") != full:
+            rows[key] = {"settings": full, "commit": commit(), **measure(full, task)}
+            write_text(file, json.dumps(rows, indent=1) + "\n")
+            print(f"{key}: {rows[key]['accuracy']}% after {rows[key]['cpu_seconds']} CPU seconds of recovery", flush=True)
+    return rows
+
+
+def measure(settings: Settings, task: str) -> Row:
+    """One run: size, accuracy of the result, and the CPU time of recovery, the teacher's passes included."""
+    from ptl_fast import evaluate, models, recover
+    from ptl_fast.compress import compress
+    from ptl_fast.config import Config
+
+    seconds, before = [0.0], recover.recover
+
+    def timed(*arguments: Any) -> Any:
+        start = time.process_time()
+        spent = before(*arguments)
+        seconds[0] += time.process_time() - start
+        return spent
+
+    folder = Path(tempfile.mkdtemp())
+    try:
+        recover.recover = timed  # type: ignore[assignment]
+        report = compress(**settings, output=str(folder / "run"))
+        final = str(folder / "run" / "final")
+        loaded = evaluate.load_lm_eval_task(evaluate.parse_tasks([task])[0])
+        model, tokenizer = models.load_model(final, Config(), "cpu"), models.load_tokenizer(final)
+        (accuracy,) = evaluate.run_lm_eval(model, tokenizer, loaded, 250, None).values()
+    finally:
+        recover.recover = before
+        shutil.rmtree(folder)
+    return {
+        "accuracy": round(100 * float(accuracy), 1),
+        "parameters": round(report["final"]["num_parameters"] / report["dense"]["num_parameters"], 4),
+        "cpu_seconds": round(seconds[0], 1),
+        "tokens": sum(each["recovery_tokens"] for each in report["rounds"]),
+    }
+
+
+def table(rows: dict[str, Row], split: str = "test") -> list[list[str]]:
+    """Accuracy of each row: mean, lowest and highest over seeds."""
+    lines = [["recovery", "seeds", "accuracy %, mean (lowest to highest)", "CPU seconds of recovery"]]
+    for name in grid(split):
+        found = [row for key, row in rows.items() if key.startswith(f"{name}, seed ")]
+        if not found:
+            lines.append([name, "0", "not measured", ""])
+            continue
+        values = [row["accuracy"] for row in found]
+        accuracy = f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+        lines.append([name, str(len(found)), accuracy, f"{statistics.mean(row['cpu_seconds'] for row in found):.0f}"])
+    return lines
+
+
+def makers(folder: Path) -> dict[str, Callable[[], list[list[str]]]]:
+    """{marker in the document: its table} from the files of rows in a folder."""
+    files = {split: folder / f"recovery_distill_{split}.json" for split in ("test", "validation")}
+    rows = {split: json.loads(file.read_text()) if file.is_file() else {} for split, file in files.items()}
+    return {f"distillation_{split}": functools.partial(table, rows[split], split) for split in files}
