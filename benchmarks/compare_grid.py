@@ -205,8 +205,8 @@ SCORERS: dict[str, Maker] = {
 RECOVERIES: dict[str, Settings] = {
     "PTL": {},
     "equal shares": {"recovery_split": "equal"},
-    "shares grow twofold": {"recovery_growth": 2.0},
-    "until recovered": {"recovery_split": "until-recovered"},
+    "shares grow twofold": {"recovery_split": "growing", "recovery_growth": 2.0},
+    "shares grow fourfold": {"recovery_split": "growing"},
     "not compensated": {"compensate": False},
     "equal steps": {"steps": "equal"},
     "one learning-rate schedule": {"lr_schedule": "run"},
@@ -250,7 +250,7 @@ def same_ends(setup: Setup, num_rounds: int) -> Settings:
     With the same growth, the first of many rounds would get fewer tokens than one sequence holds.
     """
     base_rounds = len(planned(setup.base)) - 1
-    if num_rounds in (1, base_rounds) or setup.base.get("recovery_split", "growing") != "growing":
+    if num_rounds in (1, base_rounds) or setup.base.get("recovery_split", Config.recovery_split) == "equal":
         return {}
     ratio = setup.base.get("recovery_growth", Config.recovery_growth) ** (base_rounds - 1)
     return {"recovery_growth": round(ratio ** (1 / (num_rounds - 1)), 4)}

@@ -125,8 +125,9 @@ class Config:
 
     recovery_split: Literal["growing", "equal", "until-recovered"] = "growing"
     """How the recovery tokens are shared: growing gives each round --recovery-growth times the tokens of the round before;
-    until-recovered starts from the same shares, but lets a round end soon after it has recovered (--recovered-within), and
-    gives the tokens and data that it saves to later rounds. The last round uses all that is left."""
+    until-recovered starts from the same shares, but a round that pruning has not hurt (--recovered-within) does not train, and
+    others end soon after they have recovered; the tokens and data that this saves go to later rounds. The last round uses all
+    that is left."""
 
     recovery_growth: float = 2.0
     """The factor of --recovery-split growing and until-recovered. With --recovery-tokens, a round's share is raised to the tokens

@@ -42,6 +42,11 @@ def cpt(model: "PreTrainedModel", lesson: Lesson, config: "Config") -> Spent:
     tokens, spending, dtype = lesson.tokens, lesson.spending, model.dtype
     arguments = _training_arguments(model, lesson, config)
     closing = Closing(arguments.max_steps, _tokens_per_step(tokens, config), spending.held_out)
+    checkpoint = training.newest_checkpoint(lesson.folder)
+    if checkpoint is None and spending.held_out is not None:
+        closing.note(0, ranks.agree(spending.held_out.nll()))
+        if closing.begins == 0:  # what pruning did not hurt, training would only move
+            return Spent(checks=closing.checks, moments=spending.moments if spending.keep_moments else None)
     autocast = partial(torch.autocast, model.device.type, dtype, enabled=dtype != torch.float32)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(lesson.log_folder)
     close = _Close(closing, spending, lesson.watch, autocast)
@@ -59,7 +64,6 @@ def cpt(model: "PreTrainedModel", lesson: Lesson, config: "Config") -> Spent:
             callbacks=_callbacks(lesson, close, config),
         )
         trainer.remove_callback(PrinterCallback)
-        checkpoint = training.newest_checkpoint(lesson.folder)
         if checkpoint is not None:
             _restore(Path(checkpoint), closing, lesson.watch)
         training.run(trainer, checkpoint)
