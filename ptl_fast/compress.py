@@ -463,7 +463,7 @@ class _Job:
         config, rest = self.config, self._rest(step)
         position = None
         if config.lr_schedule == "run" and step.kind != "final":
-            later = zip(self.training[step.number :], self._tokens_left()[1:], strict=False)  # without the final one
+            later = zip(self.training[step.number :], self._tokens_left()[1 : 1 + len(rest)], strict=False)  # without the final one
             before = sum(record["recovery_steps"] for record in self.records)
             position = before, sum(cpt.num_steps(tokens, num_tokens, config) for tokens, num_tokens in later)
         anticipates = config.anticipate > 0 and bool(rest) and rest[0].kind == "neurons"

@@ -468,7 +468,8 @@ def test_final_recovery_is_not_judged_and_stays_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its tokens stay on top, and its documents its own, also where the guard has made three rounds of one. Killed, it goes on."""
-    settings = {**inputs, "drop_layers": 0, "final_recovery": name, "grpo_steps": 4, "output": tmp_path}
+    settings = {**inputs, "drop_layers": 0, "final_recovery": name, "grpo_steps": 4, "lr_schedule": "run"}
+    settings["output"] = tmp_path
     follow("ffpppf", tmp_path)
     train, lessons, kills = recover.RECOVERIES[name], list[Lesson](), [Killed]
 
@@ -495,6 +496,11 @@ def test_final_recovery_is_not_judged_and_stays_last(
     if name == "grpo":
         assert len(lessons[-1].problems) > 10
         assert {lesson.name for lesson in lessons} == {"round-04"}
+    else:
+        steps = sum(record["recovery_steps"] for record in records[:2])
+        positions = {lesson.name: lesson.spending.position for lesson in lessons}
+        assert positions["round-03"] == (steps, 0), "the run's schedule ends with the last pruning"
+        assert positions["round-04"] is None
     assert "4 final" in (tmp_path / "report.md").read_text()
 
 
