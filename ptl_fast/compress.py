@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ptl_fast import guard
-from ptl_fast.config import Config, deepspeed_file
+from ptl_fast.config import NOT_ON_TEXT, Config, deepspeed_file
 from ptl_fast.course import DECISIONS, Course
 from ptl_fast.flags import make_config, parse, shipped_config
 from ptl_fast.guard import suffix
@@ -392,8 +392,9 @@ class _Job:
         from ptl_fast import calibrate, families, moments, recover, report
 
         trains = step.recovery_share > 0  # not where --threshold found nothing to remove
-        names = self.config.final_recoveries if step.kind == "final" else self.config.recoveries
-        config = self._extended_config(step.number, extension) if extension else self.config
+        names, config = (self.config.final_recoveries if step.kind == "final" else self.config.recoveries), self.config
+        if extension:
+            names, config = self._extended_recoveries(step.number, extension)
         with contextlib.ExitStack() as stack:
             watch, rest = None, self._rest(step)
             if self.config.score_during_recovery and trains and rest:
@@ -428,15 +429,17 @@ class _Job:
         )
         return self._extended(lesson, step.number, extension) if extension else lesson
 
-    def _extended_config(self, number: int, extension: int) -> Config:
-        """The settings of an extension of recovery: the data comes in another order, and fewer times."""
+    def _extended_recoveries(self, number: int, extension: int) -> tuple[list[str], Config]:
+        """Which recoveries an extension has, and its settings: the data comes in another order, and fewer times."""
+        own, names = self.folder.read_json(f"round-{number:02d}/recovery.json"), self.config.recoveries
         config = dataclasses.replace(self.config, seed=self.config.seed + extension)
-        own = self.folder.read_json(f"round-{number:02d}/recovery.json")
-        if "grpo" not in own:
-            return config
-        share = guard.extensions(self.course.decisions, number)[-1].next_share
-        assert share is not None
-        return dataclasses.replace(config, grpo_steps=max(1, round(share * own["grpo"]["steps"])))
+        if "grpo" in own:
+            share = guard.extensions(self.course.decisions, number)[-1].next_share
+            assert share is not None
+            config = dataclasses.replace(config, grpo_steps=max(1, round(share * own["grpo"]["steps"])))
+        if not own["recovery_steps"]:  # until-recovered: text had no work to do
+            names = [name for name in names if name in NOT_ON_TEXT]
+        return names, config
 
     def _extended(self, lesson: "Lesson", number: int, extension: int) -> "Lesson":
         """The lesson of an extension of recovery: what the round has trained on once more, for the tokens that the guard allows."""
@@ -460,7 +463,7 @@ class _Job:
         config, rest = self.config, self._rest(step)
         position = None
         if config.lr_schedule == "run" and step.kind != "final":
-            later = zip(self.training[step.number :], self._tokens_left()[1:], strict=False)  # without the final one
+            later = zip(self.training[step.number :], self._tokens_left()[1 : 1 + len(rest)], strict=False)  # without the final one
             before = sum(record["recovery_steps"] for record in self.records)
             position = before, sum(cpt.num_steps(tokens, num_tokens, config) for tokens, num_tokens in later)
         anticipates = config.anticipate > 0 and bool(rest) and rest[0].kind == "neurons"

@@ -156,7 +156,7 @@ class Config:
     """The guard: TASK:METRIC, one of the results of --eval-tasks (nll:nll, or a label and a metric), that a round must keep within
     --max-drop of the original model's. A round that fails first trains longer (--max-extra-recovery). Then the run goes back to
     the model before it, and from there on removes half as much at once. If one --width-multiple, or one layer, is still too much,
-    the run stops there, and its result is the last model that passed."""
+    the run stops there, and its result is the last model that passed. --final-recovery is not judged."""
 
     max_drop: float | None = None
     """With --gate: how much worse than the original model the metric may be, in its own unit: 0.05 is five points of an accuracy,

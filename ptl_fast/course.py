@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast import guard
+from ptl_fast.config import NOT_ON_TEXT
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -56,7 +57,7 @@ class Course:
             removed=removed,
             measured=measured,
             tokens=tokens,
-            trains=self.config.recovery != "none",
+            trains=self._trains(tokens[0]),
             max_extra_recovery=self.config.max_extra_recovery,
             next_step=next_step,
             reason=reason,
@@ -85,6 +86,10 @@ class Course:
 
         source = f"round {step.number}'s part of {self.config.data}"
         return data.pack(self.corpus.subsets[step.number - 1], self.config.sequence_length, self.pad, source)
+
+    def _trains(self, tokens: int) -> bool:
+        """Whether there is training to be extended: with until-recovered, a round may have needed none on text."""
+        return self.config.recovery != "none" and (tokens > 0 or not NOT_ON_TEXT.isdisjoint(self.config.recoveries))
 
     def _split(self, number: int, next_step: int) -> "list[list[Round]]":
         multiple = self._width_multiple()

@@ -13,6 +13,7 @@ from conftest import DEMO_MODEL, make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ptl_fast import evaluate, guard, recover, rundir
+from ptl_fast.budget import Spent
 from ptl_fast.compress import compress, main
 from ptl_fast.config import Config
 from ptl_fast.course import Course
@@ -254,6 +255,10 @@ def test_metrics_are_known_before_they_are_measured(name: str, tmp_path: Path) -
     assert evaluate.metrics(loaded) == dict.fromkeys(evaluate.run_lm_eval(model, tokenizer, loaded, 2, 2), True)
 
 
+class Killed(Exception):
+    pass
+
+
 # --- whole runs whose measurements are a script: the k-th decision finds the k-th value
 
 
@@ -435,11 +440,125 @@ def test_what_cannot_help_is_not_tried(
     assert report["stopped"]
 
 
+# --- the guard beside other recoveries
+
+
+@pytest.fixture
+def reinforced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Lesson, Config]]:
+    """What each grpo was given; it trains nothing, and takes as many steps as the settings say."""
+    given: list[tuple[Lesson, Config]] = []
+
+    def note(model: Any, lesson: Lesson, config: Config) -> Spent:
+        given.append((lesson, config))
+        steps = config.grpo_steps or 1
+        curves = {name: [0.5] * steps for name in ("reward", "truncated", "response_tokens")}
+        return Spent(details={"grpo": {"always_zero": ["accuracy"], "steps": steps, "rollouts": 8 * steps, **curves}})
+
+    monkeypatch.setitem(recover.RECOVERIES, "grpo", note)
+    return given
+
+
+@pytest.mark.parametrize("name", ["grpo", "cpt"])
+def test_final_recovery_is_not_judged_and_stays_last(
+    name: str,
+    inputs: dict[str, Any],
+    follow: Callable[[str, Path], None],
+    reinforced: list[tuple[Lesson, Config]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its tokens stay on top, and its documents its own, also where the guard has made three rounds of one. Killed, it goes on."""
+    settings = {**inputs, "drop_layers": 0, "final_recovery": name, "grpo_steps": 4, "lr_schedule": "run"}
+    settings["output"] = tmp_path
+    follow("ffpppf", tmp_path)
+    train, lessons, kills = recover.RECOVERIES[name], list[Lesson](), [Killed]
+
+    def note(model: Any, lesson: Lesson, config: Config) -> Spent:
+        lessons.append(lesson)
+        if lesson.name == "round-04" and kills:
+            raise kills.pop()
+        return train(model, lesson, config)
+
+    monkeypatch.setitem(recover.RECOVERIES, name, note)
+    with pytest.raises(Killed):
+        compress(**settings)
+    gc.collect()
+    report = compress(**settings)
+    assert actions(report) == "1.1e 1.1b 1.2p 2.1p 3.1p"
+    assert [record["kind"] for record in report["rounds"]] == ["neurons"] * 3 + ["final"]
+    assert [record["recovery_tokens"] for record in report["rounds"][:3]] == [1000] * 3
+    assert lessons[-1].name == "round-04"
+    assert lessons[-1].num_tokens == 3000
+    assert lessons[-1].tokens.num_tokens == pytest.approx(3000, abs=100)
+    records = report["rounds"]
+    assert records[3]["eval_pruned"] == records[2]["eval"]
+    assert (report["final"]["width"], report["final"]["eval"]) == (24, records[3]["eval"])
+    if name == "grpo":
+        assert len(lessons[-1].problems) > 10
+        assert {lesson.name for lesson in lessons} == {"round-04"}
+    else:
+        steps = sum(record["recovery_steps"] for record in records[:2])
+        positions = {lesson.name: lesson.spending.position for lesson in lessons}
+        assert positions["round-03"] == (steps, 0), "the run's schedule ends with the last pruning"
+        assert positions["round-04"] is None
+    assert "4 final" in (tmp_path / "report.md").read_text()
+
+
+def test_run_that_the_guard_stops_has_no_final_recovery(
+    inputs: dict[str, Any], follow: Callable[[str, Path], None], tmp_path: Path
+) -> None:
+    follow("fpf", tmp_path)
+    settings = {**inputs, "drop_layers": 0, "keep": 0.65, "recovery": "none", "final_recovery": "cpt"}
+    report = compress(**settings, output=tmp_path)
+    assert actions(report) == "1.1b 1.2p 2.1s"
+    assert [record["kind"] for record in report["rounds"]] == ["neurons"]
+    assert report["final"]["eval"] == report["rounds"][0]["eval"]
+
+
+def test_reinforcement_is_extended_in_steps_and_split_with_its_problems(
+    inputs: dict[str, Any],
+    follow: Callable[[str, Path], None],
+    reinforced: list[tuple[Lesson, Config]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Half of six steps is three; the parts of an undone round have problems of their own, those of their text."""
+    follow("ffpfpp", tmp_path)
+    settings = {**inputs, "drop_layers": 0, "recovery": "cpt,grpo", "grpo_steps": 6, "output": tmp_path}
+    report = compress(**settings)
+    assert actions(report) == "1.1e 1.1b 1.2p 2.1e 2.1p 3.1p"
+    assert [config.grpo_steps for _, config in reinforced] == [6, 3, 6, 6, 3, 6]
+    assert [config.seed for _, config in reinforced] == [0, 1, 0, 0, 1, 0]
+    texts = [{document.text for document in lesson.problems} for lesson, _ in reinforced]
+    assert texts[1] == texts[0] == texts[2] | texts[3] | texts[5]
+    assert texts[4] == texts[3]
+    assert len(texts[0]) == len(texts[2]) + len(texts[3]) + len(texts[5]), "no problem in two rounds"
+    tokenizer = AutoTokenizer.from_pretrained(inputs["model"])
+    for lesson, _ in reinforced:
+        read = {int(token) for token in lesson.tokens.input_ids.flatten()}
+        assert {token for document in lesson.problems for token in tokenizer(document.text)["input_ids"]} <= read
+        assert sum(len(tokenizer(document.text)["input_ids"]) + 1 for document in lesson.problems) == lesson.tokens.num_tokens
+    (extra,) = report["rounds"][1]["extra_recovery"]
+    assert (extra["grpo"]["steps"], report["rounds"][1]["grpo"]["steps"]) == (3, 6)
+    line = "Round 2, extension 1: accuracy was 0 for each of 24 rollouts"
+    assert line in capsys.readouterr().out
+    text = (tmp_path / "report.md").read_text()
+    assert line in text
+    assert "| 2, extension 1 |" in text
+
+
+def test_round_that_needed_no_training_is_not_extended(
+    inputs: dict[str, Any], follow: Callable[[str, Path], None], tmp_path: Path
+) -> None:
+    """With until-recovered; half as much goes at once instead."""
+    follow("fpppp", tmp_path)
+    split = {"recovery_split": "until-recovered", "recovered_within": 100.0, "drop_layers": 0}
+    report = compress(**{**inputs, **split, "rounds": 2, "keep": 0.35}, output=tmp_path)
+    assert actions(report).startswith("1.1b 1.2p")
+    assert report["rounds"][0]["recovery_tokens"] == 0
+
+
 # --- interrupted runs
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.fixture
@@ -478,10 +597,8 @@ def files(folder: Path, pattern: str) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.glob(pattern))}
 
 
-STATE = {"recovery_split": "until-recovered", "recovered_within": 100.0, "keep_optimizer_state": True, "anticipate": 1e-3}
-
-
-DURING = {"score_during_recovery": True, "lr_schedule": "run"}
+STATE = {"recovery_split": "until-recovered", "recovered_within": -1.2, "keep_optimizer_state": True, "anticipate": 1e-3}
+DURING = {"scorer": "output-change", "score_during_recovery": True, "lr_schedule": "run"}
 
 
 @pytest.mark.parametrize(
@@ -516,6 +633,9 @@ def test_run_killed_at_every_decision_ends_bit_identical(
 
 BUNDLED = {
     "rounds": 1,
+    "scorer": "output-change",
+    "compensate": False,
+    "recovery_split": "growing",
     "recovery_tokens": 4000,
     "sequence_length": 128,
     "global_batch": 8,
