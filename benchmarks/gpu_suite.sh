@@ -68,7 +68,7 @@ done
 part compaction 40 "$PYTHON" -m benchmarks.bench_compaction "${compaction[@]}" --json "$out/compaction_${compaction[1]}_$name.json"
 if ((rehearse)) || [[ -n ${SMOLLM2:-} ]]; then
     part recovery 60 "$PYTHON" -m benchmarks.recovery_throughput ${SMOLLM2:+--model "$SMOLLM2"} "${recovery[@]}" \
-        --json "$out/recovery_${SMOLLM2:+smollm2_}$name.json"
+        --json "$out/throughput_${SMOLLM2:+smollm2_}$name.json"
 fi
 part alignment 40 "$PYTHON" -m benchmarks.alignment "${alignment[@]}" --json "$out/alignment_$name.json"
 finish

@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed_table [--check]
 
-Reads speedup_*.json, recovery_*.json, stages_*.json and alignment_*.json in benchmarks/results. What is expected and has no results
+Reads speedup_*.json, throughput_*.json, stages_*.json and alignment_*.json in benchmarks/results. What is expected and has no results
 keeps a row, as "not measured".
 """
 
@@ -31,12 +31,12 @@ RESOURCES = {
 
 def tables(folder: Path) -> Makers:
     """Every table of the document, from the results in a folder."""
-    speedup, alignment, recovery, stages = (load(folder, prefix) for prefix in ("speedup", "alignment", "recovery", "stages"))
+    speedup, alignment, throughput, stages = (load(folder, prefix) for prefix in ("speedup", "alignment", "throughput", "stages"))
     makers: Makers = {
-        "devices": lambda: devices_table([*speedup, *recovery, *stages, *alignment]),
+        "devices": lambda: devices_table([*speedup, *throughput, *stages, *alignment]),
         "resources": lambda: resources_table(speedup),
         "targets": lambda: targets.table({name: load(folder, name) for name in PREFIXES}, "cpu"),
-        "recovery": lambda: recovery_table(recovery),
+        "throughput": lambda: throughput_table(throughput),
         "stages": lambda: stages_table(stages),
         "alignment": lambda: alignment_table(alignment),
     }
@@ -62,11 +62,11 @@ def resources_table(speedup: Results) -> list[list[str]]:
     return table + [["", *names, *[""] * (len(WHERE) - 2), *[MISSING] * len(RESOURCES)] for names in _without_results(speedup)]
 
 
-def recovery_table(recovery: Results) -> list[list[str]]:
+def throughput_table(throughput: Results) -> list[list[str]]:
     """Training's throughput: a row for each device, model and way."""
     table = [["device", "model", "dtype", "sequence", "batch", "way", "tokens/s", "utilisation", "/ TRL (lowest to highest)"]]
     for device_type, label in DEVICE_TYPES.items():
-        of_type = [results for results in recovery if results["environment"]["device_type"] == device_type]
+        of_type = [results for results in throughput if results["environment"]["device_type"] == device_type]
         if not of_type:
             table.append([label, *[""] * 5, *[MISSING] * 3])
         for results in of_type:

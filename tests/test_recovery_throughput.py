@@ -21,7 +21,7 @@ from ptl_fast.config import Config
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    file = tmp_path_factory.mktemp("recovery") / "recovery_test.json"
+    file = tmp_path_factory.mktemp("recovery") / "throughput_test.json"
     sizes = ["--sequence-length", "128", "--batch", "2", "--steps", "2", "--rounds", "2"]
     recovery_throughput.main([*sizes, "--device", "cpu", "--json", str(file)])
     return json.loads(file.read_text())

@@ -345,7 +345,7 @@ def test_committed_tables_are_what_the_raw_results_give() -> None:
 
 def test_tables_show_measured_rows_and_keep_what_is_not(measured: Path, tmp_path: Path) -> None:
     document = tmp_path / "benchmarks.md"
-    marks = ("prefill", "decode", "paper", "resources", "recovery", "stages", "targets", "alignment", "devices")
+    marks = ("prefill", "decode", "paper", "resources", "throughput", "stages", "targets", "alignment", "devices")
     document.write_text("".join(f"<!-- table:{mark} -->\nstale\n<!-- end -->\n" for mark in marks))
     flags = ["--document", str(document), "--results", str(measured)]
     with pytest.raises(SystemExit):
@@ -427,7 +427,7 @@ def test_gpu_suite_rehearsal_writes_every_part(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     files = {file.name for file in tmp_path.iterdir()}
     parts = {"kernels_dry.json", "scoring_tiny_dry.json", "speedup_tiny_dry.json", "alignment_dry.json"}
-    parts |= {"compaction_tiny_dry.json", "recovery_dry.json"}
+    parts |= {"compaction_tiny_dry.json", "throughput_dry.json"}
     assert files == {"log.txt", *parts}
     for part in parts:
         assert json.loads((tmp_path / part).read_text())["environment"]["torch"] == torch.__version__
