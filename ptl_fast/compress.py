@@ -761,13 +761,14 @@ class _Job:
         return folder
 
     def _predictions_bytes(self) -> int:
-        """Disk space of the teacher's predictions for the largest round; 0 without distillation."""
+        """Disk space of the teacher's predictions for the largest round, at most; 0 without distillation."""
         from ptl_fast import teacher
 
         if "distill" not in [*self.config.recoveries, *self.config.final_recoveries]:
             return 0
         row_bytes = teacher.row_bytes(self.config.sequence_length, self.config.distill_top_k, self.hf_config.vocab_size)
-        return row_bytes * max(len(tokens) for tokens in self.training)
+        sizes = [len(tokens) for tokens in self.training]  # with until-recovered, the last round may come to all of them
+        return row_bytes * (sum(sizes) if self.config.recovery_split == "until-recovered" else max(sizes, default=0))
 
     def _load_weights(self, number: int, extension: int = 0) -> None:
         """Load the original (0) or what a round, or an extension of it, left; check that the model computes finite numbers."""

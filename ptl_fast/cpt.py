@@ -33,6 +33,9 @@ WATCHED, CLOSING = "watched.pt", "closing.json"
 class Teaching(Protocol):
     """What changes the loss (ptl_fast.distill has it)."""
 
+    def prepare(self) -> None:
+        """Called before training, and not where the round does not train."""
+
     def example(self, row: int) -> dict[str, Tensor]:
         """What the loss needs to know of a sequence; it joins the training example."""
 
@@ -51,13 +54,15 @@ def cpt(model: "PreTrainedModel", lesson: Lesson, config: "Config", teaching: Te
         ValueError: the loss is NaN or infinite (names the step), or the batch does not divide among the ranks.
     """
     tokens, spending, dtype = lesson.tokens, lesson.spending, model.dtype
-    arguments = _training_arguments(model, lesson, config)
-    closing = Closing(arguments.max_steps, _tokens_per_step(tokens, config), spending.held_out)
+    closing = Closing(num_steps(tokens, lesson.num_tokens, config), _tokens_per_step(tokens, config), spending.held_out)
     checkpoint = training.newest_checkpoint(lesson.folder)
     if checkpoint is None and spending.held_out is not None:
         closing.note(0, ranks.agree(spending.held_out.nll()))
         if closing.begins == 0:  # what pruning did not hurt, training would only move
             return Spent(checks=closing.checks, moments=spending.moments if spending.keep_moments else None)
+    if teaching is not None:
+        teaching.prepare()
+    arguments = _training_arguments(model, lesson, config)  # after the teacher is gone: with DeepSpeed they spread what is loaded
     autocast = partial(torch.autocast, model.device.type, dtype, enabled=dtype != torch.float32)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(lesson.log_folder)
     close = _Close(closing, spending, lesson.watch, autocast)

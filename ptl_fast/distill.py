@@ -20,7 +20,7 @@ Shape suffixes: T tokens, K likeliest tokens, V vocabulary.
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,7 +45,7 @@ FOLDER = "teacher"  # in the round's recovery folder, which goes when the round 
 
 
 def distill(model: "PreTrainedModel", lesson: "Lesson", config: "Config") -> "Spent":
-    """Train as ``cpt`` does, on this module's loss. First the teacher runs over the sequences that training will read.
+    """Train as ``cpt`` does, on this module's loss. Before that the teacher runs over the sequences that training will read.
 
     Raises:
         ValueError: as ``cpt``; or the teacher's predictions do not fit on the disk.
@@ -60,18 +60,20 @@ def distill(model: "PreTrainedModel", lesson: "Lesson", config: "Config") -> "Sp
         unset_hf_deepspeed_config()  # ZeRO-3 of the round before would spread this model too; the next Trainer sets its own
         return models.load_model(name, dataclasses.replace(config, dtype="auto"), str(model.device), flag)
 
-    fill(
-        cache,
-        lesson.tokens,
-        load,
-        config.distill_top_k,
-        config.distill_temperature,
-        vocab_size,
-        config.micro_batch,
-        f"{lesson.name}: teacher",
-    )
+    def prepare() -> None:
+        fill(
+            cache,
+            lesson.tokens,
+            load,
+            config.distill_top_k,
+            config.distill_temperature,
+            vocab_size,
+            config.micro_batch,
+            f"{lesson.name}: teacher",
+        )
+
     try:
-        return cpt(model, lesson, config, Teaching(cache, config.distill_weight, config.distill_temperature))
+        return cpt(model, lesson, config, Teaching(cache, config.distill_weight, config.distill_temperature, prepare))
     finally:
         cache.close()
 
@@ -79,8 +81,12 @@ def distill(model: "PreTrainedModel", lesson: "Lesson", config: "Config") -> "Sp
 class Teaching:
     """Adds the teacher's predictions to training examples, and the loss that reads them to the model."""
 
-    def __init__(self, cache: TeacherCache, weight: float, temperature: float) -> None:
-        self.cache, self.weight, self.temperature = cache, weight, temperature
+    def __init__(self, cache: TeacherCache, weight: float, temperature: float, prepare: Callable[[], None] = lambda: None) -> None:
+        self.cache, self.weight, self.temperature, self._prepare = cache, weight, temperature, prepare
+
+    def prepare(self) -> None:
+        """Fill the cache."""
+        self._prepare()
 
     def example(self, row: int) -> dict[str, Tensor]:
         """The predictions for one sequence, floats as integers of the same bits: under DeepSpeed, Trainer rounds floats to bf16."""
