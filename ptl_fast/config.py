@@ -410,7 +410,10 @@ class Config:
             raise ValueError(f"--distill-weight {self.distill_weight} is outside (0, 1]; without the teacher use --recovery cpt")
         if not 0 < self.distill_temperature < math.inf:
             raise ValueError(f"--distill-temperature {self.distill_temperature} must be a positive number, for example 1")
-        if self.teacher is not None and "distill" not in [*self.recoveries, *self.final_recoveries]:
+        distills = "distill" in [*self.recoveries, *self.final_recoveries]
+        if distills and self.liger:
+            raise ValueError("--liger never stores the logits, which --recovery distill compares; leave one of the two out")
+        if self.teacher is not None and not distills:
             raise ValueError(f"--teacher is for --recovery distill, and --recovery is {self.recovery}; leave one of them out")
 
     def _check_scoring(self) -> None:
