@@ -2,8 +2,8 @@
 
     python -m benchmarks.speed_table [--check]
 
-Reads speedup_*.json, throughput_*.json, stages_*.json and alignment_*.json in benchmarks/results. What is expected and has no results
-keeps a row, as "not measured".
+Reads speedup_*.json, throughput_*.json, stages_*.json and alignment_*.json in benchmarks/results. What is expected and has no
+results keeps a row, as "not measured".
 """
 
 from pathlib import Path
