@@ -7,7 +7,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-from ptl_fast.config import Config
+from ptl_fast.config import NOT_ON_TEXT, Config
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -19,7 +19,7 @@ def parse(arguments: list[str] | None = None) -> Config:
     # the deepspeed launcher adds this flag; LOCAL_RANK in the environment says the same
     arguments = [argument for argument in arguments if not argument.startswith("--local_rank=")]
     chosen = parser.parse_args(arguments)
-    parser.set_defaults(_defaults(chosen.preset, chosen.model, chosen.slice_hidden))
+    parser.set_defaults(_defaults(chosen.preset, chosen.model, chosen.slice_hidden, chosen.recovery))
     settings = parser.parse_args(arguments).as_dict()
     settings.pop("config")
     return Config(**settings)
@@ -27,7 +27,8 @@ def parse(arguments: list[str] | None = None) -> Config:
 
 def make_config(settings: dict[str, Any]) -> Config:
     """Settings of ``ptl_fast.compress(...)``, with the defaults of their preset."""
-    defaults = _defaults(settings.get("preset"), settings.get("model"), settings.get("slice_hidden"))
+    chosen = (settings.get(name) for name in ("preset", "model", "slice_hidden", "recovery"))
+    defaults = _defaults(*chosen)
     return Config(**{**defaults, **settings})
 
 
@@ -83,7 +84,13 @@ def _parser() -> Any:
     return parser
 
 
-def _defaults(preset: str | None, model: str | None, slice_hidden: float | None) -> dict[str, Any]:
-    """Settings that hold where the user gives none: a preset's, and with --slice-hidden one round that removes no neurons."""
+def _defaults(preset: str | None, model: str | None, slice_hidden: float | None, recovery: str | None) -> dict[str, Any]:
+    """Settings that hold where the user gives none: a preset's, as far as they go with what the user chose.
+
+    With --slice-hidden one round removes no neurons. A preset's way of sharing text is for recoveries that train on it.
+    """
+    settings = preset_settings(preset, model)
+    if recovery is not None and NOT_ON_TEXT.issuperset(recovery.split(",")):
+        settings.pop("recovery_split", None)
     slicing = {} if slice_hidden is None else {"keep": 1.0, "rounds": None}
-    return {**preset_settings(preset, model), **slicing}
+    return {**settings, **slicing}
