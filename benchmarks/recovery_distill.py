@@ -28,6 +28,7 @@ BASE: Settings = {
     "scorer": "output-change",
     "compensate": False,
     "width_multiple": 32,
+    "recovery_split": "growing",
     "recovery_growth": 4.0,
     "lr_schedule": "run",
     "keep_optimizer_state": True,

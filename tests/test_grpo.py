@@ -299,9 +299,9 @@ def test_line_for_one_reward() -> None:
         ({"grpo_temperature": 0.0}, "--grpo-temperature must be positive"),
         ({"grpo_prompts": 0}, "--grpo-prompts 0 must be at least 1"),
         ({"recovery": "grpo", "recovery_split": "until-recovered"}, "--recovery-split until-recovered is about training on text"),
-        ({"recovery": "grpo", "score_during_recovery": True}, "needs --recovery cpt alone"),
-        ({"recovery": "cpt,grpo", "anticipate": 1.0}, "needs --recovery cpt alone"),
-        ({"recovery": "cpt,grpo", "keep_optimizer_state": True}, "needs --recovery cpt alone"),
+        ({"recovery": "grpo", "score_during_recovery": True}, "needs --recovery cpt or distill alone"),
+        ({"recovery": "cpt,grpo", "anticipate": 1.0}, "needs --recovery cpt or distill alone"),
+        ({"recovery": "cpt,grpo", "keep_optimizer_state": True}, "needs --recovery cpt or distill alone"),
     ],
 )
 def test_settings_that_exclude_one_another_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -311,7 +311,7 @@ def test_settings_that_exclude_one_another_are_refused(settings: dict[str, Any],
 
 def test_unknown_names_and_missing_vllm_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {**RUN, "rounds": 1, "device": "cpu", "output": tmp_path / "run"}
-    with pytest.raises(ValueError, match="unknown --recovery hope; choose none, cpt, grpo"):
+    with pytest.raises(ValueError, match="unknown --recovery hope; choose none, cpt, distill, grpo"):
         compress(**given, recovery="cpt,hope")
     with pytest.raises(ValueError, match="unknown --final-recovery hope"):
         compress(**given, final_recovery="hope")
