@@ -239,7 +239,14 @@ def _die_in(train: Any, *arguments: Any) -> Spent:
 # --- runs
 
 
-RUN = {"recovery_tokens": 6000, "sequence_length": 128, "calibration_tokens": 2000, "eval_tasks": "nll", "eval_limit": 4}
+RUN = {
+    "recovery_split": "growing",
+    "recovery_tokens": 6000,
+    "sequence_length": 128,
+    "calibration_tokens": 2000,
+    "eval_tasks": "nll",
+    "eval_limit": 4,
+}
 
 
 def test_rounds_and_the_final_recovery_have_problems_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
