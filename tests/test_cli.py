@@ -162,7 +162,7 @@ def test_statistics_from_recovery_decide_the_next_round(command_line: CommandLin
     """Also where one round drops a layer and the other neurons; the round that ends the run takes none."""
     flags = "--rounds 1 --keep 0.75 --drop-layers 1 --order layers-then-neurons --recovery-tokens 6000 --sequence-length 128"
     flags += " --global-batch 8 --micro-batch 8 --calibration-tokens 2000 --eval-limit 10 --device cpu"
-    flags += " --score-during-recovery --scorer output-change"
+    flags += " --score-during-recovery --scorer output-change --recovery-split growing"
     result = command_line(*flags.split(), "--output", "run")
     assert result.returncode == 0, result.stderr
     taken = load_file(tmp_path / "run" / "round-01" / "next_statistics.safetensors")
