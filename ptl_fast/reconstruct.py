@@ -68,7 +68,8 @@ def gram_matrices(
 ) -> Iterator[Tensor]:
     """Yield each layer's A^T A with the ridge on its diagonal, (width, width) fp64 on the model's device: all ranks' tokens.
 
-    Products are in float32, their sums over batches in float64.
+    In float64: where a few neurons are a thousand times louder than the rest on one token, as in many large models, float32's
+    rounding of what they say together is larger than the ridge, and the matrix no longer positive definite.
     """
     width = ffns[0].width
     at_once = max(1, GRAM_BYTES // (8 * width**2))
@@ -122,5 +123,5 @@ def least_squares(gram_II: Tensor, down_HI: Tensor, kept_K: Tensor) -> Tensor:
 
 
 def _add(gram_II: Tensor, masks: list[Tensor], module: nn.Module, args: tuple) -> None:
-    activations_TI = args[0].flatten(0, -2)[masks[0].flatten()].float()
-    gram_II += (activations_TI.T @ activations_TI).double()
+    activations_TI = args[0].flatten(0, -2)[masks[0].flatten()].double()
+    gram_II += activations_TI.T @ activations_TI

@@ -141,6 +141,15 @@ def test_least_important_layers_go() -> None:
 
 
 def test_registries_hold_the_documented_names() -> None:
-    neuron_scorers = {"reconstruction", "activation", "output-change", "fluctuation", "gradient", "magnitude", "reference", "random"}
+    neuron_scorers = {
+        "reconstruction",
+        "activation",
+        "output-change",
+        "fluctuation",
+        "gradient",
+        "magnitude",
+        "reference",
+        "random",
+    }
     assert set(SCORERS) == neuron_scorers
     assert set(LAYER_SCORERS) == {"residual", "block-influence", "angular", "last"}

@@ -150,3 +150,13 @@ def test_nothing_is_left_on_the_model(llama: PreTrainedModel, tokens: data.Packe
 def test_needs_a_pass_of_its_own() -> None:
     with pytest.raises(ValueError, match="--scorer reconstruction needs a pass of its own"):
         Config(score_during_recovery=True).check()
+
+
+def test_neurons_that_shout_at_one_token_leave_the_gram_matrix_positive_definite() -> None:
+    width = 1536
+    a_TI = torch.randn(256, width, generator=torch.Generator().manual_seed(0))
+    a_TI[0, :8] = 1000 * torch.linspace(1, 3, 8)
+    gram_II = torch.zeros(width, width, dtype=torch.float64)
+    reconstruct._add(gram_II, [torch.ones(1, 256, dtype=torch.bool)], torch.nn.Identity(), (a_TI.unsqueeze(0),))
+    gram_II.diagonal().add_(reconstruct.RIDGE * gram_II.diagonal().mean())
+    assert torch.linalg.cholesky_ex(gram_II).info == 0
