@@ -329,6 +329,9 @@ class Config:
             raise ValueError(f"--seed {self.seed} is outside [0, {MAX_SEED})")
         if not 0 < self.keep <= 1:
             raise ValueError(f"--keep {self.keep} is outside (0, 1]; it is the fraction of FFN neurons that stay, for example 0.65")
+        for name in ("learning_rate", "recovery_growth", "checkpoint_minutes", "grpo_learning_rate", "grpo_temperature", "grpo_kl"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} must be a finite number")
         if not 0 <= self.protect_share < 1:
             raise ValueError(f"--protect-share {self.protect_share} is outside [0, 1)")
         if self.recovery_growth <= 0 or self.learning_rate <= 0 or self.checkpoint_minutes < 0:

@@ -13,6 +13,7 @@ from conftest import DEMO_MODEL
 from safetensors.torch import load_file
 
 from ptl_fast.compress import main
+from ptl_fast.config import Config
 from ptl_fast.demo.problems import generate
 from ptl_fast.flags import parse
 
@@ -202,3 +203,12 @@ def test_dry_run_prints_the_schedule_and_writes_nothing(command_line: CommandLin
     assert rows[2][:3] == ["dense", "768", "4"]
     assert rows[-1][:3] == ["5 layers", "384", "3"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "name", ["learning_rate", "recovery_growth", "checkpoint_minutes", "grpo_learning_rate", "grpo_temperature", "grpo_kl"]
+)
+def test_a_number_that_is_not_finite_is_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} {value} must be a finite number"):
+        Config(**{name: value}).check()
