@@ -77,12 +77,15 @@ def gram_matrices(
         group = ffns[first : first + at_once]
         grams = [torch.zeros(width, width, dtype=torch.float64, device=model.device) for _ in group]
         masks: list[Tensor] = []
+        was_training = model.training  # --anticipate plans in the middle of a recovery, and dropout would add noise
+        model.eval()
         with ExitStack() as stack, torch.inference_mode():
             for gram_II, ffn in zip(grams, group, strict=True):
                 stack.callback(ffn.down.register_forward_pre_hook(partial(_add, gram_II, masks)).remove)
             for batch, _, mask in batches(model, tokens, batch_size, f"{description} layers {first}-{first + len(group) - 1}"):
                 masks[:] = [mask]
                 model.base_model(**batch, use_cache=False)
+        model.train(was_training)
         if ranks.world_size() > 1:
             grams = list(ranks.summed({str(index): gram_II for index, gram_II in enumerate(grams)}).values())
         for gram_II in grams:

@@ -142,7 +142,13 @@ def test_padding_does_not_count(llama: PreTrainedModel, tokens: data.PackedToken
 
 
 def test_nothing_is_left_on_the_model(llama: PreTrainedModel, tokens: data.PackedTokens) -> None:
+    llama.train()
+    modes = []
+    llama.model.layers[0].register_forward_pre_hook(lambda module, args: modes.append(module.training))
     prune(llama, tokens, 24, True)
+    llama.model.layers[0]._forward_pre_hooks.clear()
+    assert llama.training
+    assert not any(modes), "dropout would be in the prices"
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in llama.modules())
     assert all(parameter.requires_grad and parameter.dtype == torch.float32 for parameter in llama.parameters())
 
