@@ -604,8 +604,12 @@ class _Job:
         return statistics
 
     def _calibration(self, number: int) -> "PackedTokens":
-        """The first of a round's own data."""
-        return self.training[number - 1].first(self.config.calibration_tokens)
+        """The first of a round's own data, and where that is short, of the rounds' that follow, and then of those before."""
+        tokens, *others = [*self.training[number - 1 :], *self.training[: number - 1]]
+        for part in others:
+            if tokens.num_tokens < self.config.calibration_tokens:
+                tokens = tokens.followed_by(part)
+        return tokens.first(self.config.calibration_tokens)
 
     def _collect(self, kind: str, tokens: "PackedTokens", description: str) -> "Statistics":
         """What the scorer of a round of this kind needs to know of these tokens."""

@@ -236,7 +236,8 @@ class Config:
     """Recompute activations in the backward pass of recovery: less memory, about a third more time."""
 
     calibration_tokens: int = 131072
-    """Tokens of each round's subset (and of --protect) that score neurons and layers."""
+    """Tokens of each round's subset (and of --protect) that score neurons and layers. Where the subset holds fewer, those of other
+    rounds follow: few tokens make poor least squares, and scoring does not train on them."""
 
     all_statistics: bool = False
     """Also store each neuron's sum, sum of magnitudes and largest magnitude in statistics.safetensors."""

@@ -380,6 +380,14 @@ def test_first_scores_of_protected_text_are_kept_too(inputs: dict[str, str], tmp
         assert set(row.topk(int(0.4 * len(row))).indices.tolist()) <= set(kept)
 
 
+def test_every_round_scores_on_the_calibration_tokens_however_small_its_part(inputs: dict[str, str], tmp_path: Path) -> None:
+    settings = {**RUN, "recovery": "none", "recovery_split": "growing", "recovery_growth": 8.0, "calibration_tokens": 3000}
+    compress(**inputs, **settings, output=tmp_path)
+    for number in (1, 2, 3):
+        counted = int(load_file(tmp_path / f"round-{number:02d}" / "statistics.safetensors")["num_tokens"])
+        assert 3000 <= counted < 3000 + 2 * 64, "as few sequences as hold them"
+
+
 def test_recovered_rounds_hand_their_tokens_on(inputs: dict[str, str], tmp_path: Path) -> None:
     """The first ends early; the second begins recovered and does not train; the last takes what is left."""
     report = compress(**inputs, **{**RUN, **UNTIL}, output=tmp_path)
