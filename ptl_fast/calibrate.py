@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ptl_fast.data import PackedTokens
+    from ptl_fast.reconstruct import GramMatrices
 
 Extra = Literal["sums", "angles", "gradients"]
 NOTHING: frozenset[Extra] = frozenset()
@@ -143,20 +144,29 @@ def collect(
     batch_size: int,
     description: str = "calibrate",
     extra: frozenset[Extra] = NOTHING,
+    grams: "GramMatrices | None" = None,
 ) -> Statistics:
     """Run the decoder over the corpus once and return its statistics, on the CPU.
 
     The language-model head is computed for "gradients" only, which also need a backward pass and hold one batch's activations.
-    With several ranks each takes every world_size-th batch, and all get the total.
+    With several ranks each takes every world_size-th batch, and all get the total. The first of ``grams`` come with the same pass.
 
     Raises:
         ValueError: an activation is NaN or infinite; names the layer.
     """
     model_was_training, gradients = model.training, "gradients" in extra
     model.eval()
-    with torch.inference_mode(not gradients), torch.set_grad_enabled(gradients), watch(model, family, extra) as watched:
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(not gradients))
+        stack.enter_context(torch.set_grad_enabled(gradients))
+        watched = stack.enter_context(watch(model, family, extra))
+        watches: list[Watch | GramMatrices] = [watched]
+        if grams is not None:
+            stack.enter_context(grams.watch())
+            watches.append(grams)
         for batch, labels, mask in batches(model, tokens, batch_size, description):
-            watched.expect(mask)
+            for each in watches:
+                each.expect(mask)
             if gradients:
                 _backward(model, batch, labels, watched.statistics)
             else:

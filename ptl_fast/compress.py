@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ptl_fast.lesson import Lesson, Watch
     from ptl_fast.moments import Moments
     from ptl_fast.plan import PruningPlan, Round
+    from ptl_fast.reconstruct import GramMatrices
     from ptl_fast.rundir import RunFolder
     from ptl_fast.sources import Form
 
@@ -148,6 +149,8 @@ class _Job:
     model: "PreTrainedModel"
     family: "Family"
     moments: "Moments | None" = None
+    grams: "GramMatrices | None" = None
+    """Of the model as it is now, from its scores to its compensation."""
     chosen: dict[str, Any] | None = None
     """What --width-multiple auto came to."""
 
@@ -382,7 +385,11 @@ class _Job:
         if ranks.agree((self.output / kept).is_file()):  # not before a round has trained
             self.moments = moments.from_tensors(self.folder.read_tensors(kept))
         if self.config.compensate and plan.kept_neurons is not None:
-            reconstruct.compensate_(self.model, self.family, tokens, self.config.micro_batch, plan.kept_neurons)
+            if self.grams is None:  # scored in another process, another round, or the middle of a recovery
+                _, self.grams = self._collect(plan.kind, tokens, "compensate")
+            assert self.grams is not None
+            reconstruct.compensate_(self.grams, plan.kept_neurons)
+        self.grams = None
         compact.compact_(self.model, self.family, plan, self.moments)
 
     def _recover(self, step: "Round", extension: int = 0) -> None:
@@ -485,6 +492,7 @@ class _Job:
         from ptl_fast.plan import PruningPlan
 
         plan = PruningPlan(**self.folder.once(f"round-{following.number:02d}/plan.json", lambda: self._plan(following)))
+        self.grams = None  # of a model that goes on changing
         return anticipate.penalty(self.model, self.family, plan, self.config.anticipate)
 
     def _held_out(self) -> "HeldOut":
@@ -561,7 +569,7 @@ class _Job:
         seed, scorer = self.config.seed * 1000 + step.number, score.SCORERS[self.config.scorer]
         scores = {"scores": scorer(statistics, self.model, self.family, seed)}
         if self.protected_tokens is not None:
-            general = self._collect(step.kind, self.protected_tokens, "protect")
+            general, _ = self._collect(step.kind, self.protected_tokens, "protect")
             scores["protect_scores"] = scorer(general, self.model, self.family, seed)
         return {**statistics.tensors(), **scores}
 
@@ -597,7 +605,7 @@ class _Job:
         config, taken = self.config, _next_statistics(step.number - 1)
         if config.score_during_recovery and ranks.agree((self.output / taken).is_file()):
             return calibrate.Statistics(**self.folder.read_tensors(taken))
-        statistics = self._collect(step.kind, self._calibration(step.number), "calibrate")
+        statistics, self.grams = self._collect(step.kind, self._calibration(step.number), "calibrate")
         if step.kind == "neurons" and config.scorer == "reference":
             reasoning = [ids[: config.sequence_length] for ids in self.course.corpus.subsets[step.number - 1]]
             statistics.selected_LI = reference_rule.detect(self.model, self.family, reasoning, self.protected_samples)
@@ -611,15 +619,17 @@ class _Job:
                 tokens = tokens.followed_by(part)
         return tokens.first(self.config.calibration_tokens)
 
-    def _collect(self, kind: str, tokens: "PackedTokens", description: str) -> "Statistics":
-        """What the scorer of a round of this kind needs to know of these tokens."""
+    def _collect(self, kind: str, tokens: "PackedTokens", description: str) -> "tuple[Statistics, GramMatrices | None]":
+        """What scoring and compensating a round of this kind need to know of these tokens, by one pass where memory allows."""
         from ptl_fast import calibrate, reconstruct
 
-        batch_size = self.config.micro_batch
-        statistics = calibrate.collect(self.model, self.family, tokens, batch_size, description, self._extra(kind))
-        if kind == "neurons" and self.config.scorer == "reconstruction":
-            statistics.price_LI = reconstruct.prices(self.model, self.family, tokens, batch_size)
-        return statistics
+        batch_size, grams, by_price = self.config.micro_batch, None, self.config.scorer == "reconstruction"
+        if kind == "neurons" and (by_price or self.config.compensate):
+            grams = reconstruct.GramMatrices(self.model, self.family, tokens, batch_size)
+        statistics = calibrate.collect(self.model, self.family, tokens, batch_size, description, self._extra(kind), grams)
+        if grams is not None and by_price:
+            statistics.price_LI = reconstruct.prices(grams)
+        return statistics, grams
 
     def _extra(self, kind: str) -> "frozenset[Extra]":
         """What a round of this kind needs beyond the usual statistics, or what the user wants to have."""

@@ -10,12 +10,11 @@ Shape suffixes: L layers, I FFN width, K kept neurons, H hidden size, T tokens.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from ptl_kernels import GatedFfn
 from torch import Tensor, nn
 
 from ptl_fast import ranks
@@ -32,65 +31,91 @@ CHUNK = 32  # one part in this many of the neurons that are left is priced and r
 GRAM_BYTES = 8 * 2**30  # of Gram matrices in memory at once; more layers take more passes over the corpus
 
 
-def prices(model: "PreTrainedModel", family: Family, tokens: "PackedTokens", batch_size: int) -> Tensor:
-    """Return the order in which neurons should go, (num_layers, width) fp64 on the CPU, and what that costs.
-
-    price[l, i] = sqrt(sum_t ||y_t - y'_t||^2), y the layer's output, and y' what it is at best without i and all of a lower price.
-
-    Costs one pass over the tokens for as many layers as fit in GRAM_BYTES, and about 3 I^3 operations a layer in float64.
-    """
-    ffns = list(feed_forwards(model, family).values())
-    grams = gram_matrices(model, ffns, tokens, batch_size, "calibrate")
-    return torch.stack([eliminate(gram_II, ffn.down.weight.detach()) for gram_II, ffn in zip(grams, ffns, strict=True)]).cpu()
-
-
-@torch.no_grad()
-def compensate_(
-    model: "PreTrainedModel", family: Family, tokens: "PackedTokens", batch_size: int, kept_LK: Sequence[Sequence[int]]
-) -> None:
-    """Change the kept neurons' columns of each down projection, in place, so that its output changes least without the others.
-
-    The neurons that go are still there. Costs as many passes as ``prices``, and K^3 / 3 operations a layer in float64.
-    """
-    ffns = list(feed_forwards(model, family).values())
-    grams = gram_matrices(model, ffns, tokens, batch_size, "compensate")
-    # all layers are measured before the first is changed
-    columns = [
-        least_squares(gram_II, ffn.down.weight, torch.tensor(kept_K, device=gram_II.device))
-        for gram_II, ffn, kept_K in zip(grams, ffns, kept_LK, strict=True)
-    ]
-    for ffn, columns_HK, kept_K in zip(ffns, columns, kept_LK, strict=True):
-        ffn.down.weight[:, torch.tensor(kept_K, device=columns_HK.device)] = columns_HK
-
-
-def gram_matrices(
-    model: "PreTrainedModel", ffns: Sequence[GatedFfn], tokens: "PackedTokens", batch_size: int, description: str
-) -> Iterator[Tensor]:
-    """Yield each layer's A^T A with the ridge on its diagonal, (width, width) fp64 on the model's device: all ranks' tokens.
+class GramMatrices:
+    """Each layer's A^T A on a corpus with the ridge on its diagonal, (width, width) fp64 on the model's device: all ranks' tokens.
 
     In float64: where a few neurons are a thousand times louder than the rest on one token, as in many large models, float32's
     rounding of what they say together is larger than the ridge, and the matrix no longer positive definite.
+
+    Iterating takes a pass over the corpus for as many layers as fit in GRAM_BYTES, or none for those that a ``watch`` has taken
+    during another pass. If all fit they are kept, and good until the model changes.
     """
-    width = ffns[0].width
-    at_once = max(1, GRAM_BYTES // (8 * width**2))
-    for first in range(0, len(ffns), at_once):
-        group = ffns[first : first + at_once]
-        grams = [torch.zeros(width, width, dtype=torch.float64, device=model.device) for _ in group]
-        masks: list[Tensor] = []
-        was_training = model.training  # --anticipate plans in the middle of a recovery, and dropout would add noise
-        model.eval()
-        with ExitStack() as stack, torch.inference_mode():
+
+    def __init__(self, model: "PreTrainedModel", family: Family, tokens: "PackedTokens", batch_size: int) -> None:
+        self.model, self.tokens, self.batch_size = model, tokens, batch_size
+        self.ffns = list(feed_forwards(model, family).values())
+        self.at_once = max(1, GRAM_BYTES // (8 * self.ffns[0].width ** 2))
+        self.mask: Tensor | None = None
+        self.taken: list[Tensor] = []
+
+    def expect(self, mask: Tensor) -> None:
+        """Say which tokens of the next forward pass count: bool, one entry a token."""
+        self.mask = mask
+
+    @contextmanager
+    def watch(self, first: int = 0) -> Iterator[None]:
+        """Inside, forward passes add to the matrices of layer ``first`` and those after it that fit; ``taken`` on the way out."""
+        group = self.ffns[first : first + self.at_once]
+        width, device = group[0].width, self.model.device
+        grams = [torch.zeros(width, width, dtype=torch.float64, device=device) for _ in group]
+        with ExitStack() as stack:
             for gram_II, ffn in zip(grams, group, strict=True):
-                stack.callback(ffn.down.register_forward_pre_hook(partial(_add, gram_II, masks)).remove)
-            for batch, _, mask in batches(model, tokens, batch_size, f"{description} layers {first}-{first + len(group) - 1}"):
-                masks[:] = [mask]
-                model.base_model(**batch, use_cache=False)
-        model.train(was_training)
+                stack.callback(ffn.down.register_forward_pre_hook(partial(self._add, gram_II)).remove)
+            yield
         if ranks.world_size() > 1:
             grams = list(ranks.summed({str(index): gram_II for index, gram_II in enumerate(grams)}).values())
         for gram_II in grams:
             gram_II.diagonal().add_(RIDGE * gram_II.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny))
-            yield gram_II
+        self.taken = grams
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for first in range(0, len(self.ffns), self.at_once):
+            if first or not self.taken:
+                self._take(first)
+            yield from self.taken
+            if self.at_once < len(self.ffns):
+                self.taken = []
+
+    def _take(self, first: int) -> None:
+        """One pass over the corpus for the layers from ``first`` on."""
+        description = f"reconstruct layers {first}-{min(first + self.at_once, len(self.ffns)) - 1}"
+        was_training = self.model.training  # --anticipate plans in the middle of a recovery, and dropout would add noise
+        self.model.eval()
+        with self.watch(first), torch.inference_mode():
+            for batch, _, mask in batches(self.model, self.tokens, self.batch_size, description):
+                self.expect(mask)
+                self.model.base_model(**batch, use_cache=False)
+        self.model.train(was_training)
+
+    def _add(self, gram_II: Tensor, module: nn.Module, args: tuple) -> None:
+        assert self.mask is not None
+        activations_TI = args[0].flatten(0, -2)[self.mask.flatten()].double()
+        gram_II += activations_TI.T @ activations_TI
+
+
+def prices(grams: GramMatrices) -> Tensor:
+    """Return the order in which neurons should go, (num_layers, width) fp64 on the CPU, and what that costs.
+
+    price[l, i] = sqrt(sum_t ||y_t - y'_t||^2), y the layer's output, and y' what it is at best without i and all of a lower price.
+
+    Costs about 3 I^3 operations a layer in float64.
+    """
+    return torch.stack([eliminate(gram_II, ffn.down.weight.detach()) for gram_II, ffn in zip(grams, grams.ffns, strict=True)]).cpu()
+
+
+@torch.no_grad()
+def compensate_(grams: GramMatrices, kept_LK: Sequence[Sequence[int]]) -> None:
+    """Change the kept neurons' columns of each down projection, in place, so that its output changes least without the others.
+
+    The neurons that go are still there. Costs K^3 / 3 operations a layer in float64.
+    """
+    # all layers are measured before the first is changed
+    columns = [
+        least_squares(gram_II, ffn.down.weight, torch.tensor(kept_K, device=gram_II.device))
+        for gram_II, ffn, kept_K in zip(grams, grams.ffns, kept_LK, strict=True)
+    ]
+    for ffn, columns_HK, kept_K in zip(grams.ffns, columns, kept_LK, strict=True):
+        ffn.down.weight[:, torch.tensor(kept_K, device=columns_HK.device)] = columns_HK
 
 
 def eliminate(gram_II: Tensor, down_HI: Tensor) -> Tensor:
@@ -123,8 +148,3 @@ def least_squares(gram_II: Tensor, down_HI: Tensor, kept_K: Tensor) -> Tensor:
     factor = torch.linalg.cholesky(gram_II[kept_K][:, kept_K])
     target_KH = (down_HI.double() @ gram_II[:, kept_K]).T
     return torch.cholesky_solve(target_KH, factor).T.to(down_HI.dtype)
-
-
-def _add(gram_II: Tensor, masks: list[Tensor], module: nn.Module, args: tuple) -> None:
-    activations_TI = args[0].flatten(0, -2)[masks[0].flatten()].double()
-    gram_II += activations_TI.T @ activations_TI

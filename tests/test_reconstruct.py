@@ -1,12 +1,14 @@
 """Reconstruction: prices and columns equal plain least squares in float64, and what goes is what the others can say."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import make_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ptl_fast import compact, data, reconstruct
+from ptl_fast import calibrate, compact, data, reconstruct
 from ptl_fast.config import Config
 from ptl_fast.families import feed_forwards, find_family
 from ptl_fast.plan import Round, plan_neurons
@@ -99,15 +101,20 @@ def first_outputs(model: PreTrainedModel, tokens: data.PackedTokens) -> Tensor:
     return found[0]
 
 
+def prices(model: PreTrainedModel, tokens: data.PackedTokens) -> Tensor:
+    return reconstruct.prices(reconstruct.GramMatrices(model, find_family(model), tokens, 2))
+
+
 def prune(model: PreTrainedModel, tokens: data.PackedTokens, width: int, compensate: bool) -> float:
     """Return what the first layer's dearest removed neuron was priced at."""
     family = find_family(model)
     step = Round(number=1, kind="neurons", width=width, num_layers=5, recovery_share=1.0)
-    price_LI = reconstruct.prices(model, family, tokens, 2)
+    grams = reconstruct.GramMatrices(model, family, tokens, 2)
+    price_LI = reconstruct.prices(grams)
     plan = plan_neurons(step, price_LI, None, "reconstruction")
     assert plan.kept_neurons is not None
     if compensate:
-        reconstruct.compensate_(model, family, tokens, 2, plan.kept_neurons)
+        reconstruct.compensate_(grams, plan.kept_neurons)
     compact.compact_(model, family, plan)
     return float(price_LI[0].sort().values[-width - 1])
 
@@ -127,18 +134,34 @@ def test_a_compensated_layer_is_off_by_the_price_and_otherwise_by_more(family: s
 def test_layers_in_several_passes_give_the_same(
     llama: PreTrainedModel, tokens: data.PackedTokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    family = find_family(llama)
-    at_once = reconstruct.prices(llama, family, tokens, 2)
+    at_once = prices(llama, tokens)
     monkeypatch.setattr(reconstruct, "GRAM_BYTES", 2 * 8 * 48**2)
-    torch.testing.assert_close(reconstruct.prices(llama, family, tokens, 1), at_once, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(prices(llama, tokens), at_once, rtol=1e-4, atol=1e-6)
+
+
+def test_matrices_come_with_the_statistics_pass_and_are_kept_if_all_fit(
+    llama: PreTrainedModel, tokens: data.PackedTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of five layers, all or two fit: no further pass, or one for the second two and one for the last, each time."""
+    family, passes = find_family(llama), []
+    llama.model.layers[0].register_forward_pre_hook(lambda module, args: passes.append(module))
+    expected = list(reconstruct.GramMatrices(llama, family, tokens, len(tokens)))
+    for layers_that_fit, further in ((5, [0, 0]), (2, [2, 3])):
+        monkeypatch.setattr(reconstruct, "GRAM_BYTES", layers_that_fit * 8 * 48**2)
+        grams = reconstruct.GramMatrices(llama, family, tokens, len(tokens))
+        calibrate.collect(llama, family, tokens, len(tokens), grams=grams)
+        for num_passes in further:
+            passes.clear()
+            for gram_II, expected_II in zip(grams, expected, strict=True):
+                torch.testing.assert_close(gram_II, expected_II, rtol=1e-4, atol=1e-6)
+            assert len(passes) == num_passes
 
 
 def test_padding_does_not_count(llama: PreTrainedModel, tokens: data.PackedTokens) -> None:
     assert not tokens.mask.all()
     ids = tokens.input_ids.where(tokens.mask, 7)
     other = data.PackedTokens(ids, tokens.position_ids, tokens.mask)
-    family = find_family(llama)
-    assert torch.equal(reconstruct.prices(llama, family, other, 2), reconstruct.prices(llama, family, tokens, 2))
+    assert torch.equal(prices(llama, other), prices(llama, tokens))
 
 
 def test_nothing_is_left_on_the_model(llama: PreTrainedModel, tokens: data.PackedTokens) -> None:
@@ -158,11 +181,16 @@ def test_needs_a_pass_of_its_own() -> None:
         Config(score_during_recovery=True).check()
 
 
-def test_neurons_that_shout_at_one_token_leave_the_gram_matrix_positive_definite() -> None:
+def test_neurons_that_shout_at_one_token_leave_the_gram_matrix_positive_definite(monkeypatch: pytest.MonkeyPatch) -> None:
     width = 1536
     a_TI = torch.randn(256, width, generator=torch.Generator().manual_seed(0))
     a_TI[0, :8] = 1000 * torch.linspace(1, 3, 8)
-    gram_II = torch.zeros(width, width, dtype=torch.float64)
-    reconstruct._add(gram_II, [torch.ones(1, 256, dtype=torch.bool)], torch.nn.Identity(), (a_TI.unsqueeze(0),))
-    gram_II.diagonal().add_(reconstruct.RIDGE * gram_II.diagonal().mean())
+    model = SimpleNamespace(device=torch.device("cpu"))
+    down = torch.nn.Linear(width, 1)
+    monkeypatch.setattr(reconstruct, "feed_forwards", lambda *_: {"0": SimpleNamespace(down=down, width=width)})
+    grams = reconstruct.GramMatrices(model, None, None, 1)
+    with grams.watch():
+        grams.expect(torch.ones(1, 256, dtype=torch.bool))
+        down(a_TI.unsqueeze(0))
+    (gram_II,) = grams
     assert torch.linalg.cholesky_ex(gram_II).info == 0

@@ -20,3 +20,13 @@ def load(source: str | None = None, part: Part = "test", **_: Any) -> dict[str, 
 def load_validation(source: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """Return the validation problems, or those of the file ``source``, as the task's only split."""
     return load(source, "validation")
+
+
+def prompt(problem: dict[str, str]) -> str:
+    """What the model reads, as in its training text."""
+    return f"Question: {problem['question']}\nAnswer:"
+
+
+def final_number(problem: dict[str, str]) -> str:
+    """What its answer must end with."""
+    return problem["answer"].split("####")[-1].strip()
