@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 import ptl_fast
 from benchmarks.bench_kernels import environment
 from benchmarks.files import write_text
-from ptl_fast import calibrate, families, models, plan, score
-from ptl_fast.compress import _Job
+from ptl_fast import calibrate, families, inputs, models, plan, score
+from ptl_fast.compress import Job
 from ptl_fast.config import Config
 from ptl_fast.flags import preset_settings
 
@@ -31,8 +31,8 @@ def compare_rounds(settings: dict[str, Any], folder: Path) -> list[dict[str, Any
         **settings, device="cpu", score_during_recovery=True, scorer="output-change", keep_rounds=1000, output=folder
     )
     config = Config(**{**preset_settings(None, None), **settings, "device": "cpu"})
-    job = _Job(config)
-    job._load_data()
+    job = Job(config)
+    inputs.load(config, job.tasks, job.course)
     rows = []
     for step in job.schedule[1:]:
         chosen = json.loads((folder / f"round-{step.number:02d}" / "plan.json").read_text())["kept_neurons"]

@@ -204,11 +204,11 @@ def render(results: dict[str, Any], document: Path) -> None:
 
 
 def distillation(options: argparse.Namespace) -> int:
-    """Measure the rows of that section; its files of rows have one name for each split."""
+    """Measure the rows of that section; by default its file of rows has a name for each split."""
     from ptl_fast.compress import quiet_libraries
 
     quiet_libraries()
-    file = RESULTS.parent / f"recovery_distill_{options.split}.json"
+    file = options.json or RESULTS.parent / f"recovery_distill_{options.split}.json"
     recovery_distill.run(options.split, TASKS[options.split], options.seeds, file, options.only)
     return 0
 
@@ -222,12 +222,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=WIDTH, help="of the FFN, 768 in the original")
     parser.add_argument("--first-tokens", type=int, default=FIRST_TOKENS, help="tokens of cpt before grpo")
     parser.add_argument("--settings", type=json.loads, default=SETTINGS, help="JSON: settings of ptl_fast.compress")
-    parser.add_argument("--json", type=Path, default=RESULTS, help="file for the raw rows")
+    parser.add_argument("--json", type=Path, help="file for the raw rows (default: the section's own in benchmarks/results)")
     parser.add_argument("--document", type=Path, default=DOCUMENT)
     parser.add_argument("--render", action="store_true", help="measure nothing; write the document's tables from --json")
     options = parser.parse_args(arguments)
     if options.section == "distillation":
         return distillation(options)
+    options.json = options.json or RESULTS
     if options.split != "test" and options.json == RESULTS:
         parser.error("--split validation needs a --json of its own")
     from ptl_fast.compress import quiet_libraries

@@ -108,3 +108,28 @@ class Course:
         if "grpo" in self.config.recoveries and not all(any(text.question for text in texts) for texts in corpus.documents):
             return "half of the round's data would have no question"
         return None
+
+
+def make_schedule(config: "Config", hf_config: "PretrainedConfig") -> "list[Round]":
+    """The rounds that the settings ask for."""
+    from ptl_fast import plan
+
+    return plan.with_final(_pruning_schedule(config, hf_config), config)
+
+
+def _pruning_schedule(config: "Config", hf_config: "PretrainedConfig") -> "list[Round]":
+    from ptl_fast import plan
+
+    width, num_layers = hf_config.intermediate_size, hf_config.num_hidden_layers
+    if config.slice_hidden is not None:
+        from ptl_fast import slicegpt
+
+        schedule = plan.make_slicing_schedule(config, width, num_layers, hf_config.hidden_size)
+        assert schedule[0].hidden_size is not None
+        slicegpt.sliced_config(hf_config, schedule[0].hidden_size)  # says so now if this model type cannot be sliced
+        return schedule
+    if config.drop_layers and hasattr(hf_config, "sliced_hidden_size"):
+        raise ValueError(
+            f"--drop-layers: the layers of {config.model} cannot go, each one's output stands in axes of its own (SliceGPT)"
+        )
+    return plan.make_schedule(config, width, num_layers)

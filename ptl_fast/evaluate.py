@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 TASKS_FOLDER = Path(__file__).parent / "tasks"
 NLL = "nll"
+NLL_MAX_LENGTH = 2048
 FEWSHOT_SEED = 1234
 CODE_TASKS = ("ptl_mbpp",)  # they run what the model writes
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")

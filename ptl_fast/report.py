@@ -202,3 +202,21 @@ def _markdown(rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|")
     return "\n".join(lines)
+
+
+def environment(device: str) -> dict[str, str]:
+    """The machine and the versions, for report.json."""
+    import importlib.metadata
+    import platform
+
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
+    packages = ("ptl_fast", "torch", "triton", "transformers", "trl", "datasets", "deepspeed", "lm_eval", "math_verify")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {"device": name, "threads": str(torch.get_num_threads()), "python": platform.python_version(), **versions}

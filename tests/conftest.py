@@ -15,6 +15,8 @@ if not torch.cuda.is_available():
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ptl_fast.demo.problems import generate
+
 # Where Triton kernels run in the tests, and with which types: Triton's interpreter computes bf16 products wrongly.
 TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TRITON_DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if torch.cuda.is_available() else [])]
@@ -84,6 +86,21 @@ def llama() -> PreTrainedModel:
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(DEMO_MODEL)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Settings that name a tiny model, arithmetic problems and an evaluation on a few of them, all on disk."""
+    folder = tmp_path_factory.mktemp("inputs")
+    make_model("llama").save_pretrained(folder / "model")
+    AutoTokenizer.from_pretrained(DEMO_MODEL).save_pretrained(folder / "model")
+    write_rows(folder / "data.jsonl", *generate(400, 9, "training"))
+    write_rows(folder / "test.jsonl", *generate(8, 10, "training"))
+    return {
+        "model": str(folder / "model"),
+        "data": str(folder / "data.jsonl"),
+        "eval_tasks": f"nll={folder / 'test.jsonl'}",
+    }
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from test_cli import write_data
 from test_threshold import kill_at
 from transformers import PreTrainedTokenizerBase
 
-from ptl_fast import alignment
-from ptl_fast.compress import _Job, dry_run, main
+from ptl_fast import alignment, recovering
+from ptl_fast.compress import dry_run, main
 from ptl_fast.config import Config
 
 
@@ -81,7 +81,7 @@ def test_run_keeps_what_auto_was_when_it_goes_on(
     flags = "--model model --data data.jsonl --keep 0.5 --rounds 1 --width-multiple auto --recovery none --device cpu"
     flags += " --sequence-length 64 --calibration-tokens 200 --eval-limit 3 --output out"
     monkeypatch.setattr(alignment, "measure", measured_as({8: 1.5}))
-    kill_at("_recover", _Job, 1, flags.split())
+    kill_at("recover_round", recovering, 1, flags.split())
     decided = json.loads((tmp_path / "out" / "width_multiple.json").read_text())
     monkeypatch.setattr(alignment, "measure", measured_as({}))
     assert main(flags.split()) == 0

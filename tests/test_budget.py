@@ -10,19 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DEMO_MODEL, make_model
+from conftest import make_model
 from ptl_kernels import hole_filling
 from safetensors.torch import load_file
 from test_recover import config, packed
 from test_recover import train as recover
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, get_cosine_schedule_with_warmup
+from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from ptl_fast import anticipate, budget, compact, cpt, moments, rundir, training
 from ptl_fast.budget import Closing, HeldOut, Spending, Spent
 from ptl_fast.compress import compress
 from ptl_fast.config import Config
-from ptl_fast.demo.problems import generate
 from ptl_fast.families import feed_forwards, find_family
 from ptl_fast.plan import PruningPlan, Round, plan_layers, plan_neurons
 
@@ -304,22 +303,6 @@ def test_anticipated_neurons_shrink_and_the_others_do_not(llama: PreTrainedModel
 # --- whole runs
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A tiny model, data and evaluation on disk."""
-    folder = tmp_path_factory.mktemp("inputs")
-    make_model("llama").save_pretrained(folder / "model")
-    AutoTokenizer.from_pretrained(DEMO_MODEL).save_pretrained(folder / "model")
-    for name, count, seed in (("data", 400, 9), ("test", 8, 10)):
-        problems = generate(count, seed, "training")
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
-    return {
-        "model": str(folder / "model"),
-        "data": str(folder / "data.jsonl"),
-        "eval_tasks": f"nll={folder / 'test.jsonl'}",
-    }
-
-
 RUN = {
     "device": "cpu",
     "keep": 0.5,
@@ -344,10 +327,10 @@ def plans(folder: Path) -> list[dict]:
     return [json.loads(file.read_text()) for file in sorted(folder.glob("round-*/plan.json"))]
 
 
-def test_first_scores_decide_every_round(inputs: dict[str, str], tmp_path: Path) -> None:
+def test_first_scores_decide_every_round(tiny_run: dict[str, str], tmp_path: Path) -> None:
     """Followed by hand through three rounds of neurons and one of layers: always the best of the first round's order stay."""
     settings = {**RUN, "drop_layers": 1, "order": "alternate", "recovery": "none", "score_once": True}
-    compress(**inputs, **settings, output=tmp_path)
+    compress(**tiny_run, **settings, output=tmp_path)
     first = load_file(tmp_path / "round-01" / "statistics.safetensors")["scores"]
     dropped: list[int] = []
     originals = [list(range(48)) for _ in range(5)]
@@ -368,9 +351,9 @@ def test_first_scores_decide_every_round(inputs: dict[str, str], tmp_path: Path)
     assert last.shape == (4, 32)
 
 
-def test_first_scores_of_protected_text_are_kept_too(inputs: dict[str, str], tmp_path: Path) -> None:
-    settings = {**RUN, "recovery": "none", "score_once": True, "protect": inputs["data"], "protect_share": 0.4, "rounds": 2}
-    compress(**inputs, **settings, output=tmp_path)
+def test_first_scores_of_protected_text_are_kept_too(tiny_run: dict[str, str], tmp_path: Path) -> None:
+    settings = {**RUN, "recovery": "none", "score_once": True, "protect": tiny_run["data"], "protect_share": 0.4, "rounds": 2}
+    compress(**tiny_run, **settings, output=tmp_path)
     first = load_file(tmp_path / "round-01" / "statistics.safetensors")["protect_scores"]
     (one, two) = plans(tmp_path)
     later = load_file(tmp_path / "round-02" / "statistics.safetensors")["protect_scores"]
@@ -380,17 +363,17 @@ def test_first_scores_of_protected_text_are_kept_too(inputs: dict[str, str], tmp
         assert set(row.topk(int(0.4 * len(row))).indices.tolist()) <= set(kept)
 
 
-def test_every_round_scores_on_the_calibration_tokens_however_small_its_part(inputs: dict[str, str], tmp_path: Path) -> None:
+def test_every_round_scores_on_the_calibration_tokens_however_small_its_part(tiny_run: dict[str, str], tmp_path: Path) -> None:
     settings = {**RUN, "recovery": "none", "recovery_split": "growing", "recovery_growth": 8.0, "calibration_tokens": 3000}
-    compress(**inputs, **settings, output=tmp_path)
+    compress(**tiny_run, **settings, output=tmp_path)
     for number in (1, 2, 3):
         counted = int(load_file(tmp_path / f"round-{number:02d}" / "statistics.safetensors")["num_tokens"])
         assert 3000 <= counted < 3000 + 2 * 64, "as few sequences as hold them"
 
 
-def test_recovered_rounds_hand_their_tokens_on(inputs: dict[str, str], tmp_path: Path) -> None:
+def test_recovered_rounds_hand_their_tokens_on(tiny_run: dict[str, str], tmp_path: Path) -> None:
     """The first ends early; the second begins recovered and does not train; the last takes what is left."""
-    report = compress(**inputs, **{**RUN, **UNTIL}, output=tmp_path)
+    report = compress(**tiny_run, **{**RUN, **UNTIL}, output=tmp_path)
     tokens, steps = ([record[name] for record in report["rounds"]] for name in ("recovery_tokens", "recovery_steps"))
     (before, check), (second_check,), last_checks = [record["checks"] for record in report["rounds"]]
     limit = json.loads((tmp_path / "dense.json").read_text())["checked_nll"] - 0.5
@@ -405,8 +388,8 @@ def test_recovered_rounds_hand_their_tokens_on(inputs: dict[str, str], tmp_path:
     assert steps[2] > 2 * steps[0]
 
 
-def test_unrecovered_rounds_take_their_share(inputs: dict[str, str], tmp_path: Path) -> None:
-    report = compress(**inputs, **{**RUN, **UNTIL, "recovered_within": -100.0}, output=tmp_path)
+def test_unrecovered_rounds_take_their_share(tiny_run: dict[str, str], tmp_path: Path) -> None:
+    report = compress(**tiny_run, **{**RUN, **UNTIL, "recovered_within": -100.0}, output=tmp_path)
     assert [record["recovery_tokens"] for record in report["rounds"]] == [4000, 4000, 4000]
     assert all(nll > -50 for record in report["rounds"] for _, nll in record["checks"])
     for record in report["rounds"][:2]:
@@ -416,7 +399,7 @@ def test_unrecovered_rounds_take_their_share(inputs: dict[str, str], tmp_path: P
     assert report["rounds"][2]["checks"] == []
 
 
-def test_anticipated_neurons_are_exactly_those_removed(inputs: dict[str, str], tmp_path: Path) -> None:
+def test_anticipated_neurons_are_exactly_those_removed(tiny_run: dict[str, str], tmp_path: Path) -> None:
     """The next round's plan is on disk before the round ends, and is not decided again."""
     seen: dict[str, tuple[bool, list]] = {}
     penalty = anticipate.penalty
@@ -428,18 +411,18 @@ def test_anticipated_neurons_are_exactly_those_removed(inputs: dict[str, str], t
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(anticipate, "penalty", note)
-        compress(**inputs, **{**RUN, "anticipate": 1e-3}, output=tmp_path)
+        compress(**tiny_run, **{**RUN, "anticipate": 1e-3}, output=tmp_path)
     assert seen == {str(plan["round"]): (False, plan["kept_neurons"]) for plan in plans(tmp_path)[1:]}
 
 
-def test_round_that_does_not_train_passes_tokens_and_state_on(inputs: dict[str, str], tmp_path: Path) -> None:
+def test_round_that_does_not_train_passes_tokens_and_state_on(tiny_run: dict[str, str], tmp_path: Path) -> None:
     """The first round goes as low as --keep allows, so the second finds nothing to remove; the third drops a layer."""
     settings = {**RUN, "threshold": 1e9, "rounds": 2, "drop_layers": 1, "keep_optimizer_state": True, "anticipate": 1e-3}
     starts: list[bool] = []
     give = moments.give
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(moments, "give", lambda *args: (starts.append(True), give(*args)))
-        report = compress(**inputs, **settings, output=tmp_path)
+        report = compress(**tiny_run, **settings, output=tmp_path)
     assert [record["recovery_tokens"] for record in report["rounds"]] == [4000, 0, 8000]
     assert starts == [True], "the third round began warm"
 
@@ -511,16 +494,16 @@ ONE_SCHEDULE = {**LATER, "lr_schedule": "run", "score_once": True, "anticipate":
     ],
 )
 def test_killed_run_ends_bit_identical(
-    options: dict, places: str, inputs: dict[str, str], kill: Callable[[str], None], tmp_path: Path
+    options: dict, places: str, tiny_run: dict[str, str], kill: Callable[[str], None], tmp_path: Path
 ) -> None:
-    undisturbed = compress(**inputs, **{**RUN, **options}, output=tmp_path / "a")
+    undisturbed = compress(**tiny_run, **{**RUN, **options}, output=tmp_path / "a")
     for place in places.split(","):
         kill(place)
         with pytest.raises(Killed):
-            compress(**inputs, **{**RUN, **options}, output=tmp_path / "b")
+            compress(**tiny_run, **{**RUN, **options}, output=tmp_path / "b")
         gc.collect()  # lets go of the folder, as a process that ends does
     kill("")
-    report = compress(**inputs, **{**RUN, **options}, output=tmp_path / "b")
+    report = compress(**tiny_run, **{**RUN, **options}, output=tmp_path / "b")
     assert (tmp_path / "a/final/model.safetensors").read_bytes() == (tmp_path / "b/final/model.safetensors").read_bytes()
     assert plans(tmp_path / "a") == plans(tmp_path / "b")
     for record in (*undisturbed["rounds"], *report["rounds"]):

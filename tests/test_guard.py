@@ -18,7 +18,6 @@ from ptl_fast.compress import compress, main
 from ptl_fast.config import Config
 from ptl_fast.course import Course
 from ptl_fast.data import Corpus
-from ptl_fast.demo.problems import generate
 from ptl_fast.evaluate import EvalTask
 from ptl_fast.guard import Decision, Gate
 from ptl_fast.lesson import Lesson
@@ -263,18 +262,9 @@ class Killed(Exception):
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A tiny model, data and evaluation on disk."""
-    folder = tmp_path_factory.mktemp("inputs")
-    make_model("llama").save_pretrained(folder / "model")
-    AutoTokenizer.from_pretrained(DEMO_MODEL).save_pretrained(folder / "model")
-    for name, count, seed in (("data", 400, 9), ("test", 8, 10)):
-        problems = generate(count, seed, "training")
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
+def inputs(tiny_run: dict[str, str]) -> dict[str, Any]:
     return {
-        "model": str(folder / "model"),
-        "data": str(folder / "data.jsonl"),
-        "eval_tasks": f"nll={folder / 'test.jsonl'}",
+        **tiny_run,
         "device": "cpu",
         "keep": 0.5,
         "rounds": 1,
