@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ptl_fast import guard, inputs, pruning, recovering
-from ptl_fast.config import Config, deepspeed_file
+from ptl_fast.config import Config, check_deepspeed
 from ptl_fast.course import DECISIONS, Course, make_schedule
 from ptl_fast.flags import make_config, parse, shipped_config
 from ptl_fast.guard import suffix
 from ptl_fast.state import State, optimizer_file, say
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from ptl_fast.plan import PruningPlan, Round
     from ptl_fast.rundir import RunFolder
 
@@ -73,6 +75,8 @@ def run(config: Config) -> dict[str, Any]:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     job = Job(config)
     _mention_missing_kernels(job.device)
+    if config.deepspeed is not None and job.device == "cpu" and "WORLD_SIZE" not in os.environ:
+        say("--deepspeed has no use in one process on a CPU: recovery runs without it.")
     if config.allow_code_execution:
         _mention_missing_protections()
     return job.run()
@@ -148,6 +152,7 @@ class Job(State):
         if config.liger:
             training.check_liger(self.device)
         self.hf_config = models.load_config(config.model)
+        _check_lengths(config, self.hf_config)
         self.output = Path(config.output or f"runs/{Path(config.model).name}")
         if config.width_multiple == "auto":
             self._choose_width_multiple()
@@ -235,15 +240,29 @@ class Job(State):
             width = (self.records[-1] if self.records else self.dense)["width"]
             say(report.redundant_line(step.number, plan.num_redundant, width - plan.width))
 
-        def evaluate() -> dict[str, dict[str, float]]:
-            return stage("evaluate", lambda: self._evaluate(f"round {step.number} recovered"))
-
         while True:
             extension = len(guard.extensions(self.course.decisions, step.number))
-            self._train(step, plan, extension)
-            decision = self._judge(step, self.folder.once(f"{name}/recovered{suffix(extension)}.json", evaluate))
+            decision = self._judge(step, self._recovered(step, plan, extension))
             if decision is None or decision.action != "extend":
                 return decision
+
+    def _recovered(self, step: "Round", plan: "PruningPlan", extension: int) -> dict[str, Any]:
+        """Train, and evaluate what came of it; nothing where it diverged, which the guard will undo."""
+        from ptl_fast.training import Diverged
+
+        name, stage = f"round-{step.number:02d}", functools.partial(self._stage, step.number)
+        evaluated, recovery = f"{name}/recovered{suffix(extension)}.json", f"{name}/recovery{suffix(extension)}.json"
+        try:
+            self._train(step, plan, extension)
+            evaluate = functools.partial(self._evaluate, f"round {step.number} recovered")
+            return self.folder.once(evaluated, lambda: stage("evaluate", evaluate))
+        except Diverged as error:
+            if not self.is_judged(step):
+                raise
+            spent = self.folder.read_json(recovery) or {"recovery_tokens": 0, "recovery_steps": 0, "checks": []}
+            self.folder.write_json(recovery, {**spent, "diverged": str(error)})
+            self.folder.write_json(evaluated, {})
+            return {}
 
     def _train(self, step: "Round", plan: "PruningPlan", extension: int) -> None:
         """Leave in memory and on disk the model after the round's recovery, or after an extension of it."""
@@ -324,7 +343,8 @@ class Job(State):
         name, num_extensions = f"round-{step.number:02d}", len(guard.extensions(self.course.decisions, step.number))
         trained = [self.folder.read_json(f"{name}/recovery{suffix(number)}.json") for number in range(num_extensions + 1)]
         tokens = [each["recovery_tokens"] for each in trained]
-        decision = self.course.judge(gate, step, float(recovered[gate.task][gate.metric]), tokens)
+        measured = float(recovered[gate.task][gate.metric]) if recovered else None
+        decision = self.course.judge(gate, step, measured, tokens)
         self.folder.write_json(DECISIONS, self.course.decisions_as_json())
         say(guard.sentence(decision))
         return decision
@@ -349,13 +369,16 @@ class Job(State):
         self.folder.remove(*old, *(self.folder.round(number) / "recovery" for number in finished))
 
     def _evaluate(self, description: str) -> dict[str, dict[str, float]]:
-        """{task: {metric: value}}, computed by the main rank while the others wait."""
-        from ptl_fast import evaluate, ranks
+        """{task: {metric: value}}, computed by the main rank while the others wait.
 
-        if not ranks.is_main():
-            return {}
-        results = {}
-        for task in self.tasks:
+        Raises:
+            Diverged: a value is NaN or infinite; on all ranks.
+        """
+        from ptl_fast import evaluate, ranks
+        from ptl_fast.training import Diverged
+
+        results: dict[str, dict[str, float]] = {}
+        for task in self.tasks if ranks.is_main() else []:
             if task.task == evaluate.NLL:
                 documents = self.inputs.nll_documents[task.label]
                 label = f"{description}: {task.label}"
@@ -367,10 +390,12 @@ class Job(State):
                 results[task.label] = evaluate.run_lm_eval(
                     self.model, self.inputs.tokenizer, loaded, self.config.eval_batch, self.config.eval_limit
                 )
-            for metric, value in results[task.label].items():
+        results = ranks.agree(results)
+        for label, values in results.items():
+            for metric, value in values.items():
                 if not math.isfinite(value):
-                    raise ValueError(
-                        f"{description}: {task.label} {metric} is {value}, the model has diverged; lower --learning-rate or"
+                    raise Diverged(
+                        f"{description}: {label} {metric} is {value}, the model has diverged; lower --learning-rate or"
                         " prune less in a round (more --rounds)"
                     )
         return results
@@ -521,7 +546,18 @@ def _check_names(config: Config) -> None:
     if config.rollouts == "vllm" and importlib.util.find_spec("vllm") is None:
         raise ValueError("--rollouts vllm: vllm is not installed; pip install vllm, or use --rollouts transformers")
     if config.deepspeed is not None:
-        deepspeed_file(config.deepspeed)
+        check_deepspeed(config.deepspeed)
+
+
+def _check_lengths(config: Config, hf_config: "PretrainedConfig") -> None:
+    """Raise ValueError when a sequence would have positions that the model does not know."""
+    limit = getattr(hf_config, "max_position_embeddings", None)
+    lengths = {"--sequence-length": config.sequence_length}
+    if config.uses_grpo:
+        lengths["--grpo-prompt-tokens and --grpo-response-tokens"] = config.grpo_prompt_tokens + config.grpo_response_tokens
+    for flag, length in lengths.items():
+        if limit is not None and length > limit:
+            raise ValueError(f"{flag}: {length} tokens are more than the {limit} positions of {config.model}; lower the setting")
 
 
 class _CallableModule(types.ModuleType):

@@ -1,6 +1,7 @@
 """Every setting of a run. Each field's docstring is its help text on the command line."""
 
 import dataclasses
+import json
 import math
 import os
 import typing
@@ -91,7 +92,8 @@ class Config:
 
     scorer: str = "reconstruction"
     """Neuron importance: reconstruction (Eq. 2 for sets of neurons: how far the layer's output is at best from what it was without
-    the neuron and all that score lower, when the others make up for them as --compensate lets them; a pass of its own),
+    the neuron and all that score lower, when the others make up for them as --compensate lets them; a float64 matrix of width x
+    width a layer, and where all of them need more than 8 GiB, a pass over --calibration-tokens for each 8 GiB),
     output-change (Eq. 2: L2 norm of the activation times the norm of the down_proj column, which is what the neuron adds to the
     layer's output), activation (Eq. 4: without the column), fluctuation (FLAP: variance of the activation times the column's
     squared norm), gradient (first-order Taylor: sum over tokens of |activation times its loss gradient|; needs a backward pass),
@@ -101,7 +103,8 @@ class Config:
 
     compensate: bool = True
     """When neurons go, change the down projection's columns of those that stay so that the layer's output on --calibration-tokens
-    changes least (least squares). The checkpoint stays an ordinary one. Takes a pass over those tokens."""
+    changes least (least squares). The checkpoint stays an ordinary one. Costs what --scorer reconstruction costs, and with it
+    no further pass where its matrices fit."""
 
     layer_scorer: str = "residual"
     """Layer importance: residual (Eq. 5: mean L2 norm of the layer's change of the residual stream), block-influence
@@ -293,7 +296,7 @@ class Config:
     """Attention: auto is flash-attention 2 where it is importable and the weights are half precision on a GPU, else SDPA."""
 
     deepspeed: str | None = None
-    """zero2, or a DeepSpeed JSON file; start with the deepspeed or torchrun launcher for several ranks."""
+    """zero2, zero3, or a DeepSpeed JSON file; start with the deepspeed or torchrun launcher for several ranks."""
 
     checkpoint_minutes: float = 10.0
     """Minutes between checkpoints inside a round's recovery."""
@@ -499,3 +502,13 @@ def deepspeed_file(name: str) -> Path:
         if file.is_file():
             return file
     raise ValueError(f"--deepspeed {name}: no such file; choose {choices} or give a JSON file")
+
+
+def check_deepspeed(name: str) -> None:
+    """Raise ValueError when --deepspeed names no file, or one that is no JSON object."""
+    try:
+        settings = json.loads(deepspeed_file(name).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--deepspeed {name} is no JSON file: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"--deepspeed {name} holds no JSON object")

@@ -42,8 +42,13 @@ class Course:
     def decisions_as_json(self) -> list[dict[str, Any]]:
         return [dataclasses.asdict(decision) for decision in self.decisions]
 
-    def judge(self, gate: guard.Gate, step: "Round", measured: float, tokens: Sequence[int]) -> guard.Decision:
-        """Decide what follows from a round's measurement, and follow it. ``tokens`` are those of its recovery and extensions."""
+    def judge(self, gate: guard.Gate, step: "Round", measured: float | None, tokens: Sequence[int]) -> guard.Decision:
+        """Decide what follows from a round's measurement, and follow it.
+
+        Args:
+            measured: None where recovery diverged.
+            tokens: of its recovery and of each extension.
+        """
         before = self.schedule[step.number - 2] if step.number > 1 else self
         removed = {"neurons": before.width - step.width, "layers": before.num_layers - step.num_layers}.get(step.kind, 0)
         next_step, reason = guard.smaller_step(step.kind, removed, self._width_multiple())

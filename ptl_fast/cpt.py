@@ -83,7 +83,7 @@ def cpt(model: "PreTrainedModel", lesson: Lesson, config: "Config", teaching: Te
         trainer.remove_callback(PrinterCallback)
         if checkpoint is not None:
             _restore(Path(checkpoint), closing, lesson.watch)
-        training.run(trainer, checkpoint)
+        training.run(trainer, checkpoint, model)
         spent = _spent(trainer, model, closing, lesson.num_tokens, spending.keep_moments)
         training.tear_down(trainer, model)
     return spent

@@ -61,7 +61,7 @@ def grpo(model: "PreTrainedModel", lesson: "Lesson", config: "Config") -> Spent:
             ],
         )
         trainer.remove_callback(PrinterCallback)
-        training.run(trainer, training.newest_checkpoint(lesson.folder))
+        training.run(trainer, training.newest_checkpoint(lesson.folder), model)
         record = {"num_too_long": num_too_long, **_record(trainer.state.log_history, config)}
         training.tear_down(trainer, model)
     return Spent(details={"grpo": record})

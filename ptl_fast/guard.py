@@ -37,8 +37,10 @@ class Gate:
         """The worst value that passes."""
         return self.dense - self.max_drop if self.higher_is_better else self.dense + self.max_drop
 
-    def passes(self, measured: float) -> bool:
-        """Whether the metric is worse than the dense model's by at most ``max_drop``; NaN never passes."""
+    def passes(self, measured: float | None) -> bool:
+        """Whether the metric is worse than the dense model's by at most ``max_drop``; a model that diverged never passes."""
+        if measured is None:
+            return False
         return (self.dense - measured if self.higher_is_better else measured - self.dense) <= self.max_drop + ROUNDING
 
 
@@ -59,7 +61,8 @@ class Decision:
     dense: float
     limit: float
     higher_is_better: bool
-    measured: float
+    measured: float | None
+    """None where recovery diverged."""
     tokens: int
     """That the recovery, or the extension, trained on."""
     action: Action
@@ -126,7 +129,7 @@ def decide(
     step: "Round",
     *,
     removed: int,
-    measured: float,
+    measured: float | None,
     tokens: Sequence[int],
     trains: bool,
     max_extra_recovery: float,
@@ -138,6 +141,7 @@ def decide(
     Args:
         removed: neurons a layer, or layers, that the round removed.
         tokens: what the round's recovery trained on, and then each extension.
+        measured: None where recovery diverged; no extension helps then.
         trains: whether recovery is more than doing nothing.
         next_step, reason: from ``smaller_step``.
     """
@@ -160,7 +164,7 @@ def decide(
     if gate.passes(measured):
         return made
     next_share = min(EXTENSION, max_extra_recovery - sum(each.next_share or 0 for each in extra))
-    if trains and next_share > ROUNDING:
+    if trains and measured is not None and next_share > ROUNDING:
         return replace(made, action="extend", next_share=next_share, next_tokens=round(next_share * tokens[0]))
     if next_step is not None:
         return replace(made, action="back-off", next_step=next_step)
@@ -232,8 +236,21 @@ def sentence(decision: Decision) -> str:
     if decision.extension:
         name += f", extension {decision.extension}"
     bound = "at least" if decision.higher_is_better else "at most"
-    found = f"Guard, {name}: {decision.task} {decision.metric} is {decision.measured:.4f}, {bound} {decision.limit:.4f} passes"
-    return f"{found} (dense {decision.dense:.4f}): {consequence(decision)}."
+    if decision.measured is None:
+        found = "recovery diverged"
+    else:
+        measured, limit, dense = told_apart(decision.measured, decision.limit, decision.dense)
+        found = f"{decision.task} {decision.metric} is {measured}, {bound} {limit} passes (dense {dense})"
+    return f"Guard, {name}: {found}: {consequence(decision)}."
+
+
+def told_apart(*values: float) -> list[str]:
+    """The values with four digits after the point, or as many more as it takes that different ones look different."""
+    for digits in range(4, 17):
+        texts = [f"{value:.{digits}f}" for value in values]
+        if len(set(texts)) == len(set(values)):
+            break
+    return texts
 
 
 def consequence(decision: Decision) -> str:

@@ -55,13 +55,14 @@ def load(config: "Config", tasks: "list[EvalTask]", course: "Course") -> Inputs:
     assert config.model is not None
     tokenizer = models.load_tokenizer(config.model)
     if config.teacher is not None:
-        models.check_same_vocabulary(config.teacher, tokenizer)
+        models.check_teacher(config.teacher, tokenizer)
     lm_eval_tasks = {task.label: evaluate.load_lm_eval_task(task) for task in tasks if task.task != evaluate.NLL}
     if config.gate is not None:
         task, metric = guard.parse_gate(config.gate, [task.label for task in tasks])
         guard.check_metric(task, metric, list(evaluate.metrics(lm_eval_tasks.get(task))))
-    if lm_eval_tasks and tokenizer.eos_token_id is None:
-        raise ValueError(f"--model {config.model}: lm-eval needs a tokenizer with an end-of-sequence token; set eos_token")
+    generating = "grpo" if config.uses_grpo else "lm-eval" if lm_eval_tasks else None
+    if generating is not None and tokenizer.eos_token_id is None:
+        raise ValueError(f"--model {config.model}: {generating} needs a tokenizer with an end-of-sequence token; set eos_token")
     form = make_form(config)
     num_evaluated = NUM_HELD_OUT if any(task.task == evaluate.NLL and task.file is None for task in tasks) else 0
     num_checked = NUM_CHECKED if config.recovery_split == "until-recovered" else 0
@@ -119,10 +120,9 @@ def _load_corpus(
         seed=config.seed,
         keep_documents=config.uses_grpo,
     )
-    if config.uses_grpo:  # say so before any work is done; lengths are looked at when a round comes to them
-        prompts.uses_chat(tokenizer, config)
-        if not all(any(document.question for document in subset) for subset in corpus.documents):
-            raise ValueError(f"{config.data} has too few questions for each round; grpo needs {{question, answer}} data")
+    if config.uses_grpo:  # say so before any work is done
+        for documents in corpus.documents:
+            prompts.check(documents, tokenizer, config, config.data)
     return corpus
 
 

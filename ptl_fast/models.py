@@ -1,5 +1,6 @@
 """Loading a model, its config and its tokenizer, with errors that name the fix."""
 
+import hashlib
 import importlib.util
 import os
 import random
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import ptl_fast.slicegpt  # noqa: F401  teaches the Auto classes its sliced models
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 DEMO = "ptl-demo"
 DEMO_FOLDER = Path(__file__).parent / "demo" / "model"
+FINGERPRINT_BYTES = 2**20  # of a file's beginning, and of its end
 
 
 def resolve_device(name: str) -> str:
@@ -76,14 +79,21 @@ def load_tokenizer(name: str, flag: str = "--model") -> "PreTrainedTokenizerBase
     try:
         tokenizer = AutoTokenizer.from_pretrained(_bundled(name))
     except Exception as error:  # transformers raises many types for a bad tokenizer
+        if not name or not Path(_bundled(name)).is_dir():
+            raise ValueError(f"{flag} {name!r}: no such folder, and not found on the hub or in its cache") from error
         raise ValueError(f"{flag} {name} has no tokenizer that can be loaded; save the tokenizer into the same folder") from error
     if not tokenizer.is_fast:
         raise ValueError(f"{flag} {name} has only a slow tokenizer; convert it to a tokenizer.json first")
     return tokenizer
 
 
-def check_same_vocabulary(teacher: str, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Raise ValueError when --teacher gives other ids to tokens than the tokenizer of --model does."""
+def check_teacher(teacher: str, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Check what --teacher is without loading its weights.
+
+    Raises:
+        ValueError: it gives other ids to tokens than the tokenizer of --model does, has no embedding for some of them, or its
+            weights are missing or cut off.
+    """
     theirs, ours = load_tokenizer(teacher, "--teacher").get_vocab(), tokenizer.get_vocab()
     different = sorted(token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token))
     if different:
@@ -91,6 +101,21 @@ def check_same_vocabulary(teacher: str, tokenizer: "PreTrainedTokenizerBase") ->
             f"--teacher {teacher} has another vocabulary than --model: {len(different)} tokens differ, such as {different[0]!r};"
             " its predictions are compared token by token, so give a teacher with the same tokenizer"
         )
+    try:
+        config = AutoConfig.from_pretrained(_bundled(teacher))
+    except Exception as error:  # transformers raises many types for a bad config
+        raise ValueError(f"--teacher {teacher} cannot be loaded: {_first_line(error)}") from error
+    num_embeddings = config.get_text_config().vocab_size
+    if max(ours.values()) >= num_embeddings:
+        raise ValueError(f"--teacher {teacher}: its tokenizer gives ids beyond the model's {num_embeddings} embeddings")
+    folder = Path(_bundled(teacher))
+    if folder.is_dir() and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
+        raise ValueError(f"--teacher {teacher} has no weights; give a folder saved by save_pretrained")
+    for file in folder.glob("*.safetensors"):
+        try:
+            safe_open(file, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"--teacher {teacher}: {file.name} is damaged ({_first_line(error)}); copy it again") from error
 
 
 def load_model(name: str, config: "Config", device: str, flag: str = "--model") -> "PreTrainedModel":
@@ -119,10 +144,21 @@ def load_model(name: str, config: "Config", device: str, flag: str = "--model") 
     return model
 
 
-def weights_fingerprint(name: str) -> dict[str, int]:
-    """File names and sizes of a local model's weights, so that a run does not continue on other ones; empty for a hub name."""
+def weights_fingerprint(name: str) -> dict[str, str]:
+    """By file of a local model's weights, what tells them from others, so that a run does not continue on those.
+
+    Its size and a hash of its beginning and end, not of gigabytes. Empty for a hub name.
+    """
     folder = Path(_bundled(name))
-    return {file.name: file.stat().st_size for file in sorted(folder.glob("*.safetensors"))} if folder.is_dir() else {}
+    return {file.name: _fingerprint(file) for file in sorted(folder.glob("*.safetensors"))} if folder.is_dir() else {}
+
+
+def _fingerprint(file: Path) -> str:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        beginning = stream.read(FINGERPRINT_BYTES)
+        stream.seek(max(0, size - FINGERPRINT_BYTES))
+        return f"{size}-{hashlib.sha256(beginning + stream.read()).hexdigest()[:16]}"
 
 
 def seed_everything(seed: int) -> None:

@@ -1,6 +1,6 @@
 """Problems -> what reinforcement learning asks the model, and the answers that are right."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast.rewards import gold_answer
@@ -21,12 +21,25 @@ def make_prompts(
     """A row {prompt, answer} for every problem that is short enough, and how many are not. A prompt is text, or a chat's messages.
 
     Raises:
-        ValueError: no document has a question that is short enough.
+        ValueError: as ``check``.
     """
+    check(documents, tokenizer, config, source)
+    rows = list(_rows(documents, tokenizer, config))
+    return rows, sum(_is_problem(document) for document in documents) - len(rows)
+
+
+def check(documents: "Sequence[Document]", tokenizer: "PreTrainedTokenizerBase", config: "Config", source: str) -> None:
+    """Raise ValueError when no document has an answer that can be right and a question that is short enough."""
+    if next(_rows(documents, tokenizer, config), None) is None:
+        raise ValueError(
+            f"{source}: a round has {len(documents)} documents, and none with a question of at most {config.grpo_prompt_tokens}"
+            " tokens and a final answer; grpo needs more {question, answer} data, or a higher --grpo-prompt-tokens"
+        )
+
+
+def _rows(documents: "Sequence[Document]", tokenizer: "PreTrainedTokenizerBase", config: "Config") -> Iterator[dict[str, Any]]:
     chat = uses_chat(tokenizer, config)
-    rows: list[dict[str, Any]] = []
-    problems = [document for document in documents if document.question]
-    for document in problems:
+    for document in filter(_is_problem, documents):
         if chat:
             prompt: Any = [{"role": "user", "content": f"{document.question}\n{INSTRUCTION}"}]
             length = len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
@@ -34,13 +47,12 @@ def make_prompts(
             prompt = document.prompt.rstrip(" ")  # the space is the first token of many answers
             length = len(tokenizer(prompt)["input_ids"])
         if length <= config.grpo_prompt_tokens:
-            rows.append({"prompt": prompt, "answer": gold_answer(document.answer)})
-    if not rows:
-        raise ValueError(
-            f"{source}: none of the {len(documents)} documents has a question of at most {config.grpo_prompt_tokens} tokens; grpo"
-            " needs {question, answer} data, or a higher --grpo-prompt-tokens"
-        )
-    return rows, len(problems) - len(rows)
+            yield {"prompt": prompt, "answer": gold_answer(document.answer)}
+
+
+def _is_problem(document: "Document") -> bool:
+    """Whether there is a question, and an answer that a response could give: an empty box is none."""
+    return bool(document.question) and bool(gold_answer(document.answer))
 
 
 def uses_chat(tokenizer: "PreTrainedTokenizerBase", config: "Config") -> bool:

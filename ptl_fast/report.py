@@ -40,11 +40,16 @@ def redundant_line(number: int, num_redundant: list[int], num_removed: int) -> s
 
 
 def unrewarded_line(number: int, details: dict[str, Any], extension: int = 0) -> str:
-    """That all rollouts of a round, or of an extension of it, had a reward of 0, and what to try, in one sentence."""
+    """That a reward was 0 for all rollouts of a round, or of an extension of it, and what to try, in one sentence."""
     names, verb = " and ".join(details["always_zero"]), "was" if len(details["always_zero"]) == 1 else "were"
+    found = f"Round {number}{_extension(extension)}: {names} {verb} 0 for each of {details['rollouts']} rollouts"
+    if not any(details["reward"]):
+        found += ", so there was nothing to learn from"
+    cut_off = sum(details["truncated"]) / len(details["truncated"])
+    if cut_off > 0.5:
+        return f"{found}; {cut_off:.0%} of the responses were cut off: try a higher --grpo-response-tokens first."
     return (
-        f"Round {number}{_extension(extension)}: {names} {verb} 0 for each of {details['rollouts']} rollouts, so there was nothing"
-        " to learn from; try more continual pre-training first (--recovery cpt,grpo with more --recovery-tokens), or a smaller step"
+        f"{found}; try more continual pre-training first (--recovery cpt,grpo with more --recovery-tokens), or a smaller step"
         " (more --rounds)."
     )
 
@@ -118,7 +123,9 @@ def _decisions(decisions: list[dict[str, Any]]) -> str:
     for made in (guard.Decision(**decision) for decision in decisions):
         removed = f"{made.step} {guard.UNITS.get(made.kind, made.kind)}"
         counts = [str(made.round), str(made.attempt), str(made.extension), removed, f"{made.tokens:,}"]
-        rows.append([*counts, _show(made.measured), _show(made.limit), guard.consequence(made)])
+        rows.append(
+            [*counts, "diverged" if made.measured is None else _show(made.measured), _show(made.limit), guard.consequence(made)]
+        )
     return f"{decisions[0]['task']} {decisions[0]['metric']}:\n\n{_markdown([header, *rows])}"
 
 

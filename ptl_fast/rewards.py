@@ -14,7 +14,7 @@ def accuracy(gold: str, response: str) -> float:
     The same text is right and another whole number is wrong; of anything else math-verify judges whether it is equal.
     """
     answer = answers.final_answer(response)
-    if answer is None:
+    if not answer:
         return 0.0
     if answer == gold:
         return 1.0
@@ -25,7 +25,7 @@ def accuracy(gold: str, response: str) -> float:
 
 def format_(gold: str, response: str) -> float:
     r"""1 if the response marks an answer at all: in \boxed{}, or after #### or "answer is"."""
-    return float(answers.final_answer(response) is not None)
+    return float(bool(answers.final_answer(response)))
 
 
 REWARDS: dict[str, Callable[[str, str], float]] = {"accuracy": accuracy, "format": format_}
@@ -42,6 +42,8 @@ def parse_weights(text: str) -> dict[str, float]:
         name, _, weight = entry.strip().partition("=")
         if name not in REWARDS:
             raise ValueError(f"unknown reward {name!r} in --reward-weights {text}; choose {', '.join(REWARDS)}")
+        if name in weights:
+            raise ValueError(f"--reward-weights {text} names {name} twice")
         try:
             weights[name] = float(weight)
         except ValueError:

@@ -131,8 +131,16 @@ class RunFolder:
         return content
 
     def read_json(self, name: str) -> Any:
+        """The content of a JSON file, None where there is none.
+
+        Raises:
+            ValueError: it is damaged.
+        """
         file = self.path / name
-        return json.loads(file.read_text()) if file.exists() else None
+        try:
+            return json.loads(file.read_text()) if file.exists() else None
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged ({error}); delete it, or begin anew with --overwrite") from error
 
     def write_json(self, name: str, content: Any) -> None:
         self.write_text(name, json.dumps(content, indent=1) + "\n")

@@ -9,13 +9,14 @@ Shape suffixes: T tokens, K the most likely tokens of a position, V vocabulary.
 
 import functools
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 PART_BYTES = 2**26
 CHUNK_BYTES = 2**26  # of float32 logits that exist at a time
 OPEN_PARTS = 64  # training visits them at random
+CHECKSUMS = "checksums"
 LOG_ZERO = -65504.0  # float16's lowest: exp() of it is 0, and 0 times it is 0, where minus infinity would give NaN
 
 
@@ -74,18 +76,27 @@ class TeacherCache:
         return self.rows[part * self.rows_per_part : (part + 1) * self.rows_per_part]
 
     def missing(self) -> list[int]:
-        """The parts that are not on disk yet."""
-        return [part for part in range(self.num_parts) if not self._file(part).is_file()]
+        """The parts that are not on disk yet, or no longer whole."""
+        return [part for part in range(self.num_parts) if not self._is_whole(part)]
 
     def write(self, part: int, prediction: Prediction) -> None:
-        """Keep a part: its predictions, (rows, length, ...)."""
-        write_atomically(self._file(part), save({name: tensor.contiguous() for name, tensor in vars(prediction).items()}))
+        """Keep a part: its predictions, (rows, length, ...), and a checksum of each row."""
+        tensors = {name: tensor.contiguous() for name, tensor in vars(prediction).items()}
+        checksums = [_checksum({name: tensor[row] for name, tensor in tensors.items()}) for row in range(len(prediction.log_rest))]
+        write_atomically(self._file(part), save({**tensors, CHECKSUMS: torch.tensor(checksums)}))
 
     def read(self, row: int) -> dict[str, Tensor]:
-        """The predictions of one sequence, by the names of ``Prediction``'s fields. Reads nothing but these."""
+        """The predictions of one sequence, by the names of ``Prediction``'s fields. Reads nothing but these.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
         part, index = self.places[row]
         file = self._open(part)
-        return {name: file.get_slice(name)[index] for name in Prediction.__dataclass_fields__}
+        tensors = {name: file.get_slice(name)[index] for name in Prediction.__dataclass_fields__}
+        if _checksum(tensors) != int(file.get_slice(CHECKSUMS)[index]):
+            raise ValueError(f"{self._file(part)} is damaged; delete it, and the same command computes it again")
+        return tensors
 
     def check_disk(self) -> None:
         """Raise ValueError when the missing parts do not fit on the disk."""
@@ -101,6 +112,12 @@ class TeacherCache:
         """Let go of the files: as long as one is open, deleting it frees no space."""
         self._open.cache_clear()
 
+    def _is_whole(self, part: int) -> bool:
+        try:
+            return self._open_part(part).get_slice(CHECKSUMS).get_shape() == [len(self.part_rows(part))]
+        except (OSError, SafetensorError):  # not there, or cut off
+            return False
+
     def _open_part(self, part: int) -> Any:
         return safe_open(self._file(part), framework="pt")
 
@@ -109,8 +126,16 @@ class TeacherCache:
 
 
 def row_bytes(length: int, top_k: int, vocab_size: int) -> int:
-    """Bytes on disk for a sequence: float16 log-probabilities and 2 or 4 bytes a token id, and a float32 for the rest."""
-    return length * (min(top_k, vocab_size) * (2 + _index_type(vocab_size).itemsize) + 4)
+    """Bytes on disk for a sequence: float16 log-probabilities, 2 or 4 bytes a token id, a float32 for the rest; a checksum."""
+    return length * (min(top_k, vocab_size) * (2 + _index_type(vocab_size).itemsize) + 4) + 8
+
+
+def _checksum(tensors: dict[str, Tensor]) -> int:
+    """CRC-32 of one row's predictions."""
+    checksum = 0
+    for name in Prediction.__dataclass_fields__:
+        checksum = zlib.crc32(tensors[name].contiguous().numpy().tobytes(), checksum)
+    return checksum
 
 
 def fill(

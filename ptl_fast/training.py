@@ -9,7 +9,6 @@ import os
 import shutil
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ptl_fast import ranks
 from ptl_fast.config import deepspeed_file
+from ptl_fast.files import write_atomically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerControl, TrainerState
@@ -117,10 +117,21 @@ def unpatched_afterwards(model: nn.Module) -> Iterator[None]:
             delattr(module, name)
 
 
-def run(trainer: Trainer, checkpoint: str | None) -> None:
-    """Train, from a checkpoint if there is one; the bar goes also when an error ends it."""
+class Diverged(ValueError):
+    """The loss, or what came of it, is NaN or infinite. The guard can undo such a round; without one the run ends."""
+
+
+def run(trainer: Trainer, checkpoint: str | None, model: "PreTrainedModel") -> None:
+    """Train, from a checkpoint if there is one; the bar goes also when an error ends it.
+
+    Raises:
+        Diverged: the loss is NaN or infinite. Training has let go of the model, whose weights are of no use.
+    """
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
+    except Diverged:
+        tear_down(trainer, model)
+        raise
     finally:
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, Progress):
@@ -155,7 +166,7 @@ class StopAtNan(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
         loss = float(kwargs["logs"].get("loss", 0.0))
         if not math.isfinite(loss):
-            raise ValueError(
+            raise Diverged(
                 f"recovery's loss is {loss} at step {state.global_step} of {state.max_steps}; lower {self.flag}, or prune less in"
                 " a round (more --rounds)"
             )
@@ -183,7 +194,7 @@ class Checkpoints(TrainerCallback):
             self.keep(checkpoint)
         ranks.barrier()
         if ranks.is_main():
-            (checkpoint / COMPLETE).touch()
+            write_atomically(checkpoint / COMPLETE, json.dumps(_sizes(checkpoint)).encode())
             for other in self.folder.glob("checkpoint-*"):
                 if other != checkpoint:
                     shutil.rmtree(other)
@@ -219,16 +230,22 @@ def deepspeed_settings(name: str | None, on_cpu: bool) -> dict | None:
         return None
     if "WORLD_SIZE" not in os.environ:
         if on_cpu:
-            warnings.warn("--deepspeed has no use in one process on a CPU: recovery runs without it", stacklevel=2)
             return None
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
     return json.loads(deepspeed_file(name).read_text())
 
 
 def newest_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end, or None."""
-    complete = ranks.agree([str(marker.parent) for marker in folder.glob(f"checkpoint-*/{COMPLETE}")])
+    """The newest checkpoint that was written to its end and is still whole, or None."""
+    markers = [file for file in folder.glob(f"checkpoint-*/{COMPLETE}") if json.loads(file.read_text()) == _sizes(file.parent)]
+    complete = ranks.agree([str(marker.parent) for marker in markers])
     return max(complete, key=lambda path: int(path.rsplit("-", 1)[1]), default=None)
+
+
+def _sizes(checkpoint: Path) -> dict[str, int]:
+    """Sizes of a checkpoint's files: after a power failure some may be cut off."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != COMPLETE)
+    return {str(file.relative_to(checkpoint)): file.stat().st_size for file in files}
 
 
 def tear_down(trainer: Trainer, model: "PreTrainedModel") -> None:

@@ -190,10 +190,10 @@ def test_size_on_disk_is_the_predicted_one(small_parts: None, llama: PreTrainedM
     fill(cache, tokens, lambda: llama)
     sizes = [file.stat().st_size for file in (tmp_path / "teacher").iterdir()]
     predicted = len(cache.rows) * teacher.row_bytes(32, 16, 384)
-    assert predicted == len(cache.rows) * 32 * (16 * 4 + 4)
+    assert predicted == len(cache.rows) * (32 * (16 * 4 + 4) + 8)
     assert predicted < sum(sizes) < predicted + 400 * len(sizes)
-    assert teacher.row_bytes(32, 16, 128256) == 32 * (16 * 6 + 4)
-    assert teacher.row_bytes(32, 1000, 384) == 32 * (384 * 4 + 4), "no more than there are"
+    assert teacher.row_bytes(32, 16, 128256) == 32 * (16 * 6 + 4) + 8
+    assert teacher.row_bytes(32, 1000, 384) == 32 * (384 * 4 + 4) + 8, "no more than there are"
 
 
 def test_killed_pass_goes_on_and_ends_bit_identical(
@@ -222,6 +222,26 @@ def test_killed_pass_goes_on_and_ends_bit_identical(
     files = {folder: {file.name: file.read_bytes() for file in (tmp_path / folder).iterdir()} for folder in "ab"}
     assert files["a"] == files["b"]
     fill(cache, tokens, lambda: pytest.fail("the teacher was loaded"))
+
+
+def test_part_that_was_cut_off_is_computed_again_and_a_damaged_one_is_named(
+    small_parts: None, llama: PreTrainedModel, tmp_path: Path
+) -> None:
+    cache, tokens = cached(tmp_path / "teacher")
+    fill(cache, tokens, lambda: llama)
+    part = tmp_path / "teacher" / "part-00001.safetensors"
+    whole = part.read_bytes()
+    for size in (0, len(whole) // 2, len(whole) - 1):
+        part.write_bytes(whole[:size])
+        again, _ = cached(tmp_path / "teacher")
+        assert again.missing() == [1]
+        fill(again, tokens, lambda: llama)
+        assert part.read_bytes() == whole
+    middle = len(whole) // 2
+    part.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    again, _ = cached(tmp_path / "teacher")
+    with pytest.raises(ValueError, match=r"part-00001.safetensors is damaged; delete it"):
+        list(map(again.read, again.rows))
 
 
 def test_full_disk_and_broken_teacher_are_named(llama: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,8 +396,21 @@ def test_other_vocabulary_and_settings_without_sense_are_refused(tmp_path: Path)
     tokenizer.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="other has another vocabulary than --model: 1 tokens differ, such as '<new>'"):
         compress(**SMALL, teacher=str(tmp_path / "other"), output=str(tmp_path / "run"))
-    with pytest.raises(ValueError, match=r"--teacher .* has no tokenizer"):
+    with pytest.raises(ValueError, match=r"--teacher .*nowhere': no such folder"):
         compress(**SMALL, teacher=str(tmp_path / "nowhere"), output=str(tmp_path / "run"))
+    few = make_model("llama", vocab_size=200)
+    few.save_pretrained(tmp_path / "few")
+    AutoTokenizer.from_pretrained(DEMO_MODEL).save_pretrained(tmp_path / "few")
+    with pytest.raises(ValueError, match=r"--teacher .*few: its tokenizer gives ids beyond the model's 200 embeddings"):
+        compress(**SMALL, teacher=str(tmp_path / "few"), output=str(tmp_path / "run"))
+    weights = tmp_path / "few" / "model.safetensors"
+    make_model("llama").save_pretrained(tmp_path / "few")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"--teacher .*few: model.safetensors is damaged"):
+        compress(**SMALL, teacher=str(tmp_path / "few"), output=str(tmp_path / "run"))
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"--teacher .*few has no weights"):
+        compress(**SMALL, teacher=str(tmp_path / "few"), output=str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="--distill-weight 0 is outside"):
         compress(**SMALL, distill_weight=0)

@@ -128,9 +128,9 @@ def test_long_prompts_are_left_out_and_counted(lesson: Lesson) -> None:
     rows, num_too_long = asked(lesson, config(grpo_prompt_tokens=limit))
     assert num_too_long == sum(length > limit for length in lengths) > 0
     assert len(rows) == len(PROBLEMS) - num_too_long
-    with pytest.raises(ValueError, match="none of the 24 documents has a question of at most 3 tokens"):
+    with pytest.raises(ValueError, match="24 documents, and none with a question of at most 3 tokens"):
         asked(lesson, config(grpo_prompt_tokens=3))
-    with pytest.raises(ValueError, match=r"grpo needs \{question, answer\} data"):
+    with pytest.raises(ValueError, match=r"grpo needs more \{question, answer\} data"):
         asked(dataclasses.replace(lesson, problems=[Document("", "plain text")]), config())
 
 
@@ -239,6 +239,7 @@ def _die_in(train: Any, *arguments: Any) -> Spent:
 # --- runs
 
 
+SHORT = {"grpo_prompt_tokens": 64, "grpo_response_tokens": 32}
 RUN = {
     "recovery_split": "growing",
     "recovery_tokens": 6000,
@@ -282,7 +283,7 @@ def test_reward_that_never_comes_is_reported(
     settings = {**RUN, "rounds": 1, "recovery": "none", "final_recovery": "grpo", "grpo_steps": 1, "grpo_prompts": 2}
     settings |= {"grpo_response_tokens": 2, "device": "cpu", "output": tmp_path / "run"}
     content = compress(**settings)
-    line = "Round 2: accuracy and format were 0 for each of 16 rollouts, so there was nothing to learn from; try more continual"
+    line = "Round 2: accuracy and format were 0 for each of 16 rollouts, so there was nothing to learn from; 100% of the responses"
     assert line in capsys.readouterr().out
     details = content["rounds"][1]["grpo"]
     assert (details["reward"], details["truncated"], details["steps"]) == ([0.0], [1.0], 1)
@@ -291,9 +292,12 @@ def test_reward_that_never_comes_is_reported(
 
 
 def test_line_for_one_reward() -> None:
-    line = report.unrewarded_line(3, {"always_zero": ["accuracy"], "rollouts": 1024})
-    assert line.startswith("Round 3: accuracy was 0 for each of 1024 rollouts")
+    details: dict[str, Any] = {"always_zero": ["accuracy"], "rollouts": 1024, "reward": [0.1, 0.0], "truncated": [0.1, 0.2]}
+    line = report.unrewarded_line(3, details)
+    assert line.startswith("Round 3: accuracy was 0 for each of 1024 rollouts; try more continual pre-training")
     assert "smaller step (more --rounds)" in line
+    line = report.unrewarded_line(3, {**details, "reward": [0.0, 0.0], "truncated": [0.9, 0.7]})
+    assert "so there was nothing to learn from; 80% of the responses were cut off: try a higher --grpo-response-tokens" in line
 
 
 @pytest.mark.parametrize(
@@ -323,7 +327,7 @@ def test_unknown_names_and_missing_vllm_are_refused(tmp_path: Path, monkeypatch:
     with pytest.raises(ValueError, match="unknown --final-recovery hope"):
         compress(**given, final_recovery="hope")
     write_rows(tmp_path / "plain.jsonl", *({"text": f"Text number {number}, with no question."} for number in range(300)))
-    with pytest.raises(ValueError, match="has too few questions for each round"):
+    with pytest.raises(ValueError, match=r"none with a question of at most .* and a final answer"):
         compress(
             **{**given, "recovery_tokens": None, "eval_tasks": "demo_arithmetic"}, data=tmp_path / "plain.jsonl", recovery="grpo"
         )
@@ -362,3 +366,32 @@ def test_final_recovery_is_the_last_of_the_schedule() -> None:
     assert [step.number for step in schedule] == [1, 2, 3]
     assert schedule[2].recovery_share == schedule[1].recovery_share
     assert math.isclose(sum(step.recovery_share for step in schedule[:2]), 1)
+
+
+def test_empty_box_is_no_answer(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    assert rewards.accuracy("", "so \\boxed{}") == 0.0
+    assert rewards.format_("4", "so \\boxed{}") == 0.0
+    problems = [Document("1 + 1 = ?", answer) for answer in ("so \\boxed{}", "#### $$", "#### 2")]
+    rows, num_too_long = prompts.make_prompts(problems, tokenizer, config(), "data")
+    assert ([row["answer"] for row in rows], num_too_long) == (["2"], 0)
+    with pytest.raises(ValueError, match=r"none with a question of at most 256 tokens and a final answer"):
+        prompts.check(problems[:2], tokenizer, config(grpo_prompt_tokens=256), "data")
+    with pytest.raises(ValueError, match="names accuracy twice"):
+        rewards.parse_weights("accuracy=1,accuracy=0")
+
+
+def test_what_no_round_could_learn_from_is_refused_before_work_begins(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    settings = {**RUN, "rounds": 1, "recovery": "grpo", "device": "cpu", "output": tmp_path / "run"}
+    with pytest.raises(ValueError, match=r"none with a question of at most 2 tokens"):
+        compress(**settings, grpo_prompt_tokens=2)
+    with pytest.raises(ValueError, match=r"--grpo-response-tokens: .* tokens are more than the 512 positions"):
+        compress(**settings, grpo_response_tokens=700)
+    llama.save_pretrained(tmp_path / "endless")
+    endless = copy.deepcopy(tokenizer)
+    endless.eos_token = None
+    endless.save_pretrained(tmp_path / "endless")
+    with pytest.raises(ValueError, match="grpo needs a tokenizer with an end-of-sequence token"):
+        compress(**settings, model=tmp_path / "endless", data="ptl-demo", width_multiple=8, **SHORT)
+    assert not (tmp_path / "run").exists()

@@ -254,6 +254,9 @@ def test_metrics_are_known_before_they_are_measured(name: str, tmp_path: Path) -
     assert evaluate.metrics(loaded) == dict.fromkeys(evaluate.run_lm_eval(model, tokenizer, loaded, 2, 2), True)
 
 
+SHORT = {"grpo_prompt_tokens": 64, "grpo_response_tokens": 32}
+
+
 class Killed(Exception):
     pass
 
@@ -458,7 +461,7 @@ def test_final_recovery_is_not_judged_and_stays_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its tokens stay on top, and its documents its own, also where the guard has made three rounds of one. Killed, it goes on."""
-    settings = {**inputs, "drop_layers": 0, "final_recovery": name, "grpo_steps": 4, "lr_schedule": "run"}
+    settings = {**inputs, "drop_layers": 0, "final_recovery": name, "grpo_steps": 4, "lr_schedule": "run", **SHORT}
     settings["output"] = tmp_path
     follow("ffpppf", tmp_path)
     train, lessons, kills = recover.RECOVERIES[name], list[Lesson](), [Killed]
@@ -514,7 +517,7 @@ def test_reinforcement_is_extended_in_steps_and_split_with_its_problems(
 ) -> None:
     """Half of six steps is three; the parts of an undone round have problems of their own, those of their text."""
     follow("ffpfpp", tmp_path)
-    settings = {**inputs, "drop_layers": 0, "recovery": "cpt,grpo", "grpo_steps": 6, "output": tmp_path}
+    settings = {**inputs, "drop_layers": 0, "recovery": "cpt,grpo", "grpo_steps": 6, **SHORT, "output": tmp_path}
     report = compress(**settings)
     assert actions(report) == "1.1e 1.1b 1.2p 2.1e 2.1p 3.1p"
     assert [config.grpo_steps for _, config in reinforced] == [6, 3, 6, 6, 3, 6]
@@ -686,3 +689,25 @@ def test_gate_holds_an_accuracy(tmp_path: Path) -> None:
     assert [made["measured"] < made["limit"] for made in report["decisions"]] == [True, False, False, True]
     assert report["final"]["width"] == 384
     assert report["final"]["eval"]["demo_arithmetic"]["exact_match/final-number"] >= dense - 0.05
+
+
+def test_different_values_look_different() -> None:
+    assert guard.told_apart(0.5, 0.5, 0.25) == ["0.5000", "0.5000", "0.2500"]
+    assert guard.told_apart(0.00006, 0.00007, 0.00007) == ["0.00006", "0.00007", "0.00007"]
+
+
+def test_round_that_diverges_is_undone(inputs: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is not extended: the step is halved until none is left, and the result is the original. Without a gate it is an error."""
+    settings = {**inputs, "learning_rate": 1e9, "drop_layers": 0, "keep": 0.6667, "rounds": 1, "width_multiple": 8}
+    report = compress(**settings, output=tmp_path / "run")
+    actions = [(decision["action"], decision["step"], decision["measured"]) for decision in report["decisions"]]
+    assert actions == [("back-off", 16, None), ("stop", 8, None)]
+    assert report["final"]["width"] == report["dense"]["width"]
+    assert "recovery diverged: back to the original model" in capsys.readouterr().out
+    failed = json.loads((tmp_path / "run" / "round-01.failed-1" / "record.json").read_text())
+    assert "recovery's loss is" in failed["diverged"]
+    assert "| diverged |" in (tmp_path / "run" / "report.md").read_text()
+    assert compress(**settings, output=tmp_path / "run")["decisions"] == report["decisions"], "again, it only reads"
+    ungated = {name: value for name, value in settings.items() if name not in ("gate", "max_drop")}
+    with pytest.raises(ValueError, match=r"recovery's loss is .* lower --learning-rate"):
+        compress(**ungated, output=tmp_path / "other")

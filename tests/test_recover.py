@@ -193,8 +193,11 @@ def test_half_written_checkpoint_is_not_used(tmp_path: Path) -> None:
         (tmp_path / f"checkpoint-{step}").mkdir()
     assert training.newest_checkpoint(tmp_path) is None
     for step in (3, 12):
-        (tmp_path / f"checkpoint-{step}" / training.COMPLETE).touch()
+        (tmp_path / f"checkpoint-{step}" / "optimizer.pt").write_bytes(b"moments")
+        (tmp_path / f"checkpoint-{step}" / training.COMPLETE).write_text('{"optimizer.pt": 7}')
     assert training.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
+    (tmp_path / "checkpoint-12" / "optimizer.pt").write_bytes(b"mom")  # as after a power failure
+    assert training.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
 
 
 def test_nan_loss_names_the_step(llama: PreTrainedModel, tmp_path: Path) -> None:

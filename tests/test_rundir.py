@@ -85,3 +85,10 @@ def test_full_disk_is_noticed_before_work_begins(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="GiB free, and the run needs about"):
         RunFolder(tmp_path / "deep" / "run", STATE).check_disk(10**18)
     assert not (tmp_path / "deep").exists()
+
+
+def test_damaged_file_is_named(tmp_path: Path) -> None:
+    folder = rundir.RunFolder(tmp_path, {})
+    (tmp_path / "plan.json").write_text('{"round": 1, "kept')
+    with pytest.raises(ValueError, match=r"plan.json is damaged .* delete it, or begin anew with --overwrite"):
+        folder.read_json("plan.json")
