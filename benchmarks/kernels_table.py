@@ -70,13 +70,17 @@ def op_table(op: str, kernels: Results) -> list[list[str]]:
     table = [["device", "shape", "dtype", "ours ms", "GB/s (of copy)", "error", *peers]]
     for device_type, label in DEVICE_TYPES.items():
         of_type = [each for each in kernels if each["environment"]["device_type"] == device_type]
-        for results in of_type or [{"environment": {"device": label}, "rows": []}]:
-            by_key = {(row["op"], row["shape"], row["dtype"], row["peer"]): row for row in results["rows"]}
-            for case in cases(device_type, op=op):
-                key = case.op, str(case.setting.shape), dtype_name(case.setting.dtype)
-                rows = [by_key.get((*key, peer)) if peer in case.peers else None for peer in peers]
-                table.append([results["environment"]["device"], *key[1:], *_cells(rows)])
+        for case in cases(device_type, op=op):
+            key = case.op, str(case.setting.shape), dtype_name(case.setting.dtype)
+            found = [(each["environment"]["device"], _rows(each, key)) for each in of_type]  # files may hold some ops each
+            for device, rows in [one for one in found if one[1]] or [(label if not found else found[0][0], {})]:
+                table.append([device, *key[1:], *_cells([rows.get(peer) for peer in peers])])
     return table
+
+
+def _rows(results: dict[str, Any], key: tuple[str, str, str]) -> dict[str, dict[str, Any]]:
+    """The rows of one case in a file, by peer."""
+    return {row["peer"]: row for row in results["rows"] if (row["op"], row["shape"], row["dtype"]) == key}
 
 
 def _cells(rows: list[dict[str, Any] | None]) -> list[str]:
