@@ -241,7 +241,8 @@ def test_speedup_results_are_complete(measured: Path) -> None:
     works = [(row["work"], row["batch_size"], row["prompt_length"], row["new_tokens"]) for row in rows]
     assert works == [("prefill", 2, 16, 1), ("decode", 2, 8, 3), ("paper", 1, 128, 64)]
     for row in rows:
-        assert row["predicted_speedup"] > 0  # from measured rates of tiny products: no test of timing
+        assert row["device_speedup"] > 1, "both models are predicted from the same rates, whatever these are"
+        assert row["predicted_speedup"] > 0  # it has the host's time besides, which is measured, and noise at this size
         assert row["of_predicted"] == pytest.approx(row["speedup"] / row["predicted_speedup"])
         assert row["dense"]["flops"] > row["compressed"]["flops"] > 0
         assert row["dense"]["num_bytes"] > row["compressed"]["num_bytes"] > 0
