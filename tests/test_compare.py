@@ -15,6 +15,8 @@ from benchmarks import compare, compare_data, compare_figures, compare_grid, com
 from benchmarks.compare_grid import Setup
 from benchmarks.compare_tables import Spread, verdict
 
+COMMITTED = Path(__file__).parents[1] / "benchmarks" / "results"
+
 # The bundled model by hand: embedding, a layer's attention and norms, FFN parameters a neuron, the last norm.
 EMBEDDING, ATTENTION, NEURON, NORM = 306 * 128, 2 * 128 * 128 + 2 * 128 * 64 + 2 * 128, 3 * 128, 128
 
@@ -106,6 +108,14 @@ def test_studies_share_the_cells_whose_settings_are_equal(setup: Setup) -> None:
     assert len({tuple(place["cells"]) for place in one_round}) == 2
     assert {cell.settings["seed"] for cell in cells.values()} == {0, 1}
     assert [cell.settings["seed"] for cell in cells.values()] == sorted(cell.settings["seed"] for cell in cells.values())
+
+
+@pytest.mark.parametrize("file", sorted(COMMITTED.glob("compare_demo*.json")), ids=lambda file: file.stem)
+def test_committed_rows_are_found_by_their_settings(file: Path) -> None:
+    content = json.loads(file.read_text())
+    for name, row in content["cells"].items():
+        settings = {key: value for key, value in row["settings"].items() if key != "seed"}
+        assert compare_grid.cell(settings, row["settings"]["seed"], content["setup"]["base"]).name == name
 
 
 def test_all_cells_of_a_budget_get_the_same_tokens_and_learning_rate(setup: Setup) -> None:
