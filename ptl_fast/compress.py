@@ -341,10 +341,9 @@ class Job(State):
         if gate is None:
             return None
         name, num_extensions = f"round-{step.number:02d}", len(guard.extensions(self.course.decisions, step.number))
-        trained = [self.folder.read_json(f"{name}/recovery{suffix(number)}.json") for number in range(num_extensions + 1)]
-        tokens = [each["recovery_tokens"] for each in trained]
+        tokens = self.folder.read_json(f"{name}/recovery{suffix(num_extensions)}.json")["recovery_tokens"]
         measured = float(recovered[gate.task][gate.metric]) if recovered else None
-        decision = self.course.judge(gate, step, measured, tokens)
+        decision = self.course.judge(gate, step, measured, tokens, recovering.tokens_left(self)[0])
         self.folder.write_json(DECISIONS, self.course.decisions_as_json())
         say(guard.sentence(decision))
         return decision

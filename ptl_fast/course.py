@@ -1,7 +1,6 @@
 """The rounds of a run as they stand: their sizes, their parts of the data, and the guard's decisions, which change both."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast import guard
@@ -42,12 +41,13 @@ class Course:
     def decisions_as_json(self) -> list[dict[str, Any]]:
         return [dataclasses.asdict(decision) for decision in self.decisions]
 
-    def judge(self, gate: guard.Gate, step: "Round", measured: float | None, tokens: Sequence[int]) -> guard.Decision:
+    def judge(self, gate: guard.Gate, step: "Round", measured: float | None, tokens: int, given: int) -> guard.Decision:
         """Decide what follows from a round's measurement, and follow it.
 
         Args:
             measured: None where recovery diverged.
-            tokens: of its recovery and of each extension.
+            tokens: that its recovery, or the extension, trained on.
+            given: that its recovery could have trained on.
         """
         before = self.schedule[step.number - 2] if step.number > 1 else self
         removed = {"neurons": before.width - step.width, "layers": before.num_layers - step.num_layers}.get(step.kind, 0)
@@ -62,7 +62,8 @@ class Course:
             removed=removed,
             measured=measured,
             tokens=tokens,
-            trains=self._trains(tokens[0]),
+            given=given,
+            trains=self._trains(given),
             max_extra_recovery=self.config.max_extra_recovery,
             next_step=next_step,
             reason=reason,
@@ -92,9 +93,9 @@ class Course:
         source = f"round {step.number}'s part of {self.config.data}"
         return data.pack(self.corpus.subsets[step.number - 1], self.config.sequence_length, self.pad, source)
 
-    def _trains(self, tokens: int) -> bool:
-        """Whether there is training to be extended: with until-recovered, a round may have needed none on text."""
-        return self.config.recovery != "none" and (tokens > 0 or not NOT_ON_TEXT.isdisjoint(self.config.recoveries))
+    def _trains(self, given: int) -> bool:
+        """Whether there is training to be extended."""
+        return self.config.recovery != "none" and (given > 0 or not NOT_ON_TEXT.isdisjoint(self.config.recoveries))
 
     def _split(self, number: int, next_step: int) -> "list[list[Round]]":
         multiple = self._width_multiple()

@@ -126,11 +126,6 @@ def last_part(parts: Sequence["PackedTokens"], steps: Sequence[int], config: "Co
     return tokens
 
 
-def first_part(tokens: "PackedTokens", num_steps: int, config: "Config") -> "PackedTokens":
-    """The sequences that so many optimizer steps come to."""
-    return tokens.rows(Sequences(tokens, len(tokens), config.seed).order[: num_steps * config.global_batch])
-
-
 class Sequences(Dataset):
     """``num_sequences`` packed sequences in a seeded order, epoch after epoch where there are fewer."""
 

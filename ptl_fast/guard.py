@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from ptl_fast.plan import Kind, Round
 
-EXTENSION = 0.5  # of a round's own recovery: the longest training between two measurements
+EXTENSION = 0.5  # of what a round was given: the longest training between two measurements
 ROUNDING = 1e-9  # 0.8 - 0.7 is not above 0.1
 
 Action = Literal["pass", "extend", "back-off", "stop"]
@@ -67,7 +67,7 @@ class Decision:
     """That the recovery, or the extension, trained on."""
     action: Action
     next_share: float | None = None
-    """With extend: how long the extension is, as a fraction of the round's own recovery, in tokens or in steps."""
+    """With extend: how long the extension is, as a fraction of what the round was given, in tokens or in steps."""
     next_tokens: int | None = None
     """With extend: the tokens of the extension; 0 where recovery does not train on text."""
     next_step: int | None = None
@@ -130,7 +130,8 @@ def decide(
     *,
     removed: int,
     measured: float | None,
-    tokens: Sequence[int],
+    tokens: int,
+    given: int,
     trains: bool,
     max_extra_recovery: float,
     next_step: int | None,
@@ -140,7 +141,8 @@ def decide(
 
     Args:
         removed: neurons a layer, or layers, that the round removed.
-        tokens: what the round's recovery trained on, and then each extension.
+        tokens: that the recovery, or the extension, trained on.
+        given: tokens that the round's recovery could have had; where it recovered early, it trained on fewer, or none.
         measured: None where recovery diverged; no extension helps then.
         trains: whether recovery is more than doing nothing.
         next_step, reason: from ``smaller_step``.
@@ -158,14 +160,14 @@ def decide(
         limit=gate.limit,
         higher_is_better=gate.higher_is_better,
         measured=measured,
-        tokens=tokens[-1],
+        tokens=tokens,
         action="pass",
     )
     if gate.passes(measured):
         return made
     next_share = min(EXTENSION, max_extra_recovery - sum(each.next_share or 0 for each in extra))
     if trains and measured is not None and next_share > ROUNDING:
-        return replace(made, action="extend", next_share=next_share, next_tokens=round(next_share * tokens[0]))
+        return replace(made, action="extend", next_share=next_share, next_tokens=round(next_share * given))
     if next_step is not None:
         return replace(made, action="back-off", next_step=next_step)
     return replace(made, action="stop", reason=reason)

@@ -6,7 +6,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from ptl_fast import guard, pruning
-from ptl_fast.config import NOT_ON_TEXT, Config
+from ptl_fast.config import Config
 from ptl_fast.guard import suffix
 from ptl_fast.state import next_statistics, optimizer_file, say
 
@@ -52,7 +52,7 @@ def _lesson(state: "State", step: "Round", extension: int, watch: "Watch | None"
     folder, name = state.folder.round(step.number), f"round-{step.number:02d}{suffix(extension)}"
     lesson = Lesson(
         tokens=_sequences(state, step),
-        num_tokens=_tokens_left(state)[0],
+        num_tokens=tokens_left(state)[0],
         name=name,
         folder=folder / f"recovery{suffix(extension)}",
         log_folder=state.output / "log" / name,
@@ -72,25 +72,20 @@ def _extended_recoveries(state: "State", number: int, extension: int) -> tuple[l
         share = guard.extensions(state.course.decisions, number)[-1].next_share
         assert share is not None
         config = dataclasses.replace(config, grpo_steps=max(1, round(share * own["grpo"]["steps"])))
-    if not own["recovery_steps"]:  # until-recovered: text had no work to do
-        names = [name for name in names if name in NOT_ON_TEXT]
     return names, config
 
 
 def _extended(state: "State", lesson: "Lesson", number: int, extension: int) -> "Lesson":
-    """The lesson of an extension of recovery: what the round has trained on once more, for the tokens that the guard allows."""
-    from ptl_fast import cpt, moments
+    """The lesson of an extension of recovery: the round's data once more, for the tokens that the guard allows."""
+    from ptl_fast import moments, ranks
 
-    tokens, kept = lesson.tokens, None
-    if state.config.recovery_split == "until-recovered":  # what it did not come to is for later rounds
-        steps = state.folder.read_json(f"round-{number:02d}/recovery.json")["recovery_steps"]
-        tokens = cpt.first_part(tokens, steps, state.config)
-    if state.config.keep_optimizer_state:
-        kept = moments.from_tensors(state.folder.read_tensors(optimizer_file(number, extension - 1)))
+    kept, left = None, optimizer_file(number, extension - 1)
+    if ranks.agree((state.output / left).is_file()):  # not wherever --keep-optimizer-state is: nothing may have trained so far
+        kept = moments.from_tensors(state.folder.read_tensors(left))
     spending = dataclasses.replace(lesson.spending, position=None, held_out=None, moments=kept)
     allowed = guard.extensions(state.course.decisions, number)[-1].next_tokens
     assert allowed is not None
-    return dataclasses.replace(lesson, tokens=tokens, num_tokens=allowed, spending=spending)
+    return dataclasses.replace(lesson, num_tokens=allowed, spending=spending)
 
 
 def _spending(state: "State", step: "Round") -> "Spending":
@@ -100,7 +95,7 @@ def _spending(state: "State", step: "Round") -> "Spending":
     config, rest = state.config, state.rest(step)
     position = None
     if config.lr_schedule == "run" and step.kind != "final":
-        later = zip(state.training[step.number :], _tokens_left(state)[1 : 1 + len(rest)], strict=False)  # without the final one
+        later = zip(state.training[step.number :], tokens_left(state)[1 : 1 + len(rest)], strict=False)  # without the final one
         before = sum(record["recovery_steps"] for record in state.records)
         position = before, sum(cpt.num_steps(tokens, num_tokens, config) for tokens, num_tokens in later)
     anticipates = config.anticipate > 0 and bool(rest) and rest[0].kind == "neurons"
@@ -131,7 +126,7 @@ def checked_nll(state: "State") -> float:
     return evaluate.answer_nll(state.model, state.inputs.tokenizer, documents, batch_size, evaluate.NLL_MAX_LENGTH)[evaluate.NLL]
 
 
-def _tokens_left(state: "State") -> list[int]:
+def tokens_left(state: "State") -> list[int]:
     """Recovery tokens of each round that is not finished, the next one first.
 
     Where a round's part of the data holds fewer, recovery sees that part several times.

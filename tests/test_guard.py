@@ -58,10 +58,11 @@ def test_limit_is_on_the_metrics_worse_side() -> None:
 
 def decide(history: list[Decision], measured: float, own: int = 100, **values: Any) -> Decision:
     """The next decision on a neuron round that removed 64 neurons; it joins the history."""
-    extra = [made.next_tokens or 0 for made in guard.extensions(history, 2)]
+    extra = guard.extensions(history, 2)
+    tokens = (extra[-1].next_tokens or 0) if extra else own
     step = Round(number=2, kind="neurons", width=64, num_layers=4, recovery_share=0.5)
-    settings = {"max_extra_recovery": 1.0, "trains": True, "next_step": 32, "reason": None, **values}
-    made = guard.decide(gate(), history, step, removed=64, measured=measured, tokens=[own, *extra], **settings)
+    settings = {"max_extra_recovery": 1.0, "trains": True, "given": own, "next_step": 32, "reason": None, **values}
+    made = guard.decide(gate(), history, step, removed=64, measured=measured, tokens=tokens, **settings)
     history.append(made)
     return made
 
@@ -105,6 +106,12 @@ def test_where_nothing_can_be_extended_a_failed_round_is_undone_at_once(share: f
 def test_recovery_without_text_is_extended_too() -> None:
     made = decide([], 9.0, own=0)
     assert (made.action, made.next_share, made.next_tokens) == ("extend", 0.5, 0)
+
+
+@pytest.mark.parametrize("own", [0, 30])
+def test_round_that_ended_early_is_extended_by_a_part_of_what_it_was_given(own: int) -> None:
+    made = decide([], 9.0, own=own, given=100)
+    assert (made.action, made.tokens, made.next_share, made.next_tokens) == ("extend", own, 0.5, 50)
 
 
 @pytest.mark.parametrize(
@@ -184,9 +191,8 @@ def numbers(made: Course) -> list[set[int]]:
 def test_split_rounds_share_their_rounds_data_without_overlap() -> None:
     made = course()
     before = numbers(made)
-    decision = made.judge(gate(), made.schedule[0], 9.0, [100, 50])  # as if extended for 50 of the 50 that are allowed
-    assert decision.action == "extend"
-    decision = made.judge(gate(), made.schedule[0], 9.0, [100, 50])
+    assert made.judge(gate(), made.schedule[0], 9.0, 100, 100).action == "extend"
+    decision = made.judge(gate(), made.schedule[0], 9.0, 50, 100)
     assert (decision.action, decision.step, decision.next_step) == ("back-off", 24, 8)
     after = numbers(made)
     assert [step.width for step in made.schedule] == [40, 32, 24, 24]
@@ -201,8 +207,8 @@ def test_split_rounds_share_their_rounds_data_without_overlap() -> None:
 
 def test_run_stops_where_half_the_data_would_fill_no_sequence() -> None:
     made = course(num_documents=27)  # 9 for the first round: its three parts would have 12 tokens each
-    made.judge(gate(), made.schedule[0], 9.0, [100])
-    decision = made.judge(gate(), made.schedule[0], 9.0, [100, 50])
+    made.judge(gate(), made.schedule[0], 9.0, 100, 100)
+    decision = made.judge(gate(), made.schedule[0], 9.0, 50, 100)
     assert (decision.action, decision.reason) == ("stop", "half of the round's data would not fill a sequence")
     assert made.schedule == []
 
@@ -540,15 +546,23 @@ def test_reinforcement_is_extended_in_steps_and_split_with_its_problems(
     assert "| 2, extension 1 |" in text
 
 
-def test_round_that_needed_no_training_is_not_extended(
-    inputs: dict[str, Any], follow: Callable[[str, Path], None], tmp_path: Path
+@pytest.mark.parametrize("state_kept", [False, True])
+def test_round_that_needed_no_training_trains_when_the_gate_says_otherwise(
+    state_kept: bool, inputs: dict[str, Any], follow: Callable[[str, Path], None], tmp_path: Path
 ) -> None:
-    """With until-recovered; half as much goes at once instead."""
-    follow("fpppp", tmp_path)
-    split = {"recovery_split": "until-recovered", "recovered_within": 100.0, "drop_layers": 0}
+    """With until-recovered. Undone, it is not trained before the gate asks for it; what later rounds are given stays the same."""
+    follow("ffpfppp", tmp_path)
+    split = {"recovery_split": "until-recovered", "recovered_within": 100.0, "drop_layers": 0, "keep_optimizer_state": state_kept}
     report = compress(**{**inputs, **split, "rounds": 2, "keep": 0.35}, output=tmp_path)
-    assert actions(report).startswith("1.1b 1.2p")
+    assert actions(report).startswith("1.1e 1.1b 1.2p 2.1e 2.1p")
+    first, extra, second = report["decisions"][:3]
+    assert (first["tokens"], second["tokens"]) == (0, 0)
+    assert first["next_tokens"] == extra["tokens"] > 0
+    (extension,) = json.loads((tmp_path / "round-01.failed-1" / "record.json").read_text())["extra_recovery"]
+    assert extension["recovery_tokens"] == extra["tokens"]
+    assert extension["recovery_steps"] > 0
     assert report["rounds"][0]["recovery_tokens"] == 0
+    assert report["rounds"][-1]["recovery_tokens"] == 3000, "the last round has the whole budget"
 
 
 # --- interrupted runs
