@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ptl_kernels import hole_filling
+from ptl_kernels import GatedFfn, hole_filling
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -67,12 +67,13 @@ def ours(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
 @torch.no_grad()
 def by_indexing(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
     """Three new matrices a layer."""
-    for ffn, indices in zip(_ffns(model), kept, strict=True):
+    ffns = _ffns(model)
+    for ffn, indices in zip(ffns, kept, strict=True):
         order_K = torch.tensor(indices, device=model.device)
         for linear in ffn.inputs:
             linear.weight = nn.Parameter(linear.weight[order_K])
         ffn.down.weight = nn.Parameter(ffn.down.weight[:, order_K])
-    return _resized(model, kept)
+    return _resized(model, ffns, kept)
 
 
 @torch.enable_grad()  # the graph is that of autograd
@@ -84,7 +85,8 @@ def by_torch_pruning(model: PreTrainedModel, kept: Kept, graph: bool) -> PreTrai
     if graph:
         example = {"input_ids": torch.ones(1, 8, dtype=torch.int64, device=model.device), "use_cache": False}
         dependencies = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=example)
-    for ffn, indices in zip(_ffns(model), kept, strict=True):
+    ffns = _ffns(model)
+    for ffn, indices in zip(ffns, kept, strict=True):
         removed = sorted(set(range(width)) - set(indices))
         if graph:
             dependencies.get_pruning_group(ffn.inputs[0], torch_pruning.prune_linear_out_channels, idxs=removed).prune()
@@ -92,14 +94,15 @@ def by_torch_pruning(model: PreTrainedModel, kept: Kept, graph: bool) -> PreTrai
         for linear in ffn.inputs:
             torch_pruning.prune_linear_out_channels(linear, removed)
         torch_pruning.prune_linear_in_channels(ffn.down, removed)
-    return _resized(model, kept)
+    return _resized(model, ffns, kept)
 
 
 @torch.no_grad()
 def by_scanning_lists(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
     """For each matrix, every neuron is looked for in the list of those that go, and a new layer takes the rest."""
     width = model.config.intermediate_size
-    for ffn, indices in zip(_ffns(model), kept, strict=True):
+    ffns = _ffns(model)
+    for ffn, indices in zip(ffns, kept, strict=True):
         removed = sorted(set(range(width)) - set(indices))
         for linear, dim in [*((linear, 0) for linear in ffn.inputs), (ffn.down, 1)]:
             stays = [index for index in range(width) if index not in removed]
@@ -107,7 +110,7 @@ def by_scanning_lists(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
             fresh = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device, dtype=weight.dtype)
             fresh.weight.copy_(weight)
             linear.weight = fresh.weight
-    return _resized(model, kept)
+    return _resized(model, ffns, kept)
 
 
 def with_files(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
@@ -216,12 +219,12 @@ def _ratios(times: list[float], of_ours: list[float]) -> dict[str, float]:
     return {"ratio": statistics.median(ratios), "ratio_p20": quintiles[0], "ratio_p80": quintiles[-1]}
 
 
-def _ffns(model: PreTrainedModel) -> Any:
-    return feed_forwards(model, find_family(model)).values()
+def _ffns(model: PreTrainedModel) -> list[GatedFfn]:
+    return list(feed_forwards(model, find_family(model)).values())
 
 
-def _resized(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
-    for ffn in _ffns(model):
+def _resized(model: PreTrainedModel, ffns: list[GatedFfn], kept: Kept) -> PreTrainedModel:
+    for ffn in ffns:
         for linear in ffn.inputs:
             linear.out_features = len(kept[0])
         ffn.down.in_features = len(kept[0])

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from ptl_kernels import NeuronSums, compact_ffn_, gated_activation, hole_filling, reference, residual_change
-from ptl_kernels.compaction import compact_columns, move_rows_
+from ptl_kernels.compaction import compact_columns_, move_rows_
 from ptl_kernels.dual_gemm import dual_gemm
 from ptl_kernels.gated_activation import Activation, Mode
 from torch import Tensor
@@ -273,7 +273,8 @@ def compact_ffn_case(op: str, setting: Setting, planned: bool = False) -> Case:
             move_rows_([gate], moves)
             move_rows_([up], moves)
             small = {"gate_weight": gate[: len(order_K)], "up_weight": up[: len(order_K)]}
-            return {**small, "down_weight": compact_columns(down, moves, 0)}
+            compact_columns_([down], moves)
+            return {**small, "down_weight": down}
         order_LK = compact_ffn_([([gate, up], down)], kept_1K)
         return {"gate_weight": gate, "up_weight": up, "down_weight": down, "order": order_LK[0]}
 

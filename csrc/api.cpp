@@ -48,6 +48,21 @@ char *at(void *base, int64_t elements, Dtype dtype) { return static_cast<char *>
 
 int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
+// A row ends up at or before its own beginning, so what it still needs, its tail, is never overwritten. ITEM is item_bytes where the
+// compiler may know it, or 0.
+template <int64_t ITEM>
+void compact_columns(void *tensor, int64_t rows, int64_t width, int64_t columns, int64_t item_bytes, const int64_t *sources,
+                     const int64_t *destinations, int64_t num_moves) {
+    const int64_t item = ITEM ? ITEM : item_bytes;
+    for (int64_t row = 0; row < rows; row++) {
+        const char *from = static_cast<const char *>(tensor) + row * width * item;
+        char *to = static_cast<char *>(tensor) + row * columns * item;
+        std::memmove(to, from, columns * item);
+        for (int64_t move = 0; move < num_moves; move++)
+            std::memcpy(to + destinations[move] * item, from + sources[move] * item, item);
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -163,32 +178,32 @@ void ptl_residual_change(const void *before, const void *after, int64_t rows, in
         for (int which = 0; which < 3; which++) sums[which] += partials[split * 3 + which];
 }
 
-// Row sources[i] moves to row destinations[i]; no row is in both lists.
-void ptl_move_rows(void *rows, int64_t row_bytes, const int64_t *sources, const int64_t *destinations, int64_t num_moves) {
-    char *base = static_cast<char *>(rows);
-#pragma omp parallel for schedule(static) if (num_moves * row_bytes >= PARALLEL_FROM)
-    for (int64_t move = 0; move < num_moves; move++)
-        std::memcpy(base + destinations[move] * row_bytes, base + sources[move] * row_bytes, row_bytes);
+// Within each of some contiguous tensors, copy rows: those of layer l are sources[l, i] -> destinations[l, i], up to the first -1.
+// No row is in both lists.
+void ptl_move_rows(void *const *tensors, int64_t layers, int64_t row_bytes, const int64_t *sources, const int64_t *destinations,
+                   int64_t max_moves) {
+#pragma omp parallel for collapse(2) schedule(static) if (layers * max_moves * row_bytes >= PARALLEL_FROM)
+    for (int64_t layer = 0; layer < layers; layer++)
+        for (int64_t move = 0; move < max_moves; move++) {
+            const int64_t source = sources[layer * max_moves + move], destination = destinations[layer * max_moves + move];
+            char *base = static_cast<char *>(tensors[layer]);
+            if (source >= 0) std::memcpy(base + destination * row_bytes, base + source * row_bytes, row_bytes);
+        }
 }
 
-// out[r, j] = in[r, j] for j < columns, except out[r, destinations[i]] = in[r, sources[i]]. out is contiguous.
-void ptl_compact_columns(const void *in, void *out, int64_t rows, int64_t row_bytes, int64_t columns, int64_t item_bytes,
-                         const int64_t *sources, const int64_t *destinations, int64_t num_moves) {
-    const int64_t out_bytes = columns * item_bytes;
-#pragma omp parallel for schedule(static) if (rows * out_bytes >= PARALLEL_FROM)
-    for (int64_t row = 0; row < rows; row++) {
-        const char *from = static_cast<const char *>(in) + row * row_bytes;
-        char *to = static_cast<char *>(out) + row * out_bytes;
-        std::memcpy(to, from, out_bytes);
-        if (item_bytes == 2)
-            for (int64_t move = 0; move < num_moves; move++)
-                std::memcpy(to + destinations[move] * 2, from + sources[move] * 2, 2);
-        else if (item_bytes == 4)
-            for (int64_t move = 0; move < num_moves; move++)
-                std::memcpy(to + destinations[move] * 4, from + sources[move] * 4, 4);
-        else
-            for (int64_t move = 0; move < num_moves; move++)
-                std::memcpy(to + destinations[move] * item_bytes, from + sources[move] * item_bytes, item_bytes);
+// In place, make (rows, width) of each of some contiguous tensors (rows, columns): every row becomes its head, with the holes
+// destinations[l, i] filled from its tail's sources[l, i], up to the first -1. One thread does a tensor, since the rows must go in order.
+void ptl_compact_columns(void *const *tensors, int64_t layers, int64_t rows, int64_t width, int64_t columns, int64_t item_bytes,
+                         const int64_t *sources, const int64_t *destinations, int64_t max_moves) {
+#pragma omp parallel for schedule(dynamic) if (layers * rows * columns >= PARALLEL_FROM)
+    for (int64_t layer = 0; layer < layers; layer++) {
+        const int64_t *from = sources + layer * max_moves, *to = destinations + layer * max_moves;
+        const int64_t num_moves = std::find(from, from + max_moves, -1) - from;
+        switch (item_bytes) {
+            case 2: compact_columns<2>(tensors[layer], rows, width, columns, item_bytes, from, to, num_moves); break;
+            case 4: compact_columns<4>(tensors[layer], rows, width, columns, item_bytes, from, to, num_moves); break;
+            default: compact_columns<0>(tensors[layer], rows, width, columns, item_bytes, from, to, num_moves);
+        }
     }
 }
 

@@ -5,6 +5,7 @@ gets one row in FAMILIES.
 """
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def find_family(model: "PreTrainedModel") -> Family:
             f"{family.layers}.{index}.{path}"
             for index, layer in enumerate(layers.children())
             for path in (*family.inputs, family.down)
-            if not hasattr(_submodule(layer, path), "in_features")
+            if not hasattr(_part(layer, path), "in_features")
         ]
     except AttributeError:
         num_layers, missing = 0, [family.layers]
@@ -70,17 +71,17 @@ def feed_forwards(model: "PreTrainedModel", family: Family) -> "dict[str, GatedF
 
     return {
         str(index): GatedFfn(
-            module=layer.get_submodule(family.ffn),
-            inputs=[layer.get_submodule(path) for path in family.inputs],  # type: ignore[misc]
-            down=layer.get_submodule(family.down),  # type: ignore[arg-type]
+            module=attrgetter(family.ffn)(layer),
+            inputs=[attrgetter(path)(layer) for path in family.inputs],
+            down=attrgetter(family.down)(layer),
         )
         for index, layer in enumerate(decoder_layers(model, family))
     }
 
 
-def _submodule(layer: "nn.Module", path: str) -> "nn.Module | None":
+def _part(layer: "nn.Module", path: str) -> "nn.Module | None":
     try:
-        return layer.get_submodule(path)
+        return attrgetter(path)(layer)
     except AttributeError:
         return None
 

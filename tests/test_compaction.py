@@ -127,15 +127,37 @@ def test_cuda_op() -> None:
         assert torch.equal(down, old_down[:, order])
 
 
-def test_rows_move_in_place_and_holders_see_the_small_tensor() -> None:
-    gate, down = torch.nn.Parameter(torch.randn(10, 4)), torch.nn.Parameter(torch.randn(4, 10))
+def test_neurons_move_in_place_and_holders_see_the_small_tensor() -> None:
+    """Also in tensors that are part of a larger one, whose rest stays as it is."""
+    whole = torch.randn(100)
+    before = whole.clone()
+    gate, down = torch.nn.Parameter(torch.randn(10, 4)), torch.nn.Parameter(whole[10:50].view(4, 10))
     gate.grad = torch.randn(10, 4)
-    address = gate.data_ptr()
-    compact_ffn_([([gate], down)], torch.tensor([[1, 2, 9]]))
-    assert gate.data_ptr() == address
+    addresses = gate.data_ptr(), down.data_ptr()
+    order = compact_ffn_([([gate], down)], torch.tensor([[1, 2, 9]]))[0]
+    assert gate.data_ptr() == addresses[0]
+    assert (down.data_ptr() == addresses[1]) == cpu.available()
     assert gate.shape == (3, 4)
     assert gate.grad is None
-    assert down.shape == (4, 3)
+    assert torch.equal(down, before[10:50].view(4, 10)[:, order])
+    assert torch.equal(whole[:10], before[:10])
+    assert torch.equal(whole[50:], before[50:])
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_layers_large_enough_for_several_threads(num_threads: int) -> None:
+    kept_LK = torch.stack([torch.randperm(1536)[:1382] for _ in range(5)])
+    layers = [([torch.randn(1536, 64)], torch.randn(64, 1536)) for _ in kept_LK]
+    before = [(inputs[0].clone(), down.clone()) for inputs, down in layers]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        order_LK = compact_ffn_(layers, kept_LK)
+    finally:
+        torch.set_num_threads(threads)
+    for (inputs, down), (old_gate, old_down), order in zip(layers, before, order_LK, strict=True):
+        assert torch.equal(inputs[0], old_gate[order])
+        assert torch.equal(down, old_down[:, order])
 
 
 def test_adam_goes_on_with_compacted_moments() -> None:

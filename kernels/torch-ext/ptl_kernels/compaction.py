@@ -1,13 +1,14 @@
-"""Removing FFN neurons from weights: rows in place by hole filling, columns into a tight buffer with the same permutation.
+"""Removing FFN neurons from weights by hole filling: rows in place, columns with the same permutation, on a CPU in place too.
 
 The order of neurons inside an FFN is free. So the kept neurons whose index is below the new width stay where they are, and the kept
 ones of the tail move into the holes. Shape suffixes: L layers, I FFN width, K kept neurons, M moves, H hidden size.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -30,6 +31,11 @@ class HoleFilling:
     destinations_LM: Tensor
     num_moves: list[int]
 
+    def of_layers(self, layers: list[int]) -> "HoleFilling":
+        """The moves of some layers."""
+        num_moves = [self.num_moves[layer] for layer in layers]
+        return HoleFilling(self.order_LK[layers], self.sources_LM[layers], self.destinations_LM[layers], num_moves)
+
     def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """(sources, destinations) of one layer, without padding."""
         count = self.num_moves[layer]
@@ -46,25 +52,26 @@ def hole_filling(kept_LK: Tensor, width: int) -> HoleFilling:
     Raises:
         ValueError: an index is out of range or comes twice, or nothing is kept.
     """
-    kept_LK = kept_LK.detach().cpu()
     if kept_LK.dim() != 2 or kept_LK.dtype != torch.int64 or not kept_LK.shape[1]:
         raise ValueError(f"kept must be int64 (num_layers, num_kept >= 1); got {kept_LK.dtype} {tuple(kept_LK.shape)}")
-    num_layers, num_kept = kept_LK.shape
-    if kept_LK.numel() and (int(kept_LK.min()) < 0 or int(kept_LK.max()) >= width):
-        raise ValueError(f"kept has indices from {int(kept_LK.min())} to {int(kept_LK.max())}; they must lie in 0..{width - 1}")
-    stays_LI = torch.zeros(num_layers, width, dtype=torch.bool).scatter_(1, kept_LK, True)
+    (num_layers, num_kept), kept = kept_LK.shape, kept_LK.numpy(force=True)  # NumPy: for so little, torch's calls take longer
+    if kept.size and (kept.min() < 0 or kept.max() >= width):
+        raise ValueError(f"kept has indices from {kept.min()} to {kept.max()}; they must lie in 0..{width - 1}")
+    stays_LI = np.zeros((num_layers, width), dtype=bool)
+    stays_LI[np.arange(num_layers)[:, None], kept] = True
     if (stays_LI.sum(1) != num_kept).any():
         raise ValueError("kept has the same index twice in one layer")
     # both lists come sorted by layer, then by index, and each layer has as many holes as kept neurons in its tail
-    layer_of_move, destinations = (~stays_LI[:, :num_kept]).nonzero(as_tuple=True)
-    sources = stays_LI[:, num_kept:].nonzero(as_tuple=True)[1] + num_kept
-    num_moves = torch.bincount(layer_of_move, minlength=num_layers)
-    place = torch.arange(len(sources)) - (num_moves.cumsum(0) - num_moves)[layer_of_move]
-    padded = torch.full((2, num_layers, max(1, int(num_moves.max()) if num_layers else 0)), -1)
+    layer_of_move, destinations = np.nonzero(~stays_LI[:, :num_kept])
+    sources = np.nonzero(stays_LI[:, num_kept:])[1] + num_kept
+    num_moves = np.bincount(layer_of_move, minlength=num_layers)
+    place = np.arange(len(sources)) - (num_moves.cumsum() - num_moves)[layer_of_move]
+    padded = np.full((2, num_layers, max(1, num_moves.max(initial=0))), -1, dtype=np.int64)
     padded[0, layer_of_move, place], padded[1, layer_of_move, place] = sources, destinations
-    order_LK = torch.arange(num_kept).repeat(num_layers, 1)
+    order_LK = np.tile(np.arange(num_kept, dtype=np.int64), (num_layers, 1))
     order_LK[layer_of_move, destinations] = sources
-    return HoleFilling(order_LK, padded[0], padded[1], num_moves.tolist())
+    order, from_there, to_there = map(torch.from_numpy, (order_LK, *padded))
+    return HoleFilling(order, from_there, to_there, num_moves.tolist())
 
 
 @triton.jit
@@ -96,8 +103,8 @@ def compact_ffn_(layers: Sequence[tuple[Sequence[Tensor], Tensor]], kept_LK: Ten
     """Remove all neurons but the kept ones from each layer's FFN tensors, in place, and return the order in which they lie now.
 
     The tensors themselves change shape, so whoever holds them (a module, an optimizer) sees the small ones. Rows of the inputs move
-    within their memory, which keeps its size until the tensor is copied (and torch.save writes all of it); the down projection and
-    fused inputs get tight memory.
+    within their memory, and so do columns on a CPU; that memory keeps its size until the tensor is copied (and torch.save writes
+    all of it). Elsewhere the down projection gets tight memory, and so do fused inputs everywhere.
     Peak extra memory: one matrix. One launch per kind of input, one per down projection; the host never waits for a device.
 
     Args:
@@ -127,8 +134,7 @@ def compact_ffn_(layers: Sequence[tuple[Sequence[Tensor], Tensor]], kept_LK: Ten
             for tensor, order_K in zip(kind, moves.order_LK, strict=True):
                 both_K = torch.cat([order_K, order_K + width]).to(tensor.device, non_blocking=True)
                 _become(tensor, reference.compact_rows(tensor, both_K))
-    for layer, (_, down) in enumerate(layers):
-        _become(down, compact_columns(down, moves, layer))
+    compact_columns_([down for _, down in layers], moves)
     return moves.order_LK
 
 
@@ -156,19 +162,40 @@ def _check_layers(layers: Sequence[tuple[Sequence[Tensor], Tensor]], kept_LK: Te
 
 def move_rows_(tensors: Sequence[Tensor], moves: HoleFilling) -> None:
     """Move rows of every layer's tensor (one kind: equal shapes and types) within it; one launch for each device."""
+    for device, here, planned in _by_device(tensors, moves):
+        if device.type == "cuda":
+            launch_moves(here, planned.sources_LM, planned.destinations_LM)
+        elif all(map(cpu.holds_memory, here)) and cpu.available():
+            cpu.move_rows(here, planned.sources_LM, planned.destinations_LM)
+        else:
+            for layer, tensor in enumerate(here):
+                sources_M, destinations_M = planned.of_layer(layer)
+                tensor[destinations_M] = tensor[sources_M]
+
+
+def compact_columns_(tensors: Sequence[Tensor], moves: HoleFilling) -> None:
+    """Leave of every layer's down projection (hidden_size, width) its kept columns in the moves' order: (hidden_size, num_kept)."""
+    num_kept = moves.order_LK.shape[1]
+    for device, here, planned in _by_device(tensors, moves):
+        if device.type == "cuda":
+            for tensor, order_K in zip(here, planned.order_LK, strict=True):
+                _become(tensor, launch_gather(tensor, order_K.to(device, non_blocking=True)))
+        elif all(map(cpu.holds_memory, here)) and cpu.available():
+            cpu.compact_columns(here, num_kept, planned.sources_LM, planned.destinations_LM)
+            for tensor in here:
+                _become(tensor, tensor.as_strided((len(tensor), num_kept), (num_kept, 1)))
+        else:
+            for tensor, order_K in zip(here, planned.order_LK, strict=True):
+                _become(tensor, reference.compact_columns(tensor, order_K.to(device)))
+
+
+def _by_device(tensors: Sequence[Tensor], moves: HoleFilling) -> Iterator[tuple[torch.device, list[Tensor], HoleFilling]]:
+    """The layers' tensors of each device, and their moves."""
     by_device: dict[torch.device, list[int]] = defaultdict(list)
     for layer, tensor in enumerate(tensors):
         by_device[tensor.device].append(layer)
     for device, layers in by_device.items():
-        if device.type == "cuda":
-            launch_moves([tensors[layer] for layer in layers], moves.sources_LM[layers], moves.destinations_LM[layers])
-            continue
-        for layer in layers:
-            sources_M, destinations_M = moves.of_layer(layer)
-            if cpu.holds_memory(tensors[layer]) and cpu.available():
-                cpu.move_rows(tensors[layer], sources_M, destinations_M)
-            else:
-                tensors[layer][destinations_M] = tensors[layer][sources_M]
+        yield device, [tensors[layer] for layer in layers], moves if len(layers) == len(tensors) else moves.of_layers(layers)
 
 
 def launch_moves(tensors: Sequence[Tensor], sources_LM: Tensor, destinations_LM: Tensor) -> None:
@@ -184,18 +211,6 @@ def launch_moves(tensors: Sequence[Tensor], sources_LM: Tensor, destinations_LM:
             table_L, sources_LM.to(device, non_blocking=True), destinations_LM.to(device, non_blocking=True), max_moves, length,
             ELEMENT=element, enable_fp_fusion=True, **ROW_MOVES,
         )  # fmt: skip
-
-
-def compact_columns(weight_HI: Tensor, moves: HoleFilling, layer: int) -> Tensor:
-    """Return the kept columns of one layer's down projection, (hidden_size, num_kept) contiguous, in the moves' order."""
-    order_K = moves.order_LK[layer]
-    if weight_HI.is_cuda:
-        return launch_gather(weight_HI, order_K.to(weight_HI.device, non_blocking=True))
-    if cpu.holds_memory(weight_HI) and cpu.available():
-        out_HK = torch.empty(weight_HI.shape[0], len(order_K), dtype=weight_HI.dtype)
-        cpu.compact_columns(weight_HI, out_HK, *moves.of_layer(layer))
-        return out_HK
-    return reference.compact_columns(weight_HI, order_K.to(weight_HI.device))
 
 
 def launch_gather(weight_HI: Tensor, order_K: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import ctypes
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,8 +17,8 @@ _SIGNATURES = {
     "ptl_gated_activation": [*[_POINTER] * 3, *[_SIZE] * 5, *[_CODE] * 2, *[_POINTER] * 5],
     "ptl_gated_activation_backward": [*[_POINTER] * 5, *[_SIZE] * 7, *[_CODE] * 2],
     "ptl_residual_change": [*[_POINTER] * 2, *[_SIZE] * 4, _CODE, *[_POINTER] * 2],
-    "ptl_move_rows": [_POINTER, _SIZE, _POINTER, _POINTER, _SIZE],
-    "ptl_compact_columns": [*[_POINTER] * 2, *[_SIZE] * 4, *[_POINTER] * 2, _SIZE],
+    "ptl_move_rows": [_POINTER, *[_SIZE] * 2, *[_POINTER] * 2, _SIZE],
+    "ptl_compact_columns": [_POINTER, *[_SIZE] * 5, *[_POINTER] * 2, _SIZE],
 }
 
 
@@ -75,17 +75,20 @@ def residual_change(before_TH: Tensor, after_TH: Tensor, out_3: Tensor, token_ma
     _call("ptl_residual_change", before_TH, after_TH, *before_TH.shape, *strides, DTYPES[before_TH.dtype], token_mask_T, out_3)
 
 
-def move_rows(rows: Tensor, sources_M: Tensor, destinations_M: Tensor) -> None:
-    """Copy rows within a contiguous tensor; no row is in both lists, (M,) int64."""
-    row_bytes = rows[0].numel() * rows.element_size()
-    _call("ptl_move_rows", rows, row_bytes, sources_M, destinations_M, len(sources_M))
+def move_rows(tensors: Sequence[Tensor], sources_LM: Tensor, destinations_LM: Tensor) -> None:
+    """Copy rows within each layer's contiguous tensor, all of one shape and type; no row is in both lists, which end in -1."""
+    row_bytes = tensors[0].nbytes // len(tensors[0])
+    _call("ptl_move_rows", _addresses(tensors), len(tensors), row_bytes, sources_LM, destinations_LM, sources_LM.shape[1])
 
 
-def compact_columns(weight_HI: Tensor, out_HK: Tensor, sources_M: Tensor, destinations_M: Tensor) -> None:
-    """Fill ``out_HK`` with the head of each row of ``weight_HI``, and its holes with columns of the tail."""
-    item = weight_HI.element_size()
-    sizes = weight_HI.shape[0], weight_HI.stride(0) * item, out_HK.shape[1], item
-    _call("ptl_compact_columns", weight_HI, out_HK, *sizes, sources_M, destinations_M, len(sources_M))
+def compact_columns(tensors: Sequence[Tensor], num_kept: int, sources_LM: Tensor, destinations_LM: Tensor) -> None:
+    """Leave in the memory of each layer's contiguous (rows, width) tensor the (rows, num_kept) that these moves make of it."""
+    sizes = len(tensors), *tensors[0].shape, num_kept, tensors[0].element_size()
+    _call("ptl_compact_columns", _addresses(tensors), *sizes, sources_LM, destinations_LM, sources_LM.shape[1])
+
+
+def _addresses(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.tensor([tensor.data_ptr() for tensor in tensors])
 
 
 def _call(name: str, *arguments: Tensor | int | None) -> None:
