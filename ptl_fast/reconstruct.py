@@ -28,11 +28,14 @@ if TYPE_CHECKING:
 
 RIDGE = 1e-4  # of the mean diagonal of G: neurons that say the same make it singular
 CHUNK = 32  # one part in this many of the neurons that are left is priced and removed together
+GRAM_BLOCKS = 8  # of rows: 36 of their 64 blocks of columns are computed
 GRAM_BYTES = 8 * 2**30  # of Gram matrices in memory at once; more layers take more passes over the corpus
 
 
 class GramMatrices:
     """Each layer's A^T A on a corpus with the ridge on its diagonal, (width, width) fp64 on the model's device: all ranks' tokens.
+
+    It is symmetric, so products are taken of its blocks on and below the diagonal only, and mirrored at the end.
 
     In float64: where a few neurons are a thousand times louder than the rest on one token, as in many large models, float32's
     rounding of what they say together is larger than the ridge, and the matrix no longer positive definite.
@@ -65,6 +68,8 @@ class GramMatrices:
         if ranks.world_size() > 1:
             grams = list(ranks.summed({str(index): gram_II for index, gram_II in enumerate(grams)}).values())
         for gram_II in grams:
+            for start, end in _blocks(width):
+                gram_II[:start, start:end] = gram_II[start:end, :start].T
             gram_II.diagonal().add_(RIDGE * gram_II.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny))
         self.taken = grams
 
@@ -90,7 +95,14 @@ class GramMatrices:
     def _add(self, gram_II: Tensor, module: nn.Module, args: tuple) -> None:
         assert self.mask is not None
         activations_TI = args[0].flatten(0, -2)[self.mask.flatten()].double()
-        gram_II += activations_TI.T @ activations_TI
+        for start, end in _blocks(len(gram_II)):
+            gram_II[start:end, :end].addmm_(activations_TI[:, start:end].T, activations_TI[:, :end])
+
+
+def _blocks(width: int) -> list[tuple[int, int]]:
+    """(start, end) of each block of rows."""
+    size = -(-width // GRAM_BLOCKS)
+    return [(start, min(start + size, width)) for start in range(0, width, size)]
 
 
 def prices(grams: GramMatrices) -> Tensor:

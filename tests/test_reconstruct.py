@@ -23,6 +23,11 @@ def activations(num_tokens: int, width: int, rank: int, seed: int) -> Tensor:
     return (low + 0.1 * torch.randn(num_tokens, width, generator=generator)).double()
 
 
+def projection(hidden: int, width: int) -> Tensor:
+    """A float64 down projection whose columns are equally long."""
+    return torch.nn.functional.normalize(torch.randn(hidden, width, generator=torch.Generator().manual_seed(4)).double(), dim=0)
+
+
 def ridge(activations_TI: Tensor) -> Tensor:
     """Rows that add the ridge to a Gram matrix: least squares on them too is what a ridge means."""
     mean_square = activations_TI.square().sum(0).mean()
@@ -44,7 +49,7 @@ def gram(activations_TI: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("num_tokens", "width", "hidden"), [(200, 37, 11), (20, 50, 8)], ids=["T200-I37", "T20-I50-singular"])
 def test_columns_equal_least_squares_on_the_tokens(num_tokens: int, width: int, hidden: int) -> None:
-    a_TI, down_HI = activations(num_tokens, width, 9, 0), torch.randn(hidden, width, dtype=torch.float64)
+    a_TI, down_HI = activations(num_tokens, width, 9, 0), projection(hidden, width)
     kept = list(range(0, width, 3))
     columns_HK = reconstruct.least_squares(gram(a_TI), down_HI, torch.tensor(kept))
     torch.testing.assert_close(columns_HK, best_columns(a_TI, down_HI, kept)[0], rtol=RELATIVE, atol=1e-6)
@@ -55,7 +60,7 @@ def test_price_is_how_far_the_output_is_off_without_all_cheaper_neurons(
     width: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reconstruct, "CHUNK", chunk)
-    a_TI, down_HI = activations(300, width, 12, 1), torch.randn(10, width, dtype=torch.float64)
+    a_TI, down_HI = activations(300, width, 12, 1), projection(10, width)
     price_I = reconstruct.eliminate(gram(a_TI), down_HI)
     order = price_I.argsort()
     for num_gone in (1, width // 3, width // 2, width - 1):
@@ -67,7 +72,7 @@ def test_price_is_how_far_the_output_is_off_without_all_cheaper_neurons(
 def test_one_by_one_removes_what_then_costs_least() -> None:
     """Brute force over every choice of the next neuron, to the last."""
     width = 9
-    a_TI, down_HI = activations(60, width, 4, 2), torch.randn(5, width, dtype=torch.float64)
+    a_TI, down_HI = activations(60, width, 4, 2), projection(5, width)
     left, expected = list(range(width)), []
     while len(left) > 1:
         cost = {each: best_columns(a_TI, down_HI, [other for other in left if other != each])[1] for each in left}
@@ -79,7 +84,7 @@ def test_one_by_one_removes_what_then_costs_least() -> None:
 def test_a_loud_neuron_that_two_others_say_together_goes_first() -> None:
     a_TI = activations(100, 12, 12, 3)
     a_TI[:, 5] = 10 * (a_TI[:, 0] + a_TI[:, 7])
-    down_HI = torch.randn(6, 12, dtype=torch.float64)
+    down_HI = projection(6, 12)
     assert a_TI.square().sum(0).argmax() == 5
     assert reconstruct.eliminate(gram(a_TI), down_HI).argmin() in (0, 5, 7)
 
@@ -155,6 +160,19 @@ def test_matrices_come_with_the_statistics_pass_and_are_kept_if_all_fit(
             for gram_II, expected_II in zip(grams, expected, strict=True):
                 torch.testing.assert_close(gram_II, expected_II, rtol=1e-4, atol=1e-6)
             assert len(passes) == num_passes
+
+
+@pytest.mark.parametrize("num_blocks", [1, 5, 8, 100])
+def test_matrices_are_products_of_the_activations_with_a_ridge(
+    llama: PreTrainedModel, tokens: data.PackedTokens, monkeypatch: pytest.MonkeyPatch, num_blocks: int
+) -> None:
+    monkeypatch.setattr(reconstruct, "GRAM_BLOCKS", num_blocks)
+    family, inputs = find_family(llama), list[Tensor]()
+    for ffn in feed_forwards(llama, family).values():
+        ffn.down.register_forward_pre_hook(lambda module, args: inputs.append(args[0][tokens.mask].double()))
+    grams = list(reconstruct.GramMatrices(llama, family, tokens, len(tokens)))
+    for gram_II, a_TI in zip(grams, inputs, strict=True):
+        torch.testing.assert_close(gram_II, gram(a_TI), rtol=1e-9, atol=1e-9)
 
 
 def test_padding_does_not_count(llama: PreTrainedModel, tokens: data.PackedTokens) -> None:
