@@ -21,6 +21,7 @@ from benchmarks.compare_grid import Cell
 Row = dict[str, Any]
 FINISHED, FAILED, WAITING = "finished", "failed", "not run"
 PRELOADED = ["ptl_fast.compress", "ptl_fast.evaluate", "ptl_fast.recover", "ptl_fast.slicegpt", "lm_eval.models.huggingface"]
+WRITTEN = (".", ":!benchmarks/results", ":!docs")
 ROUND_FIELDS = ("round", "kind", "width", "num_layers", "num_parameters", "recovery_tokens", "seconds", "eval_pruned", "eval")
 
 
@@ -104,13 +105,13 @@ def environment(output: Path, names: Iterable[str], jobs: int) -> dict[str, Any]
 
 
 def commit() -> str:
-    """The commit that is checked out, with a plus sign if files differ from it."""
-    folder = Path(__file__).parent
+    """The commit that is checked out, with a plus sign if files differ from it, other than what --json and --docs may write to."""
+    folder = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=9", "HEAD") + ("+" if git("status", "--porcelain") else "")
+        return git("rev-parse", "--short=9", "HEAD") + ("+" if git("status", "--porcelain", "--", *WRITTEN) else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
