@@ -37,24 +37,14 @@ def find_family(model: "PreTrainedModel") -> Family:
     """
     model_type = getattr(model.config, "model_type", "?")
     family = FAMILIES.get(model_type, STANDARD)
-    try:
-        layers = model.get_submodule(family.layers)
-        num_layers = len(list(layers.children()))
-        missing = [
-            f"{family.layers}.{index}.{path}"
-            for index, layer in enumerate(layers.children())
-            for path in (*family.inputs, family.down)
-            if not hasattr(_part(layer, path), "in_features")
-        ]
-    except AttributeError:
-        num_layers, missing = 0, [family.layers]
-    if missing or not num_layers:
+    missing = _missing(model, family)
+    if missing is not None:
         raise ValueError(
             f"{type(model).__name__} (model_type {model_type}) is not a supported architecture: looked for decoder layers at"
             f" {family.layers}, each with linear layers {', '.join((*family.inputs, family.down))}, and did not find"
-            f" {missing[0] if missing else 'any layer'}; a family with other names needs a row in ptl_fast/families.py"
+            f" {missing}; a family with other names needs a row in ptl_fast/families.py"
         )
-    widths = {feed_forward.width for feed_forward in feed_forwards(model, family).values()}
+    widths = {attrgetter(family.down)(layer).in_features for layer in decoder_layers(model, family)}
     if len(widths) > 1:
         raise ValueError(f"{type(model).__name__} has FFNs of different widths {sorted(widths)}; uniform width is needed")
     return family
@@ -62,7 +52,7 @@ def find_family(model: "PreTrainedModel") -> Family:
 
 def decoder_layers(model: "PreTrainedModel", family: Family) -> "nn.ModuleList":
     """The model's decoder layers, in order."""
-    return model.get_submodule(family.layers)  # type: ignore[return-value]
+    return attrgetter(family.layers)(model)
 
 
 def feed_forwards(model: "PreTrainedModel", family: Family) -> "dict[str, GatedFfn]":
@@ -79,11 +69,19 @@ def feed_forwards(model: "PreTrainedModel", family: Family) -> "dict[str, GatedF
     }
 
 
-def _part(layer: "nn.Module", path: str) -> "nn.Module | None":
+def _missing(model: "PreTrainedModel", family: Family) -> str | None:
+    """The first part of the family's structure that the model lacks."""
     try:
-        return attrgetter(path)(layer)
-    except AttributeError:
-        return None
+        layers = list(enumerate(decoder_layers(model, family)))
+    except (AttributeError, TypeError):
+        return family.layers
+    for index, layer in layers:
+        for path in (*family.inputs, family.down):
+            try:
+                attrgetter(path + ".in_features")(layer)
+            except AttributeError:
+                return f"{family.layers}.{index}.{path}"
+    return None if layers else "any layer"
 
 
 def needs_one_row(model: "PreTrainedModel") -> bool:
