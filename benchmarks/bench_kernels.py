@@ -15,7 +15,6 @@ import math
 import os
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ from ptl_kernels import cpu
 from torch import Tensor
 
 from benchmarks import clock, nvml
-from benchmarks.files import MEASURED, write_text
+from benchmarks.files import MEASURED, checked_out, write_text
 from benchmarks.kernel_cases import DTYPES, OPS, Case, cases
 from benchmarks.kernel_peers import Contender, Tensors
 
@@ -209,6 +208,7 @@ def ceilings(device: str, stopwatch: Stopwatch, quick: bool) -> dict[str, Any]:
 
 def environment(device: str) -> dict[str, Any]:
     """The device and the versions that the numbers belong to."""
+    head, changed = checked_out()
     return {
         "device_type": device,
         "device": torch.cuda.get_device_name() if device == "cuda" else processor_name(),
@@ -224,9 +224,8 @@ def environment(device: str) -> dict[str, Any]:
         "triton": _version("triton"),
         "transformers": _version("transformers"),
         "liger_kernel": _version("liger-kernel"),
-        # a copy of the tree without .git may be told its commit, and cannot know whether it was changed
-        "commit": _git("rev-parse", "HEAD") or os.environ.get("COMMIT"),
-        "dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
+        "commit": head,
+        "dirty": changed,
     }
 
 
@@ -283,14 +282,6 @@ def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git(*arguments: str) -> str | None:
-    folder = Path(__file__).parent
-    try:
-        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
         return None
 
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import compare_data, compare_figures, compare_grid, compare_run, compare_tables
-from benchmarks.bench_kernels import write_text
 from benchmarks.compare_grid import Cell, Point, Setup
+from benchmarks.files import write_text
 
 QUICK_STUDIES = ("methods", "order", "rounds", "steps")
 QUICK_SIZES = (0.125,)

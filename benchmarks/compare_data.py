@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench_kernels import write_text
 from benchmarks.compare_grid import Settings, Setup, demo_base
+from benchmarks.files import write_text
 from ptl_fast import sources
 from ptl_fast.demo.problems import OPERATIONS, Part, generate
 

@@ -8,20 +8,19 @@ takes 8 s, a fifth of a cell with the bundled model.
 import json
 import multiprocessing
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench_kernels import processor_name, write_text
+from benchmarks.bench_kernels import processor_name
 from benchmarks.compare_grid import Cell
+from benchmarks.files import commit, write_text
 
 Row = dict[str, Any]
 FINISHED, FAILED, WAITING = "finished", "failed", "not run"
 PRELOADED = ["ptl_fast.compress", "ptl_fast.evaluate", "ptl_fast.recover", "ptl_fast.slicegpt", "lm_eval.models.huggingface"]
-WRITTEN = (".", ":!benchmarks/results", ":!docs")
 ROUND_FIELDS = ("round", "kind", "width", "num_layers", "num_parameters", "recovery_tokens", "seconds", "eval_pruned", "eval")
 
 
@@ -102,16 +101,3 @@ def environment(output: Path, names: Iterable[str], jobs: int) -> dict[str, Any]
     reports = (output / name / "report.json" for name in names)
     versions: dict[str, Any] = next((json.loads(report.read_text())["environment"] for report in reports if report.is_file()), {})
     return {**versions, "device": processor_name(), "cores": os.cpu_count(), "jobs": jobs}
-
-
-def commit() -> str:
-    """The commit that is checked out, with a plus sign if files differ from it, other than what --json and --docs may write to."""
-    folder = Path(__file__).parents[1]
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=9", "HEAD") + ("+" if git("status", "--porcelain", "--", *WRITTEN) else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

@@ -1,8 +1,10 @@
-"""Files of results. Imports nothing heavy."""
+"""Files of results, and the commit that they belong to. Imports nothing heavy."""
 
 import os
+import subprocess
 from pathlib import Path
 
+CODE = (".", ":!benchmarks/results", ":!docs")  # what results may be written into while they are measured is not code
 MEASURED = "ok"  # the status of a row with numbers; any other says why there are none
 
 
@@ -12,3 +14,23 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def checked_out() -> tuple[str | None, bool | None]:
+    """(commit, whether code differs from it). A copy of the tree without .git may be told its COMMIT, and cannot know the other."""
+    head, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", *CODE)
+    return head or os.environ.get("COMMIT"), None if status is None else bool(status)
+
+
+def commit() -> str:
+    """The commit in short, with a plus sign if code differs from it."""
+    head, changed = checked_out()
+    return head[:9] + ("+" if changed else "") if head else "unknown"
+
+
+def _git(*arguments: str) -> str | None:
+    folder = Path(__file__).parents[1]
+    try:
+        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from benchmarks.bench_kernels import write_text
+from benchmarks.files import write_text
 from benchmarks.kernels_table import MARKED, to_markdown
 from ptl_fast import estimate, flops, plan
 from ptl_fast.config import Config

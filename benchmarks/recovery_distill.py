@@ -15,8 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare_run import commit
-from benchmarks.files import write_text
+from benchmarks.files import commit, write_text
 
 Settings = dict[str, Any]
 Row = dict[str, Any]

@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import recovery_distill
 from benchmarks.bench_kernels import processor_name
-from benchmarks.compare_run import commit
-from benchmarks.files import write_text
+from benchmarks.files import commit, write_text
 from benchmarks.kernels_table import Makers, fill
 from ptl_fast.config import Config
 from ptl_fast.flags import make_config
