@@ -50,10 +50,11 @@ class Config:
     there: a sample of the shards that come first. For what is too large for the disk; memory is bounded without it too."""
 
     protect: str | None = None
-    """General text (same formats): neurons that matter most for it are not removed."""
+    """Text (same formats) whose skills shall stay though --data lacks them: other general text, problems of another kind."""
 
     protect_share: float = 0.5
-    """With --protect: the share of each layer's neurons, ranked by their score on that text, that is protected."""
+    """How much --protect's text counts. --scorer reconstruction and --compensate give its tokens this share of the weight in their
+    least squares; other scorers never remove this share of each layer's neurons, those that rank highest on that text."""
 
     keep: float = 0.65
     """Fraction of FFN neurons that stay in each layer at the end, in (0, 1]. With 1 and no dropped layers, the model is

@@ -43,7 +43,7 @@ class PruningPlan:
     """Per layer, ascending; None when no neurons go."""
     dropped_layers: list[int]
     num_rescued: int
-    """Neurons a layer (mean) that would have gone, had --protect not kept them."""
+    """Neurons a layer (mean) that would have gone, had --protect not kept them. Scorer reconstruction keeps none by rank: 0."""
     layer_scores: list[float] | None
     """For a layer round: the score of every layer."""
     num_redundant: list[int] | None = None
@@ -72,7 +72,7 @@ def make_schedule(config: "Config", width: int, num_layers: int) -> list[Round]:
     schedule = []
     for number, (kind, share) in enumerate(zip(kinds, shares, strict=True), start=1):
         if kind == "neurons":
-            if config.protect is not None and config.threshold is None and config.scorer != "reference":
+            if config.protect is not None and config.threshold is None and config.scorer not in ("reference", "reconstruction"):
                 _check_protection(number, width, widths[0], config.protect_share)
             width = widths.pop(0)
         elif kind == "layers":

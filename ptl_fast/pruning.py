@@ -36,8 +36,11 @@ def plan_round(state: "State", step: "Round") -> dict[str, Any]:
 
 
 def _scores(state: "State", step: "Round") -> "dict[str, Tensor]":
-    """The statistics of the round's own data, and the scores of neurons (also on --protect's text) or layers."""
-    from ptl_fast import score
+    """The statistics of the round's own data, and the scores of neurons or layers.
+
+    Also, unless the scores look at --protect's text themselves, as reconstruction does, those of neurons on that text.
+    """
+    from ptl_fast import calibrate, score
 
     statistics = _statistics(state, step)
     if step.kind == "layers":
@@ -45,8 +48,9 @@ def _scores(state: "State", step: "Round") -> "dict[str, Tensor]":
     seed, scorer = state.config.seed * 1000 + step.number, score.SCORERS[state.config.scorer]
     scores = {"scores": scorer(statistics, state.model, state.family, seed)}
     protected = state.inputs.protected
-    if protected is not None and protected.tokens is not None:
-        general, _ = _collect(state, step.kind, protected.tokens, "protect")
+    if protected is not None and protected.tokens is not None and state.config.scorer != "reconstruction":
+        extras, batch_size = extra(state, step.kind), state.config.micro_batch
+        general = calibrate.collect(state.model, state.family, protected.tokens, batch_size, "protect", extras)
         scores["protect_scores"] = scorer(general, state.model, state.family, seed)
     return {**statistics.tensors(), **scores}
 
@@ -108,7 +112,9 @@ def _collect(state: "State", kind: str, tokens: "PackedTokens", description: str
 
     batch_size, grams, by_price = state.config.micro_batch, None, state.config.scorer == "reconstruction"
     if kind == "neurons" and (by_price or state.config.compensate):
-        grams = reconstruct.GramMatrices(state.model, state.family, tokens, batch_size)
+        protected = state.inputs.protected.tokens if state.inputs.protected is not None else None
+        share = state.config.protect_share
+        grams = reconstruct.GramMatrices(state.model, state.family, tokens, batch_size, protected, share)
     statistics = calibrate.collect(state.model, state.family, tokens, batch_size, description, extra(state, kind), grams)
     if grams is not None and by_price:
         statistics.price_LI = reconstruct.prices(grams)

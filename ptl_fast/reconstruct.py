@@ -42,36 +42,47 @@ class GramMatrices:
 
     Iterating takes a pass over the corpus for as many layers as fit in GRAM_BYTES, or none for those that a ``watch`` has taken
     during another pass. If all fit they are kept, and good until the model changes.
+
+    Args:
+        tokens: the corpus.
+        protected: other text on which the layers' outputs shall not change either. However many its tokens are, they have the share
+            ``protect_share`` of the weight; all weights add up to the number of the corpus's tokens.
     """
 
-    def __init__(self, model: "PreTrainedModel", family: Family, tokens: "PackedTokens", batch_size: int) -> None:
-        self.model, self.tokens, self.batch_size = model, tokens, batch_size
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        family: Family,
+        tokens: "PackedTokens",
+        batch_size: int,
+        protected: "PackedTokens | None" = None,
+        protect_share: float = 0.0,
+    ) -> None:
+        self.model, self.batch_size = model, batch_size
+        self.texts = [(tokens, 1.0)]
+        if protected is not None and protect_share > 0:
+            others = protect_share * tokens.num_tokens / protected.num_tokens
+            self.texts = [(tokens, 1 - protect_share), (protected, others)]
         self.ffns = list(feed_forwards(model, family).values())
         self.at_once = max(1, GRAM_BYTES // (8 * self.ffns[0].width ** 2))
         self.mask: Tensor | None = None
+        self.sums: list[Tensor] = []
+        """Of the layers that are being taken, on the texts that are not in ``unread``."""
+        self.unread: list[tuple[PackedTokens, float]] = []
         self.taken: list[Tensor] = []
+        """The finished ones."""
 
     def expect(self, mask: Tensor) -> None:
         """Say which tokens of the next forward pass count: bool, one entry a token."""
         self.mask = mask
 
     @contextmanager
-    def watch(self, first: int = 0) -> Iterator[None]:
-        """Inside, forward passes add to the matrices of layer ``first`` and those after it that fit; ``taken`` on the way out."""
-        group = self.ffns[first : first + self.at_once]
-        width, device = group[0].width, self.model.device
-        grams = [torch.zeros(width, width, dtype=torch.float64, device=device) for _ in group]
-        with ExitStack() as stack:
-            for gram_II, ffn in zip(grams, group, strict=True):
-                stack.callback(ffn.down.register_forward_pre_hook(partial(self._add, gram_II)).remove)
+    def watch(self) -> Iterator[None]:
+        """Inside, forward passes on the corpus add to the matrices of the first layers that fit."""
+        self._begin(0)
+        _, weight = self.unread.pop(0)
+        with self._adding(0, weight):
             yield
-        if ranks.world_size() > 1:
-            grams = list(ranks.summed({str(index): gram_II for index, gram_II in enumerate(grams)}).values())
-        for gram_II in grams:
-            for start, end in _blocks(width):
-                gram_II[:start, start:end] = gram_II[start:end, :start].T
-            gram_II.diagonal().add_(RIDGE * gram_II.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny))
-        self.taken = grams
 
     def __iter__(self) -> Iterator[Tensor]:
         for first in range(0, len(self.ffns), self.at_once):
@@ -81,22 +92,47 @@ class GramMatrices:
             if self.at_once < len(self.ffns):
                 self.taken = []
 
+    def _begin(self, first: int) -> None:
+        width, device = self.ffns[first].width, self.model.device
+        group = self.ffns[first : first + self.at_once]
+        with torch.inference_mode(False):  # they are finished outside of the pass in which they begin
+            self.sums = [torch.zeros(width, width, dtype=torch.float64, device=device) for _ in group]
+        self.unread, self.taken = list(self.texts), []
+
     def _take(self, first: int) -> None:
-        """One pass over the corpus for the layers from ``first`` on."""
-        description = f"reconstruct layers {first}-{min(first + self.at_once, len(self.ffns)) - 1}"
+        """Finish the layers from ``first`` on, by a pass over every text that they have not had."""
+        if not self.sums:
+            self._begin(first)
+        description = f"reconstruct layers {first}-{first + len(self.sums) - 1}"
         was_training = self.model.training  # --anticipate plans in the middle of a recovery, and dropout would add noise
         self.model.eval()
-        with self.watch(first), torch.inference_mode():
-            for batch, _, mask in batches(self.model, self.tokens, self.batch_size, description):
-                self.expect(mask)
-                self.model.base_model(**batch, use_cache=False)
+        for tokens, weight in self.unread:
+            with self._adding(first, weight), torch.inference_mode():
+                for batch, _, mask in batches(self.model, tokens, self.batch_size, description):
+                    self.expect(mask)
+                    self.model.base_model(**batch, use_cache=False)
         self.model.train(was_training)
+        if ranks.world_size() > 1:
+            self.sums = list(ranks.summed({str(index): gram_II for index, gram_II in enumerate(self.sums)}).values())
+        for gram_II in self.sums:
+            for start, end in _blocks(len(gram_II)):
+                gram_II[:start, start:end] = gram_II[start:end, :start].T
+            gram_II.diagonal().add_(RIDGE * gram_II.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny))
+        self.taken, self.sums = self.sums, []
 
-    def _add(self, gram_II: Tensor, module: nn.Module, args: tuple) -> None:
+    @contextmanager
+    def _adding(self, first: int, weight: float) -> Iterator[None]:
+        """Inside, forward passes add to the matrices of the layers from ``first`` on, each token with this weight."""
+        with ExitStack() as stack:
+            for gram_II, ffn in zip(self.sums, self.ffns[first:], strict=False):
+                stack.callback(ffn.down.register_forward_pre_hook(partial(self._add, gram_II, weight)).remove)
+            yield
+
+    def _add(self, gram_II: Tensor, weight: float, module: nn.Module, args: tuple) -> None:
         assert self.mask is not None
         activations_TI = args[0].flatten(0, -2)[self.mask.flatten()].double()
         for start, end in _blocks(len(gram_II)):
-            gram_II[start:end, :end].addmm_(activations_TI[:, start:end].T, activations_TI[:, :end])
+            gram_II[start:end, :end].addmm_(activations_TI[:, start:end].T, activations_TI[:, :end], alpha=weight)
 
 
 def _blocks(width: int) -> list[tuple[int, int]]:

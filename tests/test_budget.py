@@ -353,6 +353,7 @@ def test_first_scores_decide_every_round(tiny_run: dict[str, str], tmp_path: Pat
 
 def test_first_scores_of_protected_text_are_kept_too(tiny_run: dict[str, str], tmp_path: Path) -> None:
     settings = {**RUN, "recovery": "none", "score_once": True, "protect": tiny_run["data"], "protect_share": 0.4, "rounds": 2}
+    settings["scorer"] = "activation"
     compress(**tiny_run, **settings, output=tmp_path)
     first = load_file(tmp_path / "round-01" / "statistics.safetensors")["protect_scores"]
     (one, two) = plans(tmp_path)

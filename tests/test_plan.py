@@ -131,8 +131,9 @@ def test_protected_neurons_stay_and_are_counted() -> None:
 
 def test_too_much_protection_names_the_setting() -> None:
     with pytest.raises(ValueError, match=r"round 1 keeps 768 .* protects 1228; lower --protect-share"):
-        schedule(keep=0.5, rounds=1, protect="general.txt", protect_share=0.8)
-    assert schedule(keep=0.5, rounds=4, protect="general.txt", protect_share=0.5)
+        schedule(keep=0.5, rounds=1, protect="general.txt", protect_share=0.8, scorer="activation")
+    assert schedule(keep=0.5, rounds=4, protect="general.txt", protect_share=0.5, scorer="activation")
+    assert schedule(keep=0.5, rounds=1, protect="general.txt", protect_share=0.8), "reconstruction keeps none by rank"
 
 
 def test_least_important_layers_go() -> None:

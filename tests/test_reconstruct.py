@@ -110,11 +110,18 @@ def prices(model: PreTrainedModel, tokens: data.PackedTokens) -> Tensor:
     return reconstruct.prices(reconstruct.GramMatrices(model, find_family(model), tokens, 2))
 
 
-def prune(model: PreTrainedModel, tokens: data.PackedTokens, width: int, compensate: bool) -> float:
+def prune(
+    model: PreTrainedModel,
+    tokens: data.PackedTokens,
+    width: int,
+    compensate: bool,
+    protected: data.PackedTokens | None = None,
+    share: float = 0.0,
+) -> float:
     """Return what the first layer's dearest removed neuron was priced at."""
     family = find_family(model)
     step = Round(number=1, kind="neurons", width=width, num_layers=5, recovery_share=1.0)
-    grams = reconstruct.GramMatrices(model, family, tokens, 2)
+    grams = reconstruct.GramMatrices(model, family, tokens, 2, protected, share)
     price_LI = reconstruct.prices(grams)
     plan = plan_neurons(step, price_LI, None, "reconstruction")
     assert plan.kept_neurons is not None
@@ -175,6 +182,45 @@ def test_matrices_are_products_of_the_activations_with_a_ridge(
         torch.testing.assert_close(gram_II, gram(a_TI), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_protected_text_has_its_share_of_the_weight_however_long_it_is(
+    llama: PreTrainedModel, tokens: data.PackedTokens, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    """Also where the corpus comes with the statistics, which count the corpus alone, and where not all layers fit at once."""
+    family = find_family(llama)
+    generator = torch.Generator().manual_seed(6)
+    protected = data.pack([torch.randint(2, 384, (count,), generator=generator).tolist() for count in (90, 21)], 96, 1)
+
+    def products(of: data.PackedTokens) -> list[Tensor]:
+        monkeypatch.setattr(reconstruct, "RIDGE", 0.0)
+        return list(reconstruct.GramMatrices(llama, family, of, 2))
+
+    weight = share * tokens.num_tokens / protected.num_tokens
+    expected = [(1 - share) * corpus + weight * other for corpus, other in zip(products(tokens), products(protected), strict=True)]
+    alone = calibrate.collect(llama, family, tokens, 2)
+    for layers_that_fit in (5, 2):
+        monkeypatch.setattr(reconstruct, "GRAM_BYTES", layers_that_fit * 8 * 48**2)
+        for with_statistics in (True, False):
+            grams = reconstruct.GramMatrices(llama, family, tokens, 2, protected, share)
+            if with_statistics:
+                counted = calibrate.collect(llama, family, tokens, 2, grams=grams)
+                assert all(torch.equal(value, alone.tensors()[name]) for name, value in counted.tensors().items())
+            for _ in range(2):
+                for gram_II, expected_II in zip(grams, expected, strict=True):
+                    torch.testing.assert_close(gram_II, expected_II, rtol=1e-4, atol=1e-6)
+
+
+def test_protected_output_changes_less(tokens: data.PackedTokens) -> None:
+    generator = torch.Generator().manual_seed(6)
+    protected = data.pack([torch.randint(2, 384, (200,), generator=generator).tolist()], 96, 1)
+    before, off = first_outputs(make_model("llama"), protected), []
+    for share in (0.0, 0.5, 0.9):
+        model = make_model("llama")
+        prune(model, tokens, 24, True, protected, share)
+        off.append(float((first_outputs(model, protected) - before).norm()))
+    assert off[0] > 1.05 * off[1] > 1.05 * off[2]
+
+
 def test_padding_does_not_count(llama: PreTrainedModel, tokens: data.PackedTokens) -> None:
     assert not tokens.mask.all()
     ids = tokens.input_ids.where(tokens.mask, 7)
@@ -203,8 +249,9 @@ def test_neurons_that_shout_at_one_token_leave_the_gram_matrix_positive_definite
     width = 1536
     a_TI = torch.randn(256, width, generator=torch.Generator().manual_seed(0))
     a_TI[0, :8] = 1000 * torch.linspace(1, 3, 8)
-    model = SimpleNamespace(device=torch.device("cpu"))
     down = torch.nn.Linear(width, 1)
+    model = torch.nn.Sequential(down)
+    model.device = torch.device("cpu")
     monkeypatch.setattr(reconstruct, "feed_forwards", lambda *_: {"0": SimpleNamespace(down=down, width=width)})
     grams = reconstruct.GramMatrices(model, None, None, 1)
     with grams.watch():

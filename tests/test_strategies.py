@@ -75,6 +75,24 @@ def test_prune_once_by_every_new_scorer(scorer: str, prepared: list[str], tmp_pa
         assert plan["num_rescued"] > 0
 
 
+def test_reconstruction_looks_at_protected_text_too(prepared: list[str], tmp_path: Path) -> None:
+    """Prices and columns change with it, statistics of the data do not; a share of nothing is no protection."""
+    found = {}
+    for share in (None, "0", "0.5"):
+        flags = ["--rounds", "1", "--keep", "0.5", "--recovery", "none", "--output", f"out-{share}"]
+        flags += [] if share is None else ["--protect", "general.txt", "--protect-share", share]
+        assert main([*prepared, *flags]) == 0
+        weights = load_file(tmp_path / f"out-{share}" / "final" / "model.safetensors")
+        found[share] = load_file(tmp_path / f"out-{share}" / "round-01" / "statistics.safetensors"), weights
+    assert all(statistics.keys() == found[None][0].keys() for statistics, _ in found.values())
+    assert torch.equal(found["0.5"][0]["square_LI"], found[None][0]["square_LI"])
+    for part in (0, 1):
+        assert all(torch.equal(value, found[None][part][name]) for name, value in found["0"][part].items())
+    assert not torch.equal(found["0.5"][0]["scores"], found[None][0]["scores"])
+    down = "model.layers.0.mlp.down_proj.weight"
+    assert not torch.equal(found["0.5"][1][down], found[None][1][down])
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
