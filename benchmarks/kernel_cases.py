@@ -19,6 +19,7 @@ from benchmarks import kernel_peers as peers
 from benchmarks.kernel_peers import STATISTICS, Contender, Tensors
 
 REMOVED = 0.1  # fraction of the neurons that compaction removes
+ROWS_BYTES = 100_000_000  # of the layers whose rows one call moves, at least: about SmolLM2's
 
 # Largest |result - twin| / (|twin| + rms(twin)). One rounding is off by up to 2^-24, 2^-11 or 2^-8 of a value. Peers round up to
 # three times, and a GEMM's output adds up rounded activations: its largest error is several roundings.
@@ -301,26 +302,36 @@ def compact_planned_case(op: str, setting: Setting) -> Case:
 
 
 def compact_rows_case(op: str, setting: Setting) -> Case:
-    """A tenth of the rows leaves one matrix, by moves planned beforehand."""
+    """A tenth of the rows leaves one matrix of every layer by one call, as a model's do, with the moves planned beforehand."""
     shape = setting.shape
-    kept_1K, order_K, num_moves = plan_removal(shape.width)
-    moves = hole_filling(kept_1K, shape.width)
+    row_bytes = shape.hidden_size * setting.dtype.itemsize
+    num_layers = -(-ROWS_BYTES // (shape.width * row_bytes))
+    plans = [plan_removal(shape.width) for _ in range(num_layers)]
+    kept_LK = torch.cat([kept_1K for kept_1K, _, _ in plans])
+    moves, num_kept = hole_filling(kept_LK, shape.width), kept_LK.shape[1]
 
     def make_inputs() -> Tensors:
-        gate_weight = setting.normal(shape.width, shape.hidden_size)
-        return {"gate_weight": gate_weight, "copy_to": gate_weight[: len(order_K)].clone(), "order": order_K.to(setting.device)}
+        weights_LIH = setting.normal(num_layers, shape.width, shape.hidden_size)
+        return {
+            "gate_weights": weights_LIH,
+            "copy_to": weights_LIH[:, :num_kept].clone(),
+            "order": moves.order_LK.to(setting.device),
+        }
 
     def ours(inputs: Tensors) -> Tensors:
-        move_rows_([inputs["gate_weight"]], moves)
-        return {"gate_weight": inputs["gate_weight"][: len(order_K)]}
+        move_rows_(inputs["gate_weights"].unbind(), moves)
+        return {"gate_weights": inputs["gate_weights"][:, :num_kept]}
 
     def copy(inputs: Tensors) -> Tensors:
         # into memory that is there: new pages would take most of the time
-        return {"copy": inputs["copy_to"].copy_(inputs["gate_weight"][: len(order_K)])}
+        for to_KH, from_IH in zip(inputs["copy_to"].unbind(), inputs["gate_weights"].unbind(), strict=True):
+            to_KH.copy_(from_IH[:num_kept])
+        return {"copy": inputs["copy_to"]}
 
     def twin(inputs: Tensors) -> Tensors:
-        rows = {"copy": inputs["gate_weight"][: len(order_K)]}
-        return {**rows, "gate_weight": reference.compact_rows(inputs["gate_weight"], inputs["order"])}
+        layers = zip(inputs["gate_weights"], inputs["order"], strict=True)
+        compacted = torch.stack([reference.compact_rows(weight_IH, order_K) for weight_IH, order_K in layers])
+        return {"copy": inputs["gate_weights"][:, :num_kept], "gate_weights": compacted}
 
     return Case(
         op=op,
@@ -330,7 +341,7 @@ def compact_rows_case(op: str, setting: Setting) -> Case:
         ours=Contender(ours, peers.fresh_copies),
         peers={"copy of the kept number of rows": Contender(copy, peers.fresh_copies)},
         tolerance=EXACT,
-        num_bytes=2 * num_moves * shape.hidden_size * setting.dtype.itemsize,
+        num_bytes=2 * sum(moves.num_moves) * row_bytes,
     )
 
 

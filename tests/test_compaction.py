@@ -145,9 +145,10 @@ def test_neurons_move_in_place_and_holders_see_the_small_tensor() -> None:
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
-def test_layers_large_enough_for_several_threads(num_threads: int) -> None:
-    kept_LK = torch.stack([torch.randperm(1536)[:1382] for _ in range(5)])
-    layers = [([torch.randn(1536, 64)], torch.randn(64, 1536)) for _ in kept_LK]
+@pytest.mark.parametrize(("width", "hidden"), [(1536, 64), (4096, 1027)], ids=["threads", "threads-and-streams"])
+def test_layers_large_enough_for_threads_and_for_stores_past_the_caches(width: int, hidden: int, num_threads: int) -> None:
+    kept_LK = torch.stack([torch.randperm(width)[: width * 9 // 10] for _ in range(3)])
+    layers = [([torch.randn(width, hidden)], torch.randn(hidden, width)) for _ in kept_LK]
     before = [(inputs[0].clone(), down.clone()) for inputs, down in layers]
     threads = torch.get_num_threads()
     torch.set_num_threads(num_threads)
