@@ -7,7 +7,8 @@
 An absolute time says more about the machine than about the code. So every entry is divided by its group's reference, the entry
 "ours", and these ratios are compared. A ratio's noise is what the quartiles of its two entries allow; it has moved where the two
 files' ranges do not meet and their medians differ by more than a tenth: entries of a group run one after the other, and a machine
-may change in between. The committed baseline was taken with one thread and this process's own time, as above: numbers of threads
+may change in between. A ratio does not say which side moved: where one entry of a group alone is worse for ours, it is likely that
+entry which is faster than it was (a copy, say, on a machine that hands out memory faster). The committed baseline was taken with one thread and this process's own time, as above: numbers of threads
 scale entries differently. The exit code is 0 also where something moved: a clock should not decide whether a change is right.
 """
 
@@ -76,7 +77,7 @@ def comparison(now: dict[Key, Ratio], before: dict[Key, Ratio]) -> list[list[str
         elif not now[key].moved_from(before[key]):
             verdict = ""
         else:
-            verdict = "ours is faster than it was" if now[key].median > before[key].median else "ours is SLOWER than it was"
+            verdict = "BETTER for ours" if now[key].median > before[key].median else "WORSE for ours"
         rows.append([*key, *(str(side[key]) if key in side else "" for side in (before, now)), verdict])
     return rows
 

@@ -55,10 +55,10 @@ def test_a_slower_machine_moves_nothing_and_a_slower_op_does(tmp_path: Path, cap
     assert "| op | gone | 0.50 (0.48 to 0.52) |  | only in the baseline |" in printed["machine"]
     assert "| op | new |  | 0.50 (0.48 to 0.52) | new |" in printed["machine"]
     assert "0 of 3 ratios moved" in printed["machine"]
-    assert "ours is SLOWER than it was" in printed["op"]
+    assert "WORSE for ours" in printed["op"]
     assert "1 of 2 ratios moved" in printed["op"]
     assert "0 of 2 ratios moved" in printed["noise"]
-    assert "ours is faster than it was" in printed["faster"]
+    assert "BETTER for ours" in printed["faster"]
     assert "someone's" not in kept.read_text()
 
 
