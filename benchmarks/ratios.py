@@ -8,8 +8,9 @@ An absolute time says more about the machine than about the code. So every entry
 "ours", and these ratios are compared. A ratio's noise is what the quartiles of its two entries allow; it has moved where the two
 files' ranges do not meet and their medians differ by more than a tenth: entries of a group run one after the other, and a machine
 may change in between. A ratio does not say which side moved: where one entry of a group alone is worse for ours, it is likely that
-entry which is faster than it was (a copy, say, on a machine that hands out memory faster). The committed baseline was taken with one thread and this process's own time, as above: numbers of threads
-scale entries differently. The exit code is 0 also where something moved: a clock should not decide whether a change is right.
+entry which is faster than it was (a copy, say, on a machine that hands out memory faster). The committed baseline was taken with
+one thread and this process's own time, as above: numbers of threads scale entries differently. The exit code is 0 also where
+something moved: a clock should not decide whether a change is right.
 """
 
 import argparse
@@ -115,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
     print("| group | entry / ours | baseline | now | |\n|---|---|---|---|---|")
     for row in rows:
         print(f"| {' | '.join(row)} |")
-    print(f"{sum(row[-1].startswith('ours is') for row in rows)} of {len(rows)} ratios moved beyond noise")
+    print(f"{sum(row[-1].endswith('for ours') for row in rows)} of {len(rows)} ratios moved beyond noise")
 
 
 if __name__ == "__main__":
