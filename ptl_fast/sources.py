@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ptl_fast.state import say
+
 # Columns that belong together, in the order in which they are looked for: {problem, solution, answer} is a problem with its
 # solution, of which the answer is only the last line.
 PAIRS = (
@@ -221,10 +223,17 @@ def _read(source: Source, form: Form, streaming_seed: int | None) -> Iterator[Do
 
 
 def _from_rows(name: str, rows: Iterable[tuple[int, dict]], form: Form) -> Iterator[Document]:
-    for number, row in rows:
-        question, answer = _question_and_answer(row, f"{name} line {number}", form)
-        if answer:
-            yield Document(question, answer, form.template)
+    num_empty = 0
+    try:
+        for number, row in rows:
+            question, answer = _question_and_answer(row, f"{name} line {number}", form)
+            if answer:
+                yield Document(question, answer, form.template)
+            else:
+                num_empty += 1
+    finally:  # the caller may have enough before the end
+        if num_empty:
+            say(f"{name}: {num_empty:,} rows with an empty answer or text were left out")
 
 
 def _question_and_answer(row: dict, where: str, form: Form) -> tuple[str, str]:

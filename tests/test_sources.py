@@ -52,6 +52,15 @@ def test_bad_jsonl_is_named_with_its_line(tmp_path: Path, content: str, message:
         sources.load_documents(write_rows(tmp_path / "bad.jsonl", content))
 
 
+@pytest.mark.parametrize("limit", [None, 2])
+def test_rows_without_an_answer_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str], limit: int | None) -> None:
+    rows = [{"question": "1+1?", "answer": answer} for answer in ("2", " ", "3", "", "4")]
+    file = write_rows(tmp_path / "some.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert [document.answer for document in sources.load_documents(file, limit=limit)] == ["2", "3", "4"][:limit]
+    num_seen = 2 if limit is None else 1
+    assert capsys.readouterr().out == f"{file}: {num_seen} rows with an empty answer or text were left out\n"
+
+
 def test_binary_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="not UTF-8"):
