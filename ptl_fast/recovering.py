@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ptl_fast import guard, pruning
 from ptl_fast.config import Config
@@ -43,6 +43,11 @@ def recover_round(state: "State", step: "Round", extension: int) -> None:
         say(report.unrewarded_line(step.number, spent.details["grpo"], extension))
     took = {"recovery_tokens": spent.num_tokens, "recovery_steps": spent.num_steps, "checks": spent.checks, **spent.details}
     state.folder.write_json(f"round-{step.number:02d}/recovery{suffix(extension)}.json", took)
+
+
+def has_trained(recovery: dict[str, Any]) -> bool:
+    """Whether a round's recovery, by its record, changed the model: with until-recovered it may have found nothing to do."""
+    return recovery["recovery_steps"] > 0 or "grpo" in recovery
 
 
 def _lesson(state: "State", step: "Round", extension: int, watch: "Watch | None") -> "Lesson":

@@ -18,7 +18,7 @@ from test_recover import train as recover
 from torch import Tensor
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
-from ptl_fast import anticipate, budget, compact, cpt, moments, rundir, training
+from ptl_fast import anticipate, budget, compact, cpt, evaluate, moments, rundir, training
 from ptl_fast.budget import Closing, HeldOut, Spending, Spent
 from ptl_fast.compress import compress
 from ptl_fast.config import Config
@@ -421,11 +421,17 @@ def test_round_that_does_not_train_passes_tokens_and_state_on(tiny_run: dict[str
     settings = {**RUN, "threshold": 1e9, "rounds": 2, "drop_layers": 1, "keep_optimizer_state": True, "anticipate": 1e-3}
     starts: list[bool] = []
     give = moments.give
+    measured, measure = list[str](), evaluate.answer_nll
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(moments, "give", lambda *args: (starts.append(True), give(*args)))
+        patch.setattr(evaluate, "answer_nll", lambda *args: (measured.append(args[-1]), measure(*args))[1])
         report = compress(**tiny_run, **settings, output=tmp_path)
     assert [record["recovery_tokens"] for record in report["rounds"]] == [4000, 0, 8000]
     assert starts == [True], "the third round began warm"
+    rounds = [label.removesuffix(": nll") for label in measured if label.startswith("round")]
+    again = [f"round {number} {when}" for number in (1, 2, 3) for when in ("pruned", "recovered")]
+    assert rounds == [label for label in again if label != "round 2 recovered"], "nothing has changed in between"
+    assert report["rounds"][1]["eval"] == report["rounds"][1]["eval_pruned"]
 
 
 @pytest.mark.parametrize(
