@@ -54,7 +54,8 @@ class Config:
 
     protect_share: float = 0.5
     """How much --protect's text counts. --scorer reconstruction and --compensate give its tokens this share of the weight in their
-    least squares; other scorers never remove this share of each layer's neurons, those that rank highest on that text."""
+    least squares; other scorers never remove this share of each layer's neurons, those that rank highest on that text. Scorer
+    reference has a use of its own for it, and no other."""
 
     keep: float = 0.65
     """Fraction of FFN neurons that stay in each layer at the end, in (0, 1]. With 1 and no dropped layers, the model is
@@ -167,9 +168,9 @@ class Config:
     and 0.05 nats of nll. Exactly so much passes."""
 
     max_extra_recovery: float = 0.5
-    """With --gate: how much longer a round that fails may train, as a fraction of its own recovery, on the same data; at most half
-    as long between two measurements. These tokens, and those of rounds that are undone, come on top of --recovery-tokens. 0 goes
-    back at once."""
+    """With --gate: how much longer a round that fails may train, as a fraction of what it was given, on the same data, besides what
+    it did not use of that (until-recovered); at most half of it between two measurements. These tokens, and those of rounds that
+    are undone, come on top of --recovery-tokens. 0 goes back at once, but for a round that did not use all."""
 
     learning_rate: float = 1e-5
     """Peak learning rate of recovery (warm-up 5%, then a cosine; with until-recovered and a schedule each round, constant until

@@ -1,6 +1,7 @@
 """The guard: is the model still good enough after a round, and what happens if it is not?
 
-A round that fails the gate (--gate, --max-drop) first trains longer, up to --max-extra-recovery. Then it is undone: back to the
+A round that fails the gate (--gate, --max-drop) first trains longer: on what it was given and did not use, and up to
+--max-extra-recovery on top. Then it is undone: back to the
 model before it, and half as much is removed. When the smallest step fails too, the run stops with the last model that passed.
 Everything here follows from measurements and from the decisions so far, which are on disk; nothing here trains or measures.
 """
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from ptl_fast.plan import Kind, Round
 
 EXTENSION = 0.5  # of what a round was given: the longest training between two measurements
+SHORTEST = 0.01  # of what a round was given: less training is not worth a measurement
 ROUNDING = 1e-9  # 0.8 - 0.7 is not above 0.1
 
 Action = Literal["pass", "extend", "back-off", "stop"]
@@ -165,8 +167,10 @@ def decide(
     )
     if gate.passes(measured):
         return made
-    next_share = min(EXTENSION, max_extra_recovery - sum(each.next_share or 0 for each in extra))
-    if trains and measured is not None and next_share > ROUNDING:
+    own = extra[0].tokens if extra else tokens
+    allowed = max_extra_recovery + (1 - own / given if given else 0)
+    next_share = min(EXTENSION, allowed - sum(each.next_share or 0 for each in extra))
+    if trains and measured is not None and next_share >= SHORTEST:
         return replace(made, action="extend", next_share=next_share, next_tokens=round(next_share * given))
     if next_step is not None:
         return replace(made, action="back-off", next_step=next_step)

@@ -35,7 +35,8 @@ GRAM_BYTES = 8 * 2**30  # of Gram matrices in memory at once; more layers take m
 class GramMatrices:
     """Each layer's A^T A on a corpus with the ridge on its diagonal, (width, width) fp64 on the model's device: all ranks' tokens.
 
-    It is symmetric, so products are taken of its blocks on and below the diagonal only, and mirrored at the end.
+    It is symmetric (to rounding, in the blocks on the diagonal), so products are taken of its blocks on and below the diagonal only, and
+    mirrored at the end.
 
     In float64: where a few neurons are a thousand times louder than the rest on one token, as in many large models, float32's
     rounding of what they say together is larger than the ridge, and the matrix no longer positive definite.
@@ -128,6 +129,7 @@ class GramMatrices:
                 stack.callback(ffn.down.register_forward_pre_hook(partial(self._add, gram_II, weight)).remove)
             yield
 
+    @torch.no_grad()  # the pass may be one with gradients, which would keep every batch's activations
     def _add(self, gram_II: Tensor, weight: float, module: nn.Module, args: tuple) -> None:
         assert self.mask is not None
         activations_TI = args[0].flatten(0, -2)[self.mask.flatten()].double()

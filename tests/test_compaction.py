@@ -205,13 +205,14 @@ def test_bad_keep_sets_are_named(kept: list[list[int]], message: str) -> None:
 
 def test_layers_that_differ_or_share_memory_are_refused_before_anything_moves() -> None:
     gate, down, bias = torch.randn(8, 2), torch.randn(2, 8), torch.randn(8)
-    other = torch.randn(8, 2), torch.randn(2, 8)
+    other, whole = (torch.randn(8, 2), torch.randn(2, 8)), torch.randn(32)
     before = gate.clone()
     for second, message in (
         (([other[0]], other[1]), "must be alike"),
         (([other[0], torch.randn(16)], other[1]), "must be alike"),
         (([other[0], bias.double()], other[1]), "must be alike"),
         (([gate, bias.clone()], other[1]), "share their memory"),
+        (([whole[8:24].view(8, 2), bias.clone()], whole[16:32].view(2, 8)), "share their memory"),
     ):
         with pytest.raises(ValueError, match=message):
             compact_ffn_([([gate, bias], down), second], torch.tensor([[0, 7], [0, 7]]))

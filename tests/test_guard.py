@@ -108,10 +108,24 @@ def test_recovery_without_text_is_extended_too() -> None:
     assert (made.action, made.next_share, made.next_tokens) == ("extend", 0.5, 0)
 
 
-@pytest.mark.parametrize("own", [0, 30])
-def test_round_that_ended_early_is_extended_by_a_part_of_what_it_was_given(own: int) -> None:
-    made = decide([], 9.0, own=own, given=100)
-    assert (made.action, made.tokens, made.next_share, made.next_tokens) == ("extend", own, 0.5, 50)
+@pytest.mark.parametrize(
+    ("own", "more", "expected"),
+    [
+        pytest.param(0, 0.0, [50, 50], id="nothing-used"),
+        pytest.param(0, 0.5, [50, 50, 50], id="nothing-used-and-more-allowed"),
+        pytest.param(30, 0.0, [50, 20], id="some-used"),
+        pytest.param(30, 0.1, [50, 30], id="some-used-and-more-allowed"),
+        pytest.param(100, 0.0, [], id="all-used"),
+        pytest.param(100, 0.0099, [], id="too-little-to-measure"),
+    ],
+)
+def test_round_that_ended_early_is_extended_by_what_it_did_not_use(own: int, more: float, expected: list[int]) -> None:
+    history: list[Decision] = []
+    while decide(history, 9.0, own=own, given=100, max_extra_recovery=more).action == "extend":
+        pass
+    assert [made.next_tokens for made in history[:-1]] == expected
+    assert [made.tokens for made in history] == [own, *expected]
+    assert history[-1].action == "back-off"
 
 
 @pytest.mark.parametrize(
@@ -551,16 +565,16 @@ def test_round_that_needed_no_training_trains_when_the_gate_says_otherwise(
     state_kept: bool, inputs: dict[str, Any], follow: Callable[[str, Path], None], tmp_path: Path
 ) -> None:
     """With until-recovered. Undone, it is not trained before the gate asks for it; what later rounds are given stays the same."""
-    follow("ffpfppp", tmp_path)
+    follow("ffffpfppp", tmp_path)
     split = {"recovery_split": "until-recovered", "recovered_within": 100.0, "drop_layers": 0, "keep_optimizer_state": state_kept}
     report = compress(**{**inputs, **split, "rounds": 2, "keep": 0.35}, output=tmp_path)
-    assert actions(report).startswith("1.1e 1.1b 1.2p 2.1e 2.1p")
-    first, extra, second = report["decisions"][:3]
+    assert actions(report).startswith("1.1e 1.1e 1.1e 1.1b 1.2p 2.1e 2.1p")
+    first, *extra, second = report["decisions"][:5]
     assert (first["tokens"], second["tokens"]) == (0, 0)
-    assert first["next_tokens"] == extra["tokens"] > 0
-    (extension,) = json.loads((tmp_path / "round-01.failed-1" / "record.json").read_text())["extra_recovery"]
-    assert extension["recovery_tokens"] == extra["tokens"]
-    assert extension["recovery_steps"] > 0
+    assert [made["tokens"] for made in extra] == [first["next_tokens"]] * 3
+    extensions = json.loads((tmp_path / "round-01.failed-1" / "record.json").read_text())["extra_recovery"]
+    assert [extension["recovery_tokens"] for extension in extensions] == [made["tokens"] for made in extra]
+    assert all(extension["recovery_steps"] > 0 for extension in extensions)
     assert report["rounds"][0]["recovery_tokens"] == 0
     assert report["rounds"][-1]["recovery_tokens"] == 3000, "the last round has the whole budget"
 

@@ -210,6 +210,15 @@ def test_protected_text_has_its_share_of_the_weight_however_long_it_is(
                     torch.testing.assert_close(gram_II, expected_II, rtol=1e-4, atol=1e-6)
 
 
+def test_a_pass_with_gradients_does_not_run_through_the_matrices(llama: PreTrainedModel, tokens: data.PackedTokens) -> None:
+    """It would hold the activations of all batches."""
+    family = find_family(llama)
+    grams = reconstruct.GramMatrices(llama, family, tokens, 2)
+    calibrate.collect(llama, family, tokens, 2, extra=frozenset({"gradients"}), grams=grams)
+    assert grams.sums
+    assert not any(sums_II.requires_grad for sums_II in grams.sums)
+
+
 def test_protected_output_changes_less(tokens: data.PackedTokens) -> None:
     generator = torch.Generator().manual_seed(6)
     protected = data.pack([torch.randint(2, 384, (200,), generator=generator).tolist()], 96, 1)

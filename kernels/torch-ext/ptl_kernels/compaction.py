@@ -4,6 +4,7 @@ The order of neurons inside an FFN is free. So the kept neurons whose index is b
 ones of the tail move into the holes. Shape suffixes: L layers, I FFN width, K kept neurons, M moves, H hidden size.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -153,10 +154,11 @@ def _check_layers(layers: Sequence[tuple[Sequence[Tensor], Tensor]], kept_LK: Te
     if any(not each.dim() or each.shape[0] not in (width, 2 * width) for each in first_inputs):
         raise ValueError(f"an FFN of width {width} has tensors of {described[0]}; inputs need a row a neuron, down a column")
     tensors = [each for inputs, down in layers for each in (*inputs, down)]
-    if len({each.data_ptr() for each in tensors if each.numel()}) < sum(1 for each in tensors if each.numel()):
+    if not all(each.layout == torch.strided and not each.is_quantized and each.is_contiguous() for each in tensors):
+        raise ValueError("FFN tensors must be contiguous, and neither sparse nor quantized")
+    spans = sorted((each.device.index or 0, each.data_ptr(), each.nbytes) for each in tensors if each.data_ptr())
+    if any(one == other and start + size > following for (one, start, size), (other, following, _) in itertools.pairwise(spans)):
         raise ValueError("two FFN tensors share their memory (tied layers?); each must have its own")
-    if not all(each.is_contiguous() for each in tensors):
-        raise ValueError("FFN tensors must be contiguous")
     return width
 
 
