@@ -35,7 +35,7 @@ GRAM_BYTES = 8 * 2**30  # of Gram matrices in memory at once; more layers take m
 class GramMatrices:
     """Each layer's A^T A on a corpus with the ridge on its diagonal, (width, width) fp64 on the model's device: all ranks' tokens.
 
-    It is symmetric (to rounding, in the blocks on the diagonal), so products are taken of its blocks on and below the diagonal only, and
+    It is symmetric (to rounding, in the blocks on the diagonal), so products are taken of its blocks on and below the diagonal, and
     mirrored at the end.
 
     In float64: where a few neurons are a thousand times louder than the rest on one token, as in many large models, float32's
