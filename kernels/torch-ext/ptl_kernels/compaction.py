@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -53,26 +52,28 @@ def hole_filling(kept_LK: Tensor, width: int) -> HoleFilling:
     Raises:
         ValueError: an index is out of range or comes twice, or nothing is kept.
     """
+    kept_LK = kept_LK.detach().cpu()
     if kept_LK.dim() != 2 or kept_LK.dtype != torch.int64 or not kept_LK.shape[1]:
         raise ValueError(f"kept must be int64 (num_layers, num_kept >= 1); got {kept_LK.dtype} {tuple(kept_LK.shape)}")
-    (num_layers, num_kept), kept = kept_LK.shape, kept_LK.numpy(force=True)  # NumPy: for so little, torch's calls take longer
-    if kept.size and (kept.min() < 0 or kept.max() >= width):
-        raise ValueError(f"kept has indices from {kept.min()} to {kept.max()}; they must lie in 0..{width - 1}")
-    stays_LI = np.zeros((num_layers, width), dtype=bool)
-    stays_LI[np.arange(num_layers)[:, None], kept] = True
+    num_layers, num_kept = kept_LK.shape
+    try:
+        stays_LI = torch.zeros(num_layers, width, dtype=torch.bool).scatter_(1, kept_LK, True)
+    except RuntimeError:
+        lowest, highest = int(kept_LK.min()), int(kept_LK.max())
+        raise ValueError(f"kept has indices from {lowest} to {highest}; they must lie in 0..{width - 1}") from None
     if (stays_LI.sum(1) != num_kept).any():
         raise ValueError("kept has the same index twice in one layer")
     # both lists come sorted by layer, then by index, and each layer has as many holes as kept neurons in its tail
-    layer_of_move, destinations = np.nonzero(~stays_LI[:, :num_kept])
-    sources = np.nonzero(stays_LI[:, num_kept:])[1] + num_kept
-    num_moves = np.bincount(layer_of_move, minlength=num_layers)
-    place = np.arange(len(sources)) - (num_moves.cumsum() - num_moves)[layer_of_move]
-    padded = np.full((2, num_layers, max(1, num_moves.max(initial=0))), -1, dtype=np.int64)
-    padded[0, layer_of_move, place], padded[1, layer_of_move, place] = sources, destinations
-    order_LK = np.tile(np.arange(num_kept, dtype=np.int64), (num_layers, 1))
+    layer_of_move, destinations = (~stays_LI[:, :num_kept]).nonzero(as_tuple=True)
+    sources = stays_LI[:, num_kept:].nonzero(as_tuple=True)[1] + num_kept
+    order_LK = torch.arange(num_kept).repeat(num_layers, 1)
     order_LK[layer_of_move, destinations] = sources
-    order, from_there, to_there = map(torch.from_numpy, (order_LK, *padded))
-    return HoleFilling(order, from_there, to_there, num_moves.tolist())
+    num_moves = torch.bincount(layer_of_move, minlength=num_layers)
+    place = torch.arange(len(sources)) - (num_moves.cumsum(0) - num_moves)[layer_of_move]
+    counts = num_moves.tolist()
+    padded = torch.full((2, num_layers, max([1, *counts])), -1)
+    padded[:, layer_of_move, place] = torch.stack([sources, destinations])
+    return HoleFilling(order_LK, padded[0], padded[1], counts)
 
 
 @triton.jit
