@@ -327,12 +327,17 @@ def make_points(studies: Iterable[str], setup: Setup, methods: Sequence[str] | N
 
 
 def cell(settings: Settings, seed: int, base: Settings) -> Cell:
-    """The run of these settings with a seed. Its name shows what differs from the base, and is as unique as the settings."""
+    """The run of these settings with a seed."""
     settings = {**settings, "seed": seed}
+    return Cell(name=cell_name(settings, base), settings=settings, cost_s=cost(settings))
+
+
+def cell_name(settings: Settings, base: Settings) -> str:
+    """A name that shows what differs from the base, and is as unique as the settings."""
     differing = [f"{name}-{value}" for name, value in settings.items() if base.get(name) != value and name not in FILES]
     readable = re.sub(r"[^\w.-]+", "-", "_".join(differing))[:100]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    return Cell(name=f"{readable}_{digest}", settings=settings, cost_s=cost(settings))
+    return f"{readable}_{digest}"
 
 
 def cost(settings: Settings) -> float:

@@ -110,12 +110,11 @@ def test_studies_share_the_cells_whose_settings_are_equal(setup: Setup) -> None:
     assert [cell.settings["seed"] for cell in cells.values()] == sorted(cell.settings["seed"] for cell in cells.values())
 
 
-@pytest.mark.parametrize("file", sorted(COMMITTED.glob("compare_demo*.json")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted(COMMITTED.glob("compare_*.json")), ids=lambda file: file.stem)
 def test_committed_rows_are_found_by_their_settings(file: Path) -> None:
     content = json.loads(file.read_text())
     for name, row in content["cells"].items():
-        settings = {key: value for key, value in row["settings"].items() if key != "seed"}
-        assert compare_grid.cell(settings, row["settings"]["seed"], content["setup"]["base"]).name == name
+        assert compare_grid.cell_name(row["settings"], content["setup"]["base"]) == name
 
 
 def test_all_cells_of_a_budget_get_the_same_tokens_and_learning_rate(setup: Setup) -> None:

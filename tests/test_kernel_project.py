@@ -1,6 +1,5 @@
 """kernels/ is a project that Hugging Face's kernels package understands and loads."""
 
-import ast
 import json
 import re
 import shutil
@@ -53,19 +52,6 @@ def test_loads_as_a_hugging_face_kernel(tmp_path: Path, environment: dict[str, s
     )
     assert result.returncode == 0, result.stderr
     assert str(build) in result.stdout
-
-
-def test_needs_nothing_but_torch_and_triton() -> None:
-    """As kernels/README.md promises; names that are relative are its own."""
-    imported = set()
-    for file in PACKAGE.glob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Import):
-                imported |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                assert node.module is not None
-                imported.add(node.module.partition(".")[0])
-    assert imported - sys.stdlib_module_names == {"torch", "triton"}
 
 
 def test_readme_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
