@@ -102,11 +102,13 @@ def _ratio(row: dict[str, Any] | None) -> str:
 
 def scoring_table(scoring: Results) -> list[list[str]]:
     """The scoring pass of whole models: a row for each device and model."""
-    table = [["device", "model", "dtype", *SCORING.values()]]
+    table = [["device", "model", "dtype", "threads", "tokens a document", *SCORING.values()]]
     for device_type, label in DEVICE_TYPES.items():
         of_type = [each for each in scoring if each["environment"]["device_type"] == device_type]
         for results in of_type or [{"environment": {"device": label}, "model": "", "dtype": ""}]:
-            names = [results["environment"]["device"], results["model"], results["dtype"]]
+            known = results["environment"]
+            length = f"{results['num_tokens'] / results['num_documents']:.0f}" if "num_documents" in results else ""
+            names = [known["device"], results["model"], results["dtype"], str(known.get("threads", "")), length]
             table.append([*names, *(_scoring_cell(results, name) for name in SCORING)])
     return table
 
