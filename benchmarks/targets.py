@@ -80,7 +80,7 @@ TARGETS = [
     Target("a layer loses 10%: three x[idx] / ours", "bench_kernels", 2.0, _kernels("compact_ffn", "three x[idx]")),
     Target("the same, planned: three x[idx] / ours", "bench_kernels", 2.0, _kernels("compact_ffn_planned", "three x[idx]")),
     Target(
-        "a matrix loses 10% of its rows: copy / ours",
+        "a matrix of every layer loses 10% of its rows: copy / ours",
         "bench_kernels",
         6.0,
         _kernels("compact_rows", "copy of the kept number of rows"),

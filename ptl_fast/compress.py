@@ -254,10 +254,9 @@ class Job(State):
         evaluated, recovery = f"{name}/recovered{suffix(extension)}.json", f"{name}/recovery{suffix(extension)}.json"
         try:
             self._train(step, plan, extension)
-            trained = recovering.has_trained(self.folder.read_json(recovery))
-            same = (
-                None if trained else self.folder.read_json(f"{name}/pruned.json")
-            )  # as the model, which nothing has changed since
+            same = None
+            if not recovering.has_trained(self.folder.read_json(recovery)):  # nothing has changed the model since
+                same = self.folder.read_json(f"{name}/pruned.json")
             evaluate = functools.partial(self._evaluate, f"round {step.number} recovered")
             return self.folder.once(evaluated, lambda: same or stage("evaluate", evaluate))
         except Diverged as error:

@@ -1,9 +1,9 @@
 """The guard: is the model still good enough after a round, and what happens if it is not?
 
 A round that fails the gate (--gate, --max-drop) first trains longer: on what it was given and did not use, and up to
---max-extra-recovery on top. Then it is undone: back to the
-model before it, and half as much is removed. When the smallest step fails too, the run stops with the last model that passed.
-Everything here follows from measurements and from the decisions so far, which are on disk; nothing here trains or measures.
+--max-extra-recovery on top. Then it is undone: back to the model before it, and half as much is removed. When the smallest step
+fails too, the run stops with the last model that passed. Everything here follows from measurements and from the decisions so far,
+which are on disk; nothing here trains or measures.
 """
 
 import itertools

@@ -225,3 +225,5 @@ def test_bad_shapes_are_named() -> None:
         compact_ffn_([([torch.ones(7, 2)], torch.ones(2, 8))], torch.tensor([[0]]))
     with pytest.raises(ValueError, match="contiguous"):
         compact_ffn_([([torch.ones(2, 8).T], torch.ones(2, 8))], torch.tensor([[0]]))
+    with pytest.raises(ValueError, match="neither sparse nor quantized"):
+        compact_ffn_([([torch.ones(8, 2)], torch.ones(2, 8).to_sparse())], torch.tensor([[0]]))

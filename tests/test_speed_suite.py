@@ -242,7 +242,10 @@ def test_speedup_results_are_complete(measured: Path) -> None:
     assert works == [("prefill", 2, 16, 1), ("decode", 2, 8, 3), ("paper", 1, 128, 64)]
     for row in rows:
         assert row["device_speedup"] > 1, "both models are predicted from the same rates, whatever these are"
-        assert row["predicted_speedup"] > 0  # it has the host's time besides, which is measured, and noise at this size
+        for model in (row["dense"], row["compressed"]):
+            assert model["predicted_ms"] == pytest.approx(model["device_ms"] + model["host_ms"])
+        # with the host's time, which is measured, and at this size noise
+        assert row["predicted_speedup"] == pytest.approx(row["dense"]["predicted_ms"] / row["compressed"]["predicted_ms"])
         assert row["of_predicted"] == pytest.approx(row["speedup"] / row["predicted_speedup"])
         assert row["dense"]["flops"] > row["compressed"]["flops"] > 0
         assert row["dense"]["num_bytes"] > row["compressed"]["num_bytes"] > 0
