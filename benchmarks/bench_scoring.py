@@ -2,8 +2,9 @@
 
     python -m benchmarks.bench_scoring --model DIR --json FILE
 
-- vs_plain_forward: the model's forward pass with logits and without any statistics
-- vs_plain_decoder: the same without the language-model head, which scoring does not need either
+- vs_plain_forward: the model's forward pass on the same batches, with logits and without any statistics
+- vs_packed_forward: the same with several documents in a sequence and a mask between them, as in training
+- vs_plain_decoder: vs_plain_forward without the language-model head, which scoring does not need either
 - vs_eager_hooks: the decoder with hooks in plain PyTorch that take the same statistics
 - vs_reference_rule: the detection rule that the authors of arXiv 2602.04919 published (ptl_fast/reference_rule.py), without its
   English samples: batch 1, whole logits, the last position of three views of each layer, and sets of the least active neurons
@@ -30,7 +31,7 @@ from benchmarks import clock
 from benchmarks.bench_kernels import environment
 from benchmarks.files import write_text
 from benchmarks.shapes import SHAPES, random_model, shape_config
-from ptl_fast import calibrate, data, models, reference_rule, sources
+from ptl_fast import calibrate, data, models, passes, reference_rule, sources
 from ptl_fast.config import Config
 from ptl_fast.families import Family, decoder_layers, feed_forwards, find_family
 
@@ -79,23 +80,29 @@ def ways_to_run(model: PreTrainedModel, tokens: data.PackedTokens, documents: li
     family = find_family(model)
     eager = EagerHooks(model, family)
 
-    def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for first in range(0, len(tokens), batch):
-            rows = slice(first, first + batch)
-            yield tuple(each[rows].to(model.device) for each in (tokens.input_ids, tokens.position_ids, tokens.mask))  # type: ignore[misc]
+    def batches() -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        for inputs, _, mask in passes.batches(model, tokens, batch, "peer"):
+            yield inputs, mask
 
-    def plain_forward() -> None:
-        for input_ids, position_ids, _ in batches():
+    def packed_forward() -> None:
+        for first in range(0, len(tokens), batch):
+            input_ids, position_ids = (
+                each[first : first + batch].to(model.device) for each in (tokens.input_ids, tokens.position_ids)
+            )
             model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
 
+    def plain_forward() -> None:
+        for inputs, _ in batches():
+            model(**inputs, use_cache=False)
+
     def plain_decoder() -> None:
-        for input_ids, position_ids, _ in batches():
-            model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        for inputs, _ in batches():
+            model.base_model(**inputs, use_cache=False)
 
     def eager_hooks() -> None:
-        for input_ids, position_ids, mask in batches():
+        for inputs, mask in batches():
             with eager.attached(mask.flatten()):
-                model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+                model.base_model(**inputs, use_cache=False)
 
     def ours() -> None:
         calibrate.collect(model, family, tokens, batch, "ours")
@@ -105,6 +112,7 @@ def ways_to_run(model: PreTrainedModel, tokens: data.PackedTokens, documents: li
     return {
         "ours": ours,
         "plain_forward": plain_forward,
+        "packed_forward": packed_forward,
         "plain_decoder": plain_decoder,
         "eager_hooks": eager_hooks,
         "reference_rule": lambda: reference_rule.common_extremes(model, family, documents, largest=False),

@@ -27,6 +27,7 @@ MISSING = "not measured"
 SCORING = {
     "tokens_per_second": "tokens/s",
     "vs_plain_forward": "against the plain forward pass",
+    "vs_packed_forward": "against that with masked sequences of several documents",
     "vs_plain_decoder": "against the plain decoder",
     "vs_eager_hooks": "against eager hooks",
     "vs_reference_rule": "against the authors' detection rule",

@@ -26,6 +26,7 @@ T = TypeVar("T")
 IGNORED = -100
 OPEN_SEQUENCES = 32
 BATCH = 1000  # documents that are tokenized together
+BATCH_COST = 64  # tokens that take as long as a batch's fixed part, about: a product with SmolLM2's weights has 23 on a CPU
 HELD_OUT_SHARE = 1 / 20  # at most, of a corpus that is used as a whole
 
 
@@ -60,9 +61,28 @@ class PackedTokens:
         before = self.mask.sum(1).cumsum(0) - self.mask.sum(1)
         return self.rows(before < num_tokens)
 
-    def rows(self, chosen: "Tensor") -> "PackedTokens":
+    def rows(self, chosen: "Tensor | slice") -> "PackedTokens":
         """Some of the sequences, by index or by mask."""
         return PackedTokens(self.input_ids[chosen], self.position_ids[chosen], self.mask[chosen])
+
+    def unpacked(self, max_tokens: int) -> "list[PackedTokens]":
+        """The documents, a row each, longest first, in batches of like lengths with at most ``max_tokens``, padding included.
+
+        Here padding continues its row, so that causal attention needs no mask: no document sees what comes after it. A document
+        longer than ``max_tokens`` is a batch of its own.
+        """
+        import torch
+
+        tokens = self.mask.flatten().nonzero()[:, 0]
+        starts = (self.position_ids.flatten()[tokens] == 0).nonzero()[:, 0]
+        lengths, order = starts.diff(append=torch.tensor([len(tokens)])).sort(descending=True, stable=True)
+        ids, batches = self.input_ids.flatten()[tokens], []
+        for first, end in itertools.pairwise(_least_padding(lengths.tolist(), max_tokens)):
+            positions = torch.arange(int(lengths[first])).expand(end - first, -1)
+            mask = positions < lengths[first:end, None]
+            places = (starts[order[first:end], None] + positions).where(mask, 0)
+            batches.append(PackedTokens(ids[places].where(mask, 0), positions, mask))
+        return batches
 
     def followed_by(self, other: "PackedTokens") -> "PackedTokens":
         """These sequences and then the other's."""
@@ -301,6 +321,28 @@ def pack(documents: Iterable[Sequence[int]], length: int, pad: int, source: str 
         input_ids[row, : len(flat)], mask[row, : len(flat)] = torch.frombuffer(flat, dtype=torch.int64), True
         position_ids[row, : len(flat)] = torch.cat([positions[: len(piece)] for piece in pieces])
     return PackedTokens(input_ids, position_ids, mask)
+
+
+def _least_padding(lengths: Sequence[int], max_tokens: int) -> list[int]:
+    """Where to cut lengths, in descending order, into batches padded to their first: the cheapest of all ways.
+
+    Returns the index at which each batch begins, and the end. A batch costs its tokens, padding included, and BATCH_COST.
+    """
+    costs, begins = [0], [0]
+    for end in range(1, len(lengths) + 1):
+        options: list[tuple[int, int]] = []
+        for first in range(end - 1, -1, -1):
+            num_tokens = lengths[first] * (end - first)
+            if options and num_tokens > max_tokens:
+                break
+            options.append((costs[first] + num_tokens + BATCH_COST, first))
+        cost, begin = min(options)
+        costs.append(cost)
+        begins.append(begin)
+    cuts = [len(lengths)]
+    while cuts[-1]:
+        cuts.append(begins[cuts[-1]])
+    return cuts[::-1]
 
 
 def fingerprint(documents: Iterable[Document]) -> str:

@@ -5,7 +5,7 @@ import torch
 from conftest import make_model
 from transformers import PreTrainedModel
 
-from ptl_fast import calibrate, data, score
+from ptl_fast import calibrate, data, passes, score
 from ptl_fast.families import decoder_layers, feed_forwards, find_family
 
 RELATIVE = 1e-5  # float32 activations, squared and summed
@@ -45,9 +45,13 @@ def definition(model: PreTrainedModel, documents: list[list[int]]) -> tuple[torc
     return squares, changes
 
 
+@pytest.mark.parametrize("one_row", [pytest.param(False, id="documents"), pytest.param(True, id="one-row")])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_statistics_equal_their_definition(any_model: PreTrainedModel, documents: list[list[int]], batch_size: int) -> None:
+def test_statistics_equal_their_definition(
+    any_model: PreTrainedModel, documents: list[list[int]], batch_size: int, one_row: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Padding does not count, and packing and batching change nothing."""
+    monkeypatch.setattr(passes, "needs_one_row", lambda model: one_row)
     packed = data.pack(documents, 32, 1)
     assert not packed.mask.all()
     statistics = calibrate.collect(any_model, find_family(any_model), packed, batch_size)

@@ -47,6 +47,39 @@ def test_packing_keeps_every_token_once(lengths: list[int], length: int) -> None
         assert packed[row]["labels"][positions == 0].eq(data.IGNORED).all()
 
 
+@settings(deadline=None, max_examples=60)
+@given(lengths=st.lists(st.integers(1, 40), max_size=60), length=st.integers(4, 24), max_tokens=st.integers(1, 200))
+def test_unpacked_documents_have_a_row_each(lengths: list[int], length: int, max_tokens: int) -> None:
+    counter = itertools.count(1)
+    documents = [[next(counter) for _ in range(count)] for count in [length, *lengths]]
+    pieces = [document[first : first + length] for document in documents for first in range(0, len(document), length)]
+    found = []
+    for batch in data.pack(documents, length, 0).unpacked(max_tokens):
+        assert batch.mask.numel() <= max_tokens or len(batch) == 1
+        assert batch.mask.any(0).all(), "the longest one has no padding"
+        for ids, positions, mask in zip(batch.input_ids, batch.position_ids, batch.mask, strict=True):
+            assert positions.tolist() == list(range(len(positions)))
+            assert torch.equal(mask, positions < mask.sum()), "padding comes last"
+            found.append(ids[mask].tolist())
+    assert sorted(found) == sorted(pieces)
+    assert list(map(len, found)) == sorted(map(len, pieces), reverse=True)
+
+
+@settings(deadline=None)
+@given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=8), max_tokens=st.integers(1, 900))
+def test_unpacked_batches_cost_the_least_of_all_ways(lengths: list[int], max_tokens: int) -> None:
+    lengths = sorted(lengths, reverse=True)
+
+    def cost(cuts: list[int]) -> float:
+        batches = [lengths[first:end] for first, end in itertools.pairwise(cuts)]
+        if any(len(batch) > 1 and batch[0] * len(batch) > max_tokens for batch in batches):
+            return float("inf")
+        return sum(batch[0] * len(batch) + data.BATCH_COST for batch in batches)
+
+    inner = [cuts for count in range(len(lengths)) for cuts in itertools.combinations(range(1, len(lengths)), count)]
+    assert cost(data._least_padding(lengths, max_tokens)) == min(cost([0, *cuts, len(lengths)]) for cuts in inner)
+
+
 def test_packing_wastes_little(tokenizer: PreTrainedTokenizerBase) -> None:
     documents = [Document(**problem) for problem in generate(500, 5, "training")]
     packed = data.pack(data.tokenize(documents, tokenizer), 256, 1)
