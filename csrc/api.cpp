@@ -204,18 +204,47 @@ void ptl_residual_change(const void *before, const void *after, int64_t rows, in
         for (int which = 0; which < 3; which++) sums[which] += partials[split * 3 + which];
 }
 
-// Within each of some contiguous tensors, copy rows: those of layer l are sources[l, i] -> destinations[l, i], up to the first -1.
-// No row is in both lists.
-void ptl_move_rows(void *const *tensors, int64_t layers, int64_t row_bytes, const int64_t *sources, const int64_t *destinations,
-                   int64_t max_moves) {
-    const int64_t bytes = layers * max_moves * row_bytes;
+// The moves that leave the neurons kept[l, :] of ``width`` in their layers' first places, where those below ``columns`` stay put.
+// order[l, j] is the neuron that ends up at j; sources and destinations, (layers, max_moves), end in -1 where a layer has fewer
+// moves: num_moves[l]. Returns 0; 1 where a kept index is out of range; 2 where it comes twice in a layer.
+int ptl_hole_filling(const int64_t *kept, int64_t layers, int64_t columns, int64_t width, int64_t max_moves, int64_t *order,
+                     int64_t *sources, int64_t *destinations, int64_t *num_moves) {
+    std::vector<uint8_t> stays(width);
+    for (int64_t layer = 0; layer < layers; layer++) {
+        std::fill(stays.begin(), stays.end(), 0);
+        for (int64_t place = 0; place < columns; place++) {
+            const int64_t neuron = kept[layer * columns + place];
+            if (neuron < 0 || neuron >= width) return 1;
+            if (stays[neuron]++) return 2;
+        }
+        int64_t *from = sources + layer * max_moves, *to = destinations + layer * max_moves, moves = 0;
+        for (int64_t place = 0, source = columns; place < columns; place++) {
+            order[layer * columns + place] = place;
+            if (stays[place]) continue;
+            while (!stays[source]) source++;  // there are as many in the tail as there are holes
+            order[layer * columns + place] = source;
+            from[moves] = source++, to[moves++] = place;
+        }
+        std::fill(from + moves, from + max_moves, -1);
+        std::fill(to + moves, to + max_moves, -1);
+        num_moves[layer] = moves;
+    }
+    return 0;
+}
+
+// Within each of some contiguous tensors, copy rows: those of tensor t are sources[l, i] -> destinations[l, i] with l = t % layers, up
+// to the first -1. No row is in both lists.
+void ptl_move_rows(void *const *tensors, int64_t num_tensors, int64_t row_bytes, const int64_t *sources, const int64_t *destinations,
+                   int64_t layers, int64_t max_moves) {
+    const int64_t bytes = num_tensors * max_moves * row_bytes;
 #pragma omp parallel if (bytes >= PARALLEL_FROM)
     {
 #pragma omp for collapse(2) schedule(static)
-        for (int64_t layer = 0; layer < layers; layer++)
+        for (int64_t tensor = 0; tensor < num_tensors; tensor++)
             for (int64_t move = 0; move < max_moves; move++) {
-                const int64_t source = sources[layer * max_moves + move], destination = destinations[layer * max_moves + move];
-                char *base = static_cast<char *>(tensors[layer]);
+                const int64_t index = tensor % layers * max_moves + move;
+                const int64_t source = sources[index], destination = destinations[index];
+                char *base = static_cast<char *>(tensors[tensor]);
                 if (source < 0) continue;
                 if (bytes >= STREAM_FROM)
                     stream(base + destination * row_bytes, base + source * row_bytes, row_bytes);

@@ -41,11 +41,17 @@ def compact_(model: "PreTrainedModel", family: Family, plan: "PruningPlan", mome
         _number_layers(layers)
     if moments is not None and state_of:
         moments.update({name: state_of[parameter] for name, parameter in model.named_parameters() if parameter in state_of})
-    found = (vars(module).get("config") for module in model.modules())  # hasattr would search each module's parameters too
-    configs: dict[int, Any] = {id(config): config for config in found if config is not None}
-    for config in configs.values():
+    for config in _configs(model, family):
         if config.num_hidden_layers != len(kept_layers) or config.intermediate_size != plan.width:
             resize_config(config, plan.width, kept_layers)
+
+
+def _configs(model: "PreTrainedModel", family: Family) -> list[Any]:
+    """The configs, each once, of the model and of every module on the way to its layers: a composite model has several."""
+    modules: list[Any] = [model]
+    for name in family.layers.split(".")[:-1]:
+        modules.append(getattr(modules[-1], name))
+    return list({id(module.config): module.config for module in modules if hasattr(module, "config")}.values())
 
 
 def follow(scores: Tensor, plan: "PruningPlan") -> Tensor:

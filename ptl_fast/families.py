@@ -44,7 +44,8 @@ def find_family(model: "PreTrainedModel") -> Family:
             f" {family.layers}, each with linear layers {', '.join((*family.inputs, family.down))}, and did not find"
             f" {missing}; a family with other names needs a row in ptl_fast/families.py"
         )
-    widths = {attrgetter(family.down)(layer).in_features for layer in decoder_layers(model, family)}
+    width_of = attrgetter(f"{family.down}.in_features")
+    widths = {width_of(layer) for layer in decoder_layers(model, family)}
     if len(widths) > 1:
         raise ValueError(f"{type(model).__name__} has FFNs of different widths {sorted(widths)}; uniform width is needed")
     return family
@@ -59,12 +60,9 @@ def feed_forwards(model: "PreTrainedModel", family: Family) -> "dict[str, GatedF
     """The FFN of each decoder layer, in order, by the layer's number."""
     from ptl_kernels import GatedFfn  # here, because it brings torch and Triton, and a dry run needs neither
 
+    module, down, inputs = attrgetter(family.ffn), attrgetter(family.down), [attrgetter(path) for path in family.inputs]
     return {
-        str(index): GatedFfn(
-            module=attrgetter(family.ffn)(layer),
-            inputs=[attrgetter(path)(layer) for path in family.inputs],
-            down=attrgetter(family.down)(layer),
-        )
+        str(index): GatedFfn(module=module(layer), inputs=[each(layer) for each in inputs], down=down(layer))
         for index, layer in enumerate(decoder_layers(model, family))
     }
 
@@ -75,10 +73,11 @@ def _missing(model: "PreTrainedModel", family: Family) -> str | None:
         layers = list(enumerate(decoder_layers(model, family)))
     except (AttributeError, TypeError):
         return family.layers
+    linears = {path: attrgetter(f"{path}.in_features") for path in (*family.inputs, family.down)}
     for index, layer in layers:
-        for path in (*family.inputs, family.down):
+        for path, in_features in linears.items():
             try:
-                attrgetter(path + ".in_features")(layer)
+                in_features(layer)
             except AttributeError:
                 return f"{family.layers}.{index}.{path}"
     return None if layers else "any layer"

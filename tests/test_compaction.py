@@ -8,7 +8,7 @@ import torch
 from conftest import TRITON_DEVICE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ptl_kernels import compact_ffn_, cpu, hole_filling
+from ptl_kernels import compact_ffn_, cpu, hole_filling, reference
 from ptl_kernels.compaction import launch_gather, launch_moves
 from torch import Tensor
 
@@ -55,6 +55,8 @@ def as_bytes(tensor: Tensor) -> Tensor:
 def test_hole_filling_keeps_each_neuron_once_and_moves_few(case: tuple[int, Tensor]) -> None:
     width, kept_LK = case
     moves = hole_filling(kept_LK, width)
+    planned = moves.order_LK, moves.sources_LM, moves.destinations_LM, torch.tensor(moves.num_moves)
+    assert all(map(torch.equal, planned, reference.hole_filling(kept_LK, width)))
     num_kept = kept_LK.shape[1]
     assert torch.equal(moves.order_LK.sort(1).values, kept_LK.sort(1).values)
     for layer in range(len(kept_LK)):
@@ -186,6 +188,7 @@ def test_adam_goes_on_with_compacted_moments() -> None:
     assert torch.equal(whole, reference[order])
 
 
+@pytest.mark.parametrize("path", ["csrc", "twin"])
 @pytest.mark.parametrize(
     ("kept", "message"),
     [
@@ -196,7 +199,9 @@ def test_adam_goes_on_with_compacted_moments() -> None:
         ([[0], [1]], "kept names 2 layers, and there are 1"),
     ],
 )
-def test_bad_keep_sets_are_named(kept: list[list[int]], message: str) -> None:
+def test_bad_keep_sets_are_named(path: str, kept: list[list[int]], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if path == "twin":
+        monkeypatch.setattr(cpu, "available", lambda: False)
     layers = [([torch.ones(8, 2)], torch.ones(2, 8))]
     with pytest.raises(ValueError, match=message):
         compact_ffn_(layers, torch.tensor(kept, dtype=torch.int64))

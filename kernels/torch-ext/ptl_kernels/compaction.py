@@ -55,35 +55,22 @@ def hole_filling(kept_LK: Tensor, width: int) -> HoleFilling:
     kept_LK = kept_LK.detach().cpu()
     if kept_LK.dim() != 2 or kept_LK.dtype != torch.int64 or not kept_LK.shape[1]:
         raise ValueError(f"kept must be int64 (num_layers, num_kept >= 1); got {kept_LK.dtype} {tuple(kept_LK.shape)}")
-    num_layers, num_kept = kept_LK.shape
-    try:
-        stays_LI = torch.zeros(num_layers, width, dtype=torch.bool).scatter_(1, kept_LK, True)
-    except RuntimeError:
-        lowest, highest = int(kept_LK.min()), int(kept_LK.max())
-        raise ValueError(f"kept has indices from {lowest} to {highest}; they must lie in 0..{width - 1}") from None
-    if (stays_LI.sum(1) != num_kept).any():
-        raise ValueError("kept has the same index twice in one layer")
-    # both lists come sorted by layer, then by index, and each layer has as many holes as kept neurons in its tail
-    layer_of_move, destinations = (~stays_LI[:, :num_kept]).nonzero(as_tuple=True)
-    sources = stays_LI[:, num_kept:].nonzero(as_tuple=True)[1] + num_kept
-    order_LK = torch.arange(num_kept).repeat(num_layers, 1)
-    order_LK[layer_of_move, destinations] = sources
-    num_moves = torch.bincount(layer_of_move, minlength=num_layers)
-    place = torch.arange(len(sources)) - (num_moves.cumsum(0) - num_moves)[layer_of_move]
-    counts = num_moves.tolist()
-    padded = torch.full((2, num_layers, max([1, *counts])), -1)
-    padded[:, layer_of_move, place] = torch.stack([sources, destinations])
-    return HoleFilling(order_LK, padded[0], padded[1], counts)
+    planned = cpu.hole_filling(kept_LK, width) if cpu.available() else None
+    if planned is None:
+        planned = reference.hole_filling(kept_LK, width)
+    order_LK, sources_LM, destinations_LM, num_moves_L = planned
+    return HoleFilling(order_LK, sources_LM, destinations_LM, num_moves_L.tolist())
 
 
 @triton.jit
-def _move_rows_kernel(address_ptr, sources_ptr, destinations_ptr, max_moves, row_length,
+def _move_rows_kernel(address_ptr, sources_ptr, destinations_ptr, num_layers, max_moves, row_length,
                       ELEMENT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    layer, move = tl.program_id(2), tl.program_id(0)
+    tensor, move = tl.program_id(2), tl.program_id(0)
+    layer = tensor % num_layers
     source = tl.load(sources_ptr + layer * max_moves + move)
     destination = tl.load(destinations_ptr + layer * max_moves + move)
     if source >= 0:
-        base = tl.load(address_ptr + layer).to(tl.pointer_type(ELEMENT))
+        base = tl.load(address_ptr + tensor).to(tl.pointer_type(ELEMENT))
         columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         values = tl.load(base + source * row_length + columns, mask=columns < row_length)
         tl.store(base + destination * row_length + columns, values, mask=columns < row_length)
@@ -107,7 +94,7 @@ def compact_ffn_(layers: Sequence[tuple[Sequence[Tensor], Tensor]], kept_LK: Ten
     The tensors themselves change shape, so whoever holds them (a module, an optimizer) sees the small ones. Rows of the inputs move
     within their memory, and so do columns on a CPU; that memory keeps its size until the tensor is copied (and torch.save writes
     all of it). Elsewhere the down projection gets tight memory, and so do fused inputs everywhere.
-    Peak extra memory: one matrix. One launch per kind of input, one per down projection; the host never waits for a device.
+    Peak extra memory: one matrix. One launch for all inputs of a shape, one per down projection; the host never waits for a device.
 
     Args:
         layers: for each layer (inputs, down). An input holds one neuron a row, (width, ...): the weights of gate_proj and up_proj,
@@ -127,15 +114,18 @@ def compact_ffn_(layers: Sequence[tuple[Sequence[Tensor], Tensor]], kept_LK: Ten
     width = _check_layers(layers, kept_LK)
     moves = hole_filling(kept_LK, width)
     num_kept = kept_LK.shape[1]
+    together: dict[tuple, list[Tensor]] = defaultdict(list)  # gate_proj and up_proj, in one launch
     for kind in zip(*(inputs for inputs, _ in layers), strict=True):
         if kind[0].shape[0] == width:
-            move_rows_(kind, moves)
-            for tensor in kind:
-                _become(tensor, tensor[:num_kept])
+            together[kind[0].shape, kind[0].dtype].extend(kind)
         else:  # both halves must end up side by side, which no moves in place can do
             for tensor, order_K in zip(kind, moves.order_LK, strict=True):
                 both_K = torch.cat([order_K, order_K + width]).to(tensor.device, non_blocking=True)
                 _become(tensor, reference.compact_rows(tensor, both_K))
+    for tensors in together.values():
+        move_rows_(tensors, moves)
+        for tensor in tensors:
+            _become(tensor, tensor[:num_kept])
     compact_columns_([down for _, down in layers], moves)
     return moves.order_LK
 
@@ -164,15 +154,15 @@ def _check_layers(layers: Sequence[tuple[Sequence[Tensor], Tensor]], kept_LK: Te
 
 
 def move_rows_(tensors: Sequence[Tensor], moves: HoleFilling) -> None:
-    """Move rows of every layer's tensor (one kind: equal shapes and types) within it; one launch for each device."""
+    """Move rows within tensors of one shape and type, every layer's of one kind and then of another; one launch for each device."""
     for device, here, planned in _by_device(tensors, moves):
         if device.type == "cuda":
             launch_moves(here, planned.sources_LM, planned.destinations_LM)
         elif all(map(cpu.holds_memory, here)) and cpu.available():
             cpu.move_rows(here, planned.sources_LM, planned.destinations_LM)
         else:
-            for layer, tensor in enumerate(here):
-                sources_M, destinations_M = planned.of_layer(layer)
+            for index, tensor in enumerate(here):
+                sources_M, destinations_M = planned.of_layer(index % len(planned.num_moves))
                 tensor[destinations_M] = tensor[sources_M]
 
 
@@ -193,25 +183,27 @@ def compact_columns_(tensors: Sequence[Tensor], moves: HoleFilling) -> None:
 
 
 def _by_device(tensors: Sequence[Tensor], moves: HoleFilling) -> Iterator[tuple[torch.device, list[Tensor], HoleFilling]]:
-    """The layers' tensors of each device, and their moves."""
+    """The tensors of each device, and the moves of their layers; those of ``moves`` repeat if there are several kinds."""
     by_device: dict[torch.device, list[int]] = defaultdict(list)
-    for layer, tensor in enumerate(tensors):
-        by_device[tensor.device].append(layer)
-    for device, layers in by_device.items():
-        yield device, [tensors[layer] for layer in layers], moves if len(layers) == len(tensors) else moves.of_layers(layers)
+    for index, tensor in enumerate(tensors):
+        by_device[tensor.device].append(index)
+    for device, indices in by_device.items():
+        planned = moves if len(by_device) == 1 else moves.of_layers([index % len(moves.num_moves) for index in indices])
+        yield device, [tensors[index] for index in indices], planned
 
 
 def launch_moves(tensors: Sequence[Tensor], sources_LM: Tensor, destinations_LM: Tensor) -> None:
-    """Run the Triton kernel on all layers at once: it reads their addresses from a table."""
+    """Run the Triton kernel on all tensors at once: it reads their addresses from a table. Moves repeat, as in ``move_rows_``."""
     device, row_bytes = tensors[0].device, tensors[0][0].numel() * tensors[0].element_size()
     addresses = [tensor.data_ptr() for tensor in tensors]
     item = next(size for size in (8, 4, 2, 1) if row_bytes % size == 0 and all(address % size == 0 for address in addresses))
     element = {8: tl.int64, 4: tl.int32, 2: tl.int16, 1: tl.int8}[item]
     table_L = torch.tensor(addresses).to(device, non_blocking=True)
-    length, max_moves = row_bytes // item, sources_LM.shape[1]
+    length, (num_layers, max_moves) = row_bytes // item, sources_LM.shape
     with torch.cuda.device_of(tensors[0]):
         _move_rows_kernel[(max_moves, triton.cdiv(length, ROW_MOVES["BLOCK"]), len(tensors))](
-            table_L, sources_LM.to(device, non_blocking=True), destinations_LM.to(device, non_blocking=True), max_moves, length,
+            table_L, sources_LM.to(device, non_blocking=True), destinations_LM.to(device, non_blocking=True),
+            num_layers, max_moves, length,
             ELEMENT=element, enable_fp_fusion=True, **ROW_MOVES,
         )  # fmt: skip
 

@@ -17,7 +17,8 @@ _SIGNATURES = {
     "ptl_gated_activation": [*[_POINTER] * 3, *[_SIZE] * 5, *[_CODE] * 2, *[_POINTER] * 5],
     "ptl_gated_activation_backward": [*[_POINTER] * 5, *[_SIZE] * 7, *[_CODE] * 2],
     "ptl_residual_change": [*[_POINTER] * 2, *[_SIZE] * 4, _CODE, *[_POINTER] * 2],
-    "ptl_move_rows": [_POINTER, *[_SIZE] * 2, *[_POINTER] * 2, _SIZE],
+    "ptl_hole_filling": [_POINTER, *[_SIZE] * 4, *[_POINTER] * 4],
+    "ptl_move_rows": [_POINTER, *[_SIZE] * 2, *[_POINTER] * 2, *[_SIZE] * 2],
     "ptl_compact_columns": [_POINTER, *[_SIZE] * 5, *[_POINTER] * 2, _SIZE],
 }
 
@@ -75,10 +76,24 @@ def residual_change(before_TH: Tensor, after_TH: Tensor, out_3: Tensor, token_ma
     _call("ptl_residual_change", before_TH, after_TH, *before_TH.shape, *strides, DTYPES[before_TH.dtype], token_mask_T, out_3)
 
 
+def hole_filling(kept_LK: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """What ``reference.hole_filling`` returns; None where it raises an error."""
+    (num_layers, num_kept), kept_LK = kept_LK.shape, kept_LK.contiguous()
+    max_moves = max(1, min(num_kept, width - num_kept))
+    order_LK, num_moves_L = torch.empty_like(kept_LK), torch.empty(num_layers, dtype=torch.int64)
+    sources_LM, destinations_LM = torch.empty(2, num_layers, max_moves, dtype=torch.int64).unbind()
+    outputs = order_LK, sources_LM, destinations_LM, num_moves_L
+    wrong = _call("ptl_hole_filling", kept_LK, num_layers, num_kept, width, max_moves, *outputs)
+    return None if wrong else outputs
+
+
 def move_rows(tensors: Sequence[Tensor], sources_LM: Tensor, destinations_LM: Tensor) -> None:
-    """Copy rows within each layer's contiguous tensor, all of one shape and type; no row is in both lists, which end in -1."""
+    """Copy rows within contiguous tensors of one shape and type: moves l are those of tensors l, l + num_layers and so on.
+
+    No row is in both lists, which end in -1.
+    """
     row_bytes = tensors[0].nbytes // len(tensors[0])
-    _call("ptl_move_rows", _addresses(tensors), len(tensors), row_bytes, sources_LM, destinations_LM, sources_LM.shape[1])
+    _call("ptl_move_rows", _addresses(tensors), len(tensors), row_bytes, sources_LM, destinations_LM, *sources_LM.shape)
 
 
 def compact_columns(tensors: Sequence[Tensor], num_kept: int, sources_LM: Tensor, destinations_LM: Tensor) -> None:
@@ -87,15 +102,15 @@ def compact_columns(tensors: Sequence[Tensor], num_kept: int, sources_LM: Tensor
     _call("ptl_compact_columns", _addresses(tensors), *sizes, sources_LM, destinations_LM, sources_LM.shape[1])
 
 
-def _addresses(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.tensor([tensor.data_ptr() for tensor in tensors])
+def _addresses(tensors: Sequence[Tensor]) -> "ctypes.Array[ctypes.c_void_p]":
+    return (_POINTER * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
-def _call(name: str, *arguments: Tensor | int | None) -> None:
+def _call(name: str, *arguments: "Tensor | ctypes.Array[ctypes.c_void_p] | int | None") -> int | None:
     library = _library()
     assert library is not None
-    function: Callable[..., None] = getattr(library, name)
-    function(*(argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments))
+    function: Callable[..., int | None] = getattr(library, name)
+    return function(*(argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments))
 
 
 @functools.cache
@@ -117,6 +132,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         getattr(library, name).restype = None
     library.ptl_instruction_set.restype = ctypes.c_char_p
     library.ptl_use_instruction_set.restype = ctypes.c_int
+    library.ptl_hole_filling.restype = ctypes.c_int
     return library
 
 

@@ -1,6 +1,6 @@
 """The plain PyTorch twin of every operation: what the kernels are compared with, and the fallback where none fits.
 
-Shape suffixes: T tokens, I FFN width, H hidden size, K kept neurons.
+Shape suffixes: T tokens, I FFN width, H hidden size, K kept neurons, L layers, M moves.
 """
 
 import torch
@@ -85,6 +85,35 @@ def dual_gemm(
     gate_TI = torch.nn.functional.linear(hidden_TH, gate_weight_IH, gate_bias_I)
     up_TI = torch.nn.functional.linear(hidden_TH, up_weight_IH, up_bias_I)
     return gated_activation(gate_TI, up_TI, activation, mode)
+
+
+def hole_filling(kept_LK: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return order_LK, sources_LM, destinations_LM and num_moves_L of ``ptl_kernels.hole_filling``, int64.
+
+    Args:
+        kept_LK: indices of the neurons that stay, (num_layers, num_kept) int64 on the CPU, in any order.
+
+    Raises:
+        ValueError: an index is out of range or comes twice.
+    """
+    num_layers, num_kept = kept_LK.shape
+    try:
+        stays_LI = torch.zeros(num_layers, width, dtype=torch.bool).scatter_(1, kept_LK, True)
+    except RuntimeError:
+        lowest, highest = int(kept_LK.min()), int(kept_LK.max())
+        raise ValueError(f"kept has indices from {lowest} to {highest}; they must lie in 0..{width - 1}") from None
+    if (stays_LI.sum(1) != num_kept).any():
+        raise ValueError("kept has the same index twice in one layer")
+    # both lists come sorted by layer, then by index, and each layer has as many holes as kept neurons in its tail
+    layer_of_move, destinations = (~stays_LI[:, :num_kept]).nonzero(as_tuple=True)
+    sources = stays_LI[:, num_kept:].nonzero(as_tuple=True)[1] + num_kept
+    order_LK = torch.arange(num_kept).repeat(num_layers, 1)
+    order_LK[layer_of_move, destinations] = sources
+    num_moves_L = torch.bincount(layer_of_move, minlength=num_layers)
+    place = torch.arange(len(sources)) - (num_moves_L.cumsum(0) - num_moves_L)[layer_of_move]
+    padded_2LM = torch.full((2, num_layers, max(1, min(num_kept, width - num_kept))), -1)
+    padded_2LM[:, layer_of_move, place] = torch.stack([sources, destinations])
+    return order_LK, padded_2LM[0], padded_2LM[1], num_moves_L
 
 
 def compact_rows(weight_IH: Tensor, order_K: Tensor) -> Tensor:
