@@ -328,17 +328,16 @@ def _least_padding(lengths: Sequence[int], max_tokens: int) -> list[int]:
 
     Returns the index at which each batch begins, and the end. A batch costs its tokens, padding included, and BATCH_COST.
     """
-    costs, begins = [0], [0]
+    import numpy as np
+
+    sizes, costs, begins = np.array(lengths), np.zeros(len(lengths) + 1, np.int64), [0]
+    first = 0
     for end in range(1, len(lengths) + 1):
-        options: list[tuple[int, int]] = []
-        for first in range(end - 1, -1, -1):
-            num_tokens = lengths[first] * (end - first)
-            if options and num_tokens > max_tokens:
-                break
-            options.append((costs[first] + num_tokens + BATCH_COST, first))
-        cost, begin = min(options)
-        costs.append(cost)
-        begins.append(begin)
+        while first < end - 1 and sizes[first] * (end - first) > max_tokens:
+            first += 1
+        options = costs[first:end] + sizes[first:end] * np.arange(end - first, 0, -1) + BATCH_COST
+        begins.append(first + int(options.argmin()))
+        costs[end] = options.min()
     cuts = [len(lengths)]
     while cuts[-1]:
         cuts.append(begins[cuts[-1]])
