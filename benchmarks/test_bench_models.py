@@ -26,7 +26,7 @@ def scoring() -> dict[str, Callable[[], Any]]:
         return ways_to_run(model, tokens, documents, BATCH)
 
 
-@pytest.mark.parametrize("name", ["ours", "plain_forward", "plain_decoder", "eager_hooks", "reference_rule"])
+@pytest.mark.parametrize("name", ["ours", "plain_forward", "packed_forward", "plain_decoder", "eager_hooks", "reference_rule"])
 def test_scoring(benchmark: Any, scoring: dict[str, Callable[[], Any]], name: str) -> None:
     benchmark.group, benchmark.extra_info["contender"] = f"scoring pass ptl-demo {DEVICE}", name
     with torch.inference_mode():
