@@ -146,6 +146,20 @@ def test_neurons_move_in_place_and_holders_see_the_small_tensor() -> None:
     assert torch.equal(whole[50:], before[50:])
 
 
+def test_layers_on_several_devices_follow_their_own_moves() -> None:
+    kept_LK = torch.stack([torch.randperm(32)[:20] for _ in range(4)])
+    devices = ["cpu", "meta", "cpu", "meta"]
+    layers = [([torch.randn(32, 3, device=each) for _ in range(2)], torch.randn(5, 32, device=each)) for each in devices]
+    before = [([tensor.clone() for tensor in inputs], down.clone()) for inputs, down in layers]
+    order_LK = compact_ffn_(layers, kept_LK)
+    for layer, ((inputs, down), (old_inputs, old_down)) in enumerate(zip(layers, before, strict=True)):
+        assert down.shape == (5, 20)
+        for tensor, old in zip(inputs, old_inputs, strict=True):
+            assert tensor.shape == (20, 3)
+            assert devices[layer] == "meta" or torch.equal(tensor, old[order_LK[layer]])
+        assert devices[layer] == "meta" or torch.equal(down, old_down[:, order_LK[layer]])
+
+
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize(("width", "hidden"), [(1536, 64), (4096, 1027)], ids=["threads", "threads-and-streams"])
 def test_layers_large_enough_for_threads_and_for_stores_past_the_caches(width: int, hidden: int, num_threads: int) -> None:
