@@ -3,7 +3,7 @@
     python -m benchmarks.bench_compaction [--model DIR | --shape NAME] --json FILE
 
 - ours: ptl_fast.compact, planning on the host included
-- three x[idx]: each matrix indexed by the kept neurons' indices, which are on the device already
+- three x[idx], three index_select: each matrix by itself; the kept neurons' indices are made as ours are, once a layer
 - torch-pruning, functions: its pruning functions on each linear layer (PyPI's torch-pruning, when installed)
 - torch-pruning, graph: the same through its dependency graph, which is how its users find what belongs together
 - authors' way: as the code of arXiv 2602.04919 goes about it, written anew from its description: lists of indices that are scanned
@@ -28,6 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ptl_kernels import GatedFfn, hole_filling
 from torch import nn
@@ -65,14 +66,16 @@ def ours(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def by_indexing(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
-    """Three new matrices a layer."""
+def by_indexing(model: PreTrainedModel, kept: Kept, select: bool) -> PreTrainedModel:
+    """Three new matrices a layer, by x[idx] or by index_select, which is the faster one on a CPU in float32."""
     ffns = _ffns(model)
     for ffn, indices in zip(ffns, kept, strict=True):
-        order_K = torch.tensor(indices, device=model.device)
+        order_K = torch.from_numpy(np.array(indices, dtype=np.int64)).to(model.device)
         for linear in ffn.inputs:
-            linear.weight = nn.Parameter(linear.weight[order_K])
-        ffn.down.weight = nn.Parameter(ffn.down.weight[:, order_K])
+            weight = linear.weight
+            linear.weight = nn.Parameter(weight.index_select(0, order_K) if select else weight[order_K])
+        weight = ffn.down.weight
+        ffn.down.weight = nn.Parameter(weight.index_select(1, order_K) if select else weight[:, order_K])
     return _resized(model, ffns, kept)
 
 
@@ -127,7 +130,8 @@ def with_files(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
 
 WAYS: dict[str, Way] = {
     "ours": ours,
-    "three x[idx]": by_indexing,
+    "three x[idx]": functools.partial(by_indexing, select=False),
+    "three index_select": functools.partial(by_indexing, select=True),
     "torch-pruning, functions": functools.partial(by_torch_pruning, graph=False),
     "torch-pruning, graph": functools.partial(by_torch_pruning, graph=True),
     "authors' way": by_scanning_lists,
@@ -250,6 +254,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="file for the results")
     clock.add_flag(parser)
     options = parser.parse_args(arguments)
+    if options.samples < 2:
+        parser.error("--samples must be at least 2: ratios have a spread")
     clock.choose(options.clock)
     torch.manual_seed(0)
     device = models.resolve_device(options.device)

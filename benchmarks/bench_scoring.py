@@ -190,6 +190,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the result")
     clock.add_flag(parser)
     arguments = parser.parse_args()
+    for name, smallest in (("num_tokens", 1), ("sequence_length", 8), ("batch", 1), ("samples", 1)):
+        if getattr(arguments, name) < smallest:
+            parser.error(f"--{name.replace('_', '-')} must be at least {smallest}")
     clock.choose(arguments.clock)
     device = models.resolve_device(arguments.device)
     model, documents, pad = random_inputs(arguments, device) if arguments.shape else loaded_inputs(arguments, device)

@@ -290,7 +290,10 @@ def compact_ffn_case(op: str, setting: Setting, planned: bool = False) -> Case:
         make_inputs=lambda: {**setting.weights(), "order": order_K.to(setting.device)},
         twin=twin,
         ours=Contender(ours, peers.fresh_copies),
-        peers={"three x[idx]": Contender(peers.three_selects, peers.fresh_copies)},
+        peers={
+            "three x[idx]": Contender(peers.three_indexings, peers.fresh_copies),
+            "three index_select": Contender(peers.three_index_selects, peers.fresh_copies),
+        },
         tolerance=EXACT,
         num_bytes=2 * 2 * num_moves * row_bytes + 2 * len(order_K) * row_bytes,
     )

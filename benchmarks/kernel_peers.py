@@ -240,8 +240,16 @@ def fresh_copies(inputs: Tensors) -> Tensors:
     return {name: tensor.clone() for name, tensor in inputs.items()}
 
 
-def three_selects(inputs: Tensors) -> Tensors:
+def three_indexings(inputs: Tensors) -> Tensors:
     """Compact an FFN by indexing each of its matrices; the indices are on the device already."""
     gate, up, down = (inputs[name] for name in WEIGHTS)
     order_K = inputs["order"]
     return {"gate_weight": gate[order_K], "up_weight": up[order_K], "down_weight": down[:, order_K]}
+
+
+def three_index_selects(inputs: Tensors) -> Tensors:
+    """The same by index_select, which is the faster one on a CPU in float32."""
+    gate, up, down = (inputs[name] for name in WEIGHTS)
+    rows, columns = reference.compact_rows, reference.compact_columns
+    order_K = inputs["order"]
+    return {"gate_weight": rows(gate, order_K), "up_weight": rows(up, order_K), "down_weight": columns(down, order_K)}

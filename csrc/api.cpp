@@ -206,12 +206,12 @@ void ptl_residual_change(const void *before, const void *after, int64_t rows, in
 
 // The moves that leave the neurons kept[l, :] of ``width`` in their layers' first places, where those below ``columns`` stay put.
 // order[l, j] is the neuron that ends up at j; sources and destinations, (layers, max_moves), end in -1 where a layer has fewer
-// moves: num_moves[l]. Returns 0; 1 where a kept index is out of range; 2 where it comes twice in a layer.
+// moves: num_moves[l]. ``stays`` is memory of ``width`` bytes. Returns 0; 1 where a kept index is out of range; 2 where it comes twice
+// in a layer.
 int ptl_hole_filling(const int64_t *kept, int64_t layers, int64_t columns, int64_t width, int64_t max_moves, int64_t *order,
-                     int64_t *sources, int64_t *destinations, int64_t *num_moves) {
-    std::vector<uint8_t> stays(width);
+                     int64_t *sources, int64_t *destinations, int64_t *num_moves, uint8_t *stays) {
     for (int64_t layer = 0; layer < layers; layer++) {
-        std::fill(stays.begin(), stays.end(), 0);
+        std::fill(stays, stays + width, 0);
         for (int64_t place = 0; place < columns; place++) {
             const int64_t neuron = kept[layer * columns + place];
             if (neuron < 0 || neuron >= width) return 1;

@@ -47,11 +47,14 @@ def compact_(model: "PreTrainedModel", family: Family, plan: "PruningPlan", mome
 
 
 def _configs(model: "PreTrainedModel", family: Family) -> list[Any]:
-    """The configs, each once, of the model and of every module on the way to its layers: a composite model has several."""
-    modules: list[Any] = [model]
-    for name in family.layers.split(".")[:-1]:
-        modules.append(getattr(modules[-1], name))
-    return list({id(module.config): module.config for module in modules if hasattr(module, "config")}.values())
+    """The configs, each once, of the model and of all modules outside its layers, whose modules share theirs with the model."""
+    layers, configs = decoder_layers(model, family), dict[int, Any]()
+    modules: list[nn.Module] = [model]
+    for module in modules:
+        modules += [child for child in module.children() if child is not layers]
+        if (config := vars(module).get("config")) is not None:  # hasattr would search the module's parameters too
+            configs[id(config)] = config
+    return list(configs.values())
 
 
 def follow(scores: Tensor, plan: "PruningPlan") -> Tensor:

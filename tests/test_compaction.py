@@ -209,6 +209,7 @@ def test_adam_goes_on_with_compacted_moments() -> None:
         ([[0, 0]], "same index twice"),
         ([[0, 8]], r"must lie in 0\.\.7"),
         ([[-1, 2]], r"must lie in 0\.\.7"),
+        ([[2**62, 0]], r"must lie in 0\.\.7"),
         ([[]], "num_kept >= 1"),
         ([[0], [1]], "kept names 2 layers, and there are 1"),
     ],
@@ -220,6 +221,15 @@ def test_bad_keep_sets_are_named(path: str, kept: list[list[int]], message: str,
     with pytest.raises(ValueError, match=message):
         compact_ffn_(layers, torch.tensor(kept, dtype=torch.int64))
     assert layers[0][1].shape == (2, 8)
+
+
+def test_tensors_without_neurons_are_refused() -> None:
+    for width in (0, -3):
+        with pytest.raises(ValueError, match="must be at least 1"):
+            hole_filling(torch.tensor([[0]]), width)
+    for down in (torch.ones(8), torch.ones(2, 0)):
+        with pytest.raises(ValueError, match="an FFN of width 0"):
+            compact_ffn_([([], down)], torch.tensor([[1]]))
 
 
 def test_layers_that_differ_or_share_memory_are_refused_before_anything_moves() -> None:

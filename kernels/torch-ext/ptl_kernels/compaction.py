@@ -50,11 +50,13 @@ def hole_filling(kept_LK: Tensor, width: int) -> HoleFilling:
         width: number of neurons before.
 
     Raises:
-        ValueError: an index is out of range or comes twice, or nothing is kept.
+        ValueError: an index is out of range or comes twice, or nothing is kept, or there is nothing to keep.
     """
     kept_LK = kept_LK.detach().cpu()
     if kept_LK.dim() != 2 or kept_LK.dtype != torch.int64 or not kept_LK.shape[1]:
         raise ValueError(f"kept must be int64 (num_layers, num_kept >= 1); got {kept_LK.dtype} {tuple(kept_LK.shape)}")
+    if width < 1:
+        raise ValueError(f"width={width} must be at least 1")
     planned = cpu.hole_filling(kept_LK, width) if cpu.available() else None
     if planned is None:
         planned = reference.hole_filling(kept_LK, width)
@@ -141,8 +143,8 @@ def _check_layers(layers: Sequence[tuple[Sequence[Tensor], Tensor]], kept_LK: Te
         if description != described[0]:
             raise ValueError(f"layer {layer}'s FFN tensors are {description}, layer 0's {described[0]}; they must be alike")
     first_inputs, first_down = layers[0]
-    width = first_down.shape[1] if first_down.dim() == 2 else -1
-    if any(not each.dim() or each.shape[0] not in (width, 2 * width) for each in first_inputs):
+    width = first_down.shape[1] if first_down.dim() == 2 else 0
+    if not width or any(not each.dim() or each.shape[0] not in (width, 2 * width) for each in first_inputs):
         raise ValueError(f"an FFN of width {width} has tensors of {described[0]}; inputs need a row a neuron, down a column")
     tensors = [each for inputs, down in layers for each in (*inputs, down)]
     if not all(each.layout == torch.strided and not each.is_quantized and each.is_contiguous() for each in tensors):

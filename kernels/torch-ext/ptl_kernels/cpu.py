@@ -17,7 +17,7 @@ _SIGNATURES = {
     "ptl_gated_activation": [*[_POINTER] * 3, *[_SIZE] * 5, *[_CODE] * 2, *[_POINTER] * 5],
     "ptl_gated_activation_backward": [*[_POINTER] * 5, *[_SIZE] * 7, *[_CODE] * 2],
     "ptl_residual_change": [*[_POINTER] * 2, *[_SIZE] * 4, _CODE, *[_POINTER] * 2],
-    "ptl_hole_filling": [_POINTER, *[_SIZE] * 4, *[_POINTER] * 4],
+    "ptl_hole_filling": [_POINTER, *[_SIZE] * 4, *[_POINTER] * 5],
     "ptl_move_rows": [_POINTER, *[_SIZE] * 2, *[_POINTER] * 2, *[_SIZE] * 2],
     "ptl_compact_columns": [_POINTER, *[_SIZE] * 5, *[_POINTER] * 2, _SIZE],
 }
@@ -83,7 +83,8 @@ def hole_filling(kept_LK: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor, T
     order_LK, num_moves_L = torch.empty_like(kept_LK), torch.empty(num_layers, dtype=torch.int64)
     sources_LM, destinations_LM = torch.empty(2, num_layers, max_moves, dtype=torch.int64).unbind()
     outputs = order_LK, sources_LM, destinations_LM, num_moves_L
-    wrong = _call("ptl_hole_filling", kept_LK, num_layers, num_kept, width, max_moves, *outputs)
+    stays_I = torch.empty(width, dtype=torch.uint8)  # not the C++ side's: what it throws would end the process
+    wrong = _call("ptl_hole_filling", kept_LK, num_layers, num_kept, width, max_moves, *outputs, stays_I)
     return None if wrong else outputs
 
 
