@@ -78,9 +78,11 @@ TARGETS = [
     Target("scoring pass: plain forward pass / ours", "bench_scoring", 1.0, _scoring("vs_plain_forward")),
     Target("scoring pass: the authors' rule / ours", "bench_scoring", 1.5, _scoring("vs_reference_rule")),
     Target("a layer loses 10%: three x[idx] / ours", "bench_kernels", 2.0, _kernels("compact_ffn", "three x[idx]")),
-    Target("the same: three index_select / ours", "bench_kernels", 2.0, _kernels("compact_ffn", "three index_select")),
+    Target("a layer loses 10%: three index_select / ours", "bench_kernels", 2.0, _kernels("compact_ffn", "three index_select")),
     Target("planned beforehand: three x[idx] / ours", "bench_kernels", 2.0, _kernels("compact_ffn_planned", "three x[idx]")),
-    Target("the same: three index_select / ours", "bench_kernels", 2.0, _kernels("compact_ffn_planned", "three index_select")),
+    Target(
+        "planned beforehand: three index_select / ours", "bench_kernels", 2.0, _kernels("compact_ffn_planned", "three index_select")
+    ),
     Target(
         "a matrix of every layer loses 10% of its rows: copy / ours",
         "bench_kernels",
@@ -88,7 +90,7 @@ TARGETS = [
         _kernels("compact_rows", "copy of the kept number of rows"),
     ),
     Target("a model loses 10%: three x[idx] / ours", "bench_compaction", 2.0, _compaction("three x[idx]")),
-    Target("the same: three index_select / ours", "bench_compaction", 2.0, _compaction("three index_select")),
+    Target("a model loses 10%: three index_select / ours", "bench_compaction", 2.0, _compaction("three index_select")),
     Target("a model loses 10%: torch-pruning's graph / ours", "bench_compaction", 2.0, _compaction("torch-pruning, graph")),
     Target(
         "a model loses 10%: authors' way, with files / ours", "bench_compaction", 100.0, _compaction("authors' way, with files")
