@@ -3,7 +3,7 @@
     python -m benchmarks.bench_compaction [--model DIR | --shape NAME] --json FILE
 
 - ours: ptl_fast.compact, planning on the host included
-- three x[idx], three index_select: each matrix by itself; the kept neurons' indices are made as ours are, once a layer
+- three x[idx], three index_select: each matrix by itself; the kept neurons' indices are made as ours are
 - torch-pruning, functions: its pruning functions on each linear layer (PyPI's torch-pruning, when installed)
 - torch-pruning, graph: the same through its dependency graph, which is how its users find what belongs together
 - authors' way: as the code of arXiv 2602.04919 goes about it, written anew from its description: lists of indices that are scanned
@@ -28,7 +28,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ptl_kernels import GatedFfn, hole_filling
 from torch import nn
@@ -69,8 +68,7 @@ def ours(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
 def by_indexing(model: PreTrainedModel, kept: Kept, select: bool) -> PreTrainedModel:
     """Three new matrices a layer, by x[idx] or by index_select, which is the faster one on a CPU in float32."""
     ffns = _ffns(model)
-    for ffn, indices in zip(ffns, kept, strict=True):
-        order_K = torch.from_numpy(np.array(indices, dtype=np.int64)).to(model.device)
+    for ffn, order_K in zip(ffns, compact.kept_indices(kept).to(model.device), strict=True):
         for linear in ffn.inputs:
             weight = linear.weight
             linear.weight = nn.Parameter(weight.index_select(0, order_K) if select else weight[order_K])

@@ -86,10 +86,8 @@ def ways_to_run(model: PreTrainedModel, tokens: data.PackedTokens, documents: li
 
     def packed_forward() -> None:
         for first in range(0, len(tokens), batch):
-            input_ids, position_ids = (
-                each[first : first + batch].to(model.device) for each in (tokens.input_ids, tokens.position_ids)
-            )
-            model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+            rows = tokens.rows(slice(first, first + batch))
+            model(input_ids=rows.input_ids.to(model.device), position_ids=rows.position_ids.to(model.device), use_cache=False)
 
     def plain_forward() -> None:
         for inputs, _ in batches():

@@ -29,7 +29,7 @@ def compact_(model: "PreTrainedModel", family: Family, plan: "PruningPlan", mome
     if moments:
         state_of = {parameter: moments.pop(name) for name, parameter in model.named_parameters() if name in moments}
     if plan.kept_neurons is not None:
-        ffns, kept_LK = feed_forwards(model, family), _indices(plan.kept_neurons)
+        ffns, kept_LK = feed_forwards(model, family), kept_indices(plan.kept_neurons)
         if state_of:
             _compact_moments_(ffns, kept_LK, state_of)
         _compact_neurons_(ffns, kept_LK)
@@ -64,11 +64,11 @@ def follow(scores: Tensor, plan: "PruningPlan") -> Tensor:
         scores: (num_layers, width) of neurons, or (num_layers,) of layers.
     """
     if plan.kept_neurons is not None and scores.dim() == 2:
-        scores = scores.gather(1, hole_filling(_indices(plan.kept_neurons), scores.shape[1]).order_LK)
+        scores = scores.gather(1, hole_filling(kept_indices(plan.kept_neurons), scores.shape[1]).order_LK)
     return scores[[layer for layer in range(len(scores)) if layer not in set(plan.dropped_layers)]]
 
 
-def _indices(kept_neurons: list[list[int]]) -> Tensor:
+def kept_indices(kept_neurons: list[list[int]]) -> Tensor:
     """(num_layers, num_kept) int64; by way of NumPy, which reads lists several times faster than torch."""
     return torch.from_numpy(np.array(kept_neurons, dtype=np.int64))
 

@@ -26,7 +26,7 @@ T = TypeVar("T")
 IGNORED = -100
 OPEN_SEQUENCES = 32
 BATCH = 1000  # documents that are tokenized together
-BATCH_COST = 64  # tokens that take as long as a batch's fixed part, about: a product with SmolLM2's weights has 23 on a CPU
+BATCH_COST = 64  # what a batch costs besides its tokens, in tokens, roughly: one product of SmolLM2's FFN costs 23 on a CPU
 HELD_OUT_SHARE = 1 / 20  # at most, of a corpus that is used as a whole
 
 

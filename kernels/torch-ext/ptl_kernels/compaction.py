@@ -50,7 +50,7 @@ def hole_filling(kept_LK: Tensor, width: int) -> HoleFilling:
         width: number of neurons before.
 
     Raises:
-        ValueError: an index is out of range or comes twice, or nothing is kept, or there is nothing to keep.
+        ValueError: an index is out of range or comes twice, nothing is kept, or the width is below 1.
     """
     kept_LK = kept_LK.detach().cpu()
     if kept_LK.dim() != 2 or kept_LK.dtype != torch.int64 or not kept_LK.shape[1]:
