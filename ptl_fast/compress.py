@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import importlib.util
 import json
-import math
 import os
 import sys
 import time
@@ -248,6 +247,7 @@ class Job(State):
 
     def _recovered(self, step: "Round", plan: "PruningPlan", extension: int) -> dict[str, Any]:
         """Train, and evaluate what came of it; nothing where it diverged, which the guard will undo."""
+        from ptl_fast import evaluate
         from ptl_fast.training import Diverged
 
         name, stage = f"round-{step.number:02d}", functools.partial(self._stage, step.number)
@@ -257,8 +257,8 @@ class Job(State):
             same = None
             if not recovering.has_trained(self.folder.read_json(recovery)):  # nothing has changed the model since
                 same = self.folder.read_json(f"{name}/pruned.json")
-            evaluate = functools.partial(self._evaluate, f"round {step.number} recovered")
-            return self.folder.once(evaluated, lambda: same or stage("evaluate", evaluate))
+            run_tasks = functools.partial(evaluate.run_tasks, self, f"round {step.number} recovered")
+            return self.folder.once(evaluated, lambda: same or stage("evaluate", run_tasks))
         except Diverged as error:
             if not self.is_judged(step):
                 raise
@@ -269,7 +269,7 @@ class Job(State):
 
     def _train(self, step: "Round", plan: "PruningPlan", extension: int) -> None:
         """Leave in memory and on disk the model after the round's recovery, or after an extension of it."""
-        from ptl_fast import ranks
+        from ptl_fast import evaluate, ranks
 
         name, stage = f"round-{step.number:02d}", functools.partial(self._stage, step.number)
         saved = f"{name}/model{suffix(extension)}"
@@ -280,9 +280,9 @@ class Job(State):
             self._load_weights(step.number, extension - 1)
         else:
             stage("compact", lambda: pruning.compact_round(self, plan))
-            label = f"round {step.number} pruned"
+            run_tasks = functools.partial(evaluate.run_tasks, self, f"round {step.number} pruned")
             before = self.records[-1]["eval"] if step.kind == "final" else None  # nothing goes
-            self.folder.once(f"{name}/pruned.json", lambda: before or stage("evaluate", lambda: self._evaluate(label)))
+            self.folder.once(f"{name}/pruned.json", lambda: before or stage("evaluate", run_tasks))
         stage("recover", lambda: recovering.recover_round(self, step, extension))
         self.folder.save_model(saved, self.model, self.inputs.tokenizer)
         if extension:
@@ -360,7 +360,9 @@ class Job(State):
 
     def _measure_dense(self) -> dict[str, Any]:
         """The original's size and evaluation, and its NLL of the text by which rounds know that they have recovered."""
-        dense = {**self._size(), "eval": self._evaluate("dense")}
+        from ptl_fast import evaluate
+
+        dense = {**self._size(), "eval": evaluate.run_tasks(self, "dense")}
         return {**dense, "checked_nll": recovering.checked_nll(self)} if self.inputs.checked_documents else dense
 
     def _remove_old_weights(self, num_finished: int) -> None:
@@ -369,38 +371,6 @@ class Job(State):
         old = [self.folder.round(number) / "model" for number in finished[: -self.config.keep_rounds]]
         old += [self.output / optimizer_file(number) for number in finished[:-1]]
         self.folder.remove(*old, *(self.folder.round(number) / "recovery" for number in finished))
-
-    def _evaluate(self, description: str) -> dict[str, dict[str, float]]:
-        """{task: {metric: value}}, computed by the main rank while the others wait.
-
-        Raises:
-            Diverged: a value is NaN or infinite; on all ranks.
-        """
-        from ptl_fast import evaluate, ranks
-        from ptl_fast.training import Diverged
-
-        results: dict[str, dict[str, float]] = {}
-        for task in self.tasks if ranks.is_main() else []:
-            if task.task == evaluate.NLL:
-                documents = self.inputs.nll_documents[task.label]
-                label = f"{description}: {task.label}"
-                results[task.label] = evaluate.answer_nll(
-                    self.model, self.inputs.tokenizer, documents, self.config.eval_batch, evaluate.NLL_MAX_LENGTH, label
-                )
-            else:
-                loaded = self.inputs.lm_eval_tasks[task.label]
-                results[task.label] = evaluate.run_lm_eval(
-                    self.model, self.inputs.tokenizer, loaded, self.config.eval_batch, self.config.eval_limit
-                )
-        results = ranks.agree(results)
-        for label, values in results.items():
-            for metric, value in values.items():
-                if not math.isfinite(value):
-                    raise Diverged(
-                        f"{description}: {label} {metric} is {value}, the model has diverged; lower --learning-rate or"
-                        " prune less in a round (more --rounds)"
-                    )
-        return results
 
     def _checked_folder(self) -> "RunFolder":
         from ptl_fast.rundir import RunFolder

@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 import logging
+import math
 import re
 import tempfile
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ptl_fast.data import Document
+    from ptl_fast.state import State
 
 TASKS_FOLDER = Path(__file__).parent / "tasks"
 NLL = "nll"
@@ -122,6 +124,35 @@ def metrics(loaded: "TaskDict | None") -> dict[str, bool]:
         for metric, higher_is_better in task.higher_is_better().items():
             found.update({_metric_name(f"{metric},{name}"): higher_is_better for name in filters})
     return found
+
+
+def run_tasks(state: "State", description: str) -> dict[str, dict[str, float]]:
+    """Return {task: {metric: value}} of the run's model as it is now, computed by the main rank while the others wait.
+
+    Raises:
+        Diverged: a value is NaN or infinite; on all ranks.
+    """
+    from ptl_fast import ranks
+    from ptl_fast.training import Diverged
+
+    model, tokenizer, batch_size = state.model, state.inputs.tokenizer, state.config.eval_batch
+    results: dict[str, dict[str, float]] = {}
+    for task in state.tasks if ranks.is_main() else []:
+        label = task.label
+        if task.task == NLL:
+            documents, named = state.inputs.nll_documents[label], f"{description}: {label}"
+            results[label] = answer_nll(model, tokenizer, documents, batch_size, NLL_MAX_LENGTH, named)
+        else:
+            results[label] = run_lm_eval(model, tokenizer, state.inputs.lm_eval_tasks[label], batch_size, state.config.eval_limit)
+    results = ranks.agree(results)
+    for label, values in results.items():
+        for metric, value in values.items():
+            if not math.isfinite(value):
+                raise Diverged(
+                    f"{description}: {label} {metric} is {value}, the model has diverged; lower --learning-rate or"
+                    " prune less in a round (more --rounds)"
+                )
+    return results
 
 
 def run_lm_eval(

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ptl_fast.config import Config
     from ptl_fast.course import Course
     from ptl_fast.data import PackedTokens
+    from ptl_fast.evaluate import EvalTask
     from ptl_fast.families import Family
     from ptl_fast.inputs import Inputs
     from ptl_fast.moments import Moments
@@ -34,6 +35,8 @@ class State:
     """The original's size and evaluation."""
     records: list[dict[str, Any]]
     """Of the finished rounds."""
+    tasks: "list[EvalTask]"
+    """Of --eval-tasks."""
     gate_on: tuple[str, str] | None
     """Task and metric of --gate."""
     model: "PreTrainedModel"
