@@ -8,9 +8,6 @@
 #include <cstring>
 #include <memory>
 #include <vector>
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
 
 #include "kernels.h"
 
@@ -22,7 +19,7 @@ constexpr int64_t SPLIT_ROWS = 64;       // float sums stay short
 constexpr int64_t CHUNK_COLUMNS = 2048;  // 8 KiB of sums: they stay in the first-level cache
 constexpr int64_t TOTAL_COLUMNS = 256;    // totals in double of a block: 8 KiB
 constexpr int64_t PADDING = 32;          // the widest pair of vectors, in floats
-constexpr int64_t STREAM_FROM = 1 << 22;  // bytes; what is smaller may well be wanted in a cache
+constexpr int64_t CHUNK_MOVES = 256;        // of rows, by one thread without a pause
 constexpr int64_t PARALLEL_FROM = 1 << 15;  // elements; below, waking a second thread costs more than it saves
 
 const Kernels *kernels() {
@@ -51,28 +48,6 @@ const char *at(const void *base, int64_t elements, Dtype dtype) {
 char *at(void *base, int64_t elements, Dtype dtype) { return static_cast<char *>(base) + elements * item_size(dtype); }
 
 int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
-
-// Copy to memory that is not read again soon, past the caches: a line that is written whole is not fetched first.
-void stream(char *to, const char *from, int64_t bytes) {
-#if defined(__SSE2__)
-    const int64_t head = std::min<int64_t>(bytes, -reinterpret_cast<intptr_t>(to) & 63);
-    std::memcpy(to, from, head);
-    to += head, from += head, bytes -= head;
-    for (; bytes >= 64; bytes -= 64, to += 64, from += 64) {
-        __m128i line[4];
-        std::memcpy(line, from, 64);
-        for (int part = 0; part < 4; part++) _mm_stream_si128(reinterpret_cast<__m128i *>(to) + part, line[part]);
-    }
-#endif
-    std::memcpy(to, from, bytes);
-}
-
-// Make what a thread has streamed visible to others.
-void end_of_stream() {
-#if defined(__SSE2__)
-    _mm_sfence();
-#endif
-}
 
 // A row ends up at or before its own beginning, so what it still needs, its tail, is never overwritten. ITEM is item_bytes where the
 // compiler may know it, or 0.
@@ -232,27 +207,15 @@ int ptl_hole_filling(const int64_t *kept, int64_t layers, int64_t columns, int64
     return 0;
 }
 
-// Within each of some contiguous tensors, copy rows: those of tensor t are sources[l, i] -> destinations[l, i] with l = t % layers, up
-// to the first -1. No row is in both lists.
+// Copy rows within tensors, as RowMoves says.
 void ptl_move_rows(void *const *tensors, int64_t num_tensors, int64_t row_bytes, const int64_t *sources, const int64_t *destinations,
                    int64_t layers, int64_t max_moves) {
-    const int64_t bytes = num_tensors * max_moves * row_bytes;
-#pragma omp parallel if (bytes >= PARALLEL_FROM)
-    {
-#pragma omp for collapse(2) schedule(static)
-        for (int64_t tensor = 0; tensor < num_tensors; tensor++)
-            for (int64_t move = 0; move < max_moves; move++) {
-                const int64_t index = tensor % layers * max_moves + move;
-                const int64_t source = sources[index], destination = destinations[index];
-                char *base = static_cast<char *>(tensors[tensor]);
-                if (source < 0) continue;
-                if (bytes >= STREAM_FROM)
-                    stream(base + destination * row_bytes, base + source * row_bytes, row_bytes);
-                else
-                    std::memcpy(base + destination * row_bytes, base + source * row_bytes, row_bytes);
-            }
-        end_of_stream();
-    }
+    const int64_t num_moves = num_tensors * max_moves, bytes = num_moves * row_bytes;
+    const RowMoves moves = {tensors, row_bytes, sources, destinations, layers, max_moves};
+    const Kernels *run = current();
+#pragma omp parallel for schedule(static) if (bytes >= PARALLEL_FROM)
+    for (int64_t first = 0; first < num_moves; first += CHUNK_MOVES)
+        run->move_rows(moves, first, std::min(CHUNK_MOVES, num_moves - first));
 }
 
 // In place, make (rows, width) of each of some contiguous tensors (rows, columns): every row becomes its head, with the holes

@@ -3,6 +3,9 @@
 #include <cstring>
 #include <initializer_list>
 #include <type_traits>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 #include "kernels.h"
 

@@ -32,11 +32,21 @@ struct ResidualTile {
     double *sums;
 };
 
+// Rows to copy within contiguous tensors: tensor t's are sources[l, i] -> destinations[l, i] with l = t % layers, where neither is -1.
+// No row is in both lists.
+struct RowMoves {
+    void *const *tensors;
+    int64_t row_bytes;
+    const int64_t *sources, *destinations;
+    int64_t layers, max_moves;
+};
+
 struct Kernels {
     const char *name;
     void (*forward)(const ForwardTile &, Dtype, Activation);
     void (*backward)(const BackwardTile &, Dtype, Activation);
     void (*residual)(const ResidualTile &, Dtype);
+    void (*move_rows)(const RowMoves &, int64_t first, int64_t count);  // of the tensors' moves, max_moves each
 };
 
 extern const Kernels AVX512, AVX2, BASELINE;

@@ -161,8 +161,11 @@ def test_layers_on_several_devices_follow_their_own_moves() -> None:
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
-@pytest.mark.parametrize(("width", "hidden"), [(1536, 64), (4096, 1027)], ids=["threads", "threads-and-streams"])
-def test_layers_large_enough_for_threads_and_for_stores_past_the_caches(width: int, hidden: int, num_threads: int) -> None:
+@pytest.mark.parametrize("instruction_set", ["", "avx2", "baseline"])
+@pytest.mark.parametrize(("width", "hidden"), [(1536, 64), (4096, 1027), (30_000, 13)], ids=["lines", "unaligned", "below-a-line"])
+def test_rows_move_whatever_vectors_and_threads_move_them(width: int, hidden: int, instruction_set: str, num_threads: int) -> None:
+    if not cpu.use_instruction_set(instruction_set):
+        pytest.skip(f"this processor lacks {instruction_set}, or csrc was not built")
     kept_LK = torch.stack([torch.randperm(width)[: width * 9 // 10] for _ in range(3)])
     layers = [([torch.randn(width, hidden)], torch.randn(hidden, width)) for _ in kept_LK]
     before = [(inputs[0].clone(), down.clone()) for inputs, down in layers]
@@ -172,6 +175,7 @@ def test_layers_large_enough_for_threads_and_for_stores_past_the_caches(width: i
         order_LK = compact_ffn_(layers, kept_LK)
     finally:
         torch.set_num_threads(threads)
+        cpu.use_instruction_set("")
     for (inputs, down), (old_gate, old_down), order in zip(layers, before, order_LK, strict=True):
         assert torch.equal(inputs[0], old_gate[order])
         assert torch.equal(down, old_down[:, order])
