@@ -87,8 +87,8 @@ def _compact_neurons_(feed_forwards: dict[str, GatedFfn], kept_LK: Tensor) -> No
     compact_ffn_([(_input_tensors(ffn), ffn.down.weight) for ffn in feed_forwards.values()], kept_LK)
     for ffn in feed_forwards.values():
         for linear in ffn.inputs:
-            linear.out_features = len(linear.weight)
-        ffn.down.in_features = ffn.down.weight.shape[1]
+            linear.out_features = linear.weight.shape[0]
+        ffn.down.in_features = kept_LK.shape[1]
         if hasattr(ffn.module, "intermediate_size"):
             ffn.module.intermediate_size = ffn.width  # type: ignore[assignment]
 

@@ -37,15 +37,13 @@ def find_family(model: "PreTrainedModel") -> Family:
     """
     model_type = getattr(model.config, "model_type", "?")
     family = FAMILIES.get(model_type, STANDARD)
-    missing = _missing(model, family)
+    widths, missing = _widths(model, family)
     if missing is not None:
         raise ValueError(
             f"{type(model).__name__} (model_type {model_type}) is not a supported architecture: looked for decoder layers at"
             f" {family.layers}, each with linear layers {', '.join((*family.inputs, family.down))}, and did not find"
             f" {missing}; a family with other names needs a row in ptl_fast/families.py"
         )
-    width_of = attrgetter(f"{family.down}.in_features")
-    widths = {width_of(layer) for layer in decoder_layers(model, family)}
     if len(widths) > 1:
         raise ValueError(f"{type(model).__name__} has FFNs of different widths {sorted(widths)}; uniform width is needed")
     return family
@@ -67,20 +65,22 @@ def feed_forwards(model: "PreTrainedModel", family: Family) -> "dict[str, GatedF
     }
 
 
-def _missing(model: "PreTrainedModel", family: Family) -> str | None:
-    """The first part of the family's structure that the model lacks."""
+def _widths(model: "PreTrainedModel", family: Family) -> tuple[set[int], str | None]:
+    """The widths of the model's FFNs, and the first part of the family's structure that it lacks."""
+    widths = set[int]()
     try:
         layers = list(enumerate(decoder_layers(model, family)))
     except (AttributeError, TypeError):
-        return family.layers
+        return widths, family.layers
     linears = {path: attrgetter(f"{path}.in_features") for path in (*family.inputs, family.down)}
     for index, layer in layers:
         for path, in_features in linears.items():
             try:
-                in_features(layer)
+                num_features = in_features(layer)
             except AttributeError:
-                return f"{family.layers}.{index}.{path}"
-    return None if layers else "any layer"
+                return widths, f"{family.layers}.{index}.{path}"
+        widths.add(num_features)  # of the last one, down
+    return widths, None if layers else "any layer"
 
 
 def needs_one_row(model: "PreTrainedModel") -> bool:

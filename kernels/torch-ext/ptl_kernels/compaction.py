@@ -52,7 +52,7 @@ def hole_filling(kept_LK: Tensor, width: int) -> HoleFilling:
     Raises:
         ValueError: an index is out of range or comes twice, nothing is kept, or the width is below 1.
     """
-    kept_LK = kept_LK.detach().cpu()
+    kept_LK = kept_LK.cpu()
     if kept_LK.dim() != 2 or kept_LK.dtype != torch.int64 or not kept_LK.shape[1]:
         raise ValueError(f"kept must be int64 (num_layers, num_kept >= 1); got {kept_LK.dtype} {tuple(kept_LK.shape)}")
     if width < 1:
@@ -138,21 +138,31 @@ def _check_layers(layers: Sequence[tuple[Sequence[Tensor], Tensor]], kept_LK: Te
         raise ValueError(f"kept names {len(kept_LK)} layers, and there are {len(layers)}")
     if torch.is_inference_mode_enabled():
         raise ValueError("compact_ffn_ under torch.inference_mode would leave weights that cannot be trained; use torch.no_grad")
-    described = [[(tuple(each.shape), each.dtype) for each in (*inputs, down)] for inputs, down in layers]
+    described = [[(each.shape, each.dtype) for each in (*inputs, down)] for inputs, down in layers]
     for layer, description in enumerate(described):
         if description != described[0]:
-            raise ValueError(f"layer {layer}'s FFN tensors are {description}, layer 0's {described[0]}; they must be alike")
+            wrong, right = _shapes_text(description), _shapes_text(described[0])
+            raise ValueError(f"layer {layer}'s FFN tensors are {wrong}, layer 0's {right}; they must be alike")
     first_inputs, first_down = layers[0]
     width = first_down.shape[1] if first_down.dim() == 2 else 0
     if not width or any(not each.dim() or each.shape[0] not in (width, 2 * width) for each in first_inputs):
-        raise ValueError(f"an FFN of width {width} has tensors of {described[0]}; inputs need a row a neuron, down a column")
+        raise ValueError(
+            f"an FFN of width {width} has tensors {_shapes_text(described[0])}; inputs need a row a neuron, down a column"
+        )
     tensors = [each for inputs, down in layers for each in (*inputs, down)]
     if not all(each.layout == torch.strided and not each.is_quantized and each.is_contiguous() for each in tensors):
         raise ValueError("FFN tensors must be contiguous, and neither sparse nor quantized")
-    spans = sorted((each.device.index or 0, each.data_ptr(), each.nbytes) for each in tensors if each.data_ptr())
-    if any(one == other and start + size > following for (one, start, size), (other, following, _) in itertools.pairwise(spans)):
+    spans = sorted((each.device.index or 0, each.data_ptr(), each.nbytes) for each in tensors)
+    if any(
+        one == other and start and start + size > following
+        for (one, start, size), (other, following, _) in itertools.pairwise(spans)
+    ):
         raise ValueError("two FFN tensors share their memory (tied layers?); each must have its own")
     return width
+
+
+def _shapes_text(description: list[tuple[torch.Size, torch.dtype]]) -> str:
+    return ", ".join(f"{tuple(shape)} {str(dtype).removeprefix('torch.')}" for shape, dtype in description)
 
 
 def move_rows_(tensors: Sequence[Tensor], moves: HoleFilling) -> None:
@@ -184,14 +194,15 @@ def compact_columns_(tensors: Sequence[Tensor], moves: HoleFilling) -> None:
                 _become(tensor, reference.compact_columns(tensor, order_K.to(device)))
 
 
-def _by_device(tensors: Sequence[Tensor], moves: HoleFilling) -> Iterator[tuple[torch.device, list[Tensor], HoleFilling]]:
+def _by_device(tensors: Sequence[Tensor], moves: HoleFilling) -> Iterator[tuple[torch.device, Sequence[Tensor], HoleFilling]]:
     """The tensors of each device, and the moves of their layers; those of ``moves`` repeat if there are several kinds."""
-    by_device: dict[torch.device, list[int]] = defaultdict(list)
-    for index, tensor in enumerate(tensors):
-        by_device[tensor.device].append(index)
-    for device, indices in by_device.items():
-        planned = moves if len(by_device) == 1 else moves.of_layers([index % len(moves.num_moves) for index in indices])
-        yield device, [tensors[index] for index in indices], planned
+    devices = [tensor.device for tensor in tensors]
+    if devices.count(devices[0]) == len(devices):
+        yield devices[0], tensors, moves
+        return
+    for device in dict.fromkeys(devices):
+        indices = [index for index, other in enumerate(devices) if other == device]
+        yield device, [tensors[index] for index in indices], moves.of_layers([index % len(moves.num_moves) for index in indices])
 
 
 def launch_moves(tensors: Sequence[Tensor], sources_LM: Tensor, destinations_LM: Tensor) -> None:

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import warnings
+from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def hole_filling(kept_LK: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor, T
     (num_layers, num_kept), kept_LK = kept_LK.shape, kept_LK.contiguous()
     max_moves = max(1, min(num_kept, width - num_kept))
     order_LK, num_moves_L = torch.empty_like(kept_LK), torch.empty(num_layers, dtype=torch.int64)
-    sources_LM, destinations_LM = torch.empty(2, num_layers, max_moves, dtype=torch.int64).unbind()
+    sources_LM, destinations_LM = (torch.empty(num_layers, max_moves, dtype=torch.int64) for _ in range(2))
     outputs = order_LK, sources_LM, destinations_LM, num_moves_L
     stays_I = torch.empty(width, dtype=torch.uint8)  # not the C++ side's: what it throws would end the process
     wrong = _call("ptl_hole_filling", kept_LK, num_layers, num_kept, width, max_moves, *outputs, stays_I)
@@ -103,15 +104,22 @@ def compact_columns(tensors: Sequence[Tensor], num_kept: int, sources_LM: Tensor
     _call("ptl_compact_columns", _addresses(tensors), *sizes, sources_LM, destinations_LM, sources_LM.shape[1])
 
 
-def _addresses(tensors: Sequence[Tensor]) -> "ctypes.Array[ctypes.c_void_p]":
-    return (_POINTER * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+def _addresses(tensors: Sequence[Tensor]) -> "array[int]":
+    return array("Q", [tensor.data_ptr() for tensor in tensors])
 
 
-def _call(name: str, *arguments: "Tensor | ctypes.Array[ctypes.c_void_p] | int | None") -> int | None:
+def _call(name: str, *arguments: "Tensor | array[int] | int | None") -> int | None:
     library = _library()
     assert library is not None
     function: Callable[..., int | None] = getattr(library, name)
-    return function(*(argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments))
+    return function(*map(_argument, arguments))
+
+
+def _argument(value: "Tensor | array[int] | int | None") -> int | None:
+    """Numbers as they are, memory by its address."""
+    if isinstance(value, Tensor):
+        return value.data_ptr()
+    return value.buffer_info()[0] if isinstance(value, array) else value
 
 
 @functools.cache
