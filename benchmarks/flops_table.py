@@ -100,12 +100,8 @@ def hours_table() -> list[list[str]]:
     table = [["model", "GPUs", "recovery tokens", "paper: hours", "dry run", "utilisation that gives the paper's"]]
     for preset, paper in PAPER_HOURS.items():
         settings, config, schedule = dry_run_of(preset)
-        predicted, total = 0.0, 0
-        for step in schedule:
-            smaller = flops.resized(config, step.width, step.num_layers)
-            tokens = None if settings.recovery_tokens is None else round(step.recovery_share * settings.recovery_tokens)
-            needs = estimate.predict(smaller, settings, tokens)
-            predicted, total = predicted + needs["recovery_hours"], total + needs["recovery_tokens"]
+        rounds = estimate.predict_rounds(config, settings, schedule)
+        predicted, total = (sum(row[name] for row in rounds) for name in ("recovery_hours", "recovery_tokens"))
         needed = f"{estimate.UTILISATION * predicted / paper:.0%}"
         row = [preset.removesuffix("-paper"), settings.dry_run_gpus, f"{total / 1e6:.0f} M", f"{paper}", f"{predicted:.1f}", needed]
         table.append(row)

@@ -19,7 +19,9 @@ constexpr int64_t SPLIT_ROWS = 64;       // float sums stay short
 constexpr int64_t CHUNK_COLUMNS = 2048;  // 8 KiB of sums: they stay in the first-level cache
 constexpr int64_t TOTAL_COLUMNS = 256;    // totals in double of a block: 8 KiB
 constexpr int64_t PADDING = 32;          // the widest pair of vectors, in floats
-constexpr int64_t CHUNK_MOVES = 256;        // of rows, by one thread without a pause
+constexpr int64_t STREAM_FROM = 1 << 19;  // bytes that move: more than caches near a core keep
+constexpr int64_t STREAM_ROW = 256;      // bytes of a row
+constexpr int64_t CHUNKS = 16, FEWEST_MOVES = 16, MOST_MOVES = 256;  // of rows, by one thread without a pause
 constexpr int64_t PARALLEL_FROM = 1 << 15;  // elements; below, waking a second thread costs more than it saves
 
 const Kernels *kernels() {
@@ -211,11 +213,12 @@ int ptl_hole_filling(const int64_t *kept, int64_t layers, int64_t columns, int64
 void ptl_move_rows(void *const *tensors, int64_t num_tensors, int64_t row_bytes, const int64_t *sources, const int64_t *destinations,
                    int64_t layers, int64_t max_moves) {
     const int64_t num_moves = num_tensors * max_moves, bytes = num_moves * row_bytes;
-    const RowMoves moves = {tensors, row_bytes, sources, destinations, layers, max_moves};
+    const bool past_caches = bytes >= STREAM_FROM && row_bytes >= STREAM_ROW;
+    const RowMoves moves = {tensors, row_bytes, sources, destinations, layers, max_moves, past_caches};
+    const int64_t chunk = std::min(MOST_MOVES, std::max(FEWEST_MOVES, num_moves / CHUNKS));
     const Kernels *run = current();
 #pragma omp parallel for schedule(static) if (bytes >= PARALLEL_FROM)
-    for (int64_t first = 0; first < num_moves; first += CHUNK_MOVES)
-        run->move_rows(moves, first, std::min(CHUNK_MOVES, num_moves - first));
+    for (int64_t first = 0; first < num_moves; first += chunk) run->move_rows(moves, first, std::min(chunk, num_moves - first));
 }
 
 // In place, make (rows, width) of each of some contiguous tensors (rows, columns): every row becomes its head, with the holes

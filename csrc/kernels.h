@@ -33,12 +33,13 @@ struct ResidualTile {
 };
 
 // Rows to copy within contiguous tensors: tensor t's are sources[l, i] -> destinations[l, i] with l = t % layers, where neither is -1.
-// No row is in both lists.
+// No row is in both lists. Past the caches: for more than they could keep.
 struct RowMoves {
     void *const *tensors;
     int64_t row_bytes;
     const int64_t *sources, *destinations;
     int64_t layers, max_moves;
+    bool past_caches;
 };
 
 struct Kernels {

@@ -354,38 +354,44 @@ inline void copy_past_caches(char *to, const char *from, int64_t bytes) {
 struct Cursor {
     const RowMoves &moves;
     int64_t tensor, move;
+    const int64_t *sources, *destinations;
+    char *base;
 
-    Cursor(const RowMoves &all, int64_t index) : moves(all), tensor(index / all.max_moves), move(index % all.max_moves) {}
+    Cursor(const RowMoves &all, int64_t index) : moves(all), tensor(index / all.max_moves), move(index % all.max_moves) { enter(); }
 
+    void enter() {
+        const int64_t layer = tensor % moves.layers;
+        sources = moves.sources + layer * moves.max_moves, destinations = moves.destinations + layer * moves.max_moves;
+        base = static_cast<char *>(moves.tensors[tensor]);
+    }
+
+    // There must be a next move.
     void next() {
-        if (++move == moves.max_moves) move = 0, tensor++;
+        if (++move < moves.max_moves) return;
+        move = 0, tensor++;
+        enter();
     }
 
-    // Where the row comes from and goes to; false where there is no such move.
-    bool rows(char *&from, char *&to) const {
-        const int64_t index = tensor % moves.layers * moves.max_moves + move;
-        char *base = static_cast<char *>(moves.tensors[tensor]);
-        from = base + moves.sources[index] * moves.row_bytes;
-        to = base + moves.destinations[index] * moves.row_bytes;
-        return moves.sources[index] >= 0;
-    }
+    bool is_move() const { return sources[move] >= 0; }
+    char *from() const { return base + sources[move] * moves.row_bytes; }
+    char *to() const { return base + destinations[move] * moves.row_bytes; }
 };
 
-// Rows lie apart, in pages of their own: asking for later ones ahead of time has their addresses translated by then.
+// Past the caches, rows are asked for ahead of time: the holes lie in pages of their own, whose addresses are translated by then.
 void move_rows(const RowMoves &moves, int64_t first, int64_t count) {
-    char *from, *to;
-    Cursor ahead(moves, first), here(moves, first);
-    for (int64_t index = -ROWS_AHEAD; index < count; index++) {
-        if (index + ROWS_AHEAD < count) {
-            if (ahead.rows(from, to)) {
-                __builtin_prefetch(from);
-                __builtin_prefetch(to);
-            }
-            ahead.next();
+    Cursor here(moves, first), ahead(moves, first);
+    int64_t asked = 0;
+    for (int64_t index = 0; index < count; index++) {
+        for (; moves.past_caches && asked < count && asked <= index + ROWS_AHEAD; asked++) {
+            if (asked) ahead.next();
+            if (!ahead.is_move()) continue;
+            __builtin_prefetch(ahead.from());
+            __builtin_prefetch(ahead.to());
         }
-        if (index < 0) continue;
-        if (here.rows(from, to)) copy_past_caches(to, from, moves.row_bytes);
-        here.next();
+        if (index) here.next();
+        if (!here.is_move()) continue;
+        if (moves.past_caches) copy_past_caches(here.to(), here.from(), moves.row_bytes);
+        else std::memcpy(here.to(), here.from(), moves.row_bytes);
     }
 #if defined(__SSE2__)
     _mm_sfence();  // makes what was streamed visible to other threads

@@ -35,6 +35,10 @@ T = TypeVar("T")
 
 STAGES = ("calibrate", "compact", "recover", "evaluate")
 WIDTH_MULTIPLE = "width_multiple.json"
+OUT_OF_MEMORY = (
+    "The same command goes on from here, also with a smaller --micro-batch (training and scoring), --eval-batch (evaluation) or"
+    " --grpo-micro-batch, or with --gradient-checkpointing true."
+)
 HOW_TO_LOAD = """Load the result:
 
 {imports}    from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -87,10 +91,11 @@ def dry_run(config: Config) -> str:
     Raises:
         ValueError: the schedule does not fit the model, or the estimate does not know a setting.
     """
-    from ptl_fast import estimate, flops, report
+    from ptl_fast import estimate, report
 
     assert config.model is not None
     dense: Any = shipped_config(config.model) or _load_config(config)
+    _check_lengths(config, dense)
     if config.slice_hidden is not None and isinstance(dense, types.SimpleNamespace):  # slicing needs transformers' own class
         from transformers import AutoConfig
 
@@ -99,13 +104,10 @@ def dry_run(config: Config) -> str:
         from ptl_fast import alignment
 
         config = dataclasses.replace(config, width_multiple=alignment.TENSOR_CORE_MULTIPLE)
-    schedule = make_schedule(config, dense)
-    rows = [{"name": "dense", **estimate.predict(dense, config, 0)}]
-    for step in schedule:
-        num_tokens = None if config.recovery_tokens is None else round(step.recovery_share * config.recovery_tokens)
-        smaller = flops.resized(dense, step.width, step.num_layers, step.hidden_size)
-        names = config.final_recoveries if step.kind == "final" else config.recoveries
-        rows.append({"name": f"{step.number} {step.kind}", **estimate.predict(smaller, config, num_tokens, names, dense)})
+    rows = [
+        {"name": "dense", **estimate.predict(dense, config, 0)},
+        *estimate.predict_rounds(dense, config, make_schedule(config, dense)),
+    ]
     floor = "These widths are the lowest that --threshold may reach: a round's scores decide how many neurons go.\n\n"
     return f"{report.schedule_table(rows)}\n\n{floor if config.threshold is not None else ''}{estimate.assumptions(config, rows)}"
 
@@ -152,7 +154,10 @@ class Job(State):
             training.check_liger(self.device)
         self.hf_config = models.load_config(config.model)
         _check_lengths(config, self.hf_config)
-        self.output = Path(config.output or f"runs/{Path(config.model).name}")
+        self.output = Path(config.output or f"runs/{_run_name(config.model)}")
+        for flag, model in (("--model", config.model), ("--teacher", config.teacher)):
+            if model is not None and Path(model).is_dir() and Path(model).resolve().is_relative_to(self.output.resolve()):
+                raise ValueError(f"{flag} {model} lies in this run's own folder, {self.output}; give another --output")
         if config.width_multiple == "auto":
             self._choose_width_multiple()
         self.course = Course(self.config, self.hf_config, make_schedule(self.config, self.hf_config))
@@ -376,7 +381,9 @@ class Job(State):
         from ptl_fast.rundir import RunFolder
 
         folder = RunFolder(self.output, {"config": self.identity, "inputs": self.inputs.fingerprint})
-        folder.check(self.config.overwrite)
+        for name, (before, now) in folder.check(self.config.overwrite).items():
+            flag = f"--{name.replace('_', '-')}"
+            say(f"{self.output}: {flag} was {before} and is {now} from here; the result is the same but for rounding.")
         # float32 weights of the kept rounds and of a round in the making; a checkpoint adds two Adam moments, and so does each
         # of two rounds with --keep-optimizer-state
         num_moments = 4 if self.config.keep_optimizer_state else 0
@@ -481,10 +488,26 @@ def main(arguments: list[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except (RuntimeError, MemoryError) as error:
+        if debug or not _is_out_of_memory(error):
+            raise
+        print(f"error: out of memory: {str(error).splitlines()[0] if str(error) else error!r}\n{OUT_OF_MEMORY}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues from here", file=sys.stderr)
         return 130
     return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, CUDA or torch's allocator for the CPU could not get memory."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+def _run_name(model: str) -> str:
+    """What a run is called without --output: as the model, and a run's result as the run."""
+    path = Path(model).resolve() if Path(model).is_dir() else Path(model)
+    return f"{path.parent.name}-final" if path.name == "final" else path.name
 
 
 def quiet_libraries() -> None:

@@ -13,6 +13,8 @@ from typing import Literal
 NOT_PART_OF_THE_RESULT = frozenset(
     {"output", "overwrite", "debug", "dry_run", "dry_run_gpus", "checkpoint_minutes", "keep_rounds", "allow_code_execution"}
 )
+# Those that may differ although they change rounding: a run that was out of memory must not begin anew.
+ONLY_ROUNDING = frozenset({"micro_batch", "grpo_micro_batch", "eval_batch", "gradient_checkpointing"})
 
 NOT_ON_TEXT = frozenset({"none", "grpo"})  # recoveries that do not train on --recovery-tokens of the data's text
 DEEPSPEED_FOLDER = Path(__file__).parent / "presets" / "deepspeed"
@@ -46,8 +48,9 @@ class Config:
     paper's code: nothing between question and 'Answer: '), or a text with {question} that ends with {answer}."""
 
     streaming: bool = False
-    """Read hub data sets and folders without storing them, in an order drawn by the seed, and only until --recovery-tokens are
-    there: a sample of the shards that come first. For what is too large for the disk; memory is bounded without it too."""
+    """Read --data's hub data sets and folders without storing them, in an order drawn by the seed, and only until
+    --recovery-tokens are there: a sample of the shards that come first. For what is too large for the disk; memory is bounded
+    without it too."""
 
     protect: str | None = None
     """Text (same formats) whose skills shall stay though --data lacks them: other general text, problems of another kind."""
@@ -350,6 +353,12 @@ class Config:
             value = getattr(self, name)
             if value not in (None, "auto") and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 1")
+        if self.sequence_length < 2:
+            raise ValueError(
+                f"--sequence-length {self.sequence_length} must be at least 2: each token is predicted from those before"
+            )
+        if not self.eval_tasks:
+            raise ValueError("--eval-tasks names no task; name at least one, such as nll: the tables are about it")
         if self.drop_layers < 0:
             raise ValueError(f"--drop-layers {self.drop_layers} must be at least 0")
         if self.slice_hidden is not None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from ptl_fast.config import Config
+    from ptl_fast.plan import Round
 
 # Tokens of one benchmark prompt, by model type: the length at which our count without the language-model head gives the FLOPs that
 # arXiv 2602.04919 prints for the original model (docs/paper.md). The paper has MBPP for Llama3-8B alone.
@@ -96,6 +97,17 @@ def predict(
     }
 
 
+def predict_rounds(original: "PretrainedConfig", settings: "Config", schedule: "list[Round]") -> list[dict[str, Any]]:
+    """What each round's model needs, as ``predict`` returns it, and the round's name."""
+    rows = []
+    for step in schedule:
+        num_tokens = None if settings.recovery_tokens is None else round(step.recovery_share * settings.recovery_tokens)
+        smaller = flops.resized(original, step.width, step.num_layers, step.hidden_size)
+        names = settings.final_recoveries if step.kind == "final" else settings.recoveries
+        rows.append({"name": f"{step.number} {step.kind}", **predict(smaller, settings, num_tokens, names, original)})
+    return rows
+
+
 def recovery_tokens(settings: "Config", num_tokens: int | None, recoveries: list[str]) -> dict[str, float | None]:
     """Tokens that each recovery of a round trains on, or None where that depends on the data.
 
@@ -126,8 +138,8 @@ def assumptions(settings: "Config", rows: list[dict[str, Any]]) -> str:
         f" {settings.dry_run_gpus}, {settings.deepspeed or 'no DeepSpeed'}, {batch} tokens, {recompute} gradient checkpointing;"
         " an estimate.",
     ]
-    if all(row["recovery_hours"] is not None for row in rows):
-        total = sum(row["recovery_hours"] for row in rows)
+    if all(row["recovery_hours"] is not None for row in rows[1:]):
+        total = sum(row["recovery_hours"] for row in rows[1:])
         lines.append(
             f"Recovery: {total:.1f} hours on {settings.dry_run_gpus}, assuming {UTILISATION:.0%} of {gpu.tflops:g} TFLOP/s each"
             + (", generating the rollouts not counted, and each as long as it may be." if settings.uses_grpo else ".")

@@ -78,7 +78,9 @@ def _parser() -> Any:
     types_of = typing.get_type_hints(Config)
     for field in dataclasses.fields(Config):
         default = field.default_factory() if callable(field.default_factory) else field.default
-        kind: dict[str, Any] = {"action": "store_true"} if default is False else {"type": types_of[field.name], "default": default}
+        kind: dict[str, Any] = {"type": types_of[field.name], "default": default}
+        if types_of[field.name] is bool:  # --flag, --flag true and --flag false
+            kind.update(nargs="?", const=True)
         text = (help_of.get(field.name) or "").replace("\n", " ").replace("%", "%%")
         parser.add_argument(f"--{field.name.replace('_', '-')}", help=text, **kind)
     return parser

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast import guard
+from ptl_fast.state import say
 
 if TYPE_CHECKING:
     from lm_eval.tasks.manager import TaskDict
@@ -63,6 +64,8 @@ def load(config: "Config", tasks: "list[EvalTask]", course: "Course") -> Inputs:
     generating = "grpo" if config.uses_grpo else "lm-eval" if lm_eval_tasks else None
     if generating is not None and tokenizer.eos_token_id is None:
         raise ValueError(f"--model {config.model}: {generating} needs a tokenizer with an end-of-sequence token; set eos_token")
+    if tokenizer.eos_token_id is None:
+        say(f"--model {config.model}: its tokenizer has no end-of-sequence token, so that documents are trained without an end.")
     form = make_form(config)
     num_evaluated = NUM_HELD_OUT if any(task.task == evaluate.NLL and task.file is None for task in tasks) else 0
     num_checked = NUM_CHECKED if config.recovery_split == "until-recovered" else 0

@@ -2,18 +2,20 @@
 
 state.json                       settings and data that the run belongs to
 dense.json                       the original's evaluation
-round-01/plan.json               what went, and why: with statistics.safetensors and scores.safetensors
+round-01/plan.json               what went, and why: with statistics.safetensors, which also holds the scores
 round-01/pruned.json             evaluation before recovery, and recovered.json after it
 round-01/recovery/               checkpoints inside recovery, while it lasts
 round-01/recovery.json           the steps and tokens that recovery took, its checks of held-out text, its rewards
 round-01/optimizer.safetensors   with --keep-optimizer-state: Adam's moments, until the next round has its own
 round-01/model/                  the weights after recovery (newest rounds only)
+round-01/seconds.json            of each stage
 round-01/record.json             the finished round
 decisions.json                   with --gate: what was measured and decided, in order
 round-01/*-extra-1*              with --gate: the same of an extension of recovery; its model becomes model/ when the round passes
 round-01.failed-1/               with --gate: a round that was undone, without weights
 final/                           the result: an ordinary Hugging Face folder
 report.json, report.md, log/     for people and tools; log/ is for TensorBoard
+width_multiple.json              with --width-multiple auto: what was measured
 """
 
 import fcntl
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast import ranks
+from ptl_fast.config import ONLY_ROUNDING
 from ptl_fast.files import sync, write_atomically
 from ptl_fast.guard import suffix
 
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 LOCK = ".lock"
 BEFORE_STATE = {LOCK, "state.json.tmp"}
+FILES = ("state", "dense", "decisions", "report", "width_multiple")  # at the top, all but the folders
 
 
 class RunFolder:
@@ -43,26 +47,37 @@ class RunFolder:
     def __init__(self, path: Path, state: dict[str, Any]) -> None:
         self.path, self.state = path, {"format": FORMAT, **state}
 
-    def check(self, overwrite: bool) -> None:
-        """Raise ValueError when the folder holds another run, or something else. Writes nothing."""
+    def check(self, overwrite: bool) -> dict[str, tuple[Any, Any]]:
+        """Look at what the folder holds, and write nothing.
+
+        Returns:
+            Of the run that would be continued, the settings that differ, though only in rounding: (before, now) by name.
+
+        Raises:
+            ValueError: it holds another run, or something else.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} exists and is not a run of ptl_fast; give another --output")
         if not self._is_run():
             if self.path.exists() and {file.name for file in self.path.iterdir()} - BEFORE_STATE:
                 raise ValueError(f"{self.path} exists and is not a run of ptl_fast; give another --output")
-            return
+            return {}
         if overwrite:
-            return
+            return {}
         before, now = self._state_on_disk(), self.state
+        differing = {}
         for name in before["config"].keys() | now["config"].keys():
             old, new = before["config"].get(name), now["config"].get(name)
-            if old != new:
+            if old != new and name in ONLY_ROUNDING:
+                differing[name] = (old, new)
+            elif old != new:
                 raise ValueError(
                     f"{self.path} holds another run: its --{name.replace('_', '-')} is {old}, now it is {new};"
                     " give another --output, or --overwrite to delete that run"
                 )
-        if before != now:
+        if {**before, "config": None} != {**now, "config": None}:
             raise ValueError(f"{self.path} holds a run on other data or weights; give another --output, or --overwrite")
+        return differing
 
     def open(self, overwrite: bool) -> None:
         """Create the folder, or continue the run that it holds; call ``check`` first.
@@ -76,15 +91,16 @@ class RunFolder:
             if overwrite and self._is_run():
                 self._empty()
         ranks.barrier()
-        if ranks.agree(self.read_json("state.json")) is None:
+        if ranks.agree(self.read_json("state.json")) != self.state:
             self.write_json("state.json", self.state)
 
     def _empty(self) -> None:
-        """Delete the run's files; state.json goes last, so that an interrupted deletion still leaves a run."""
+        """Delete what a run writes, and nothing else; state.json goes last, so that an interrupted deletion still leaves a run."""
         for file in sorted(self.path.iterdir(), key=lambda file: file.name == "state.json"):
-            if file.is_dir() and not file.is_symlink():
+            name = file.name.partition(".")[0]
+            if file.is_dir() and not file.is_symlink() and (name in ("final", "log") or name.startswith("round-")):
                 shutil.rmtree(file)
-            elif file.name != LOCK:
+            elif file.is_file() and name in FILES and file.suffix in (".json", ".md", ".tmp"):
                 file.unlink()
 
     def _state_on_disk(self) -> dict[str, Any]:

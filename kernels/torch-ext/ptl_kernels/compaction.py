@@ -57,7 +57,7 @@ def hole_filling(kept_LK: Tensor, width: int) -> HoleFilling:
         raise ValueError(f"kept must be int64 (num_layers, num_kept >= 1); got {kept_LK.dtype} {tuple(kept_LK.shape)}")
     if width < 1:
         raise ValueError(f"width={width} must be at least 1")
-    planned = cpu.hole_filling(kept_LK, width) if cpu.available() else None
+    planned = cpu.hole_filling(kept_LK, width) if cpu.holds_memory(kept_LK) and cpu.available() else None
     if planned is None:
         planned = reference.hole_filling(kept_LK, width)
     order_LK, sources_LM, destinations_LM, num_moves_L = planned
@@ -197,7 +197,7 @@ def compact_columns_(tensors: Sequence[Tensor], moves: HoleFilling) -> None:
 def _by_device(tensors: Sequence[Tensor], moves: HoleFilling) -> Iterator[tuple[torch.device, Sequence[Tensor], HoleFilling]]:
     """The tensors of each device, and the moves of their layers; those of ``moves`` repeat if there are several kinds."""
     devices = [tensor.device for tensor in tensors]
-    if devices.count(devices[0]) == len(devices):
+    if len(set(devices)) == 1:
         yield devices[0], tensors, moves
         return
     for device in dict.fromkeys(devices):

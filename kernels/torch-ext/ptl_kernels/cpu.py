@@ -77,14 +77,13 @@ def residual_change(before_TH: Tensor, after_TH: Tensor, out_3: Tensor, token_ma
     _call("ptl_residual_change", before_TH, after_TH, *before_TH.shape, *strides, DTYPES[before_TH.dtype], token_mask_T, out_3)
 
 
-def hole_filling(kept_LK: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+def hole_filling(kept_LK: Tensor, width: int) -> tuple[Tensor, ...] | None:
     """What ``reference.hole_filling`` returns; None where it raises an error."""
     (num_layers, num_kept), kept_LK = kept_LK.shape, kept_LK.contiguous()
     max_moves = max(1, min(num_kept, width - num_kept))
-    order_LK, num_moves_L = torch.empty_like(kept_LK), torch.empty(num_layers, dtype=torch.int64)
-    sources_LM, destinations_LM = (torch.empty(num_layers, max_moves, dtype=torch.int64) for _ in range(2))
-    outputs = order_LK, sources_LM, destinations_LM, num_moves_L
-    stays_I = torch.empty(width, dtype=torch.uint8)  # not the C++ side's: what it throws would end the process
+    shapes = (num_layers, num_kept), (num_layers, max_moves), (num_layers, max_moves), (num_layers,)
+    outputs = tuple(torch.empty(shape, dtype=torch.int64, device="cpu") for shape in shapes)  # whatever the default device is
+    stays_I = torch.empty(width, dtype=torch.uint8, device="cpu")  # not the C++ side's: what it throws would end the process
     wrong = _call("ptl_hole_filling", kept_LK, num_layers, num_kept, width, max_moves, *outputs, stays_I)
     return None if wrong else outputs
 
