@@ -322,7 +322,7 @@ class Job(State):
             "eval_pruned": self.folder.read_json(f"{name}/pruned.json"),
             **self.folder.read_json(f"{name}/recovery.json"),
             **({"extra_recovery": extra} if extra else {}),
-            "num_redundant": plan.num_redundant,
+            **{name: getattr(plan, name) for name in ("num_redundant", "dropped_layers", "highest_removed", "lowest_kept")},
         }
 
     def _gate(self) -> "guard.Gate | None":

@@ -18,6 +18,7 @@ ONLY_ROUNDING = frozenset({"micro_batch", "grpo_micro_batch", "eval_batch", "gra
 
 NOT_ON_TEXT = frozenset({"none", "grpo"})  # recoveries that do not train on --recovery-tokens of the data's text
 DEEPSPEED_FOLDER = Path(__file__).parent / "presets" / "deepspeed"
+MAX_GROWTH = 1000
 MAX_SEED = 2**20  # seeds of rounds are a thousand times larger, and NumPy takes 32 bits
 
 
@@ -343,8 +344,10 @@ class Config:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} must be a finite number")
         if not 0 <= self.protect_share < 1:
             raise ValueError(f"--protect-share {self.protect_share} is outside [0, 1)")
-        if self.recovery_growth <= 0 or self.learning_rate <= 0 or self.checkpoint_minutes < 0:
-            raise ValueError("--recovery-growth and --learning-rate must be positive, --checkpoint-minutes at least 0")
+        if not 0 < self.recovery_growth <= MAX_GROWTH:
+            raise ValueError(f"--recovery-growth {self.recovery_growth} is outside (0, {MAX_GROWTH}]")
+        if self.learning_rate <= 0 or self.checkpoint_minutes < 0:
+            raise ValueError("--learning-rate must be positive, --checkpoint-minutes at least 0")
         at_least_one = (
             "neurons_per_round rounds layers_per_round width_multiple recovery_tokens sequence_length global_batch micro_batch"
         )

@@ -162,7 +162,9 @@ def split_corpus(
         used = list(_until(training, part.weight * total))
         cuts.append(_cut(used, [len(item.ids) for item in used], shares))
         if not all(cuts[-1]):
-            raise ValueError(f"{part.name} has {len(used)} training documents, too few for {len(shares)} rounds; give more data")
+            rule = " (blank lines separate documents)" if part.name.endswith(".txt") else ""
+            found = f"{part.name} has {len(used)} training documents{rule}"
+            raise ValueError(f"{found}, too few for {len(shares)} rounds; give more data")
     chosen = [_mix([[(len(item.ids), item) for item in cut[number]] for cut in cuts]) for number in range(len(shares))]
     return Corpus(
         held_out=_mix([[(1, item.document) for item in kept] for kept, _ in samples]),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast import flops
-from ptl_fast.config import NOT_ON_TEXT, deepspeed_file
+from ptl_fast.config import NOT_ON_TEXT, check_deepspeed, deepspeed_file
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -181,7 +181,7 @@ def training_flops_per_token(config: "PretrainedConfig", settings: "Config", rec
         ValueError: no estimate is known for the recovery.
     """
     if recovery not in FORWARD_PASSES:
-        raise ValueError(f"unknown --recovery {recovery}; the dry run knows {', '.join(FORWARD_PASSES)}")
+        raise ValueError(f"unknown recovery {recovery}; the dry run knows {', '.join(FORWARD_PASSES)}")
     passes, length = FORWARD_PASSES[recovery], settings.sequence_length
     if recovery == "grpo":
         passes += (settings.grpo_kl > 0) + (settings.rollouts == "vllm")
@@ -204,7 +204,10 @@ def _state_bytes(num_parameters: int, settings: "Config", num_gpus: int) -> int:
     """
     if settings.deepspeed is None:
         return 16 * num_parameters
+    check_deepspeed(settings.deepspeed)
     stage = json.loads(deepspeed_file(settings.deepspeed).read_text()).get("zero_optimization", {}).get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise ValueError(f"--deepspeed {settings.deepspeed}: its ZeRO stage is {stage}; for --dry-run, write 0, 1, 2 or 3 there")
     weights, gradients, optimizer = (4, 4, 8) if settings.dtype == "float32" else (2, 2, 12)
     whole = {0: weights + gradients + optimizer, 1: weights + gradients, 2: weights, 3: 0}[stage]
     divided = weights + gradients + optimizer - whole

@@ -68,7 +68,10 @@ def parse_tasks(entries: Sequence[str], allow_code_execution: bool = False) -> l
                 " does not protect from); allow it with --allow-code-execution"
             )
         if task.task != NLL and task.task not in shipped_tasks() and task.task not in _task_manager(True).all_subtasks:
-            raise ValueError(f"unknown evaluation task {task.task}; choose nll, {', '.join(shipped_tasks())}, or a task of lm-eval")
+            raise ValueError(
+                f"unknown evaluation task {task.task}; choose nll, {', '.join(shipped_tasks())}, or a task of lm-eval (of its"
+                " groups, name the tasks that you want)"
+            )
     labels = [task.label for task in tasks]
     if len(set(labels)) < len(labels):
         raise ValueError(f"two evaluation tasks have the same label ({', '.join(labels)}); name them: LABEL:TASK=FILE")

@@ -1,35 +1,87 @@
 """Where settings come from: flags, a --config file, presets -> Config. Imports nothing heavy, so that --help answers at once."""
 
+import argparse
 import dataclasses
 import json
+import os
+import re
 import sys
 import types
+import typing
 from pathlib import Path
 from typing import Any
 
 from ptl_fast.config import NOT_ON_TEXT, Config
 
 PRESETS = Path(__file__).parent / "presets"
+HINTS = typing.get_type_hints(Config)
 
 
 def parse(arguments: list[str] | None = None) -> Config:
-    """Settings from flags, a --config file and a preset, in this order of precedence."""
+    """Settings from flags, a --config file and a preset, in this order of precedence.
+
+    Raises:
+        ValueError: a value is of another type, or there is no such preset.
+        argparse.ArgumentError: there is no such flag.
+    """
     parser = _parser()
     arguments = sys.argv[1:] if arguments is None else arguments
     # the deepspeed launcher adds this flag; LOCAL_RANK in the environment says the same
     arguments = [argument for argument in arguments if not argument.startswith("--local_rank=")]
-    chosen = parser.parse_args(arguments)
-    parser.set_defaults(_defaults(chosen.preset, chosen.model, chosen.slice_hidden, chosen.recovery))
-    settings = parser.parse_args(arguments).as_dict()
+    try:
+        chosen = parser.parse_args(arguments)
+        parser.set_defaults(_defaults(chosen.preset, chosen.model, chosen.slice_hidden, chosen.recovery))
+        settings = parser.parse_args(arguments).as_dict()
+    except argparse.ArgumentError as error:  # of types, the parser tells in its own words
+        wrong = re.match(r'Parser key "(\w+)":.*(?:Got|Given) value: (.*)', str(error), re.DOTALL)
+        if wrong is None or wrong[1] not in HINTS:
+            raise
+        raise ValueError(f"--{wrong[1].replace('_', '-')} {wrong[2]}: {_wanted(HINTS[wrong[1]])} is needed") from error
     settings.pop("config")
     return Config(**settings)
 
 
 def make_config(settings: dict[str, Any]) -> Config:
-    """Settings of ``ptl_fast.compress(...)``, with the defaults of their preset."""
+    """Settings of ``ptl_fast.compress(...)``, with the defaults of their preset.
+
+    Raises:
+        ValueError: a name or a value's type is wrong.
+    """
+    for name, value in settings.items():
+        if name not in HINTS:
+            raise ValueError(f"there is no setting {name}; python -m ptl_fast.compress --help lists them")
+        if not any(_fits(value, kind) for kind in _kinds(HINTS[name])):
+            raise ValueError(f"{name}={value!r}: {_wanted(HINTS[name])} is needed")
     chosen = (settings.get(name) for name in ("preset", "model", "slice_hidden", "recovery"))
     defaults = _defaults(*chosen)
     return Config(**{**defaults, **settings})
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The types that a setting may have."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) is typing.Literal:
+        return isinstance(value, str)  # Config.check names the choices
+    if typing.get_origin(kind) is list:
+        return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, str | os.PathLike) if kind is str else isinstance(value, kind)
+
+
+def _wanted(hint: Any) -> str:
+    """The types that a setting may have, in words."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    told = []
+    for kind in _kinds(hint):
+        if typing.get_origin(kind) is typing.Literal:
+            told += list(typing.get_args(kind))
+        elif kind is not types.NoneType:
+            told.append(words.get(kind, "a list of texts"))
+    return " or ".join(told)
 
 
 def preset_settings(name: str | None, model: str | None) -> dict[str, Any]:
@@ -62,8 +114,6 @@ def shipped_config(name: str) -> types.SimpleNamespace | None:
 
 
 def _parser() -> Any:
-    import typing
-
     import docstring_parser
     import jsonargparse
 
@@ -75,11 +125,10 @@ def _parser() -> Any:
     )
     parser.add_argument("--config", action="config", help="YAML file with settings; flags override it")
     help_of = {item.args[1]: item.description for item in docstring_parser.parse_from_object(Config).params}
-    types_of = typing.get_type_hints(Config)
     for field in dataclasses.fields(Config):
         default = field.default_factory() if callable(field.default_factory) else field.default
-        kind: dict[str, Any] = {"type": types_of[field.name], "default": default}
-        if types_of[field.name] is bool:  # --flag, --flag true and --flag false
+        kind: dict[str, Any] = {"type": HINTS[field.name], "default": default}
+        if HINTS[field.name] is bool:  # --flag, --flag true and --flag false
             kind.update(nargs="?", const=True)
         text = (help_of.get(field.name) or "").replace("\n", " ").replace("%", "%%")
         parser.add_argument(f"--{field.name.replace('_', '-')}", help=text, **kind)

@@ -50,6 +50,10 @@ class PruningPlan:
     """Neurons of each layer that --threshold, or the rule of scorer reference, calls redundant; protected ones do not count."""
     hidden_size: int | None = None
     """For a hidden round: the dimensions of the residual stream that stay."""
+    highest_removed: list[float] | None = None
+    """The highest score that went: of each layer's neurons, or of the layers. Above ``lowest_kept`` where --protect kept others."""
+    lowest_kept: list[float] | None = None
+    """The lowest score that stayed, likewise."""
 
     @property
     def removes_nothing(self) -> bool:
@@ -118,6 +122,7 @@ def plan_neurons(
     if protected_LK is not None:
         ranked_LI.scatter_(1, protected_LK, float("inf"))
     kept_LK = ranked_LI.argsort(dim=1, descending=True, stable=True)[:, : step.width].sort(dim=1).values
+    highest_removed, lowest_kept = _margins(scores_LI, kept_LK)
     return PruningPlan(
         round=step.number,
         kind="neurons",
@@ -129,6 +134,8 @@ def plan_neurons(
         num_rescued=_num_rescued(scores_LI, protected_LK, step.width),
         layer_scores=None,
         num_redundant=None if redundant_LI is None else redundant_LI.sum(1).tolist(),
+        highest_removed=highest_removed,
+        lowest_kept=lowest_kept,
     )
 
 
@@ -149,12 +156,14 @@ def plan_redundant(
     lowest = before - int(redundant_LI.sum(1).min())
     width = min(before, max(step.width, -(-lowest // multiple) * multiple))
     decided = plan_neurons(replace(step, width=width), scores_LI, protected_LK, scorer, redundant_LI)
-    return decided if width < before else replace(decided, kept_neurons=None)
+    return decided if width < before else replace(decided, kept_neurons=None, highest_removed=None, lowest_kept=None)
 
 
 def plan_layers(step: Round, scores_L: "Tensor", scorer: str) -> PruningPlan:
     """Drop the least important layers, (num_layers,) importance, until ``step.num_layers`` are left."""
-    dropped = scores_L.argsort(stable=True)[: len(scores_L) - step.num_layers].sort().values
+    ranked = scores_L.argsort(stable=True)
+    dropped, kept = (each.sort().values for each in ranked.split([len(scores_L) - step.num_layers, step.num_layers]))
+    highest_removed, lowest_kept = _margins(scores_L[None], kept[None])
     return PruningPlan(
         round=step.number,
         kind="layers",
@@ -165,6 +174,8 @@ def plan_layers(step: Round, scores_L: "Tensor", scorer: str) -> PruningPlan:
         dropped_layers=dropped.tolist(),
         num_rescued=0,
         layer_scores=scores_L.tolist(),
+        highest_removed=highest_removed,
+        lowest_kept=lowest_kept,
     )
 
 
@@ -182,6 +193,13 @@ def plan_nothing(step: Round) -> PruningPlan:
         layer_scores=None,
         hidden_size=step.hidden_size,
     )
+
+
+def _margins(scores_LI: "Tensor", kept_LK: "Tensor") -> tuple[list[float] | None, list[float] | None]:
+    """highest_removed and lowest_kept of each row of scores; None where nothing goes."""
+    if kept_LK.shape[1] == scores_LI.shape[1]:
+        return None, None
+    return scores_LI.scatter(1, kept_LK, float("-inf")).amax(1).tolist(), scores_LI.gather(1, kept_LK).amin(1).tolist()
 
 
 def protect(scores_LI: "Tensor", share: float) -> "Tensor":

@@ -69,6 +69,7 @@ def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
         parts.append(how_to_load)
     if report.get("decisions"):
         parts.append("## The guard\n\n" + _decisions(report["decisions"]))
+    parts.append("## What went, and why\n\n" + _reasons(report))
     redundant = _redundant(report)
     if redundant:
         parts.append("## Redundant neurons\n\n" + redundant)
@@ -117,15 +118,49 @@ def _summary(dense: dict[str, Any], final: dict[str, Any]) -> str:
     return f"Parameters: {parameters:.1%} of dense. FLOPs per token: {flops:.1%} of dense."
 
 
+def _reasons(report: dict[str, Any]) -> str:
+    """What each round removed, where its scores drew the line, what it trained, and where every neuron's score is."""
+    config, width = report["config"], report["dense"]["width"]
+    rows = [["round", "went", "highest score that went", "lowest that stayed", "recovery tokens", "steps"]]
+    for record in report["rounds"]:
+        went = ", ".join(f"layer {layer}" for layer in record.get("dropped_layers", [])) or "nothing"
+        if record["width"] < width:
+            went, width = f"{width - record['width']} neurons a layer", record["width"]
+        margins = [_range(record.get(name)) for name in ("highest_removed", "lowest_kept")]
+        trained = [f"{record['recovery_tokens']:,}", str(record["recovery_steps"])]
+        rows.append([str(record["round"]), went if record["kind"] != "hidden" else "directions", *margins, *trained])
+    first = next((record["round"] for record in report["rounds"] if record["kind"] == "neurons"), None)
+    table = _markdown(rows)
+    if first is None:
+        return table
+    return f"""{table}
+
+Scores are those of --scorer {config["scorer"]} for neurons and of --layer-scorer {config["layer_scorer"]} for layers. The lowest go
+first, in each layer as many neurons; the table has the lowest to the highest over the layers. Of every neuron:
+
+    import json
+    from safetensors.torch import load_file
+
+    scores = load_file("round-{first:02d}/statistics.safetensors")["scores"]  # (layers, width) before the round
+    stayed = json.load(open("round-{first:02d}/plan.json"))["kept_neurons"]
+    print(17 in stayed[3], int((scores[3] < scores[3, 17]).sum()), "neurons of layer 3 scored lower than neuron 17")"""
+
+
+def _range(values: list[float] | None) -> str:
+    if not values:
+        return ""
+    lowest, highest = f"{min(values):.4g}", f"{max(values):.4g}"
+    return lowest if lowest == highest else f"{lowest} to {highest}"
+
+
 def _decisions(decisions: list[dict[str, Any]]) -> str:
     header = ["round", "attempt", "extension", "removed", "tokens", "measured", "limit", "decision"]
     rows = []
     for made in (guard.Decision(**decision) for decision in decisions):
         removed = f"{made.step} {guard.UNITS.get(made.kind, made.kind)}"
         counts = [str(made.round), str(made.attempt), str(made.extension), removed, f"{made.tokens:,}"]
-        rows.append(
-            [*counts, "diverged" if made.measured is None else _show(made.measured), _show(made.limit), guard.consequence(made)]
-        )
+        told = ["diverged", _show(made.limit)] if made.measured is None else guard.told_apart(made.measured, made.limit)
+        rows.append([*counts, *told, guard.consequence(made)])
     return f"{decisions[0]['task']} {decisions[0]['metric']}:\n\n{_markdown([header, *rows])}"
 
 

@@ -58,6 +58,10 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} exists and is not a run of ptl_fast; give another --output")
+        if not self._nearest().is_dir() or not os.access(self._nearest(), os.W_OK):
+            raise ValueError(
+                f"{self.path} cannot be written: {self._nearest()} is no folder that you may write to; give another --output"
+            )
         if not self._is_run():
             if self.path.exists() and {file.name for file in self.path.iterdir()} - BEFORE_STATE:
                 raise ValueError(f"{self.path} exists and is not a run of ptl_fast; give another --output")
@@ -118,13 +122,17 @@ class RunFolder:
         except OSError as error:
             raise ValueError(f"another process is working in {self.path}; wait for it, or give another --output") from error
 
+    def _nearest(self) -> Path:
+        """The folder, or the nearest one above it that is there."""
+        return next(parent for parent in [self.path, *self.path.absolute().parents] if parent.exists())
+
     def check_disk(self, needed_bytes: int) -> None:
         """Raise ValueError when less than ``needed_bytes`` are free where the folder is or will be."""
-        existing = next(parent for parent in [self.path, *self.path.absolute().parents] if parent.exists())
+        existing = self._nearest()
         free = shutil.disk_usage(existing).free
         if free < needed_bytes:
             raise ValueError(
-                f"{existing} has {free / 2**30:.1f} GiB free, and the run needs about {needed_bytes / 2**30:.1f} GiB;"
+                f"{existing} has {free / 2**20:,.0f} MiB free, and the run needs about {needed_bytes / 2**20:,.0f} MiB;"
                 " free some space or give another --output"
             )
 
@@ -248,7 +256,11 @@ class RunFolder:
 
 def _publish(temporary: Path, folder: Path) -> None:
     """Flush a finished folder to disk and give it its name."""
+    readable = os.umask(0)
+    os.umask(readable)
     for path in [*temporary.rglob("*"), temporary]:
+        if path.is_file():  # safetensors writes files that nobody else may read
+            path.chmod(0o666 & ~readable)
         sync(path)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

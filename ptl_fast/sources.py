@@ -241,7 +241,7 @@ def _question_and_answer(row: dict, where: str, form: Form) -> tuple[str, str]:
     # null is how tables say that a row lacks a column
     columns = _find_columns(tuple(column for column, value in row.items() if value is not None), form)
     if columns is None:
-        raise ValueError(f"{where} has the columns {', '.join(map(str, row)) or '(none)'}; {_expected(form)}")
+        raise ValueError(f"{where} has the columns {', '.join(map(str, row)) or '(none)'}; {_expected(row, form)}")
     question_column, answer_column = columns
     if answer_column == MESSAGES_COLUMN:
         question, answer = _last_exchange(row[MESSAGES_COLUMN], where)
@@ -277,12 +277,16 @@ def _find_columns(present: tuple[str, ...], form: Form) -> tuple[str | None, str
     return next(((None, name) for name in TEXT_COLUMNS if name in present and not questions), None)
 
 
-def _expected(form: Form) -> str:
+def _expected(row: dict, form: Form) -> str:
+    named = (form.question_column, "--answer-column", ANSWER_COLUMNS), (form.answer_column, "--question-column", QUESTION_COLUMNS)
+    for column, other_flag, known in named:
+        if column in row and other_flag not in form.flags:
+            return f"beside {column}, none of them is one of {', '.join(known)}; name it with {other_flag}"
     if form.flags:
         return f"{form.flags} does not fit them"
     return (
         f"expected a question ({', '.join(QUESTION_COLUMNS)}) with an answer ({', '.join(ANSWER_COLUMNS)}), {MESSAGES_COLUMN}, or"
-        f" {' or '.join(TEXT_COLUMNS)}; --question-column, --answer-column and --text-column name others"
+        f" {' or '.join(TEXT_COLUMNS)}; in --data and nll=FILE, --question-column, --answer-column and --text-column name others"
     )
 
 

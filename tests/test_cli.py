@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from conftest import DEMO_MODEL
 from safetensors.torch import load_file
 
-from ptl_fast.compress import main
+from ptl_fast.compress import Job, compress, main
 from ptl_fast.config import Config
 from ptl_fast.demo.problems import generate
 from ptl_fast.flags import parse
@@ -86,7 +88,20 @@ BAD_INPUT = [
     pytest.param(["--device", "cuda:99"], r"--device cuda:99 is not present", id="device"),
     pytest.param(["--attn", "flash_attention_2"], r"--attn flash_attention_2 cannot be used here", id="attention"),
     pytest.param(["--device", "tpu"], r"unknown --device tpu", id="unknown-device"),
-    pytest.param(["--rounds", "zero"], r"rounds", id="not-a-number"),
+    pytest.param(["--rounds", "zero"], r"--rounds zero: a whole number is needed", id="not-a-number"),
+    pytest.param(["--width-multiple", "x"], r"--width-multiple x: a whole number or auto is needed", id="not-a-multiple"),
+    pytest.param(["--fused-ffn", "maybe"], r"--fused-ffn maybe: true or false is needed", id="not-a-boolean"),
+    pytest.param(["--eval-tasks", "[]"], r"--eval-tasks", id="no-task"),
+    pytest.param(["--recovery-growth", "1e300", "--dry-run"], r"--recovery-growth 1e\+300 is outside", id="growth"),
+    pytest.param(["--sequence-length", "1"], r"--sequence-length 1 must be at least 2", id="one-token"),
+    pytest.param(["--sequence-length", "9999", "--dry-run"], r"9999 tokens are more than the 512 positions", id="dry-run-length"),
+    pytest.param(["--deepspeed", "auto.json", "--dry-run"], r"its ZeRO stage is auto", id="dry-run-stage"),
+    pytest.param(["--deepspeed", "data.jsonl", "--dry-run"], r"data.jsonl is no JSON file", id="dry-run-deepspeed"),
+    pytest.param(
+        ["--data", "columns.jsonl", "--question-column", "a"], r"beside a, .*name it with --answer-column", id="half-named"
+    ),
+    pytest.param(["--data", "lines.txt", "--eval-tasks", "nll"], r"blank lines separate", id="lines"),
+    pytest.param(["--output", "data.jsonl/run"], r"data.jsonl is no folder that you may write to", id="output-below-a-file"),
     pytest.param(["--rounds", "0"], r"--rounds 0 must be at least 1", id="no-rounds"),
     pytest.param(["--order", "sideways"], r"order", id="order"),
     pytest.param(["--config", "nowhere.yaml"], r"nowhere.yaml", id="config-file"),
@@ -109,6 +124,8 @@ def test_bad_input_is_one_clear_line(
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("precious")
     (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "auto.json").write_text('{"zero_optimization": {"stage": "auto"}}')
+    (tmp_path / "lines.txt").write_text("one and one are two\n" * 3000)
     (tmp_path / "malformed.jsonl").write_text('{"text": "a"}\n{"text": "a\n')
     (tmp_path / "columns.jsonl").write_text('{"a": 1, "b": 2}\n')
     (tmp_path / "short.jsonl").write_text('{"question": "1?", "answer": "2"}\n' * 3)
@@ -120,6 +137,60 @@ def test_bad_input_is_one_clear_line(
     assert len(lines) == 1, captured.err
     assert re.search(message, lines[0]), lines[0]
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("where", ["", "final"])
+def test_a_model_inside_its_own_run_is_refused_and_stays(where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run" / where
+    shutil.copytree(DEMO_MODEL, folder)
+    (tmp_path / "run" / "state.json").write_text("{}")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    flags = ["--model", str(folder), "--data", str(write_data(tmp_path / "data.jsonl")), "--output", str(tmp_path / "run")]
+    flags += ["--sequence-length", "128"]
+    before[tmp_path / "data.jsonl"] = (tmp_path / "data.jsonl").read_bytes()
+    assert main([*flags, "--overwrite"]) == 2
+    assert "lies in this run's own folder" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_runs_are_named_after_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(DEMO_MODEL, tmp_path / "mine" / "final")
+    names = {}
+    shutil.copytree(DEMO_MODEL, tmp_path / "other")
+    for model, place in (("mine/final", tmp_path), ("other", tmp_path), (".", tmp_path / "other"), ("final", tmp_path / "mine")):
+        monkeypatch.chdir(place)
+        names[model] = str(Job(Config(model=model, data="d.jsonl", preset="demo", width_multiple=32, sequence_length=128)).output)
+    assert names == {"mine/final": "runs/mine-final", "other": "runs/other", ".": "runs/other", "final": "runs/mine-final"}
+
+
+@pytest.mark.parametrize(
+    "given", [{"foo": 1}, {"keep": "0.5"}, {"rounds": 2.5}, {"rounds": True}, {"data": ["a"]}, {"streaming": 1}]
+)
+def test_the_function_refuses_wrong_names_and_types(given: dict) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(given))}.*(is needed|--help lists them)"):
+        compress(**given)
+
+
+def test_booleans_override_a_config_file(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text("fused_ffn: true\ncompensate: false\n")
+    flags = ["--config", str(tmp_path / "settings.yaml")]
+    assert parse(flags).fused_ffn
+    changed = parse([*flags, "--fused-ffn", "false", "--compensate", "--all-statistics"])
+    assert (changed.fused_ffn, changed.compensate, changed.all_statistics) == (False, True, True)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), MemoryError()])
+def test_out_of_memory_names_the_flags(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(config: Config) -> None:
+        raise error
+
+    monkeypatch.setattr(sys.modules["ptl_fast.compress"], "run", fail)
+    assert main([]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: out of memory: ")
+    assert all(flag in told for flag in ("--micro-batch", "--eval-batch", "--gradient-checkpointing true"))
 
 
 def test_bad_input_exits_with_2(command_line: CommandLine, tmp_path: Path) -> None:

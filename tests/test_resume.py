@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 FLAGS = "--rounds 1 --keep 0.75 --drop-layers 1 --order layers-then-neurons --recovery-tokens 12000 --sequence-length 128"
 FLAGS += " --global-batch 8 --micro-batch 8 --calibration-tokens 4000 --eval-limit 20 --checkpoint-minutes 0 --device cpu"
@@ -72,6 +74,24 @@ def test_killed_run_goes_on_and_ends_bit_identical(
     assert sorted(path.parent.name for path in (tmp_path / "run").glob("round-*/model")) == ["round-02"]
 
 
+def test_a_run_goes_on_with_smaller_batches(
+    command_line: Callable[..., subprocess.CompletedProcess[str]], environment: dict[str, str], tmp_path: Path
+) -> None:
+    """As after running out of memory: in the middle of recovery, with the same weights in the end, to rounding."""
+    flags = FLAGS.replace("--drop-layers 1 --order layers-then-neurons ", "").split()
+    assert command_line(*flags, "--output", "undisturbed").returncode == 0
+    command = [sys.executable, "-m", "ptl_fast.compress", *flags, "--output", "run"]
+    assert kill_when("round-01/recovery/checkpoint-*/complete", command, tmp_path, environment)
+    smaller = ["--micro-batch", 2, "--eval-batch", 3, "--gradient-checkpointing", "true"]
+    result = command_line(*flags, "--output", "run", *smaller)
+    assert result.returncode == 0, result.stderr
+    assert "--micro-batch was 8 and is 2 from here" in result.stdout
+    first, second = (load_file(tmp_path / run / "final" / "model.safetensors") for run in ("undisturbed", "run"))
+    for name, weight in first.items():
+        assert (second[name] - weight).norm() <= 1e-4 * weight.norm(), name
+    assert json.loads((tmp_path / "run" / "state.json").read_text())["config"]["micro_batch"] == 2
+
+
 def test_finished_run_answers_at_once_and_another_is_refused(
     command_line: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
@@ -104,6 +124,16 @@ def test_report_has_the_promised_form(command_line: Callable[..., subprocess.Com
     assert report["final"]["eval"] == report["rounds"][-1]["eval"]
     text = (tmp_path / "run" / "report.md").read_text()
     assert "| 2 neurons |" in text
+    assert "neurons a layer" in text
+    for record, plan in (
+        (record, json.loads((tmp_path / f"run/round-0{record['round']}/plan.json").read_text())) for record in report["rounds"]
+    ):
+        scores = load_file(tmp_path / f"run/round-0{record['round']}/statistics.safetensors")["scores"]
+        kept = torch.tensor(plan["kept_neurons"])
+        went = torch.ones_like(scores, dtype=torch.bool).scatter_(1, kept, False)
+        assert record["highest_removed"] == [float(row[gone].max()) for row, gone in zip(scores, went, strict=True)]
+        assert record["lowest_kept"] == scores.gather(1, kept).amin(1).tolist()
+        assert max(a - b for a, b in zip(record["highest_removed"], record["lowest_kept"], strict=True)) <= 0
     for file in ("config.json", "model.safetensors", "tokenizer.json", "generation_config.json", "README.md"):
         assert (tmp_path / "run" / "final" / file).is_file(), file
 

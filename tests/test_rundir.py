@@ -68,6 +68,37 @@ def test_overwrite_empties_the_folder_but_not_a_busy_one(tmp_path: Path) -> None
     assert {file.name for file in (tmp_path / "run").iterdir()} == {".lock", "state.json"}
 
 
+def test_overwrite_deletes_only_what_a_run_writes(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, STATE)
+    folder.open(False)
+    folder.lock.close()
+    ours = ["round-01.failed-1/plan.json", "final.tmp/config.json", "final/config.json", "log/x", "report.md", "dense.json.tmp"]
+    foreign = ["notes.txt", "other/project.py", "final.txt", "report.pdf"]
+    for name in [*ours, *foreign]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    RunFolder(tmp_path, STATE).open(True)
+    left = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
+    assert left == {".lock", "state.json", *foreign}
+
+
+def test_settings_that_only_round_otherwise_may_change_and_are_named(tmp_path: Path) -> None:
+    def state(**config: int) -> dict:
+        return {**STATE, "config": {**STATE["config"], **config}}
+
+    RunFolder(tmp_path, state(eval_batch=16, micro_batch=2)).open(False)
+    later = RunFolder(tmp_path, state(eval_batch=4, micro_batch=2))
+    assert later.check(False) == {"eval_batch": (16, 4)}
+    with pytest.raises(ValueError, match=r"its --seed is 0, now it is 1"):
+        RunFolder(tmp_path, state(eval_batch=4, micro_batch=2, seed=1)).check(False)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is no folder that you may write to"):
+        RunFolder(tmp_path / "file" / "run", STATE).check(False)
+
+
 def test_crash_before_the_state_is_written_does_not_block(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
     (tmp_path / "state.json.tmp").write_text("{")
@@ -82,7 +113,7 @@ def test_damaged_state_is_named(tmp_path: Path) -> None:
 
 
 def test_full_disk_is_noticed_before_work_begins(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="GiB free, and the run needs about"):
+    with pytest.raises(ValueError, match="MiB free, and the run needs about"):
         RunFolder(tmp_path / "deep" / "run", STATE).check_disk(10**18)
     assert not (tmp_path / "deep").exists()
 
