@@ -63,10 +63,6 @@ method() {
 method ptl --keep "$keep" --rounds "$rounds"
 method prune-once --keep "$keep" --rounds 1
 method shortgpt --keep 1 --layer-scorer block-influence --drop-layers "$layers" --layers-per-round "$layers"
-if "$PYTHON" -m ptl_fast.compress --help | grep -q -e --slice-hidden; then
-    method slicegpt --keep 1 --slice-hidden 0.75
-else
-    say "== slicegpt: not measured, this ptl_fast.compress has no --slice-hidden"
-fi
+method slicegpt --keep 1 --slice-hidden 0.75
 method dense-same-training --keep 1 --rounds 1
 finish

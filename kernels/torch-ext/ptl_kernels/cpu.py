@@ -123,7 +123,7 @@ def _argument(value: "Tensor | array[int] | int | None") -> int | None:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    reason = "they were not built (no C++ compiler at installation?)"
+    reason = "they are not there (installing ptl_fast builds them, where there is a C++ compiler)"
     for file in sorted(Path(__file__).parent.glob("_cpu*.so")):  # one for each Python that built here
         try:
             _share_openmp()
