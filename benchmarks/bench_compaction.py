@@ -35,7 +35,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks import clock
 from benchmarks.bench_kernels import environment
-from benchmarks.files import MEASURED, write_text
+from benchmarks.files import MEASURED, told_in_one_line, write_text
 from benchmarks.shapes import SHAPES, random_model, shape_config
 from ptl_fast import compact, models
 from ptl_fast.families import feed_forwards, find_family
@@ -254,10 +254,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.samples < 2:
         parser.error("--samples must be at least 2: ratios have a spread")
-    clock.choose(options.clock)
     torch.manual_seed(0)
-    device = models.resolve_device(options.device)
-    config = shape_config(options.shape) if options.shape else models.load_config(options.model or models.DEMO)
+    with told_in_one_line():
+        clock.choose(options.clock)
+        device = models.resolve_device(options.device)
+        config = shape_config(options.shape) if options.shape else models.load_config(options.model or models.DEMO)
     model = random_model(config, device, torch.float32 if device == "cpu" else torch.bfloat16)
     results: dict[str, Any] = {
         "environment": environment(device.partition(":")[0]),

@@ -1,11 +1,22 @@
 """Files of results, and the commit that they belong to. Imports nothing heavy."""
 
+import contextlib
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 CODE = (".", ":!benchmarks/results", ":!docs")  # what results may be written into while they are measured is not code
 MEASURED = "ok"  # the status of a row with numbers; any other says why there are none
+
+
+@contextlib.contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """Around reading what the user named: what is wrong with it ends the program without a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from error
 
 
 def write_text(path: Path, text: str) -> None:

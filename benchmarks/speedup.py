@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 
 from benchmarks import clock, nvml, vllm_speed
 from benchmarks.bench_kernels import FLUSH_BYTES, Stopwatch, dtype_name, environment
-from benchmarks.files import MEASURED, write_text
+from benchmarks.files import MEASURED, told_in_one_line, write_text
 from benchmarks.roofline import Rates, Size, decode_operations, prefill_operations
 from benchmarks.shapes import SHAPES, random_model, resized, shape_config, tiny_twin
 from benchmarks.works import Times, Work, run
@@ -229,6 +229,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.compressed and (options.shape or options.width or options.layers):
         parser.error("--compressed is a model of its own: give it with --model, and without --shape, --width and --layers")
+    if min(1 if each is None else each for each in (options.width, options.layers)) < 1:
+        parser.error("--width and --layers must be at least 1")
     if options.new_tokens < 2 or options.samples < 2:
         parser.error("--new-tokens and --samples must be at least 2")
     options.device = models.resolve_device(options.device)
@@ -241,11 +243,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parse(arguments)
-    torch.manual_seed(0)
-    clock.choose(options.clock)
-    dtype, device_type = getattr(torch, options.dtype), options.device.partition(":")[0]
-    pair = make_pair(options, options.device, dtype)
+    with told_in_one_line():
+        options = parse(arguments)
+        torch.manual_seed(0)
+        clock.choose(options.clock)
+        dtype, device_type = getattr(torch, options.dtype), options.device.partition(":")[0]
+        pair = make_pair(options, options.device, dtype)
     stopwatch = Stopwatch(options.device, FLUSH_BYTES[device_type])
     rates = Rates(pair["dense"], stopwatch)
     results: dict[str, Any] = {
