@@ -1,8 +1,8 @@
 """PruningPlan -> the smaller model and its config, in place. What comes out is an ordinary transformers model."""
 
+from array import array
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from ptl_kernels import GatedFfn, compact_ffn_, hole_filling
 from torch import Tensor, nn
@@ -69,8 +69,11 @@ def follow(scores: Tensor, plan: "PruningPlan") -> Tensor:
 
 
 def kept_indices(kept_neurons: list[list[int]]) -> Tensor:
-    """(num_layers, num_kept) int64; by way of NumPy, which reads lists several times faster than torch."""
-    return torch.from_numpy(np.array(kept_neurons, dtype=np.int64))
+    """(num_layers, num_kept) int64; by way of an array, which reads lists several times faster than torch."""
+    flat = array("q")
+    for kept_K in kept_neurons:
+        flat.fromlist(kept_K)
+    return torch.frombuffer(flat, dtype=torch.int64).view(len(kept_neurons), -1)
 
 
 def _compact_moments_(ffns: dict[str, GatedFfn], kept_LK: Tensor, state_of: dict[Tensor, dict[str, Tensor]]) -> None:

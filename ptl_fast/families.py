@@ -90,10 +90,11 @@ def needs_one_row(model: "PreTrainedModel") -> bool:
 
 def resize_config(config: "PretrainedConfig", width: int, kept_layers: list[int]) -> None:
     """Set the FFN width and keep only some layers in a model's config, in place, with every list that has one entry a layer."""
-    num_layers = config.num_hidden_layers
+    num_layers, config.intermediate_size = config.num_hidden_layers, width
+    if len(kept_layers) == num_layers:
+        return
     for name, value in list(vars(config).items()):
         per_layer = isinstance(value, list | tuple) and len(value) == num_layers
         if per_layer and not name.endswith("_token_id") and name != "architectures":
             setattr(config, name, [value[index] for index in kept_layers])
     config.num_hidden_layers = len(kept_layers)
-    config.intermediate_size = width

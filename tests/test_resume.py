@@ -136,6 +136,8 @@ def test_report_has_the_promised_form(command_line: Callable[..., subprocess.Com
         assert max(a - b for a, b in zip(record["highest_removed"], record["lowest_kept"], strict=True)) <= 0
     for file in ("config.json", "model.safetensors", "tokenizer.json", "generation_config.json", "README.md"):
         assert (tmp_path / "run" / "final" / file).is_file(), file
+    modes = {file.stat().st_mode for file in (tmp_path / "run" / "final").iterdir()}
+    assert len(modes) == 1, "weights must be as readable as the rest"
 
 
 @pytest.mark.parametrize("name", ["compress", "module"])
