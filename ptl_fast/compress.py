@@ -23,7 +23,7 @@ from ptl_fast.config import Config, check_deepspeed
 from ptl_fast.course import DECISIONS, Course, make_schedule
 from ptl_fast.flags import make_config, parse, shipped_config
 from ptl_fast.guard import suffix
-from ptl_fast.state import State, optimizer_file, say
+from ptl_fast.state import State, first_line, optimizer_file, say
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -491,7 +491,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (RuntimeError, MemoryError) as error:
         if debug or not _is_out_of_memory(error):
             raise
-        print(f"error: out of memory: {str(error).splitlines()[0] if str(error) else error!r}\n{OUT_OF_MEMORY}", file=sys.stderr)
+        print(f"error: out of memory: {first_line(error)}\n{OUT_OF_MEMORY}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues from here", file=sys.stderr)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import ptl_fast.slicegpt  # noqa: F401  teaches the Auto classes its sliced models
+from ptl_fast.state import first_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -58,7 +59,7 @@ def load_config(name: str) -> "PretrainedConfig":
     try:
         config = AutoConfig.from_pretrained(name)
     except Exception as error:  # transformers raises many types for a bad config
-        reason = _first_line(error) if path.exists() else "no such folder, and not found on the hub or in its cache"
+        reason = first_line(error) if path.exists() else "no such folder, and not found on the hub or in its cache"
         raise ValueError(f"--model {name} cannot be loaded: {reason}") from error
     wanted = ("intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_size")
     missing = [field for field in wanted if not isinstance(getattr(config, field, None), int)]
@@ -104,7 +105,7 @@ def check_teacher(teacher: str, tokenizer: "PreTrainedTokenizerBase") -> None:
     try:
         config = AutoConfig.from_pretrained(_bundled(teacher))
     except Exception as error:  # transformers raises many types for a bad config
-        raise ValueError(f"--teacher {teacher} cannot be loaded: {_first_line(error)}") from error
+        raise ValueError(f"--teacher {teacher} cannot be loaded: {first_line(error)}") from error
     num_embeddings = config.get_text_config().vocab_size
     if max(ours.values()) >= num_embeddings:
         raise ValueError(f"--teacher {teacher}: its tokenizer gives ids beyond the model's {num_embeddings} embeddings")
@@ -115,7 +116,7 @@ def check_teacher(teacher: str, tokenizer: "PreTrainedTokenizerBase") -> None:
         try:
             safe_open(file, framework="pt")
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"--teacher {teacher}: {file.name} is damaged ({_first_line(error)}); copy it again") from error
+            raise ValueError(f"--teacher {teacher}: {file.name} is damaged ({first_line(error)}); copy it again") from error
 
 
 def load_model(name: str, config: "Config", device: str, flag: str = "--model") -> "PreTrainedModel":
@@ -128,7 +129,7 @@ def load_model(name: str, config: "Config", device: str, flag: str = "--model") 
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(_bundled(name), dtype=dtype, output_loading_info=True)
     except Exception as error:  # safetensors, torch and transformers raise many types for bad weights
-        raise ValueError(f"{flag} {name} cannot be loaded: {_first_line(error)}") from error
+        raise ValueError(f"{flag} {name} cannot be loaded: {first_line(error)}") from error
     model, info = loaded
     unplaced = [key for key in info["unexpected_keys"] if ".layers." in key]
     for keys in (info["missing_keys"], info["mismatched_keys"], unplaced):
@@ -138,7 +139,7 @@ def load_model(name: str, config: "Config", device: str, flag: str = "--model") 
     try:
         model.set_attn_implementation(attention)
     except (ImportError, ValueError) as error:
-        raise ValueError(f"--attn {attention} cannot be used here: {_first_line(error)}; use --attn auto") from error
+        raise ValueError(f"--attn {attention} cannot be used here: {first_line(error)}; use --attn auto") from error
     model.to(device).eval()
     _align_parameters_(model)
     return model
@@ -184,10 +185,6 @@ def _attention(name: str, device: str, model: "PreTrainedModel") -> str:
     if half_on_gpu and model._supports_flash_attn and importlib.util.find_spec("flash_attn") is not None:
         return "flash_attention_2"
     return "sdpa" if model._supports_sdpa else "eager"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @torch.no_grad()

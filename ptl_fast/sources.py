@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ptl_fast.state import say
+from ptl_fast.state import first_line, say
 
 # Columns that belong together, in the order in which they are looked for: {problem, solution, answer} is a problem with its
 # solution, of which the answer is only the last line.
@@ -329,7 +329,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict]]:
                 row = json.loads(line)
             except (json.JSONDecodeError, RecursionError) as error:
                 raise ValueError(
-                    f"{path} line {number} is not valid JSON ({_reason(error)}); correct or remove that line"
+                    f"{path} line {number} is not valid JSON ({first_line(error)}); correct or remove that line"
                 ) from error
             if not isinstance(row, dict):
                 raise ValueError(f'{path} line {number} is not a JSON object, such as {{"question": ..., "answer": ...}}')
@@ -346,7 +346,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict]]:
         raise ValueError(f"{path} cannot be read: it is nested too deep") from error
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
-            raise ValueError(f"{path} cannot be read: {_reason(error)}") from error
+            raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
         yield from _jsonl_rows(path)
         return
     rows = [rows] if isinstance(rows, dict) else rows
@@ -364,7 +364,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict]]:
             rows = (row for batch in file.iter_batches(ROWS_IN_MEMORY) for row in batch.to_pylist())
             yield from enumerate(rows, start=1)
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {_reason(error)}") from error
+        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 FILE_READERS = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}
@@ -383,8 +383,8 @@ def _dataset_rows(source: Source, streaming_seed: int | None) -> Iterator[tuple[
         yield from enumerate(rows, start=1)
     except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
         if os.path.exists(source.name):
-            raise ValueError(f"{source.text} cannot be read: {_reason(error)}") from error
-        raise ValueError(f"no file {source.text}, and no such data set on the hub or in its cache ({_reason(error)})") from error
+            raise ValueError(f"{source.text} cannot be read: {first_line(error)}") from error
+        raise ValueError(f"no file {source.text}, and no such data set on the hub or in its cache ({first_line(error)})") from error
 
 
 @contextlib.contextmanager
@@ -393,7 +393,3 @@ def _utf8_errors(path: Path) -> Iterator[None]:
         yield
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error.reason}); convert it") from error
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

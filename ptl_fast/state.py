@@ -81,3 +81,8 @@ def say(text: str) -> None:
 
     if ranks.is_main():
         print(text, flush=True)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, for a message of one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -96,7 +96,7 @@ def test_run_keeps_what_auto_was_when_it_goes_on(
 
 
 def test_dry_run_takes_the_gpus_rule() -> None:
-    settings: dict[str, Any] = {"model": "ptl-demo", "keep": 0.5, "rounds": 2, "dry_run": True}
+    settings: dict[str, Any] = {"model": "ptl-demo", "keep": 0.5, "rounds": 2, "dry_run": True, "sequence_length": 256}
     assert dry_run(Config(**settings, width_multiple="auto")) == dry_run(Config(**settings, width_multiple=128))
 
 
