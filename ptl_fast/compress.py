@@ -37,8 +37,10 @@ STAGES = ("calibrate", "compact", "recover", "evaluate")
 WIDTH_MULTIPLE = "width_multiple.json"
 OUT_OF_MEMORY = (
     "The same command goes on from here, also with a smaller --micro-batch (training and scoring), --eval-batch (evaluation) or"
-    " --grpo-micro-batch, or with --gradient-checkpointing true."
+    " --grpo-micro-batch, or with --gradient-checkpointing true. What sampling for grpo needs only smaller --grpo-prompts or"
+    " --grpo-rollouts lower, and those are another run."
 )
+NO_MEMORY = ("out of memory", "t allocate memory", "cannot allocate memory", "alloc_failed", "bad_alloc")
 HOW_TO_LOAD = """Load the result:
 
 {imports}    from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -478,20 +480,18 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     try:
         config = parse(arguments)
+        debug = config.debug
         config.check()
         if not config.debug and not config.dry_run:  # it imports transformers, which a dry run may not need
             quiet_libraries()
         run(config)
-    except (ValueError, OSError, argparse.ArgumentError) as error:
-        if debug:
+    except (ValueError, OSError, RuntimeError, MemoryError, argparse.ArgumentError) as error:
+        lacks_memory = _is_out_of_memory(error)
+        if debug or (isinstance(error, RuntimeError) and not lacks_memory):
             raise
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except (RuntimeError, MemoryError) as error:
-        if debug or not _is_out_of_memory(error):
-            raise
-        print(f"error: out of memory: {first_line(error)}\n{OUT_OF_MEMORY}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0" or lacks_memory:
+            text = f"out of memory: {first_line(error)}. {OUT_OF_MEMORY}" if lacks_memory else str(error)
+            print(f"error: {' '.join(text.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues from here", file=sys.stderr)
@@ -500,8 +500,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, CUDA or torch's allocator for the CPU could not get memory."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    """Whether Python, CUDA, cuBLAS or torch's allocator for the CPU could not get memory: they have no error in common."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in NO_MEMORY)
 
 
 def _run_name(model: str) -> str:

@@ -18,6 +18,7 @@ ONLY_ROUNDING = frozenset({"micro_batch", "grpo_micro_batch", "eval_batch", "gra
 
 NOT_ON_TEXT = frozenset({"none", "grpo"})  # recoveries that do not train on --recovery-tokens of the data's text
 DEEPSPEED_FOLDER = Path(__file__).parent / "presets" / "deepspeed"
+PATHS = ("model", "data", "protect", "teacher", "output", "deepspeed")  # may be path objects
 MAX_GROWTH = 1000
 MAX_SEED = 2**20  # seeds of rounds are a thousand times larger, and NumPy takes 32 bits
 
@@ -325,7 +326,7 @@ class Config:
 
     def __post_init__(self) -> None:
         self.eval_tasks = self.eval_tasks.split(",") if isinstance(self.eval_tasks, str) else list(self.eval_tasks)
-        for name in ("model", "data", "protect", "teacher", "output", "deepspeed"):
+        for name in PATHS:
             value = getattr(self, name)
             setattr(self, name, None if value is None else os.fspath(value))
 

@@ -147,7 +147,8 @@ def assumptions(settings: "Config", rows: list[dict[str, Any]]) -> str:
         if "distill" in [*settings.recoveries, *settings.final_recoveries]:
             lines.append("The teacher is taken to be the original, and to run once over every recovery token.")
     else:
-        flags = " and ".join(["--recovery-tokens"] * settings.trains_on_text + ["--grpo-steps"] * settings.uses_grpo)
+        needs_tokens, needs_steps = settings.recovery_tokens is None and settings.trains_on_text, settings.grpo_steps is None
+        flags = " and ".join(["--recovery-tokens"] * needs_tokens + ["--grpo-steps"] * (needs_steps and settings.uses_grpo))
         lines.append(f"Recovery hours need {flags}: how much the data has is not known here.")
     most = max(row["training_bytes"] for row in rows[1:]) / GIB
     if most > gpu.memory_gib:
@@ -205,8 +206,9 @@ def _state_bytes(num_parameters: int, settings: "Config", num_gpus: int) -> int:
     if settings.deepspeed is None:
         return 16 * num_parameters
     check_deepspeed(settings.deepspeed)
-    stage = json.loads(deepspeed_file(settings.deepspeed).read_text()).get("zero_optimization", {}).get("stage", 0)
-    if stage not in (0, 1, 2, 3):
+    zero = json.loads(deepspeed_file(settings.deepspeed).read_text()).get("zero_optimization", {})
+    stage = zero.get("stage", 0) if isinstance(zero, dict) else zero
+    if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         raise ValueError(f"--deepspeed {settings.deepspeed}: its ZeRO stage is {stage}; for --dry-run, write 0, 1, 2 or 3 there")
     weights, gradients, optimizer = (4, 4, 8) if settings.dtype == "float32" else (2, 2, 12)
     whole = {0: weights + gradients + optimizer, 1: weights + gradients, 2: weights, 3: 0}[stage]

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import numbers
 import os
 import re
 import sys
@@ -11,14 +12,14 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from ptl_fast.config import NOT_ON_TEXT, Config
+from ptl_fast.config import NOT_ON_TEXT, PATHS, Config
 
 PRESETS = Path(__file__).parent / "presets"
 HINTS = typing.get_type_hints(Config)
 
 
 def parse(arguments: list[str] | None = None) -> Config:
-    """Settings from flags, a --config file and a preset, in this order of precedence.
+    """Settings from flags, a --config file and a preset: the later flag or file counts, and a preset where neither says anything.
 
     Raises:
         ValueError: a value is of another type, or there is no such preset.
@@ -38,7 +39,7 @@ def parse(arguments: list[str] | None = None) -> Config:
             raise
         raise ValueError(f"--{wrong[1].replace('_', '-')} {wrong[2]}: {_wanted(HINTS[wrong[1]])} is needed") from error
     settings.pop("config")
-    return Config(**settings)
+    return Config(**_checked(settings))  # the parser lets null pass
 
 
 def make_config(settings: dict[str, Any]) -> Config:
@@ -47,11 +48,7 @@ def make_config(settings: dict[str, Any]) -> Config:
     Raises:
         ValueError: a name or a value's type is wrong.
     """
-    for name, value in settings.items():
-        if name not in HINTS:
-            raise ValueError(f"there is no setting {name}; python -m ptl_fast.compress --help lists them")
-        if not any(_fits(value, kind) for kind in _kinds(HINTS[name])):
-            raise ValueError(f"{name}={value!r}: {_wanted(HINTS[name])} is needed")
+    settings = _checked(settings)
     chosen = (settings.get(name) for name in ("preset", "model", "slice_hidden", "recovery"))
     defaults = _defaults(*chosen)
     return Config(**{**defaults, **settings})
@@ -62,14 +59,28 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    if typing.get_origin(kind) is typing.Literal:
-        return isinstance(value, str)  # Config.check names the choices
+def _checked(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings, numbers of NumPy as Python's; raises ValueError where a name or a type is wrong."""
+    checked = {}
+    for name, value in settings.items():
+        if name not in HINTS:
+            raise ValueError(f"there is no setting {name}; python -m ptl_fast.compress --help lists them")
+        if isinstance(value, numbers.Real) and not isinstance(value, bool | int | float):
+            value = int(value) if isinstance(value, numbers.Integral) else float(value)
+        if not any(_fits(name, value, kind) for kind in _kinds(HINTS[name])):
+            raise ValueError(f"{name}={value!r}: {_wanted(HINTS[name])} is needed")
+        checked[name] = value
+    return checked
+
+
+def _fits(name: str, value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) is typing.Literal:  # of a setting that is nothing else, Config.check names the choices
+        return isinstance(value, str) and (kind is HINTS[name] or value in typing.get_args(kind))
     if typing.get_origin(kind) is list:
         return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
     if kind in (int, float):
         return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-    return isinstance(value, str | os.PathLike) if kind is str else isinstance(value, kind)
+    return isinstance(value, str | os.PathLike if name in PATHS else str) if kind is str else isinstance(value, kind)
 
 
 def _wanted(hint: Any) -> str:
@@ -123,7 +134,7 @@ def _parser() -> Any:
         " bundled demo runs. The same command continues an interrupted run.",
         exit_on_error=False,
     )
-    parser.add_argument("--config", action="config", help="YAML file with settings; flags override it")
+    parser.add_argument("--config", action="config", help="YAML file with settings; flags after it override it")
     help_of = {item.args[1]: item.description for item in docstring_parser.parse_from_object(Config).params}
     for field in dataclasses.fields(Config):
         default = field.default_factory() if callable(field.default_factory) else field.default

@@ -196,10 +196,12 @@ def plan_nothing(step: Round) -> PruningPlan:
 
 
 def _margins(scores_LI: "Tensor", kept_LK: "Tensor") -> tuple[list[float] | None, list[float] | None]:
-    """highest_removed and lowest_kept of each row of scores; None where nothing goes."""
+    """highest_removed and lowest_kept of each row of scores, to six digits, which ranks agree on; None where nothing goes."""
     if kept_LK.shape[1] == scores_LI.shape[1]:
         return None, None
-    return scores_LI.scatter(1, kept_LK, float("-inf")).amax(1).tolist(), scores_LI.gather(1, kept_LK).amin(1).tolist()
+    margins = scores_LI.scatter(1, kept_LK, float("-inf")).amax(1), scores_LI.gather(1, kept_LK).amin(1)
+    highest, lowest = ([float(f"{score:.6g}") for score in each.tolist()] for each in margins)
+    return highest, lowest
 
 
 def protect(scores_LI: "Tensor", share: float) -> "Tensor":

@@ -4,6 +4,7 @@ from typing import Any
 
 from ptl_fast import guard
 
+REASONS = ["round", "went", "highest score that went", "lowest that stayed", "recovery tokens", "steps"]
 COLUMNS = ["round", "width", "layers", "parameters", "FLOPs/token", "pruned", "recovered", "seconds"]
 
 
@@ -120,30 +121,49 @@ def _summary(dense: dict[str, Any], final: dict[str, Any]) -> str:
 
 def _reasons(report: dict[str, Any]) -> str:
     """What each round removed, where its scores drew the line, what it trained, and where every neuron's score is."""
-    config, width = report["config"], report["dense"]["width"]
-    rows = [["round", "went", "highest score that went", "lowest that stayed", "recovery tokens", "steps"]]
+    width, rows, with_neurons = report["dense"]["width"], [REASONS], []
     for record in report["rounds"]:
         went = ", ".join(f"layer {layer}" for layer in record.get("dropped_layers", [])) or "nothing"
         if record["width"] < width:
             went, width = f"{width - record['width']} neurons a layer", record["width"]
+            with_neurons.append(record["round"])
         margins = [_range(record.get(name)) for name in ("highest_removed", "lowest_kept")]
-        trained = [f"{record['recovery_tokens']:,}", str(record["recovery_steps"])]
-        rows.append([str(record["round"]), went if record["kind"] != "hidden" else "directions", *margins, *trained])
-    first = next((record["round"] for record in report["rounds"] if record["kind"] == "neurons"), None)
-    table = _markdown(rows)
-    if first is None:
-        return table
-    return f"""{table}
-
-Scores are those of --scorer {config["scorer"]} for neurons and of --layer-scorer {config["layer_scorer"]} for layers. The lowest go
-first, in each layer as many neurons; the table has the lowest to the highest over the layers. Of every neuron:
+        rows.append([str(record["round"]), went if record["kind"] != "hidden" else "directions", *margins, *_trained(record)])
+    parts = [_markdown(rows), _about_scores(report["config"])]
+    if with_neurons:
+        folder = f"round-{with_neurons[0]:02d}"
+        parts.append(f"""Of every neuron:
 
     import json
     from safetensors.torch import load_file
 
-    scores = load_file("round-{first:02d}/statistics.safetensors")["scores"]  # (layers, width) before the round
-    stayed = json.load(open("round-{first:02d}/plan.json"))["kept_neurons"]
-    print(17 in stayed[3], int((scores[3] < scores[3, 17]).sum()), "neurons of layer 3 scored lower than neuron 17")"""
+    layer, neuron = 0, 0  # as they were numbered before the round
+    scores = load_file("{folder}/statistics.safetensors")["scores"]  # (layers, width)
+    stayed = json.load(open("{folder}/plan.json"))["kept_neurons"]
+    print(neuron in stayed[layer], int((scores[layer] < scores[layer, neuron]).sum()), "neurons of the layer scored lower")""")
+    return "\n\n".join(parts)
+
+
+def _trained(record: dict[str, Any]) -> list[str]:
+    """Tokens of text and optimizer steps of a round's recovery, extensions and reinforcement learning included."""
+    every = [record, *record.get("extra_recovery", [])]
+    steps = sum(each["recovery_steps"] + (each.get("grpo") or {}).get("steps", 0) for each in every)
+    return [f"{sum(each['recovery_tokens'] for each in every):,}", str(steps)]
+
+
+def _about_scores(config: dict[str, Any]) -> str:
+    text = (
+        f"Scores are those of --scorer {config['scorer']} for neurons, and of --layer-scorer {config['layer_scorer']} for layers,"
+    )
+    text += (
+        " whose numbers are those before the round. The lowest go first, in each layer as many neurons; the table has the lowest"
+    )
+    text += " to the highest over the layers."
+    if config["protect"] is not None and config["scorer"] not in ("reconstruction", "reference"):
+        text += " What --protect keeps stays whatever its score."
+    if config["threshold"] is not None:
+        text += " --threshold is about scores per token: for activation and output-change these divided by the root of the tokens."
+    return text
 
 
 def _range(values: list[float] | None) -> str:

@@ -21,6 +21,7 @@ width_multiple.json              with --width-multiple auto: what was measured
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,10 @@ if TYPE_CHECKING:
 FORMAT = 1
 LOCK = ".lock"
 BEFORE_STATE = {LOCK, "state.json.tmp"}
-FILES = ("state", "dense", "decisions", "report", "width_multiple")  # at the top, all but the folders
+# What a run writes at the top of its folder, besides LOCK.
+WRITTEN = re.compile(
+    r"(round-\d{2,}(\.failed-\d+)?|final(\.tmp)?|log|(state|dense|decisions|width_multiple|report)\.json(\.tmp)?|report\.md(\.tmp)?)"
+)
 
 
 class RunFolder:
@@ -99,12 +103,12 @@ class RunFolder:
             self.write_json("state.json", self.state)
 
     def _empty(self) -> None:
-        """Delete what a run writes, and nothing else; state.json goes last, so that an interrupted deletion still leaves a run."""
-        for file in sorted(self.path.iterdir(), key=lambda file: file.name == "state.json"):
-            name = file.name.partition(".")[0]
-            if file.is_dir() and not file.is_symlink() and (name in ("final", "log") or name.startswith("round-")):
+        """Delete what a run writes, and nothing else. state.json first says so: an interrupted deletion leaves a run to delete."""
+        write_atomically(self.path / "state.json", json.dumps({"format": FORMAT, "config": {}, "deleted": True}).encode())
+        for file in [file for file in self.path.iterdir() if WRITTEN.fullmatch(file.name) and file.name != "state.json"]:
+            if file.is_dir() and not file.is_symlink():
                 shutil.rmtree(file)
-            elif file.is_file() and name in FILES and file.suffix in (".json", ".md", ".tmp"):
+            else:  # a link goes, not what it points to
                 file.unlink()
 
     def _state_on_disk(self) -> dict[str, Any]:

@@ -8,7 +8,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy
 import pytest
 import torch
 from conftest import DEMO_MODEL
@@ -17,7 +19,7 @@ from safetensors.torch import load_file
 from ptl_fast.compress import Job, compress, main
 from ptl_fast.config import Config
 from ptl_fast.demo.problems import generate
-from ptl_fast.flags import parse
+from ptl_fast.flags import make_config, parse
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -163,12 +165,36 @@ def test_runs_are_named_after_the_model(tmp_path: Path, monkeypatch: pytest.Monk
     assert names == {"mine/final": "runs/mine-final", "other": "runs/other", ".": "runs/other", "final": "runs/mine-final"}
 
 
-@pytest.mark.parametrize(
-    "given", [{"foo": 1}, {"keep": "0.5"}, {"rounds": 2.5}, {"rounds": True}, {"data": ["a"]}, {"streaming": 1}]
-)
+GIVEN: list[dict[str, Any]] = [
+    {"foo": 1},
+    {"keep": "0.5"},
+    {"rounds": 2.5},
+    {"rounds": True},
+    {"data": ["a"]},
+    {"streaming": 1},
+    {"width_multiple": "64"},
+    {"recovery": Path("cpt")},
+    {"seed": None},
+]
+
+
+@pytest.mark.parametrize("given", GIVEN)
 def test_the_function_refuses_wrong_names_and_types(given: dict) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(given))}.*(is needed|--help lists them)"):
         compress(**given)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    config = make_config({"rounds": numpy.int64(2), "keep": numpy.float32(0.5)})
+    assert (config.rounds, config.keep) == (2, 0.5)
+    assert {type(config.rounds), type(config.keep)} == {int, float}
+
+
+def test_null_in_a_config_file_is_refused_where_a_value_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("seed: null\n")
+    assert main(["--config", str(file)]) == 2
+    assert "seed=None: a whole number is needed" in capsys.readouterr().err
 
 
 def test_booleans_override_a_config_file(tmp_path: Path) -> None:
@@ -179,7 +205,17 @@ def test_booleans_override_a_config_file(tmp_path: Path) -> None:
     assert (changed.fused_ffn, changed.compensate, changed.all_statistics) == (False, True, True)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), MemoryError()])
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
+    MemoryError(),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+    OSError(12, "Cannot allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
 def test_out_of_memory_names_the_flags(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -68,18 +68,44 @@ def test_overwrite_empties_the_folder_but_not_a_busy_one(tmp_path: Path) -> None
     assert {file.name for file in (tmp_path / "run").iterdir()} == {".lock", "state.json"}
 
 
+OURS = ["round-01.failed-1/plan.json", "final.tmp/config.json", "final/config.json", "log/x", "report.md", "dense.json.tmp"]
+FOREIGN = ["notes.txt", "other/x.py", "final.txt", "report.pdf", "final.mine/x", "log.old/x", "round-notes/x", "state.old.json"]
+
+
+def fill(folder: Path) -> None:
+    RunFolder(folder, STATE).open(False)
+    for name in [*OURS, *FOREIGN]:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x")
+
+
 def test_overwrite_deletes_only_what_a_run_writes(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path, STATE)
-    folder.open(False)
-    folder.lock.close()
-    ours = ["round-01.failed-1/plan.json", "final.tmp/config.json", "final/config.json", "log/x", "report.md", "dense.json.tmp"]
-    foreign = ["notes.txt", "other/project.py", "final.txt", "report.pdf"]
-    for name in [*ours, *foreign]:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    fill(run)
+    elsewhere.mkdir()
+    (elsewhere / "weights").write_text("x")
+    (run / "round-02").symlink_to(elsewhere)
+    RunFolder(run, STATE).open(True)
+    left = {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file() or file.is_symlink()}
+    assert left == {".lock", "state.json", *FOREIGN}
+    assert (elsewhere / "weights").read_text() == "x"
+
+
+def test_an_interrupted_deletion_is_not_continued_as_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path)
+
+    def killed(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rundir.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            RunFolder(tmp_path, STATE).open(True)
+    with pytest.raises(ValueError, match="--overwrite"):
+        RunFolder(tmp_path, STATE).check(False)
+    RunFolder(tmp_path, STATE).check(True)
     RunFolder(tmp_path, STATE).open(True)
-    left = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
-    assert left == {".lock", "state.json", *foreign}
+    assert not (tmp_path / "final").exists()
 
 
 def test_settings_that_only_round_otherwise_may_change_and_are_named(tmp_path: Path) -> None:

@@ -307,7 +307,7 @@ def test_what_does_not_fit_is_one_clear_line(flags: list[str], message: str, cap
 
 def test_sliced_models_lose_no_layers_and_are_not_sliced_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sliced(make_model("llama"), 24).save_pretrained(tmp_path)
-    flags = ["--model", str(tmp_path), "--data", "ptl-demo", "--dry-run"]
+    flags = ["--model", str(tmp_path), "--data", "ptl-demo", "--dry-run", "--sequence-length", "128"]
     assert main([*flags, "--keep", "1", "--drop-layers", "1"]) == 2
     assert "the layers of" in capsys.readouterr().err
     assert main([*flags, "--slice-hidden", "0.5"]) == 2
