@@ -40,7 +40,7 @@ OUT_OF_MEMORY = (
     " --grpo-micro-batch, or with --gradient-checkpointing true. What sampling for grpo needs only smaller --grpo-prompts or"
     " --grpo-rollouts lower, and those are another run."
 )
-NO_MEMORY = ("out of memory", "t allocate memory", "cannot allocate memory", "alloc_failed", "bad_alloc")
+NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed", "bad_alloc")
 HOW_TO_LOAD = """Load the result:
 
 {imports}    from transformers import AutoModelForCausalLM, AutoTokenizer
