@@ -26,11 +26,11 @@ bench: $(INSTALLED)
 	mkdir -p runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only --benchmark-timer=time.process_time \
 		--benchmark-columns=median,iqr,rounds --benchmark-json=runs/bench.json
-	$(BIN)/python -m benchmarks.ratios runs/bench.json
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speedup --clock process
+	$(BIN)/python -m benchmarks.harness.ratios runs/bench.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.inference.speedup --clock process
 
 compare: $(INSTALLED)
-	$(BIN)/python -m benchmarks.compare
+	$(BIN)/python -m benchmarks.methods.compare
 
 $(INSTALLED): constraints.txt pyproject.toml setup.py $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)

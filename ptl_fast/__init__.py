@@ -1,14 +1,30 @@
-"""ptl_fast: make a language model smaller for reasoning, gradually (the Prune-Tune Loop of arXiv 2602.04919)."""
+"""ptl_fast: make a language model smaller for reasoning, gradually (the Prune-Tune Loop of arXiv
+2602.04919).
+"""
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    # At run time the submodule of the same name is callable; see the end of compress.py.
-    from ptl_fast.compress import compress as compress
+from typing import Any
 
 
-def __getattr__(name: str) -> Any:
-    if name == "compress":
-        return importlib.import_module("ptl_fast.compress")
-    raise AttributeError(f"module {__name__} has no attribute {name}")
+def compress(**settings: Any) -> dict[str, Any]:
+    """Compress a model and return the content of report.json. Settings are the flags of ``python -m
+    ptl_fast.compress``.
+
+    Raises:
+        ValueError: a setting, the model or the data does not fit; the message names the fix.
+    """
+    from ptl_fast.run import loop  # heavy libraries are imported when work begins
+
+    return loop.compress(**settings)
+
+
+def planned_sizes(**settings: Any) -> list[dict[str, int]]:
+    """num_parameters, num_layers, width and flops_per_token of the original and of what each round
+    leaves, from the config alone.
+
+    Raises:
+        ValueError: as ``compress`` does for a setting or model that does not fit; the data is not
+            read.
+    """
+    from ptl_fast.run import loop
+
+    return loop.planned_sizes(**settings)

@@ -1,7 +1,8 @@
 """Train the demo's bundled model from nothing: ``python -m ptl_fast.demo.train --output DIR``.
 
-About an hour on 2 CPU cores. The log (DIR/train.jsonl) shows the validation accuracy along the way; training goes on at the final
-learning rate for its last part, so the log also shows what more of the same would gain.
+About an hour on 2 CPU cores. The log (DIR/train.jsonl) shows the validation accuracy along the way;
+training goes on at the final learning rate for its last part, so the log also shows what more of
+the same would gain.
 """
 
 import argparse
@@ -25,7 +26,9 @@ NUM_CHECKED = 500
 
 
 def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Train a small byte-level BPE: the task's words are single tokens, digits stay single, any text can be encoded."""
+    """Train a small byte-level BPE: the task's words are single tokens, digits stay single, any
+    text can be encoded.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -41,11 +44,15 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, model_max_length=512)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, model_max_length=512
+    )
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Four Llama layers whose FFN holds 86% of the parameters, so that halving it shows in the total."""
+    """Four Llama layers whose FFN holds 86% of the parameters, so that halving it shows in the
+    total.
+    """
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -70,8 +77,12 @@ def as_text(problem: dict[str, str]) -> str:
     return f"{as_prompt(problem)} {problem['answer']}"
 
 
-def batches(documents: list[list[int]], batch_size: int, pad: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (input_ids, labels), both (batch_size, longest), right padded; labels ignore the padding."""
+def batches(
+    documents: list[list[int]], batch_size: int, pad: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (input_ids, labels), both (batch_size, longest), right padded; labels ignore the
+    padding.
+    """
     for first in range(0, len(documents) - batch_size + 1, batch_size):
         group = documents[first : first + batch_size]
         longest = max(map(len, group))
@@ -90,7 +101,9 @@ def learning_rate(step: int, num_steps: int, peak: float, num_warmup: int = 200)
 
 
 @torch.inference_mode()
-def exact_match(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, problems: list[dict[str, str]]) -> float:
+def exact_match(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, problems: list[dict[str, str]]
+) -> float:
     """Per cent of problems whose greedy answer is the whole reference answer."""
     model.eval()
     batch = tokenizer(
@@ -101,27 +114,42 @@ def exact_match(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, pro
         return_token_type_ids=False,
     )
     output = model.generate(**batch, max_new_tokens=48, do_sample=False)  # type: ignore[misc]
-    answers = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    answers = tokenizer.batch_decode(
+        output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
+    )
     model.train()
-    matches = [answer.strip() == problem["answer"] for answer, problem in zip(answers, problems, strict=True)]
+    matches = [
+        answer.strip() == problem["answer"]
+        for answer, problem in zip(answers, problems, strict=True)
+    ]
     return 100 * sum(matches) / len(matches)
 
 
 def train(output: Path, num_problems: int, batch_size: int, peak: float) -> None:
-    """Train on ``num_problems`` distinct problems, each seen once, and save model, tokenizer and log under ``output``."""
+    """Train on ``num_problems`` distinct problems, each seen once, and save model, tokenizer and
+    log under ``output``.
+    """
     torch.manual_seed(TRAINING_SEED)
     problems = generate(num_problems, TRAINING_SEED, "training")
     checked = generate(NUM_CHECKED, VALIDATION_SEED, "validation")
     texts = [as_text(problem) for problem in problems]
     tokenizer = build_tokenizer(texts[:10000])
-    documents = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts, return_token_type_ids=False)["input_ids"]]
+    documents = [
+        [*ids, tokenizer.eos_token_id]
+        for ids in tokenizer(texts, return_token_type_ids=False)["input_ids"]
+    ]
     model = build_model(tokenizer).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.1)
     num_steps = len(documents) // batch_size
     output.mkdir(parents=True, exist_ok=True)
     num_tokens, start, losses = 0, time.perf_counter(), []
     with (output / "train.jsonl").open("w") as log:
-        bar = tqdm(batches(documents, batch_size, tokenizer.pad_token_id), total=num_steps, desc="train", mininterval=10)
+        bar = tqdm(
+            batches(documents, batch_size, tokenizer.pad_token_id),
+            total=num_steps,
+            desc="train",
+            mininterval=10,
+        )
         for step, (input_ids, labels) in enumerate(bar):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, num_steps, peak)
@@ -150,7 +178,9 @@ def train(output: Path, num_problems: int, batch_size: int, peak: float) -> None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--num-problems", type=int, default=250_000)
     parser.add_argument("--batch-size", type=int, default=48, help="problems a step")

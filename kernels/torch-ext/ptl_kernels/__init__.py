@@ -1,7 +1,7 @@
 """Operations on feed-forward neurons and decoder layers, usable without ptl_fast.
 
-Imports only the standard library, torch and triton. Each has Triton kernels for CUDA, a path for CPUs, and a plain twin in
-``ptl_kernels.reference``.
+Imports only the standard library, torch and triton. Each has Triton kernels for CUDA, a path for
+CPUs, and a plain twin in ``ptl_kernels.reference``.
 """
 
 from .compaction import HoleFilling, compact_ffn_, hole_filling

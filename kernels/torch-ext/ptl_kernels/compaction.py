@@ -1,7 +1,9 @@
-"""Removing FFN neurons from weights by hole filling: rows in place, columns with the same permutation, on a CPU in place too.
+"""Removing FFN neurons from weights by hole filling: rows in place, columns with the same
+permutation, on a CPU in place too.
 
-The order of neurons inside an FFN is free. So the kept neurons whose index is below the new width stay where they are, and the kept
-ones of the tail move into the holes. Shape suffixes: L layers, I FFN width, K kept neurons, M moves, H hidden size.
+The order of neurons inside an FFN is free. So the kept neurons whose index is below the new width
+stay where they are, and the kept ones of the tail move into the holes. Shape suffixes: L layers, I
+FFN width, K kept neurons, M moves, H hidden size.
 """
 
 import itertools
@@ -23,7 +25,9 @@ INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @dataclass(frozen=True)
 class HoleFilling:
-    """Which neuron of each layer moves where. Lists of moves are padded with -1; all tensors are int64 on the CPU."""
+    """Which neuron of each layer moves where. Lists of moves are padded with -1; all tensors are
+    int64 on the CPU.
+    """
 
     order_LK: Tensor
     """order[l, j]: the neuron that lies at place j afterwards."""
@@ -34,7 +38,9 @@ class HoleFilling:
     def of_layers(self, layers: list[int]) -> "HoleFilling":
         """The moves of some layers."""
         num_moves = [self.num_moves[layer] for layer in layers]
-        return HoleFilling(self.order_LK[layers], self.sources_LM[layers], self.destinations_LM[layers], num_moves)
+        return HoleFilling(
+            self.order_LK[layers], self.sources_LM[layers], self.destinations_LM[layers], num_moves
+        )
 
     def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """(sources, destinations) of one layer, without padding."""
@@ -50,14 +56,20 @@ def hole_filling(kept_LK: Tensor, width: int) -> HoleFilling:
         width: number of neurons before.
 
     Raises:
-        ValueError: an index is out of range or comes twice, nothing is kept, or the width is below 1.
+        ValueError: an index is out of range or comes twice, nothing is kept, or the width is below
+            1.
     """
     kept_LK = kept_LK.cpu()
     if kept_LK.dim() != 2 or kept_LK.dtype != torch.int64 or not kept_LK.shape[1]:
-        raise ValueError(f"kept must be int64 (num_layers, num_kept >= 1); got {kept_LK.dtype} {tuple(kept_LK.shape)}")
+        raise ValueError(
+            f"kept must be int64 (num_layers, num_kept >= 1); got {kept_LK.dtype}"
+            f" {tuple(kept_LK.shape)}"
+        )
     if width < 1:
         raise ValueError(f"width={width} must be at least 1")
-    planned = cpu.hole_filling(kept_LK, width) if cpu.holds_memory(kept_LK) and cpu.available() else None
+    planned = (
+        cpu.hole_filling(kept_LK, width) if cpu.holds_memory(kept_LK) and cpu.available() else None
+    )
     if planned is None:
         planned = reference.hole_filling(kept_LK, width)
     order_LK, sources_LM, destinations_LM, num_moves_L = planned
@@ -91,27 +103,32 @@ def _gather_columns_kernel(in_ptr, out_ptr, order_ptr, num_rows, num_kept, in_st
 
 @torch.no_grad()
 def compact_ffn_(layers: Sequence[tuple[Sequence[Tensor], Tensor]], kept_LK: Tensor) -> Tensor:
-    """Remove all neurons but the kept ones from each layer's FFN tensors, in place, and return the order in which they lie now.
+    """Remove all neurons but the kept ones from each layer's FFN tensors, in place, and return the
+    order in which they lie now.
 
-    The tensors themselves change shape, so whoever holds them (a module, an optimizer) sees the small ones. Rows of the inputs move
-    within their memory, and so do columns on a CPU; that memory keeps its size until the tensor is copied (and torch.save writes
-    all of it). Elsewhere the down projection gets tight memory, and so do fused inputs everywhere.
-    Peak extra memory: one matrix. One launch for all inputs of a shape, one per down projection; the host never waits for a device.
+    The tensors themselves change shape, so whoever holds them (a module, an optimizer) sees the
+    small ones. Rows of the inputs move within their memory, and so do columns on a CPU; that memory
+    keeps its size until the tensor is copied (and torch.save writes all of it). Elsewhere the down
+    projection gets tight memory, and so do fused inputs everywhere.
+    Peak extra memory: one matrix. One launch for all inputs of a shape, one per down projection;
+    the host never waits for a device.
 
     Args:
-        layers: for each layer (inputs, down). An input holds one neuron a row, (width, ...): the weights of gate_proj and up_proj,
-            their biases, an optimizer's moments of them; with 2 * width rows it is a fused gate and up, compacted half by half.
-            down is (hidden_size, width). Contiguous, of any type and device.
+        layers: for each layer (inputs, down). An input holds one neuron a row, (width, ...): the
+            weights of gate_proj and up_proj, their biases, an optimizer's moments of them; with 2 *
+            width rows it is a fused gate and up, compacted half by half. down is (hidden_size,
+            width). Contiguous, of any type and device.
         kept_LK: indices of the neurons that stay, (num_layers, num_kept) int64.
 
     Returns:
         order_LK, int64 on the CPU: new row j of layer l is old row order[l, j].
 
     Raises:
-        ValueError: layers differ in shape or type, do not fit the kept indices or share a tensor, or a tensor is not contiguous.
-            Nothing has moved then.
+        ValueError: layers differ in shape or type, do not fit the kept indices or share a tensor,
+            or a tensor is not contiguous. Nothing has moved then.
 
-    Moves min(removed, kept in the tail) rows of each input: at a tenth removed, a tenth of a copy's traffic.
+    Moves min(removed, kept in the tail) rows of each input: at a tenth removed, a tenth of a copy's
+    traffic.
     """
     width = _check_layers(layers, kept_LK)
     moves = hole_filling(kept_LK, width)
@@ -137,36 +154,53 @@ def _check_layers(layers: Sequence[tuple[Sequence[Tensor], Tensor]], kept_LK: Te
     if not layers or len(layers) != len(kept_LK):
         raise ValueError(f"kept names {len(kept_LK)} layers, and there are {len(layers)}")
     if torch.is_inference_mode_enabled():
-        raise ValueError("compact_ffn_ under torch.inference_mode would leave weights that cannot be trained; use torch.no_grad")
+        raise ValueError(
+            "compact_ffn_ under torch.inference_mode would leave weights that cannot be trained;"
+            " use torch.no_grad"
+        )
     described = [[(each.shape, each.dtype) for each in (*inputs, down)] for inputs, down in layers]
     for layer, description in enumerate(described):
         if description != described[0]:
             wrong, right = _shapes_text(description), _shapes_text(described[0])
-            raise ValueError(f"layer {layer}'s FFN tensors are {wrong}, layer 0's {right}; they must be alike")
+            raise ValueError(
+                f"layer {layer}'s FFN tensors are {wrong}, layer 0's {right}; they must be alike"
+            )
     first_inputs, first_down = layers[0]
     width = first_down.shape[1] if first_down.dim() == 2 else 0
-    if not width or any(not each.dim() or each.shape[0] not in (width, 2 * width) for each in first_inputs):
+    if not width or any(
+        not each.dim() or each.shape[0] not in (width, 2 * width) for each in first_inputs
+    ):
         raise ValueError(
-            f"an FFN of width {width} has tensors {_shapes_text(described[0])}; inputs need a row a neuron, down a column"
+            f"an FFN of width {width} has tensors {_shapes_text(described[0])}; inputs need a row"
+            " a neuron, down a column"
         )
     tensors = [each for inputs, down in layers for each in (*inputs, down)]
-    if not all(each.layout == torch.strided and not each.is_quantized and each.is_contiguous() for each in tensors):
+    if not all(
+        each.layout == torch.strided and not each.is_quantized and each.is_contiguous()
+        for each in tensors
+    ):
         raise ValueError("FFN tensors must be contiguous, and neither sparse nor quantized")
     spans = sorted((each.device.index or 0, each.data_ptr(), each.nbytes) for each in tensors)
     if any(
         one == other and start and start + size > following
         for (one, start, size), (other, following, _) in itertools.pairwise(spans)
     ):
-        raise ValueError("two FFN tensors share their memory (tied layers?); each must have its own")
+        raise ValueError(
+            "two FFN tensors share their memory (tied layers?); each must have its own"
+        )
     return width
 
 
 def _shapes_text(description: list[tuple[torch.Size, torch.dtype]]) -> str:
-    return ", ".join(f"{tuple(shape)} {str(dtype).removeprefix('torch.')}" for shape, dtype in description)
+    return ", ".join(
+        f"{tuple(shape)} {str(dtype).removeprefix('torch.')}" for shape, dtype in description
+    )
 
 
 def move_rows_(tensors: Sequence[Tensor], moves: HoleFilling) -> None:
-    """Move rows within tensors of one shape and type, every layer's of one kind and then of another; one launch for each device."""
+    """Move rows within tensors of one shape and type, every layer's of one kind and then of
+    another; one launch for each device.
+    """
     for device, here, planned in _by_device(tensors, moves):
         if device.type == "cuda":
             launch_moves(here, planned.sources_LM, planned.destinations_LM)
@@ -179,7 +213,9 @@ def move_rows_(tensors: Sequence[Tensor], moves: HoleFilling) -> None:
 
 
 def compact_columns_(tensors: Sequence[Tensor], moves: HoleFilling) -> None:
-    """Leave of every layer's down projection (hidden_size, width) its kept columns in the moves' order: (hidden_size, num_kept)."""
+    """Leave of every layer's down projection (hidden_size, width) its kept columns in the moves'
+    order: (hidden_size, num_kept).
+    """
     num_kept = moves.order_LK.shape[1]
     for device, here, planned in _by_device(tensors, moves):
         if device.type == "cuda":
@@ -194,22 +230,36 @@ def compact_columns_(tensors: Sequence[Tensor], moves: HoleFilling) -> None:
                 _become(tensor, reference.compact_columns(tensor, order_K.to(device)))
 
 
-def _by_device(tensors: Sequence[Tensor], moves: HoleFilling) -> Iterator[tuple[torch.device, Sequence[Tensor], HoleFilling]]:
-    """The tensors of each device, and the moves of their layers; those of ``moves`` repeat if there are several kinds."""
+def _by_device(
+    tensors: Sequence[Tensor], moves: HoleFilling
+) -> Iterator[tuple[torch.device, Sequence[Tensor], HoleFilling]]:
+    """The tensors of each device, and the moves of their layers; those of ``moves`` repeat if there
+    are several kinds.
+    """
     devices = [tensor.device for tensor in tensors]
     if len(set(devices)) == 1:
         yield devices[0], tensors, moves
         return
     for device in dict.fromkeys(devices):
         indices = [index for index, other in enumerate(devices) if other == device]
-        yield device, [tensors[index] for index in indices], moves.of_layers([index % len(moves.num_moves) for index in indices])
+        yield (
+            device,
+            [tensors[index] for index in indices],
+            moves.of_layers([index % len(moves.num_moves) for index in indices]),
+        )
 
 
 def launch_moves(tensors: Sequence[Tensor], sources_LM: Tensor, destinations_LM: Tensor) -> None:
-    """Run the Triton kernel on all tensors at once: it reads their addresses from a table. Moves repeat, as in ``move_rows_``."""
+    """Run the Triton kernel on all tensors at once: it reads their addresses from a table. Moves
+    repeat, as in ``move_rows_``.
+    """
     device, row_bytes = tensors[0].device, tensors[0][0].numel() * tensors[0].element_size()
     addresses = [tensor.data_ptr() for tensor in tensors]
-    item = next(size for size in (8, 4, 2, 1) if row_bytes % size == 0 and all(address % size == 0 for address in addresses))
+    item = next(
+        size
+        for size in (8, 4, 2, 1)
+        if row_bytes % size == 0 and all(address % size == 0 for address in addresses)
+    )
     element = {8: tl.int64, 4: tl.int32, 2: tl.int16, 1: tl.int8}[item]
     table_L = torch.tensor(addresses).to(device, non_blocking=True)
     length, (num_layers, max_moves) = row_bytes // item, sources_LM.shape
@@ -235,6 +285,8 @@ def launch_gather(weight_HI: Tensor, order_K: Tensor) -> Tensor:
 
 
 def _become(tensor: Tensor, small: Tensor) -> None:
-    """Give a tensor other content and another shape without a new object; a gradient of the old shape goes."""
+    """Give a tensor other content and another shape without a new object; a gradient of the old
+    shape goes.
+    """
     tensor.grad = None
     tensor.data = small

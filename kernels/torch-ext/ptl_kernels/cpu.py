@@ -1,4 +1,6 @@
-"""Binding of csrc's kernels for the CPU. Where they were not built, ``available`` is False and the plain twins do the work."""
+"""Binding of csrc's kernels for the CPU. Where they were not built, ``available`` is False and the
+plain twins do the work.
+"""
 
 import ctypes
 import functools
@@ -30,51 +32,100 @@ def available() -> bool:
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Whether a kernel that computes can work on these tensors, of one type: ordinary CPU memory, of a type that it knows."""
+    """Whether a kernel that computes can work on these tensors, of one type: ordinary CPU memory,
+    of a type that it knows.
+    """
     return tensors[0].dtype in DTYPES and all(map(holds_memory, tensors)) and available()
 
 
 def holds_memory(tensor: Tensor) -> bool:
-    """Whether the tensor is ordinary CPU memory: no other device, and no subclass that only looks like it."""
+    """Whether the tensor is ordinary CPU memory: no other device, and no subclass that only looks
+    like it.
+    """
     return tensor.device.type == "cpu" and type(tensor) in (Tensor, torch.nn.Parameter)
 
 
 def instruction_set() -> str:
-    """The instruction set in use: avx512, avx2, baseline; or none, where the kernels were not built."""
+    """The instruction set in use: avx512, avx2, baseline; or none, where the kernels were not
+    built.
+    """
     library = _library()
     return library.ptl_instruction_set().decode() if library else "none"
 
 
 def use_instruction_set(name: str) -> bool:
-    """Use another one than the processor's best ("" for that); return False where the processor lacks it."""
+    """Use another one than the processor's best ("" for that); return False where the processor
+    lacks it.
+    """
     library = _library()
     return library is not None and library.ptl_use_instruction_set(name.encode()) == 0
 
 
 def gated_activation(
-    gate_TI: Tensor, up_TI: Tensor, out_TI: Tensor, activation: str | None, sums: tuple[Tensor, ...], token_mask_T: Tensor | None
+    gate_TI: Tensor,
+    up_TI: Tensor,
+    out_TI: Tensor,
+    activation: str | None,
+    sums: tuple[Tensor, ...],
+    token_mask_T: Tensor | None,
 ) -> None:
-    """out = activation(gate) * up, and add to ``sums``: (), (square,) or (square, sum, absolute, maximum), each (I,) fp64."""
+    """out = activation(gate) * up, and add to ``sums``: (), (square,) or (square, sum, absolute,
+    maximum), each (I,) fp64.
+    """
     num_tokens, width = gate_TI.shape
     strides = gate_TI.stride(0), up_TI.stride(0), out_TI.stride(0)
     codes = DTYPES[gate_TI.dtype], ACTIVATIONS[activation]
     pointers = [tensor.data_ptr() for tensor in sums] + [None] * (4 - len(sums))
-    _call("ptl_gated_activation", gate_TI, up_TI, out_TI, num_tokens, width, *strides, *codes, token_mask_T, *pointers)
+    _call(
+        "ptl_gated_activation",
+        gate_TI,
+        up_TI,
+        out_TI,
+        num_tokens,
+        width,
+        *strides,
+        *codes,
+        token_mask_T,
+        *pointers,
+    )
 
 
 def gated_activation_backward(
-    grad_TI: Tensor, gate_TI: Tensor, up_TI: Tensor, grad_gate_TI: Tensor, grad_up_TI: Tensor, activation: str | None
+    grad_TI: Tensor,
+    gate_TI: Tensor,
+    up_TI: Tensor,
+    grad_gate_TI: Tensor,
+    grad_up_TI: Tensor,
+    activation: str | None,
 ) -> None:
     """grad_gate = grad * up * activation'(gate); grad_up = grad * activation(gate)."""
     tensors = grad_TI, gate_TI, up_TI, grad_gate_TI, grad_up_TI
     strides = [tensor.stride(0) for tensor in tensors]
-    _call("ptl_gated_activation_backward", *tensors, *gate_TI.shape, *strides, DTYPES[gate_TI.dtype], ACTIVATIONS[activation])
+    _call(
+        "ptl_gated_activation_backward",
+        *tensors,
+        *gate_TI.shape,
+        *strides,
+        DTYPES[gate_TI.dtype],
+        ACTIVATIONS[activation],
+    )
 
 
-def residual_change(before_TH: Tensor, after_TH: Tensor, out_3: Tensor, token_mask_T: Tensor | None) -> None:
+def residual_change(
+    before_TH: Tensor, after_TH: Tensor, out_3: Tensor, token_mask_T: Tensor | None
+) -> None:
     """Add the three sums of ``reference.residual_change`` to ``out_3``, (3,) fp64."""
     strides = before_TH.stride(0), after_TH.stride(0)
-    _call("ptl_residual_change", before_TH, after_TH, *before_TH.shape, *strides, DTYPES[before_TH.dtype], token_mask_T, out_3)
+    _call(
+        "ptl_residual_change",
+        before_TH,
+        after_TH,
+        *before_TH.shape,
+        *strides,
+        DTYPES[before_TH.dtype],
+        token_mask_T,
+        out_3,
+    )
 
 
 def hole_filling(kept_LK: Tensor, width: int) -> tuple[Tensor, ...] | None:
@@ -82,25 +133,51 @@ def hole_filling(kept_LK: Tensor, width: int) -> tuple[Tensor, ...] | None:
     (num_layers, num_kept), kept_LK = kept_LK.shape, kept_LK.contiguous()
     max_moves = max(1, min(num_kept, width - num_kept))
     shapes = (num_layers, num_kept), (num_layers, max_moves), (num_layers, max_moves), (num_layers,)
-    outputs = tuple(torch.empty(shape, dtype=torch.int64, device="cpu") for shape in shapes)  # whatever the default device is
-    stays_I = torch.empty(width, dtype=torch.uint8, device="cpu")  # not the C++ side's: what it throws would end the process
-    wrong = _call("ptl_hole_filling", kept_LK, num_layers, num_kept, width, max_moves, *outputs, stays_I)
+    outputs = tuple(
+        torch.empty(shape, dtype=torch.int64, device="cpu") for shape in shapes
+    )  # whatever the default device is
+    stays_I = torch.empty(
+        width, dtype=torch.uint8, device="cpu"
+    )  # not the C++ side's: what it throws would end the process
+    wrong = _call(
+        "ptl_hole_filling", kept_LK, num_layers, num_kept, width, max_moves, *outputs, stays_I
+    )
     return None if wrong else outputs
 
 
 def move_rows(tensors: Sequence[Tensor], sources_LM: Tensor, destinations_LM: Tensor) -> None:
-    """Copy rows within contiguous tensors of one shape and type: moves l are those of tensors l, l + num_layers and so on.
+    """Copy rows within contiguous tensors of one shape and type: moves l are those of tensors l, l
+    + num_layers and so on.
 
     No row is in both lists, which end in -1.
     """
     row_bytes = tensors[0].nbytes // len(tensors[0])
-    _call("ptl_move_rows", _addresses(tensors), len(tensors), row_bytes, sources_LM, destinations_LM, *sources_LM.shape)
+    _call(
+        "ptl_move_rows",
+        _addresses(tensors),
+        len(tensors),
+        row_bytes,
+        sources_LM,
+        destinations_LM,
+        *sources_LM.shape,
+    )
 
 
-def compact_columns(tensors: Sequence[Tensor], num_kept: int, sources_LM: Tensor, destinations_LM: Tensor) -> None:
-    """Leave in the memory of each layer's contiguous (rows, width) tensor the (rows, num_kept) that these moves make of it."""
+def compact_columns(
+    tensors: Sequence[Tensor], num_kept: int, sources_LM: Tensor, destinations_LM: Tensor
+) -> None:
+    """Leave in the memory of each layer's contiguous (rows, width) tensor the (rows, num_kept) that
+    these moves make of it.
+    """
     sizes = len(tensors), *tensors[0].shape, num_kept, tensors[0].element_size()
-    _call("ptl_compact_columns", _addresses(tensors), *sizes, sources_LM, destinations_LM, sources_LM.shape[1])
+    _call(
+        "ptl_compact_columns",
+        _addresses(tensors),
+        *sizes,
+        sources_LM,
+        destinations_LM,
+        sources_LM.shape[1],
+    )
 
 
 def _addresses(tensors: Sequence[Tensor]) -> "array[int]":
@@ -124,13 +201,21 @@ def _argument(value: "Tensor | array[int] | int | None") -> int | None:
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     reason = "they are not there (installing ptl_fast builds them, where there is a C++ compiler)"
-    for file in sorted(Path(__file__).parent.glob("_cpu*.so")):  # one for each Python that built here
+    for file in sorted(
+        Path(__file__).parent.glob("_cpu*.so")
+    ):  # one for each Python that built here
         try:
             _share_openmp()
             return _declared(ctypes.CDLL(str(file)))
-        except (OSError, AttributeError) as error:  # for another machine, or of another version of the source
+        except (
+            OSError,
+            AttributeError,
+        ) as error:  # for another machine, or of another version of the source
             reason = f"{file.name}: {error}; install again"
-    warnings.warn(f"ptl_kernels: the CPU kernels are not in use, plain PyTorch is (slower): {reason}", stacklevel=2)
+    warnings.warn(
+        f"ptl_kernels: the CPU kernels are not in use, plain PyTorch is (slower): {reason}",
+        stacklevel=2,
+    )
     return None
 
 
@@ -147,10 +232,19 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
 def _share_openmp() -> None:
     """Make torch's own OpenMP library visible to ours, which leaves its symbols open.
 
-    One pool of threads then serves both. With a second OpenMP library, its threads would fight torch's, which spin for a while
-    after each of torch's operations, and ``torch.set_num_threads`` would not reach it.
+    One pool of threads then serves both. With a second OpenMP library, its threads would fight
+    torch's, which spin for a while after each of torch's operations, and ``torch.set_num_threads``
+    would not reach it.
     """
     loaded = Path("/proc/self/maps")
-    names = {line.split(maxsplit=5)[-1] for line in loaded.read_text().splitlines() if "/" in line} if loaded.exists() else set()
-    runtimes = [name for name in sorted(names) if Path(name).name.startswith(("libgomp", "libiomp5", "libomp"))]
+    names = (
+        {line.split(maxsplit=5)[-1] for line in loaded.read_text().splitlines() if "/" in line}
+        if loaded.exists()
+        else set()
+    )
+    runtimes = [
+        name
+        for name in sorted(names)
+        if Path(name).name.startswith(("libgomp", "libiomp5", "libomp"))
+    ]
     ctypes.CDLL(runtimes[0] if runtimes else "libgomp.so.1", mode=ctypes.RTLD_GLOBAL)

@@ -1,4 +1,5 @@
-"""Gate and up projections, activation(gate) * up and each neuron's sums over the tokens in one kernel, for inference.
+"""Gate and up projections, activation(gate) * up and each neuron's sums over the tokens in one
+kernel, for inference.
 
 Shape suffixes: T tokens, H hidden size, I FFN width, M token tiles, N statistics.
 """
@@ -24,16 +25,28 @@ from .gated_activation import (
     gated_activation,
 )
 
-# Two 128 x 128 fp32 accumulators are 128 registers a thread with 8 warps; tests/resources.py shows that both kernels fit.
-# Their speed has not been measured on any GPU, so nothing chooses this op by itself.
-POINTERS = {"BLOCK_T": 128, "BLOCK_I": 128, "BLOCK_H": 32, "GROUP": 8, "num_warps": 8, "num_stages": 4}
+# Two 128 x 128 fp32 accumulators are 128 registers a thread with 8 warps;
+# tests/support/kernel_resources.py shows that both kernels fit. Their speed has not been measured
+# on any GPU, so nothing chooses this op by itself.
+POINTERS = {
+    "BLOCK_T": 128,
+    "BLOCK_I": 128,
+    "BLOCK_H": 32,
+    "GROUP": 8,
+    "num_warps": 8,
+    "num_stages": 4,
+}
 TMA = {"BLOCK_T": 128, "BLOCK_I": 128, "BLOCK_H": 64, "GROUP": 8, "num_warps": 8, "num_stages": 3}
 ALIGNMENT = 16  # bytes, of a matrix's first element and of its rows: what TMA needs, and what a thread loads at once
 
 
 @triton.jit
-def _tile_of_program(num_tokens, width, BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr, GROUP: tl.constexpr):
-    """(token tile, width tile): GROUP token tiles share a width tile one after another, so that its weights stay in L2."""
+def _tile_of_program(
+    num_tokens, width, BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr, GROUP: tl.constexpr
+):
+    """(token tile, width tile): GROUP token tiles share a width tile one after another, so that its
+    weights stay in L2.
+    """
     program = tl.program_id(0)
     group_size = GROUP * tl.cdiv(width, BLOCK_I)
     first = program // group_size * GROUP
@@ -44,11 +57,15 @@ def _tile_of_program(num_tokens, width, BLOCK_T: tl.constexpr, BLOCK_I: tl.const
 
 @triton.jit
 def _first_value(bias_ptr, tile_i, width, BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr):
-    """What an accumulator starts from. Added after the products, two biases need 64 registers beside the accumulators."""
+    """What an accumulator starts from. Added after the products, two biases need 64 registers
+    beside the accumulators.
+    """
     value = tl.zeros((BLOCK_T, BLOCK_I), tl.float32)
     if bias_ptr is not None:
         columns = tile_i * BLOCK_I + tl.arange(0, BLOCK_I)
-        value += tl.load(bias_ptr + columns, mask=columns < width, other=0.0).to(tl.float32)[None, :]
+        value += tl.load(bias_ptr + columns, mask=columns < width, other=0.0).to(tl.float32)[
+            None, :
+        ]
     return value
 
 
@@ -64,10 +81,13 @@ def _finish_tile(
         gate, up = (gate + 0.0).to(dtype).to(tl.float32), (up + 0.0).to(dtype).to(tl.float32)
     out = gate_times_up(gate, up, ACTIVATION, MATCH_HF, dtype)
     if out_ptr is not None:
-        at = out_ptr + rows.to(tl.int64)[:, None] * width + columns[None, :]  # tokens * width passes 2^31
+        at = (
+            out_ptr + rows.to(tl.int64)[:, None] * width + columns[None, :]
+        )  # tokens * width passes 2^31
         tl.store(at, out, mask=(rows < num_tokens)[:, None] & (columns < width)[None, :])
     if NUM_STATISTICS > 0:
-        # The statistic is masked, not only the load: a token that does not count may hold anything, NaN included.
+        # The statistic is masked, not only the load: a token that does not count may hold anything,
+        # NaN included.
         counts = rows < num_tokens
         if mask_ptr is not None:
             counts = counts & (tl.load(mask_ptr + rows, mask=counts, other=0) != 0)
@@ -80,7 +100,11 @@ def _finish_tile(
             absolute = tl.sum(magnitude, 0)  # NaN where a value is one, which tl.max would drop
             tl.store(to + step, tl.sum(value, 0), mask=columns < width)
             tl.store(to + 2 * step, absolute, mask=columns < width)
-            tl.store(to + 3 * step, tl.where(absolute != absolute, absolute, tl.max(magnitude, 0)), mask=columns < width)
+            tl.store(
+                to + 3 * step,
+                tl.where(absolute != absolute, absolute, tl.max(magnitude, 0)),
+                mask=columns < width,
+            )
 
 
 @triton.jit
@@ -90,21 +114,28 @@ def _dual_gemm_kernel(
     ACTIVATION: tl.constexpr, MATCH_HF: tl.constexpr, NUM_STATISTICS: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_H: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    # Rows are multiples of 16 bytes, 8 elements, and only arithmetic can say so of an argument: without it loads are of 2 bytes.
+    # Rows are multiples of 16 bytes, 8 elements, and only arithmetic can say so of an argument:
+    # without it loads are of 2 bytes.
     hidden_size, hidden_stride = hidden_size // 8 * 8, hidden_stride // 8 * 8
     gate_stride, up_stride = gate_stride // 8 * 8, up_stride // 8 * 8
-    # Otherwise the loop may run zero times, and ptxas then serialises the asynchronous products of sm_90 (C7514).
+    # Otherwise the loop may run zero times, and ptxas then serialises the asynchronous products of
+    # sm_90 (C7514).
     tl.assume(hidden_size > 0)
     tile_t, tile_i = _tile_of_program(num_tokens, width, BLOCK_T, BLOCK_I, GROUP)
-    # One 64-bit address a matrix (tokens * hidden_size passes 2^31) and 32-bit offsets in the tile: 64-bit addresses of all rows
-    # spill on sm_80. Rows beyond the end repeat the last one, which takes no mask; _finish_tile leaves them out.
+    # One 64-bit address a matrix (tokens * hidden_size passes 2^31) and 32-bit offsets in the tile:
+    # 64-bit addresses of all rows spill on sm_80. Rows beyond the end repeat the last one, which
+    # takes no mask; _finish_tile leaves them out.
     hidden_ptr += tile_t.to(tl.int64) * BLOCK_T * hidden_stride
     gate_weight_ptr += tile_i.to(tl.int64) * BLOCK_I * gate_stride
     up_weight_ptr += tile_i.to(tl.int64) * BLOCK_I * up_stride
     rows = tl.minimum(tl.arange(0, BLOCK_T), num_tokens - 1 - tile_t * BLOCK_T)[:, None]
     columns = tl.minimum(tl.arange(0, BLOCK_I), width - 1 - tile_i * BLOCK_I)[:, None]
     depth = tl.arange(0, BLOCK_H)[None, :]
-    hidden_at, gate_at, up_at = rows * hidden_stride + depth, columns * gate_stride + depth, columns * up_stride + depth
+    hidden_at, gate_at, up_at = (
+        rows * hidden_stride + depth,
+        columns * gate_stride + depth,
+        columns * up_stride + depth,
+    )
     gate = _first_value(gate_bias_ptr, tile_i, width, BLOCK_T, BLOCK_I)
     up = _first_value(up_bias_ptr, tile_i, width, BLOCK_T, BLOCK_I)
     for start in range(0, hidden_size, BLOCK_H):
@@ -135,8 +166,12 @@ def _dual_gemm_tma_kernel(
     up = _first_value(up_bias_ptr, tile_i, width, BLOCK_T, BLOCK_I)
     for start in range(0, hidden_size, BLOCK_H):  # what lies beyond a matrix reads as zero
         hidden = hidden_descriptor.load([row, start])
-        gate = tl.dot(hidden, gate_weight_descriptor.load([column, start]).T, gate, input_precision="ieee")
-        up = tl.dot(hidden, up_weight_descriptor.load([column, start]).T, up, input_precision="ieee")
+        gate = tl.dot(
+            hidden, gate_weight_descriptor.load([column, start]).T, gate, input_precision="ieee"
+        )
+        up = tl.dot(
+            hidden, up_weight_descriptor.load([column, start]).T, up, input_precision="ieee"
+        )
     _finish_tile(
         gate, up, tile_t, tile_i, hidden_descriptor.dtype,
         out_ptr, partials_ptr, mask_ptr, num_tokens, width,
@@ -157,48 +192,65 @@ def dual_gemm(
     mode: Mode = "fast",
     store: bool = True,
 ) -> Tensor | None:
-    """Return activation(gate) * up, where gate = hidden @ gate_weight.T + gate_bias and up likewise, and add to ``sums``.
+    """Return activation(gate) * up, where gate = hidden @ gate_weight.T + gate_bias and up
+    likewise, and add to ``sums``.
 
-    For inference. The sums are those of ``gated_activation``, of the values as returned: summed in fp32 over a tile of 128
-    tokens, in fp64 beyond, in a fixed order (deterministic). A forward pass that gradient checkpointing repeats adds nothing.
+    For inference. The sums are those of ``gated_activation``, of the values as returned: summed in
+    fp32 over a tile of 128 tokens, in fp64 beyond, in a fixed order (deterministic). A forward pass
+    that gradient checkpointing repeats adds nothing.
 
     Args:
-        hidden: the feed-forward network's input, (..., hidden_size), fp32/bf16/fp16, rows contiguous and evenly spaced.
-        gate_weight_IH: gate_proj's weight, (width, hidden_size), same dtype and device, last dimension contiguous.
+        hidden: the feed-forward network's input, (..., hidden_size), fp32/bf16/fp16, rows
+            contiguous and evenly spaced.
+        gate_weight_IH: gate_proj's weight, (width, hidden_size), same dtype and device, last
+            dimension contiguous.
         up_weight_IH: up_proj's weight, likewise; both may be halves of one tensor.
         gate_bias_I: (width,), same dtype and device, contiguous; or None.
         up_bias_I: likewise.
         activation: silu, gelu_tanh or None.
         sums: where to add, on the same device; None takes no statistics.
-        token_mask: True for the tokens that count, (...) bool; None counts all. The others may hold anything.
-        mode: fast rounds once, at the end; match_hf also rounds gate and up, and as transformers' modules do after them.
+        token_mask: True for the tokens that count, (...) bool; None counts all. The others may hold
+            anything.
+        mode: fast rounds once, at the end; match_hf also rounds gate and up, and as transformers'
+            modules do after them.
         store: False takes the statistics only, and allocates no activation.
 
     Returns:
         (..., width), or None with ``store=False``.
 
     Raises:
-        ValueError: shapes, types, devices or strides do not fit, a gradient would be needed, or nothing is asked for.
+        ValueError: shapes, types, devices or strides do not fit, a gradient would be needed, or
+            nothing is asked for.
 
-    4 * num_tokens * width * hidden_size FLOP. Besides the GEMMs' inputs it moves num_tokens * width * itemsize bytes (none with
-    ``store=False``), where two linear layers, the activation and the product in eager mode move 7 times as many. CUDA with fp16 or
-    bf16: Triton. Elsewhere, and where rows are not multiples of 16 bytes: two linear layers, which round gate and up in both modes,
-    and ``gated_activation`` in place.
+    4 * num_tokens * width * hidden_size FLOP. Besides the GEMMs' inputs it moves num_tokens * width
+    * itemsize bytes (none with ``store=False``), where two linear layers, the activation and the
+    product in eager mode move 7 times as many. CUDA with fp16 or
+    bf16: Triton. Elsewhere, and where rows are not multiples of 16 bytes: two linear layers, which
+    round gate and up in both modes, and ``gated_activation`` in place.
     """
     weights, biases = (gate_weight_IH, up_weight_IH), (gate_bias_I, up_bias_I)
     _check_inputs(hidden, weights, biases, sums, store)
     shape = *hidden.shape[:-1], len(gate_weight_IH)
-    stand_in = hidden.new_empty(()).expand(shape)  # of the result: its shape, type and device without its memory
+    stand_in = hidden.new_empty(()).expand(
+        shape
+    )  # of the result: its shape, type and device without its memory
     check_arguments(stand_in, stand_in, activation, sums, token_mask, mode)
     hidden_TH = as_rows(hidden, "hidden")
-    if torch._C._current_graph_task_id() != -1:  # inside a backward pass: gradient checkpointing repeats this forward pass
+    if (
+        torch._C._current_graph_task_id() != -1
+    ):  # inside a backward pass: gradient checkpointing repeats this forward pass
         sums = None
         if not store:
             return None
     launcher = choose_launcher(hidden_TH, *weights)
     if launcher is None:
-        gate, up = (torch.nn.functional.linear(hidden, weight, bias) for weight, bias in zip(weights, biases, strict=True))
-        gated_activation(gate, up, activation, sums=sums, token_mask=token_mask, mode=mode, out=gate)
+        gate, up = (
+            torch.nn.functional.linear(hidden, weight, bias)
+            for weight, bias in zip(weights, biases, strict=True)
+        )
+        gated_activation(
+            gate, up, activation, sums=sums, token_mask=token_mask, mode=mode, out=gate
+        )
         return gate if store else None
     mask_T = None if token_mask is None else token_mask.reshape(-1).contiguous()
     out = torch.empty(shape, dtype=hidden.dtype, device=hidden.device) if store else None
@@ -208,7 +260,9 @@ def dual_gemm(
 
 
 def choose_launcher(hidden_TH: Tensor, *weights: Tensor) -> Callable[..., None] | None:
-    """Which kernel can take these matrices: ``launch_tma``, ``launch``, or None for two linear layers."""
+    """Which kernel can take these matrices: ``launch_tma``, ``launch``, or None for two linear
+    layers.
+    """
     matrices = hidden_TH, *weights
     if (
         not hidden_TH.is_cuda
@@ -216,7 +270,11 @@ def choose_launcher(hidden_TH: Tensor, *weights: Tensor) -> Callable[..., None] 
         or not all(each.numel() for each in matrices)
     ):
         return None
-    rows_fit = all(length * 2 % ALIGNMENT == 0 for each in matrices for length in (each.shape[1], each.stride(0)))
+    rows_fit = all(
+        length * 2 % ALIGNMENT == 0
+        for each in matrices
+        for length in (each.shape[1], each.stride(0))
+    )
     if not rows_fit or any(each.data_ptr() % ALIGNMENT for each in matrices):
         return None  # TMA refuses, and loads of 2 bytes spill registers on sm_80
     return launch_tma if torch.cuda.get_device_capability(hidden_TH.device)[0] == 9 else launch
@@ -277,9 +335,13 @@ def launch_tma(
     add_splits(partials_NMI, totals)
 
 
-def _grid_and_partials(hidden_TH: Tensor, width: int, num_statistics: int, config: dict[str, int]) -> tuple[tuple[int], Tensor]:
+def _grid_and_partials(
+    hidden_TH: Tensor, width: int, num_statistics: int, config: dict[str, int]
+) -> tuple[tuple[int], Tensor]:
     num_tiles = triton.cdiv(len(hidden_TH), config["BLOCK_T"])
-    partials_NMI = torch.empty(num_statistics, num_tiles, width, dtype=torch.float32, device=hidden_TH.device)
+    partials_NMI = torch.empty(
+        num_statistics, num_tiles, width, dtype=torch.float32, device=hidden_TH.device
+    )
     return (num_tiles * triton.cdiv(width, config["BLOCK_I"]),), partials_NMI
 
 
@@ -291,19 +353,43 @@ def _check_inputs(
     store: bool,
 ) -> None:
     if not store and sums is None:
-        raise ValueError("store=False returns nothing, and without sums nothing is computed; give sums or leave store True")
+        raise ValueError(
+            "store=False returns nothing, and without sums nothing is computed; give sums or leave"
+            " store True"
+        )
     for name, weight, bias in zip(("gate", "up"), weights, biases, strict=True):
         like = hidden.dtype, hidden.device
-        if weight.dim() != 2 or weight.shape != weights[0].shape or (weight.dtype, weight.device) != like:
+        if (
+            weight.dim() != 2
+            or weight.shape != weights[0].shape
+            or (weight.dtype, weight.device) != like
+        ):
             raise ValueError(
-                f"{name}_weight is {describe(weight)}; both weights must be (width, hidden_size), like {describe(hidden)}"
+                f"{name}_weight is {describe(weight)}; both weights must be (width, hidden_size),"
+                f" like {describe(hidden)}"
             )
         if weight.shape[1] > 1 and weight.stride(1) != 1:
-            raise ValueError(f"{name}_weight has strides {weight.stride()}; its last dimension must be contiguous")
-        if bias is not None and (bias.shape != weight.shape[:1] or (bias.dtype, bias.device) != like or not bias.is_contiguous()):
-            raise ValueError(f"{name}_bias is {describe(bias)}; it must be contiguous, one entry a row of {describe(weight)}")
+            raise ValueError(
+                f"{name}_weight has strides {weight.stride()}; its last dimension must be"
+                " contiguous"
+            )
+        if bias is not None and (
+            bias.shape != weight.shape[:1]
+            or (bias.dtype, bias.device) != like
+            or not bias.is_contiguous()
+        ):
+            raise ValueError(
+                f"{name}_bias is {describe(bias)}; it must be contiguous, one entry a row of"
+                f" {describe(weight)}"
+            )
     if hidden.dim() < 1 or hidden.shape[-1] != weights[0].shape[1]:
-        raise ValueError(f"hidden is {describe(hidden)}; its last dimension must be the weights', {describe(weights[0])}")
+        raise ValueError(
+            f"hidden is {describe(hidden)}; its last dimension must be the weights',"
+            f" {describe(weights[0])}"
+        )
     tensors = hidden, *weights, *(bias for bias in biases if bias is not None)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        raise ValueError("dual_gemm has no gradient; call it under torch.no_grad(), or use two linear layers and gated_activation")
+        raise ValueError(
+            "dual_gemm has no gradient; call it under torch.no_grad(), or use two linear layers"
+            " and gated_activation"
+        )

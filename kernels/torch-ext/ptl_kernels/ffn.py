@@ -1,7 +1,8 @@
-"""Run a model's gated feed-forward networks (FFNs) on the fused activation, with each neuron's statistics taken on the way.
+"""Run a model's gated feed-forward networks (FFNs) on the fused activation, with each neuron's
+statistics taken on the way.
 
-Nothing here knows a model family: FFNs are found by the names of their projections, and each is checked against the module's own
-forward pass before it is swapped.
+Nothing here knows a model family: FFNs are found by the names of their projections, and each is
+checked against the module's own forward pass before it is swapped.
 """
 
 import warnings
@@ -19,10 +20,13 @@ from . import reference
 from .dual_gemm import dual_gemm
 from .gated_activation import Activation, Mode, NeuronSums, gated_activation
 
-# The check before a swap compares two orders of rounding: a few units in the last place of each type.
+# The check before a swap compares two orders of rounding: a few units in the last place of each
+# type.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
-_checking: ContextVar[bool] = ContextVar("checking", default=False)  # made-up tokens are running, which must not count
+_checking: ContextVar[bool] = ContextVar(
+    "checking", default=False
+)  # made-up tokens are running, which must not count
 
 
 @dataclass(frozen=True)
@@ -57,17 +61,22 @@ class FfnStatistics:
     sums: dict[str, NeuronSums]
     """Each FFN's sums, by the module's name in the model."""
     token_mask: Tensor | None = None
-    """Set before a forward pass: True for the tokens that count, one entry a token; None counts all."""
+    """Set before a forward pass: True for the tokens that count, one entry a token; None counts
+    all.
+    """
     enabled: bool = True
     """Whether forward passes count."""
 
     def square(self) -> Tensor:
-        """(num_layers, width) fp64: every FFN's sums of squares, on the CPU. Their widths must be equal."""
+        """(num_layers, width) fp64: every FFN's sums of squares, on the CPU. Their widths must be
+        equal.
+        """
         return torch.stack([sums.square.cpu() for sums in self.sums.values()])
 
 
 def find_gated_ffns(model: nn.Module) -> dict[str, GatedFfn]:
-    """Return the FFNs of a model by name: modules that hold gate_proj, up_proj and down_proj, or gate_up_proj and down_proj.
+    """Return the FFNs of a model by name: modules that hold gate_proj, up_proj and down_proj, or
+    gate_up_proj and down_proj.
 
     Raises:
         ValueError: there is none.
@@ -81,7 +90,8 @@ def find_gated_ffns(model: nn.Module) -> dict[str, GatedFfn]:
                 found[name] = GatedFfn(module, inputs, down)  # type: ignore[arg-type]
     if not found:
         raise ValueError(
-            f"{type(model).__name__} has no module with linear gate_proj, up_proj and down_proj, or gate_up_proj and down_proj"
+            f"{type(model).__name__} has no module with linear gate_proj, up_proj and down_proj,"
+            " or gate_up_proj and down_proj"
         )
     return found
 
@@ -95,18 +105,21 @@ def collect_statistics(
     ffns: dict[str, GatedFfn] | None = None,
     use_dual_gemm: bool = False,
 ) -> Iterator[FfnStatistics]:
-    """Inside, every forward pass of ``model`` adds to the statistics that are yielded; afterwards the model is as before.
+    """Inside, every forward pass of ``model`` adds to the statistics that are yielded; afterwards
+    the model is as before.
 
-    The FFNs run on ``gated_activation``, so taking statistics costs no pass over the activations. Works with and without gradients,
-    under gradient checkpointing (a repeated forward pass is not counted) and with accelerate's device_map.
+    The FFNs run on ``gated_activation``, so taking statistics costs no pass over the activations.
+    Works with and without gradients, under gradient checkpointing (a repeated forward pass is not
+    counted) and with accelerate's device_map.
 
     Args:
         model: any module that contains gated FFNs.
         every: take sum, sum of |a| and maximum of |a| besides the squares.
         mode: fast rounds the activation once; match_hf rounds as transformers' modules do.
         ffns: which FFNs, by name (default: find_gated_ffns(model)).
-        use_dual_gemm: compute both projections, activation and sums in one kernel where no gradient is needed: no gate and up in
-            memory. Its speed is not known on any GPU yet, so it is off.
+        use_dual_gemm: compute both projections, activation and sums in one kernel where no gradient
+            is needed: no gate and up in memory. Its speed is not known on any GPU yet, so it is
+            off.
 
     Raises:
         ValueError: no gated FFN was found.
@@ -120,12 +133,17 @@ def collect_statistics(
 
 @contextmanager
 def fused_ffns(
-    ffns: dict[str, GatedFfn], statistics: FfnStatistics | None = None, mode: Mode = "fast", use_dual_gemm: bool = False
+    ffns: dict[str, GatedFfn],
+    statistics: FfnStatistics | None = None,
+    mode: Mode = "fast",
+    use_dual_gemm: bool = False,
 ) -> Iterator[None]:
-    """Inside, these FFNs run on ``gated_activation``: in training this keeps one activation less than eager modules do.
+    """Inside, these FFNs run on ``gated_activation``: in training this keeps one activation less
+    than eager modules do.
 
-    An FFN whose own forward pass computes something else, or that cannot be checked, keeps it, with a warning, and its statistics
-    come from a hook. Experts that see only some of the tokens (mixture of experts) cannot use a token mask.
+    An FFN whose own forward pass computes something else, or that cannot be checked, keeps it, with
+    a warning, and its statistics come from a hook. Experts that see only some of the tokens
+    (mixture of experts) cannot use a token mask.
     """
     warned: set[type] = set()
     with ExitStack() as stack:
@@ -138,17 +156,35 @@ def fused_ffns(
             if type(ffn.module) not in warned:
                 warned.add(type(ffn.module))
                 kind = type(ffn.module).__name__
-                warnings.warn(f"{kind} runs as it is, and its statistics cost an extra pass: {reason}", stacklevel=3)
+                warnings.warn(
+                    f"{kind} runs as it is, and its statistics cost an extra pass: {reason}",
+                    stacklevel=3,
+                )
             if statistics is not None:
                 stack.enter_context(_hooked(ffn, statistics, name))
         yield
 
 
 class _FusedForward:
-    """The forward pass of one FFN. An object, so that a copy of the model made inside has a copy of it."""
+    """The forward pass of one FFN. An object, so that a copy of the model made inside has a copy of
+    it.
+    """
 
-    def __init__(self, ffn: GatedFfn, statistics: FfnStatistics | None, name: str, mode: Mode, use_dual_gemm: bool) -> None:
-        self.ffn, self.statistics, self.name, self.mode, self.use_dual_gemm = ffn, statistics, name, mode, use_dual_gemm
+    def __init__(
+        self,
+        ffn: GatedFfn,
+        statistics: FfnStatistics | None,
+        name: str,
+        mode: Mode,
+        use_dual_gemm: bool,
+    ) -> None:
+        self.ffn, self.statistics, self.name, self.mode, self.use_dual_gemm = (
+            ffn,
+            statistics,
+            name,
+            mode,
+            use_dual_gemm,
+        )
         self.activation = recognize_activation(ffn.act_fn)
 
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
@@ -161,17 +197,31 @@ class _FusedForward:
         options: dict[str, Any] = {"sums": sums, "token_mask": mask, "mode": self.mode}
         act_fn_is_watched = isinstance(ffn.act_fn, nn.Module) and _has_hooks(ffn.act_fn)
         activation = None if act_fn_is_watched else self.activation
-        if self.use_dual_gemm and activation is not None and not torch.is_grad_enabled() and _may_skip(inputs):
+        if (
+            self.use_dual_gemm
+            and activation is not None
+            and not torch.is_grad_enabled()
+            and _may_skip(inputs)
+        ):
             weights = inputs[0].weight, inputs[1].weight, inputs[0].bias, inputs[1].bias
             active = dual_gemm(hidden, *weights, activation, **options)
             assert active is not None  # it is stored
             return ffn.down(active)
-        gate, up = inputs[0](hidden).chunk(2, dim=-1) if ffn.fused else (inputs[0](hidden), inputs[1](hidden))
-        # Without gradients and hooks nobody else holds the gate, and writing over it spares an allocation as large.
-        reusable = not (torch.is_grad_enabled() or ffn.fused or activation is None or _has_hooks(inputs[0]))
+        gate, up = (
+            inputs[0](hidden).chunk(2, dim=-1)
+            if ffn.fused
+            else (inputs[0](hidden), inputs[1](hidden))
+        )
+        # Without gradients and hooks nobody else holds the gate, and writing over it spares an
+        # allocation as large.
+        reusable = not (
+            torch.is_grad_enabled() or ffn.fused or activation is None or _has_hooks(inputs[0])
+        )
         if activation is None and ffn.act_fn is not None:
             gate = ffn.act_fn(gate)
-        return ffn.down(gated_activation(gate, up, activation, out=gate if reusable else None, **options))
+        return ffn.down(
+            gated_activation(gate, up, activation, out=gate if reusable else None, **options)
+        )
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -185,13 +235,17 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _may_skip(inputs: list[nn.Linear]) -> bool:
-    """Whether gate and up are nothing but their weights: one kernel can then stand for both modules."""
+    """Whether gate and up are nothing but their weights: one kernel can then stand for both
+    modules.
+    """
     plain = len(inputs) == 2 and all(type(linear) is nn.Linear for linear in inputs)
     return plain and not any(hasattr(linear, "_hf_hook") or _has_hooks(linear) for linear in inputs)
 
 
 def recognize_activation(act_fn: Callable[[Tensor], Tensor] | None) -> Activation | None:
-    """silu or gelu_tanh, if that is what the function computes, else None: the function itself then has to be called."""
+    """silu or gelu_tanh, if that is what the function computes, else None: the function itself then
+    has to be called.
+    """
     if act_fn is None or (isinstance(act_fn, nn.Module) and any(True for _ in act_fn.parameters())):
         return None
     probe = torch.cat([torch.linspace(-6.0, 6.0, 49), torch.tensor([-1000.0, -20.0, 20.0, 1000.0])])
@@ -208,10 +262,16 @@ def recognize_activation(act_fn: Callable[[Tensor], Tensor] | None) -> Activatio
 
 @torch.no_grad()
 def _why_not(ffn: GatedFfn, forward: _FusedForward) -> str | None:
-    """Why ours cannot stand for the module's own forward pass, or None: both run on two made-up tokens, without hooks."""
+    """Why ours cannot stand for the module's own forward pass, or None: both run on two made-up
+    tokens, without hooks.
+    """
     weight, hidden_size = ffn.down.weight, ffn.inputs[0].in_features
-    dtype = weight.dtype if weight.dtype in TOLERANCE else torch.bfloat16  # a quantised layer's weight
-    hidden = torch.sin(torch.arange(2.0 * hidden_size) * 12.9898).view(1, 2, -1).to(_device(ffn), dtype)
+    dtype = (
+        weight.dtype if weight.dtype in TOLERANCE else torch.bfloat16
+    )  # a quantised layer's weight
+    hidden = (
+        torch.sin(torch.arange(2.0 * hidden_size) * 12.9898).view(1, 2, -1).to(_device(ffn), dtype)
+    )
     token = _checking.set(True)
     try:
         with _without_hooks([*ffn.inputs, ffn.down, ffn.act_fn]):
@@ -221,7 +281,9 @@ def _why_not(ffn: GatedFfn, forward: _FusedForward) -> str | None:
         return f"{type(error).__name__}: {error}"
     finally:
         _checking.reset(token)
-    if expected.shape != ours.shape or difference > TOLERANCE.get(expected.dtype, 1e-1):  # NaN weights are not this check's matter
+    if expected.shape != ours.shape or difference > TOLERANCE.get(
+        expected.dtype, 1e-1
+    ):  # NaN weights are not this check's matter
         return "it does not compute down(act(gate) * up)"
     return None
 
@@ -242,7 +304,9 @@ def _without_hooks(modules: list[Any]) -> Iterator[None]:
 
 @contextmanager
 def _swapped(module: nn.Module, forward: _FusedForward) -> Iterator[None]:
-    """Put another forward on one module. accelerate's hooks call the original as ``_old_forward``, and stay around ours."""
+    """Put another forward on one module. accelerate's hooks call the original as ``_old_forward``,
+    and stay around ours.
+    """
     attribute = "_old_forward" if hasattr(module, "_old_forward") else "forward"
     before = module.__dict__.get(attribute)
     setattr(module, attribute, forward)
@@ -260,8 +324,14 @@ def _hooked(ffn: GatedFfn, statistics: FfnStatistics, name: str) -> Iterator[Non
     def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         # A pre-hook's return value replaces the input: this one must return nothing.
         if statistics.enabled and not _checking.get() and torch._C._current_graph_task_id() == -1:
-            mask_T = None if statistics.token_mask is None else statistics.token_mask.reshape(-1).to(args[0].device)
-            reference.add_neuron_sums_(statistics.sums[name].tensors(), args[0].detach().flatten(0, -2), mask_T)
+            mask_T = (
+                None
+                if statistics.token_mask is None
+                else statistics.token_mask.reshape(-1).to(args[0].device)
+            )
+            reference.add_neuron_sums_(
+                statistics.sums[name].tensors(), args[0].detach().flatten(0, -2), mask_T
+            )
 
     handle = ffn.down.register_forward_pre_hook(add)
     try:
@@ -271,7 +341,9 @@ def _hooked(ffn: GatedFfn, statistics: FfnStatistics, name: str) -> Iterator[Non
 
 
 def _device(ffn: GatedFfn) -> torch.device:
-    """Where the FFN computes: its weights' device, or accelerate's execution device where they are offloaded."""
+    """Where the FFN computes: its weights' device, or accelerate's execution device where they are
+    offloaded.
+    """
     hook = getattr(ffn.module, "_hf_hook", None) or getattr(ffn.down, "_hf_hook", None)
     device = getattr(hook, "execution_device", None)
     return torch.device(device) if device is not None else ffn.down.weight.device

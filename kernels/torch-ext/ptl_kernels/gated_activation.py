@@ -1,4 +1,5 @@
-"""act(gate) * up of a gated feed-forward network, with each neuron's sums over the tokens taken in the same pass.
+"""act(gate) * up of a gated feed-forward network, with each neuron's sums over the tokens taken in
+the same pass.
 
 Shape suffixes: T tokens, I FFN width, S splits of the tokens, N statistics.
 """
@@ -18,7 +19,8 @@ Mode = Literal["fast", "match_hf"]
 
 CODES = {None: 0, "silu": 1, "gelu_tanh": 2}
 
-# A program owns a block of columns and walks down a split of the rows, so that sums stay in registers. Not tuned on a GPU yet.
+# A program owns a block of columns and walks down a split of the rows, so that sums stay in
+# registers. Not tuned on a GPU yet.
 FORWARD = {"BLOCK_T": 4, "BLOCK_I": 512, "num_warps": 8, "num_stages": 2}
 BACKWARD = {"BLOCK_T": 2, "BLOCK_I": 1024, "num_warps": 8, "num_stages": 2}
 SUM = {"BLOCK_S": 32, "BLOCK_I": 128, "num_warps": 4, "num_stages": 1}
@@ -41,7 +43,12 @@ class NeuronSums:
     @classmethod
     def zeros(cls, width: int, device: torch.device | str, every: bool = False) -> "NeuronSums":
         """Sums of no tokens: the squares only, or every one."""
-        return cls(*(torch.zeros(width, dtype=torch.float64, device=device) for _ in range(4 if every else 1)))
+        return cls(
+            *(
+                torch.zeros(width, dtype=torch.float64, device=device)
+                for _ in range(4 if every else 1)
+            )
+        )
 
     def tensors(self) -> tuple[Tensor, ...]:
         """(square,) or (square, sum, absolute, maximum)."""
@@ -74,7 +81,9 @@ def activate(x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def gate_times_up(gate, up, ACTIVATION: tl.constexpr, MATCH_HF: tl.constexpr, dtype: tl.constexpr):
-    """activation(gate) * up of fp32 values, rounded to dtype once, or as often as transformers' modules round."""
+    """activation(gate) * up of fp32 values, rounded to dtype once, or as often as transformers'
+    modules round.
+    """
     active = activate(gate, ACTIVATION)
     if MATCH_HF:
         active = active.to(dtype).to(tl.float32)
@@ -100,15 +109,22 @@ def _gated_activation_kernel(
         rows = start + tl.arange(0, BLOCK_T)
         inside = (rows < last)[:, None] & (columns < width)[None, :]
         wide_rows = rows.to(tl.int64)[:, None]  # tokens * width passes 2^31
-        gate = tl.load(gate_ptr + wide_rows * gate_stride + columns[None, :], mask=inside, other=0.0)
+        gate = tl.load(
+            gate_ptr + wide_rows * gate_stride + columns[None, :], mask=inside, other=0.0
+        )
         up = tl.load(up_ptr + wide_rows * up_stride + columns[None, :], mask=inside, other=0.0)
-        out = gate_times_up(gate.to(tl.float32), up.to(tl.float32), ACTIVATION, MATCH_HF, out_ptr.dtype.element_ty)
+        out = gate_times_up(
+            gate.to(tl.float32), up.to(tl.float32), ACTIVATION, MATCH_HF, out_ptr.dtype.element_ty
+        )
         tl.store(out_ptr + wide_rows * out_stride + columns[None, :], out, mask=inside)
         if NUM_STATISTICS > 0:
-            # The statistic is masked, not only the load: a token that does not count may hold anything, NaN included.
+            # The statistic is masked, not only the load: a token that does not count may hold
+            # anything, NaN included.
             counts = inside
             if HAS_MASK:
-                counts = inside & (tl.load(mask_ptr + rows, mask=rows < last, other=0) != 0)[:, None]
+                counts = (
+                    inside & (tl.load(mask_ptr + rows, mask=rows < last, other=0) != 0)[:, None]
+                )
             value = tl.where(counts, out.to(tl.float32), 0.0)
             square += value * value
             if NUM_STATISTICS > 1:
@@ -138,22 +154,44 @@ def _add_splits_kernel(partials_ptr, out_0_ptr, out_1_ptr, out_2_ptr, out_3_ptr,
     for start in range(0, num_splits, BLOCK_S):
         splits = start + tl.arange(0, BLOCK_S)
         at = partials_ptr + (statistic * num_splits + splits)[:, None] * width + columns[None, :]
-        part = tl.load(at, mask=(splits < num_splits)[:, None] & inside[None, :], other=0.0).to(tl.float64)
+        part = tl.load(at, mask=(splits < num_splits)[:, None] & inside[None, :], other=0.0).to(
+            tl.float64
+        )
         if statistic == 3:
-            total = tl.where((total != total) | (total > part), total, part)  # a NaN in either comes through, here and below
+            total = tl.where(
+                (total != total) | (total > part), total, part
+            )  # a NaN in either comes through, here and below
         else:
             total += part
     if statistic == 0:
-        tl.store(out_0_ptr + columns, tl.load(out_0_ptr + columns, mask=inside) + tl.sum(total, 0), mask=inside)
+        tl.store(
+            out_0_ptr + columns,
+            tl.load(out_0_ptr + columns, mask=inside) + tl.sum(total, 0),
+            mask=inside,
+        )
     elif statistic == 1:
-        tl.store(out_1_ptr + columns, tl.load(out_1_ptr + columns, mask=inside) + tl.sum(total, 0), mask=inside)
+        tl.store(
+            out_1_ptr + columns,
+            tl.load(out_1_ptr + columns, mask=inside) + tl.sum(total, 0),
+            mask=inside,
+        )
     elif statistic == 2:
-        tl.store(out_2_ptr + columns, tl.load(out_2_ptr + columns, mask=inside) + tl.sum(total, 0), mask=inside)
+        tl.store(
+            out_2_ptr + columns,
+            tl.load(out_2_ptr + columns, mask=inside) + tl.sum(total, 0),
+            mask=inside,
+        )
     else:
         before = tl.load(out_3_ptr + columns, mask=inside)
-        all_total = tl.sum(total, 0)  # maxima are not negative, so it is NaN where one of them is, which tl.max would drop
+        all_total = tl.sum(
+            total, 0
+        )  # maxima are not negative, so it is NaN where one of them is, which tl.max would drop
         largest = tl.where(all_total != all_total, all_total, tl.max(total, 0))
-        tl.store(out_3_ptr + columns, tl.where((before != before) | (before > largest), before, largest), mask=inside)
+        tl.store(
+            out_3_ptr + columns,
+            tl.where((before != before) | (before > largest), before, largest),
+            mask=inside,
+        )
 
 
 @triton.jit
@@ -174,14 +212,24 @@ def _gated_activation_backward_kernel(
     if ACTIVATION != 0:
         argument, inner = gate, gate  # inner is gate times the argument's slope
         if ACTIVATION == 2:
-            argument, inner = _gelu_argument(gate), 1.5957691216057308 * (gate + 3 * 0.044715 * gate * gate * gate)
+            argument, inner = (
+                _gelu_argument(gate),
+                1.5957691216057308 * (gate + 3 * 0.044715 * gate * gate * gate),
+            )
         share = _sigmoid(argument)
         bend = share * (1 - share)
-        value, slope = gate * share, share + tl.where(bend == 0, 0.0, bend * inner)  # inner may be infinite there
+        value, slope = (
+            gate * share,
+            share + tl.where(bend == 0, 0.0, bend * inner),
+        )  # inner may be infinite there
     to_active = grad * up
     if MATCH_HF:
         value, to_active = value.to(dtype).to(tl.float32), to_active.to(dtype).to(tl.float32)
-    tl.store(grad_gate_ptr + rows * grad_gate_stride + columns, (to_active * slope).to(dtype), mask=inside)
+    tl.store(
+        grad_gate_ptr + rows * grad_gate_stride + columns,
+        (to_active * slope).to(dtype),
+        mask=inside,
+    )
     tl.store(grad_up_ptr + rows * grad_up_stride + columns, (grad * value).to(dtype), mask=inside)
 
 
@@ -197,33 +245,40 @@ def gated_activation(
 ) -> Tensor:
     """Return ``activation(gate) * up``, and add each neuron's sums over the tokens to ``sums``.
 
-    sums.square[i] += sum_t a[t, i]^2 (Eq. 4 of arXiv 2602.04919 is its root), and so on, of the values as returned: summed in fp32
-    over a few hundred tokens, in fp64 beyond, in a fixed order (deterministic). Differentiable; keeps gate and up for the backward
-    pass, and nothing else. A forward pass that gradient checkpointing repeats adds nothing to the sums.
+    sums.square[i] += sum_t a[t, i]^2 (Eq. 4 of arXiv 2602.04919 is its root), and so on, of the
+    values as returned: summed in fp32 over a few hundred tokens, in fp64 beyond, in a fixed order
+    (deterministic). Differentiable; keeps gate and up for the backward pass, and nothing else. A
+    forward pass that gradient checkpointing repeats adds nothing to the sums.
 
     Args:
         gate: gate projection, (..., width), fp32/bf16/fp16, last dimension contiguous.
         up: up projection, same shape, dtype and device; both may be halves of one tensor.
         activation: silu, gelu_tanh, or None where gate is activated already.
         sums: where to add, on the same device; None takes no statistics.
-        token_mask: True for the tokens that count, (...) bool; None counts all. The others may hold anything.
-        mode: fast rounds once, at the end; match_hf rounds as transformers' modules do, and on a CPU is bit-equal to them.
+        token_mask: True for the tokens that count, (...) bool; None counts all. The others may hold
+            anything.
+        mode: fast rounds once, at the end; match_hf rounds as transformers' modules do, and on a
+            CPU is bit-equal to them.
         out: where to write, for use without gradients; may be ``gate``.
 
     Raises:
         ValueError: shapes, types, devices or strides do not fit.
 
-    Reads gate and up once and writes once: 3 * num_tokens * width * itemsize bytes. CUDA: Triton; CPU: csrc, for fp32 and bf16.
-    """
+    Reads gate and up once and writes once: 3 * num_tokens * width * itemsize bytes. CUDA: Triton;
+    CPU: csrc, for fp32 and bf16."""
     check_arguments(gate, up, activation, sums, token_mask, mode)
     gate_TI, up_TI = as_rows(gate, "gate"), as_rows(up, "up")
     mask_T = None if token_mask is None else token_mask.reshape(-1).contiguous()
-    if torch._C._current_graph_task_id() != -1:  # inside a backward pass: gradient checkpointing repeats this forward pass
+    if (
+        torch._C._current_graph_task_id() != -1
+    ):  # inside a backward pass: gradient checkpointing repeats this forward pass
         sums = None
     if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
         if out is not None:
             raise ValueError("out= cannot be used where gradients are needed")
-        return _GatedActivation.apply(gate_TI, up_TI, activation, sums, mask_T, mode).view(gate.shape)
+        return _GatedActivation.apply(gate_TI, up_TI, activation, sums, mask_T, mode).view(
+            gate.shape
+        )
     if out is None:
         out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     elif out.shape != gate.shape or out.dtype != gate.dtype or out.device != gate.device:
@@ -257,7 +312,10 @@ class _GatedActivation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_TI: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            raise NotImplementedError("gated_activation has no second derivative (create_graph=True); use ptl_kernels.reference")
+            raise NotImplementedError(
+                "gated_activation has no second derivative (create_graph=True); use"
+                " ptl_kernels.reference"
+            )
         gate_TI, up_TI = ctx.saved_tensors
         if grad_TI.stride(-1) != 1:
             grad_TI = grad_TI.contiguous()
@@ -287,13 +345,20 @@ def _forward(
         reference.add_neuron_sums_(totals, out_TI, mask_T)
 
 
-def _backward(grad_TI: Tensor, gate_TI: Tensor, up_TI: Tensor, activation: Activation | None, mode: Mode) -> tuple[Tensor, Tensor]:
+def _backward(
+    grad_TI: Tensor, gate_TI: Tensor, up_TI: Tensor, activation: Activation | None, mode: Mode
+) -> tuple[Tensor, Tensor]:
     if _use_triton(gate_TI) or (mode == "fast" and cpu.takes(gate_TI)):
-        grad_gate_TI, grad_up_TI = gate_TI.new_empty(gate_TI.shape), gate_TI.new_empty(gate_TI.shape)
+        grad_gate_TI, grad_up_TI = (
+            gate_TI.new_empty(gate_TI.shape),
+            gate_TI.new_empty(gate_TI.shape),
+        )
         if _use_triton(gate_TI):
             launch_backward(grad_TI, gate_TI, up_TI, grad_gate_TI, grad_up_TI, activation, mode)
         else:
-            cpu.gated_activation_backward(grad_TI, gate_TI, up_TI, grad_gate_TI, grad_up_TI, activation)
+            cpu.gated_activation_backward(
+                grad_TI, gate_TI, up_TI, grad_gate_TI, grad_up_TI, activation
+            )
         return grad_gate_TI, grad_up_TI
     with torch.enable_grad():
         gate_TI, up_TI = gate_TI.detach().requires_grad_(), up_TI.detach().requires_grad_()
@@ -313,7 +378,9 @@ def launch_forward(
     """Run the Triton kernels; the arguments are checked already."""
     num_tokens, width = gate_TI.shape
     num_splits = triton.cdiv(num_tokens, SPLIT_TOKENS)
-    partials_NSI = torch.empty(len(totals), num_splits, width, dtype=torch.float32, device=gate_TI.device)
+    partials_NSI = torch.empty(
+        len(totals), num_splits, width, dtype=torch.float32, device=gate_TI.device
+    )
     with torch.cuda.device_of(gate_TI):
         _gated_activation_kernel[(num_splits, triton.cdiv(width, FORWARD["BLOCK_I"]))](
             gate_TI, up_TI, out_TI, partials_NSI, mask_T,
@@ -332,7 +399,9 @@ def add_splits(partials_NSI: Tensor, totals: tuple[Tensor, ...]) -> None:
     pointers = (*totals, *[totals[0]] * (4 - len(totals)))
     grid = (triton.cdiv(width, SUM["BLOCK_I"]), len(totals))
     with torch.cuda.device_of(partials_NSI):
-        _add_splits_kernel[grid](partials_NSI, *pointers, num_splits, width, enable_fp_fusion=True, **SUM)
+        _add_splits_kernel[grid](
+            partials_NSI, *pointers, num_splits, width, enable_fp_fusion=True, **SUM
+        )
 
 
 def launch_backward(
@@ -360,35 +429,67 @@ def _use_triton(tensor: Tensor) -> bool:
 
 
 def check_arguments(
-    gate: Tensor, up: Tensor, activation: Activation | None, sums: NeuronSums | None, token_mask: Tensor | None, mode: Mode
+    gate: Tensor,
+    up: Tensor,
+    activation: Activation | None,
+    sums: NeuronSums | None,
+    token_mask: Tensor | None,
+    mode: Mode,
 ) -> None:
     if activation not in CODES:
         raise ValueError(f"activation is {activation!r}; choose silu, gelu_tanh or None")
     if mode not in ("fast", "match_hf"):
         raise ValueError(f"mode is {mode!r}; choose fast or match_hf")
-    if gate.shape != up.shape or gate.dtype != up.dtype or gate.device != up.device or not gate.dim():
+    if (
+        gate.shape != up.shape
+        or gate.dtype != up.dtype
+        or gate.device != up.device
+        or not gate.dim()
+    ):
         raise ValueError(f"gate is {describe(gate)} and up {describe(up)}; they must be alike")
     if gate.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise ValueError(f"gate is {describe(gate)}; its type must be float32, bfloat16, float16 or float64")
+        raise ValueError(
+            f"gate is {describe(gate)}; its type must be float32, bfloat16, float16 or float64"
+        )
     shape = gate.shape[-1:]
     for total in sums.tensors() if sums else ():
-        if total.shape != shape or total.dtype != torch.float64 or total.device != gate.device or not total.is_contiguous():
-            raise ValueError(f"sums must be fp64 of shape {tuple(shape)}, contiguous and on gate's device; got {describe(total)}")
-    if token_mask is not None and (token_mask.dtype != torch.bool or token_mask.numel() * gate.shape[-1] != gate.numel()):
-        raise ValueError(f"token_mask is {describe(token_mask)}; it must be bool with one entry a token of gate, {describe(gate)}")
+        if (
+            total.shape != shape
+            or total.dtype != torch.float64
+            or total.device != gate.device
+            or not total.is_contiguous()
+        ):
+            raise ValueError(
+                f"sums must be fp64 of shape {tuple(shape)}, contiguous and on gate's device; got"
+                f" {describe(total)}"
+            )
+    if token_mask is not None and (
+        token_mask.dtype != torch.bool or token_mask.numel() * gate.shape[-1] != gate.numel()
+    ):
+        raise ValueError(
+            f"token_mask is {describe(token_mask)}; it must be bool with one entry a token of"
+            f" gate, {describe(gate)}"
+        )
     if token_mask is not None and token_mask.device != gate.device:
-        raise ValueError(f"token_mask is on {token_mask.device}; it must be on {gate.device}, like gate")
+        raise ValueError(
+            f"token_mask is on {token_mask.device}; it must be on {gate.device}, like gate"
+        )
 
 
 def as_rows(tensor: Tensor, name: str) -> Tensor:
     """(..., I) as (T, I) without a copy."""
     try:
-        rows_TI = tensor.view(-1, tensor.shape[-1]) if tensor.numel() else tensor.reshape(0, tensor.shape[-1])
+        rows_TI = (
+            tensor.view(-1, tensor.shape[-1])
+            if tensor.numel()
+            else tensor.reshape(0, tensor.shape[-1])
+        )
     except RuntimeError:
         rows_TI = None
     if rows_TI is None or (rows_TI.stride(1) != 1 and rows_TI.shape[1] > 1):
         raise ValueError(
-            f"{name} is {describe(tensor)} with strides {tensor.stride()}; its rows must be contiguous and evenly spaced"
+            f"{name} is {describe(tensor)} with strides {tensor.stride()}; its rows must be"
+            " contiguous and evenly spaced"
         )
     return rows_TI
 

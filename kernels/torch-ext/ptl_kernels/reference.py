@@ -1,4 +1,5 @@
-"""The plain PyTorch twin of every operation: what the kernels are compared with, and the fallback where none fits.
+"""The plain PyTorch twin of every operation: what the kernels are compared with, and the fallback
+where none fits.
 
 Shape suffixes: T tokens, I FFN width, H hidden size, K kept neurons, L layers, M moves.
 """
@@ -16,18 +17,26 @@ def activate(gate: Tensor, activation: str | None) -> Tensor:
     return gate
 
 
-def gated_activation(gate: Tensor, up: Tensor, activation: str | None = "silu", mode: str = "fast") -> Tensor:
-    """activation(gate) * up: rounded once (fast), or after the activation and after the product (match_hf)."""
+def gated_activation(
+    gate: Tensor, up: Tensor, activation: str | None = "silu", mode: str = "fast"
+) -> Tensor:
+    """activation(gate) * up: rounded once (fast), or after the activation and after the product
+    (match_hf).
+    """
     if mode == "match_hf" or gate.dtype == torch.float64:
         return activate(gate, activation) * up
     return (activate(gate.float(), activation) * up.float()).to(gate.dtype)
 
 
-def neuron_sums(activation_TI: Tensor, token_mask_T: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return each neuron's sum of squares, sum, sum of |a| and maximum of |a| over the tokens, (I,) fp64 each.
+def neuron_sums(
+    activation_TI: Tensor, token_mask_T: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return each neuron's sum of squares, sum, sum of |a| and maximum of |a| over the tokens, (I,)
+    fp64 each.
 
     Args:
-        activation_TI: input of down_proj, (num_tokens, width), bf16/fp16/fp32/fp64; squared and summed in fp64.
+        activation_TI: input of down_proj, (num_tokens, width), bf16/fp16/fp32/fp64; squared and
+            summed in fp64.
         token_mask_T: True for the tokens that count, (num_tokens,) bool; None counts all.
     """
     if token_mask_T is not None:
@@ -38,9 +47,13 @@ def neuron_sums(activation_TI: Tensor, token_mask_T: Tensor | None = None) -> tu
     return value_TI.square().sum(0), value_TI.sum(0), magnitude_TI.sum(0), largest_I
 
 
-def add_neuron_sums_(totals: tuple[Tensor, ...], activation_TI: Tensor, token_mask_T: Tensor | None = None) -> None:
+def add_neuron_sums_(
+    totals: tuple[Tensor, ...], activation_TI: Tensor, token_mask_T: Tensor | None = None
+) -> None:
     """Add to (), (square,) or (square, sum, absolute, maximum), in place."""
-    if len(totals) == 1:  # the common case, without the other three and without an fp64 copy of the activation
+    if (
+        len(totals) == 1
+    ):  # the common case, without the other three and without an fp64 copy of the activation
         if token_mask_T is not None:
             activation_TI = activation_TI[token_mask_T]
         wide = activation_TI if activation_TI.dtype == torch.float64 else activation_TI.float()
@@ -52,14 +65,18 @@ def add_neuron_sums_(totals: tuple[Tensor, ...], activation_TI: Tensor, token_ma
         torch.maximum(totals[3], largest, out=totals[3])
 
 
-def residual_change(before_TH: Tensor, after_TH: Tensor, token_mask_T: Tensor | None = None) -> Tensor:
+def residual_change(
+    before_TH: Tensor, after_TH: Tensor, token_mask_T: Tensor | None = None
+) -> Tensor:
     """Return sums over tokens of how a layer changes the residual stream: (3,) fp64.
 
-    out = [sum ||after - before||, sum ||after - before||^2, sum cosine(before, after)]; Eq. 5 of arXiv 2602.04919 is the mean of
-    the first, block influence (ShortGPT, arXiv 2403.03853) one minus the mean of the third.
+    out = [sum ||after - before||, sum ||after - before||^2, sum cosine(before, after)]; Eq. 5 of
+    arXiv 2602.04919 is the mean of the first, block influence (ShortGPT, arXiv 2403.03853) one
+    minus the mean of the third.
 
     Args:
-        before_TH: the layer's input, (num_tokens, hidden_size), bf16/fp16/fp32/fp64; summed in fp32 (fp64 for fp64).
+        before_TH: the layer's input, (num_tokens, hidden_size), bf16/fp16/fp32/fp64; summed in fp32
+            (fp64 for fp64).
         after_TH: the layer's output, same shape.
         token_mask_T: True for the tokens that count, (num_tokens,) bool; None counts all.
     """
@@ -81,17 +98,21 @@ def dual_gemm(
     activation: str | None = "silu",
     mode: str = "fast",
 ) -> Tensor:
-    """activation(hidden @ gate_weight.T + gate_bias) * (hidden @ up_weight.T + up_bias): (num_tokens, width)."""
+    """activation(hidden @ gate_weight.T + gate_bias) * (hidden @ up_weight.T + up_bias):
+    (num_tokens, width).
+    """
     gate_TI = torch.nn.functional.linear(hidden_TH, gate_weight_IH, gate_bias_I)
     up_TI = torch.nn.functional.linear(hidden_TH, up_weight_IH, up_bias_I)
     return gated_activation(gate_TI, up_TI, activation, mode)
 
 
 def hole_filling(kept_LK: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return order_LK, sources_LM, destinations_LM and num_moves_L of ``ptl_kernels.hole_filling``, int64.
+    """Return order_LK, sources_LM, destinations_LM and num_moves_L of ``ptl_kernels.hole_filling``,
+    int64.
 
     Args:
-        kept_LK: indices of the neurons that stay, (num_layers, num_kept) int64 on the CPU, in any order.
+        kept_LK: indices of the neurons that stay, (num_layers, num_kept) int64 on the CPU, in any
+            order.
 
     Raises:
         ValueError: an index is out of range or comes twice.
@@ -101,10 +122,13 @@ def hole_filling(kept_LK: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor, T
         stays_LI = torch.zeros(num_layers, width, dtype=torch.bool).scatter_(1, kept_LK, True)
     except RuntimeError:
         lowest, highest = int(kept_LK.min()), int(kept_LK.max())
-        raise ValueError(f"kept has indices from {lowest} to {highest}; they must lie in 0..{width - 1}") from None
+        raise ValueError(
+            f"kept has indices from {lowest} to {highest}; they must lie in 0..{width - 1}"
+        ) from None
     if (stays_LI.sum(1) != num_kept).any():
         raise ValueError("kept has the same index twice in one layer")
-    # both lists come sorted by layer, then by index, and each layer has as many holes as kept neurons in its tail
+    # both lists come sorted by layer, then by index, and each layer has as many holes as kept
+    # neurons in its tail
     layer_of_move, destinations = (~stays_LI[:, :num_kept]).nonzero(as_tuple=True)
     sources = stays_LI[:, num_kept:].nonzero(as_tuple=True)[1] + num_kept
     order_LK = torch.arange(num_kept).repeat(num_layers, 1)

@@ -1,4 +1,5 @@
-"""How much a decoder layer changes the residual stream: three sums over tokens, each tensor read once.
+"""How much a decoder layer changes the residual stream: three sums over tokens, each tensor read
+once.
 
 Shape suffixes: T tokens, H hidden size, P programs.
 """
@@ -30,8 +31,12 @@ def _residual_change_kernel(
     for start in range(0, hidden_size, BLOCK_H):
         columns = start + tl.arange(0, BLOCK_H)
         inside = counts[:, None] & (columns < hidden_size)[None, :]
-        before = tl.load(before_ptr + rows[:, None] * before_stride + columns[None, :], mask=inside, other=0.0).to(tl.float32)
-        after = tl.load(after_ptr + rows[:, None] * after_stride + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+        before = tl.load(
+            before_ptr + rows[:, None] * before_stride + columns[None, :], mask=inside, other=0.0
+        ).to(tl.float32)
+        after = tl.load(
+            after_ptr + rows[:, None] * after_stride + columns[None, :], mask=inside, other=0.0
+        ).to(tl.float32)
         change += (after - before) * (after - before)
         dot += before * after
         norm_before += before * before
@@ -46,35 +51,59 @@ def _residual_change_kernel(
 
 
 @torch.no_grad()
-def residual_change(before: Tensor, after: Tensor, out_3: Tensor, token_mask: Tensor | None = None) -> None:
-    """Add to ``out_3`` the sums over tokens of ||after - before||, of its square, and of cosine(before, after).
+def residual_change(
+    before: Tensor, after: Tensor, out_3: Tensor, token_mask: Tensor | None = None
+) -> None:
+    """Add to ``out_3`` the sums over tokens of ||after - before||, of its square, and of
+    cosine(before, after).
 
-    The mean of the first is Eq. 5 of arXiv 2602.04919; one minus the mean of the third is block influence (arXiv 2403.03853). Give
-    each layer a row of one (num_layers, 3) tensor, and the host never waits. Deterministic. A forward pass that gradient
-    checkpointing repeats adds nothing.
+    The mean of the first is Eq. 5 of arXiv 2602.04919; one minus the mean of the third is block
+    influence (arXiv 2403.03853). Give each layer a row of one (num_layers, 3) tensor, and the host
+    never waits. Deterministic. A forward pass that gradient checkpointing repeats adds nothing.
 
     Args:
         before: the layer's input, (..., hidden_size), fp32/bf16/fp16, last dimension contiguous.
         after: the layer's output, same shape, dtype and device.
         out_3: (3,) fp64 on the same device, contiguous.
-        token_mask: True for the tokens that count, (...) bool; None counts all. The others may hold anything.
+        token_mask: True for the tokens that count, (...) bool; None counts all. The others may hold
+            anything.
 
     Raises:
         ValueError: shapes, types or devices do not fit.
 
-    Reads each tensor once: 2 * num_tokens * hidden_size * itemsize bytes. CUDA: Triton; CPU: csrc, for fp32 and bf16.
+    Reads each tensor once: 2 * num_tokens * hidden_size * itemsize bytes. CUDA: Triton; CPU: csrc,
+    for fp32 and bf16.
     """
-    if not before.dim() or before.shape != after.shape or before.dtype != after.dtype or before.device != after.device:
+    if (
+        not before.dim()
+        or before.shape != after.shape
+        or before.dtype != after.dtype
+        or before.device != after.device
+    ):
         raise ValueError(
-            f"before is {before.dtype} {tuple(before.shape)}, after {after.dtype} {tuple(after.shape)}; they must be alike"
+            f"before is {before.dtype} {tuple(before.shape)}, after {after.dtype}"
+            f" {tuple(after.shape)}; they must be alike"
         )
-    if out_3.shape != (3,) or out_3.dtype != torch.float64 or out_3.device != before.device or not out_3.is_contiguous():
-        raise ValueError(f"out_3 must be fp64 of shape (3,) on {before.device}; got {out_3.dtype} {tuple(out_3.shape)}")
-    if token_mask is not None and (token_mask.dtype != torch.bool or token_mask.numel() * before.shape[-1] != before.numel()):
+    if (
+        out_3.shape != (3,)
+        or out_3.dtype != torch.float64
+        or out_3.device != before.device
+        or not out_3.is_contiguous()
+    ):
         raise ValueError(
-            f"token_mask must be bool with one entry a token of before, {tuple(before.shape)}; got {tuple(token_mask.shape)}"
+            f"out_3 must be fp64 of shape (3,) on {before.device}; got {out_3.dtype}"
+            f" {tuple(out_3.shape)}"
         )
-    if torch._C._current_graph_task_id() != -1 or not before.numel():  # inside a backward pass: see gated_activation
+    if token_mask is not None and (
+        token_mask.dtype != torch.bool or token_mask.numel() * before.shape[-1] != before.numel()
+    ):
+        raise ValueError(
+            f"token_mask must be bool with one entry a token of before, {tuple(before.shape)}; got"
+            f" {tuple(token_mask.shape)}"
+        )
+    if (
+        torch._C._current_graph_task_id() != -1 or not before.numel()
+    ):  # inside a backward pass: see gated_activation
         return
     before_TH, after_TH = (_rows(tensor) for tensor in (before, after))
     mask_T = None if token_mask is None else token_mask.reshape(-1).contiguous()

@@ -1,0 +1,1 @@
+"""What all benchmarks share: clocks, the machine, files of results, tables."""

@@ -1,0 +1,1 @@
+"""Whether the compressed model is really faster."""

@@ -1,0 +1,1 @@
+"""Every op of ptl_kernels against its peers."""

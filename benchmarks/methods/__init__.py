@@ -1,0 +1,1 @@
+"""Pruning methods on equal terms."""

@@ -1,0 +1,1 @@
+"""How fast recovery is, and what each way of recovering is worth."""

@@ -1,0 +1,1 @@
+"""What every stage may use and that knows nothing of models: messages, ranks, files, errors."""

@@ -1,0 +1,119 @@
+"""The neuron detection that the authors of arXiv 2602.04919 published, step by step: a baseline to
+compare with, not our method.
+
+Their equations score each neuron over all tokens of the corpus; their code reads one position of
+few samples, and compares signed values. Batch 1, Python sets and a copy to the host for every view
+are theirs too: benchmarks time this file.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ptl_fast.base import distributed
+from ptl_fast.model.families import Family, feed_forwards
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NUM_REASONING, NUM_GENERAL = 10, 1000
+TOP_SHARE = 12000 / 14336  # their top_n of the width in the first round
+
+
+def detect(
+    model: "PreTrainedModel",
+    family: Family,
+    reasoning: Sequence[Sequence[int]],
+    general: Sequence[Sequence[int]],
+) -> Tensor:
+    """Return the neurons that the rule calls redundant, (num_layers, width) bool on the CPU.
+
+    For each of a layer's three views: the least active neurons of every reasoning sample, less the
+    most active ones of every general (English) sample. A neuron is redundant that is so in any
+    view.
+
+    Args:
+        reasoning: token ids of documents, of which the first 10 count.
+        general: token ids of documents, of which the first 1000 count.
+    """
+    least = common_extremes(
+        model, family, reasoning[:NUM_REASONING], largest=False, description="calibrate"
+    )
+    most = common_extremes(
+        model, family, general[:NUM_GENERAL], largest=True, description="protect"
+    )
+    widths = [ffn.width for ffn in feed_forwards(model, family).values()]
+    selected_LI = torch.zeros(len(widths), widths[0], dtype=torch.bool)
+    for selected_I, least_of_views, most_of_views in zip(selected_LI, least, most, strict=True):
+        redundant = set().union(
+            *(low - high for low, high in zip(least_of_views, most_of_views, strict=True))
+        )
+        selected_I[sorted(redundant)] = True
+    return selected_LI
+
+
+@torch.inference_mode()
+def common_extremes(
+    model: "PreTrainedModel",
+    family: Family,
+    documents: Sequence[Sequence[int]],
+    largest: bool,
+    description: str = "",
+) -> list[list[set[int]]]:
+    """Return, per layer and view, the neurons that are among the most (or least) active ones in
+    every document.
+
+    The views are gate_proj's output before the activation function, up_proj's output, and
+    down_proj's input, at the last position of a document whose last token is fed twice. Values are
+    compared with their sign.
+    """
+    views: list[list[Tensor]] = []
+
+    def record_inputs(
+        layer: int, count: int, module: nn.Module, args: tuple, output: Tensor
+    ) -> None:
+        views[layer] += [view[0, -1] for view in output.chunk(count, dim=-1)]
+
+    def record_activation(layer: int, module: nn.Module, args: tuple) -> None:
+        views[layer].append(args[0][0, -1])
+
+    ffns, handles = list(feed_forwards(model, family).values()), []
+    for index, ffn in enumerate(ffns):
+        count = 2 if ffn.fused else 1  # one projection may hold gate and up
+        handles += [
+            linear.register_forward_hook(partial(record_inputs, index, count))
+            for linear in ffn.inputs
+        ]
+        handles.append(ffn.down.register_forward_pre_hook(partial(record_activation, index)))
+    common: list[list[set[int]]] = []
+    try:
+        for document in tqdm(
+            documents,
+            desc=description,
+            disable=not (description and distributed.is_main()),
+            leave=False,
+        ):
+            views[:] = [[] for _ in ffns]
+            model(torch.tensor([[*document, document[-1]]], device=model.device), use_cache=False)
+            found = [[_extremes(view, largest) for view in layer] for layer in views]
+            common = (
+                [_intersections(*pair) for pair in zip(common, found, strict=True)]
+                if common
+                else found
+            )
+    finally:
+        for handle in handles:
+            handle.remove()
+    return common
+
+
+def _extremes(view_I: Tensor, largest: bool) -> set[int]:
+    return set(view_I.topk(round(TOP_SHARE * view_I.numel()), largest=largest).indices.tolist())
+
+
+def _intersections(views: list[set[int]], others: list[set[int]]) -> list[set[int]]:
+    return [one & other for one, other in zip(views, others, strict=True)]

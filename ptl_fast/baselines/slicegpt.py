@@ -1,0 +1,460 @@
+"""SliceGPT (arXiv 2401.15024), the baseline that narrows the residual stream: rotate it into its
+principal axes, keep the first.
+
+A transformer with RMSNorm computes the same when the stream x between two blocks becomes x Q with
+an orthogonal Q, once the norms' weights are folded into the linear layers behind them: ||x Q|| =
+||x||, and the weights on both sides absorb Q. Every block (attention or FFN) gets the Q of its own
+input, so the residual connection needs the matrix Q_in^T Q_out, the *shortcut*. Slicing keeps the
+first columns of each Q. As in the authors' code, Q holds the principal axes of the uncentred,
+unnormalised stream, calibration runs through the part that is already sliced, and the stream before
+the head is not sliced: final norm and head stay.
+
+A sliced model is no ordinary checkpoint. Its model_type is ``slicegpt_`` and the original's, which
+transformers refuses; after ``import ptl_fast.slicegpt`` the Auto classes know it. In its config,
+``hidden_size`` stays the original's, and ``sliced_hidden_size`` is what is left.
+
+Shape suffixes: T tokens, H hidden size, D sliced hidden size, O width of a block's output (D, or H
+in the last block), B bases."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from ptl_fast.base import distributed
+from ptl_fast.model.families import needs_one_row
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from ptl_fast.data.packing import PackedTokens
+
+PREFIX = "slicegpt_"
+ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
+FFN_INPUTS = ("gate_proj", "up_proj")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure:
+    """What differs between model types: attribute names of a decoder layer's norms, and what a norm
+    multiplies by.
+    """
+
+    ffn_norm: str = "post_attention_layernorm"
+    attention_post_norm: str | None = None
+    """The norm between a block's output and the residual connection, where there is one."""
+    ffn_post_norm: str | None = None
+    norm_offset: float = 0.0
+    """A norm multiplies by this plus its weight."""
+
+
+LLAMA = Structure()
+GEMMA2 = Structure(
+    ffn_norm="pre_feedforward_layernorm",
+    attention_post_norm="post_attention_layernorm",
+    ffn_post_norm="post_feedforward_layernorm",
+    norm_offset=1.0,
+)
+STRUCTURES = {"llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA, "gemma2": GEMMA2}
+
+
+class RootMeanSquare(nn.Module):
+    """x / sqrt(sum(x^2) / hidden_size + eps), in float32: an RMSNorm whose weight is folded away.
+
+    ``hidden_size`` is the original one also where x is narrower. The kept coordinates hold nearly
+    all of ||x||, so their sum of squares over the original count is nearly the original mean; over
+    the kept count, every block's input would come out too small."""
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.hidden_size, self.eps = hidden_size, eps
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        exact = hidden_states.float()
+        mean_square = exact.square().sum(-1, keepdim=True) / self.hidden_size
+        return (exact * torch.rsqrt(mean_square + self.eps)).type_as(hidden_states)
+
+
+class PostNorm(nn.Module):
+    """A norm behind a block, whose weight cannot be folded into the block: (..., D) -> (..., O).
+
+    The block's output stands in the principal axes P of its own, which leaves its norm unchanged.
+    Then one matrix goes back to the original axes, multiplies by the norm's weight w and goes on to
+    the stream's axes: P^T diag(w) Q_out.
+    """
+
+    def __init__(self, hidden_size: int, eps: float, rotation: nn.Linear) -> None:
+        super().__init__()
+        self.norm, self.rotation = RootMeanSquare(hidden_size, eps), rotation
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.rotation(self.norm(hidden_states))
+
+
+class SlicedDecoderLayer(GradientCheckpointingLayer):
+    """A decoder layer's own attention and FFN on a rotated, sliced residual stream: (..., D) ->
+    (..., output_size).
+    """
+
+    def __init__(self, layer: Any, config: "PretrainedConfig", output_size: int) -> None:
+        super().__init__()
+        structure, hidden_size, eps = _structure(config), config.hidden_size, config.rms_norm_eps
+        self.self_attn, self.mlp = layer.self_attn, layer.mlp
+        self.norm = RootMeanSquare(hidden_size, eps)
+        weight = self.mlp.down_proj.weight
+        square = functools.partial(
+            nn.Linear,
+            config.sliced_hidden_size,
+            bias=False,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        self.attention_shortcut = square(config.sliced_hidden_size)
+        self.ffn_shortcut = square(output_size)
+        self.attention_post: nn.Module = nn.Identity()
+        self.ffn_post: nn.Module = nn.Identity()
+        if structure.attention_post_norm is not None:
+            self.attention_post = PostNorm(hidden_size, eps, square(config.sliced_hidden_size))
+        if structure.ffn_post_norm is not None:
+            self.ffn_post = PostNorm(hidden_size, eps, square(output_size))
+
+    def attend(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        return self.self_attn(hidden_states=self.norm(hidden_states), **arguments)[0]
+
+    def feed_forward(self, hidden_states: Tensor) -> Tensor:
+        return self.mlp(self.norm(hidden_states))
+
+    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        attended = self.attention_post(self.attend(hidden_states, **arguments))
+        hidden_states = self.attention_shortcut(hidden_states) + attended
+        return self.ffn_shortcut(hidden_states) + self.ffn_post(self.feed_forward(hidden_states))
+
+
+def is_sliced(config: "PretrainedConfig") -> bool:
+    return config.model_type.startswith(PREFIX)
+
+
+def sliced_config(config: "PretrainedConfig", sliced_hidden_size: int) -> "PretrainedConfig":
+    """The config of the model that ``rotate_and_slice`` makes; ``AutoModelForCausalLM.from_config``
+    builds it.
+
+    Raises:
+        ValueError: the model type is not one of STRUCTURES, or the size is not in [1, hidden_size].
+    """
+    if config.model_type not in STRUCTURES:
+        raise ValueError(
+            f"--slice-hidden is not possible for model_type {config.model_type}; it knows"
+            f" {', '.join(STRUCTURES)}; a type with the"
+            " same structure needs a row in ptl_fast/baselines/slicegpt.py"
+        )
+    if not 0 < sliced_hidden_size <= config.hidden_size:
+        raise ValueError(
+            f"sliced hidden size {sliced_hidden_size} is outside [1, {config.hidden_size}], the"
+            " model's hidden size"
+        )
+    settings = {
+        key: value
+        for key, value in config.to_dict().items()
+        if key not in ("model_type", "architectures")
+    }
+    # the embedding is sliced and the head is not, so they can no longer be one
+    settings |= {"sliced_hidden_size": sliced_hidden_size, "tie_word_embeddings": False}
+    sliced = _classes(config.model_type)[0].from_dict(settings)
+    sliced._attn_implementation = config._attn_implementation
+    return sliced
+
+
+@torch.no_grad()
+def rotate_and_slice(
+    model: "PreTrainedModel", tokens: "PackedTokens", sliced_hidden_size: int, batch_size: int
+) -> tuple["PreTrainedModel", Tensor]:
+    """Return the sliced model, made of the given one's modules (which is used up), and the bases'
+    eigenvalues.
+
+    One pass over ``tokens``, layer after layer; tokens whose mask is False do not count. With
+    several ranks each takes every world_size-th batch, and the axes of small eigenvalues then
+    differ from those of one rank, as sums are rounded in another order. Covariances and changes of
+    weights are computed in float64, on the model's device. There, the whole corpus's residual
+    stream is held three times in the weights' type, 3 * num_tokens * hidden_size * itemsize bytes,
+    and its attention masks once.
+
+    Returns:
+        The model, and (2 * num_layers, hidden_size) float64 on the CPU: for the input of every
+        block, the uncentred covariance's eigenvalues, descending. Their sum beyond
+        ``sliced_hidden_size`` is the energy that this slice loses.
+
+    Raises:
+        ValueError: the model type is not known, or an activation is NaN or infinite.
+    """
+    config = sliced_config(model.config, sliced_hidden_size)
+    model.eval()
+    decoder: Any = model.base_model
+    batches = _record_batches(model, tokens, batch_size)
+    first_H, basis_HH = _principal_axes(
+        [batch.stream for batch in batches], batches, config.hidden_size, model.device
+    )
+    spectrum, basis_HD = [first_H], basis_HH[:, :sliced_hidden_size]
+    decoder.embed_tokens = _sliced_embedding(decoder.embed_tokens, basis_HD)
+    for batch in batches:
+        batch.stream = batch.stream @ basis_HD.to(batch.stream.dtype)
+    last = len(decoder.layers) - 1
+    for index, layer in enumerate(
+        tqdm(decoder.layers, desc="slice", disable=not distributed.is_main(), leave=False)
+    ):
+        output_size = config.hidden_size if index == last else sliced_hidden_size
+        sliced = SlicedDecoderLayer(layer, config, output_size)
+        for block in _blocks(sliced, layer, config):
+            last_block = index == last and block.output is sliced.mlp.down_proj
+            basis_HD, eigenvalues_H = _slice_block(block, batches, index, basis_HD, last_block)
+            if eigenvalues_H is not None:
+                spectrum.append(eigenvalues_H)
+        decoder.layers[index] = sliced
+    return _assemble(model, config), torch.stack(spectrum)
+
+
+@dataclass(kw_only=True)
+class _Batch:
+    """Some of the calibration sequences on their way through the model."""
+
+    stream: Tensor
+    """(rows, length, D): the residual stream in the present axes; at first (rows, length, H), the
+    embeddings.
+    """
+    mask_T: Tensor
+    """(rows * length,) bool: the tokens that count."""
+    arguments: list[dict[str, Any]]
+    """What the model gives each decoder layer besides the stream: masks, position embeddings."""
+
+
+@dataclass(kw_only=True)
+class _Block:
+    """Attention or FFN of one layer, and what belongs to it."""
+
+    inputs: list[nn.Linear]
+    output: nn.Linear
+    norm_weight_H: Tensor
+    """float64: what the norm before the block multiplies by."""
+    post_weight_H: Tensor | None
+    post: Any
+    shortcut: nn.Linear
+    run: Callable[[Tensor, dict[str, Any]], Tensor]
+    """(stream, the layer's arguments) -> the block's output before ``post``."""
+
+
+class _Recorder(nn.Module):
+    """Stands in for a decoder layer, keeps what it is given and computes nothing."""
+
+    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        self.stream, self.arguments = hidden_states, arguments
+        return hidden_states
+
+
+def _record_batches(
+    model: "PreTrainedModel", tokens: "PackedTokens", batch_size: int
+) -> list[_Batch]:
+    """This rank's batches at the first layer's input."""
+    decoder: Any = model.base_model
+    layers, batches = decoder.layers, []
+    decoder.layers = nn.ModuleList(_Recorder() for _ in layers)
+    try:
+        for first in range(0, len(tokens), batch_size)[
+            distributed.rank() :: distributed.world_size()
+        ]:
+            rows = slice(first, first + batch_size)
+            input_ids, position_ids = (
+                tokens.input_ids[rows].to(model.device),
+                tokens.position_ids[rows].to(model.device),
+            )
+            if needs_one_row(model):
+                input_ids, position_ids = input_ids.view(1, -1), position_ids.view(1, -1)
+            decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+            arguments = [recorder.arguments for recorder in decoder.layers]
+            mask_T = tokens.mask[rows].flatten().to(model.device)
+            batches.append(
+                _Batch(stream=decoder.layers[0].stream, mask_T=mask_T, arguments=arguments)
+            )
+    finally:
+        decoder.layers = layers
+    return batches
+
+
+def _blocks(
+    sliced: SlicedDecoderLayer, layer: nn.Module, config: "PretrainedConfig"
+) -> list[_Block]:
+    """The two blocks of a layer, in the order in which the stream meets them."""
+    structure = _structure(config)
+
+    def factor(name: str) -> Tensor:
+        """What the layer's norm of this name multiplies by."""
+        weight: Any = layer.get_submodule(name).weight
+        return structure.norm_offset + weight.double()
+
+    attention = _Block(
+        inputs=[getattr(sliced.self_attn, name) for name in ATTENTION_INPUTS],
+        output=sliced.self_attn.o_proj,
+        norm_weight_H=factor("input_layernorm"),
+        post_weight_H=factor(structure.attention_post_norm)
+        if structure.attention_post_norm
+        else None,
+        post=sliced.attention_post,
+        shortcut=sliced.attention_shortcut,
+        run=lambda stream, arguments: sliced.attend(stream, **arguments),
+    )
+    ffn = _Block(
+        inputs=[getattr(sliced.mlp, name) for name in FFN_INPUTS],
+        output=sliced.mlp.down_proj,
+        norm_weight_H=factor(structure.ffn_norm),
+        post_weight_H=factor(structure.ffn_post_norm) if structure.ffn_post_norm else None,
+        post=sliced.ffn_post,
+        shortcut=sliced.ffn_shortcut,
+        run=lambda stream, arguments: sliced.feed_forward(stream),
+    )
+    return [attention, ffn]
+
+
+def _slice_block(
+    block: _Block, batches: list[_Batch], layer_index: int, basis_HD: Tensor, last: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Slice one block in place and take the batches through it; return its output's basis and that
+    basis's eigenvalues.
+    """
+    hidden_size, size = basis_HD.shape
+    for linear in block.inputs:
+        _set_weight_(linear, linear.weight.double() * block.norm_weight_H @ basis_HD)
+    outputs = [block.run(batch.stream, batch.arguments[layer_index]) for batch in batches]
+    back_DH = None
+    if block.post_weight_H is not None:
+        own_HD = _principal_axes(outputs, batches, hidden_size, basis_HD.device)[1][:, :size]
+        back_DH = own_HD.T * block.post_weight_H
+        _set_output_axes_(block.output, own_HD)
+        outputs = [
+            block.post.norm(output @ own_HD.to(output.dtype)) @ back_DH.to(output.dtype)
+            for output in outputs
+        ]
+    # in the original axes, so that nothing of this block's output is lost before its own slice
+    streams = [
+        batch.stream @ basis_HD.T.to(output.dtype) + output
+        for batch, output in zip(batches, outputs, strict=True)
+    ]
+    eigenvalues_H, next_HO = (
+        None,
+        torch.eye(hidden_size, dtype=torch.float64, device=basis_HD.device),
+    )
+    if not last:
+        eigenvalues_H, next_HH = _principal_axes(streams, batches, hidden_size, basis_HD.device)
+        next_HO = next_HH[:, :size]
+    if back_DH is not None:
+        _set_weight_(block.post.rotation, (back_DH @ next_HO).T)
+    else:
+        _set_output_axes_(block.output, next_HO)
+    _set_weight_(block.shortcut, next_HO.T @ basis_HD)
+    for batch, stream in zip(batches, streams, strict=True):
+        batch.stream = stream @ next_HO.to(stream.dtype)
+    return next_HO, eigenvalues_H
+
+
+def _principal_axes(
+    tensors: list[Tensor], batches: list[_Batch], hidden_size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """(hidden_size,) eigenvalues of sum_t x_t x_t^T, descending, on the CPU, and the eigenvectors
+    as columns; both float64.
+    """
+    covariance_HH = torch.zeros(hidden_size, hidden_size, dtype=torch.float64, device=device)
+    for tensor, batch in zip(tensors, batches, strict=True):
+        counted_TH = tensor.flatten(0, 1)[batch.mask_T].double()
+        covariance_HH += counted_TH.T @ counted_TH
+    covariance_HH = distributed.summed({"covariance": covariance_HH})["covariance"]
+    if not covariance_HH.isfinite().all():
+        raise ValueError(
+            "activations are NaN or infinite on the calibration data; check the checkpoint's"
+            " weights, or use --dtype"
+        )
+    eigenvalues_H, axes_HH = torch.linalg.eigh(covariance_HH)
+    return eigenvalues_H.flip(0).cpu(), axes_HH.flip(1)
+
+
+def _sliced_embedding(embedding: nn.Embedding, basis_HD: Tensor) -> nn.Embedding:
+    """The embedding in the first block's axes, with the factor that Gemma multiplies it by."""
+    scale = getattr(embedding, "embed_scale", torch.ones(())).to(embedding.weight.dtype).double()
+    weight = (embedding.weight.double() * scale @ basis_HD).to(embedding.weight.dtype)
+    return nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=embedding.padding_idx)
+
+
+def _set_output_axes_(linear: nn.Linear, basis_HO: Tensor) -> None:
+    _set_weight_(linear, basis_HO.T @ linear.weight.double())
+    if linear.bias is not None:
+        linear.bias = nn.Parameter((linear.bias.double() @ basis_HO).to(linear.bias.dtype))
+
+
+def _set_weight_(linear: nn.Linear, weight: Tensor) -> None:
+    linear.weight = nn.Parameter(weight.to(linear.weight.dtype).contiguous())
+    linear.out_features, linear.in_features = weight.shape
+
+
+def _assemble(model: Any, config: "PretrainedConfig") -> "PreTrainedModel":
+    """The sliced type's model object around the modules that were sliced in place."""
+    with torch.device("meta"):
+        sliced: Any = AutoModelForCausalLM.from_config(config)
+    sliced.model, sliced.lm_head = model.model, model.lm_head
+    for module in sliced.modules():
+        if hasattr(module, "config"):
+            module.config = config
+    sliced.generation_config = model.generation_config
+    return sliced.eval()
+
+
+def _narrow_(decoder: Any, config: "PretrainedConfig") -> None:
+    """Give a freshly built decoder the sliced shapes; its weights are then loaded."""
+    size, last = config.sliced_hidden_size, config.num_hidden_layers - 1
+    decoder.embed_tokens = nn.Embedding(config.vocab_size, size, decoder.padding_idx)
+    for index, layer in enumerate(decoder.layers):
+        sliced = SlicedDecoderLayer(layer, config, config.hidden_size if index == last else size)
+        for block in _blocks(sliced, layer, config):
+            for linear in block.inputs:
+                _set_weight_(linear, linear.weight[:, :size])
+            axes = size if block.post_weight_H is not None else block.shortcut.out_features
+            _set_output_axes_(
+                block.output, torch.eye(config.hidden_size, axes, dtype=torch.float64)
+            )
+        decoder.layers[index] = sliced
+
+
+def _structure(config: "PretrainedConfig") -> Structure:
+    return STRUCTURES[config.model_type.removeprefix(PREFIX)]
+
+
+@functools.cache
+def _classes(model_type: str) -> tuple[Any, Any]:
+    """(config class, model class) of the sliced form of a model type."""
+    base_config: Any = CONFIG_MAPPING[model_type]
+    base_model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[base_config]
+
+    class SlicedConfig(base_config):
+        sliced_hidden_size: int | None = None
+
+    class SlicedModel(base_model):
+        _no_split_modules = [SlicedDecoderLayer.__name__]  # noqa: RUF012
+
+        def __init__(self, config: "PretrainedConfig") -> None:
+            super().__init__(config)
+            _narrow_(self.model, config)
+
+    SlicedConfig.model_type = PREFIX + model_type
+    SlicedModel.config_class = SlicedConfig
+    for sliced, base in ((SlicedConfig, base_config), (SlicedModel, base_model)):
+        sliced.__name__ = sliced.__qualname__ = f"SliceGpt{base.__name__}"
+    return SlicedConfig, SlicedModel
+
+
+for _model_type in STRUCTURES:
+    _config_class, _model_class = _classes(_model_type)
+    AutoConfig.register(PREFIX + _model_type, _config_class)
+    AutoModelForCausalLM.register(_config_class, _model_class)

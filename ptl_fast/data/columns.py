@@ -1,0 +1,126 @@
+"""Which columns of a row hold the question, the answer or the text."""
+
+import functools
+import itertools
+from typing import Any
+
+from ptl_fast.data.documents import Form
+
+# Columns that belong together, in the order in which they are looked for: {problem, solution,
+# answer} is a problem with its solution, of which the answer is only the last line.
+PAIRS = (
+    ("question", "answer"),
+    ("query", "response"),
+    ("problem", "solution"),
+    ("prompt", "completion"),
+    ("instruction", "output"),
+)
+QUESTION_COLUMNS, ANSWER_COLUMNS = zip(*PAIRS, strict=True)
+MESSAGES_COLUMN = "messages"
+TEXT_COLUMNS = ("text", "content")
+
+
+def _question_and_answer(row: dict, where: str, form: Form) -> tuple[str, str]:
+    """What a row holds, without white space around it; plain text has no question."""
+    # null is how tables say that a row lacks a column
+    columns = _find_columns(
+        tuple(column for column, value in row.items() if value is not None), form
+    )
+    if columns is None:
+        raise ValueError(
+            f"{where} has the columns {', '.join(map(str, row)) or '(none)'};"
+            f" {_expected(row, form)}"
+        )
+    question_column, answer_column = columns
+    if answer_column == MESSAGES_COLUMN:
+        question, answer = _last_exchange(row[MESSAGES_COLUMN], where)
+    else:
+        question, answer = (
+            "" if question_column is None else row[question_column],
+            row[answer_column],
+        )
+    for value in (question, answer):
+        _check_text(value, where)
+    if not question.strip() and (question_column is not None or answer_column == MESSAGES_COLUMN):
+        raise ValueError(f"{where} has an empty question; remove that line, or give {{text}} alone")
+    if question and isinstance(row.get("input"), str):
+        question = f"{question}\n{row['input']}"  # Alpaca's form: instruction, input, output
+    return question.strip(), answer.strip()
+
+
+@functools.lru_cache(1024)
+def _find_columns(present: tuple[str, ...], form: Form) -> tuple[str | None, str] | None:
+    """The columns of a row's (question, answer); messages and plain text have no question column."""
+    if form.text_column is not None and form.text_column in present:
+        return None, form.text_column
+    if form.text_column is not None and form.question_column is None and form.answer_column is None:
+        return None
+    questions, answers = (
+        [name for name in ([named] if named is not None else known) if name in present]
+        for named, known in (
+            (form.question_column, QUESTION_COLUMNS),
+            (form.answer_column, ANSWER_COLUMNS),
+        )
+    )
+    pairs = list(itertools.product(questions, answers))
+    if pairs:
+        return next((pair for pair in PAIRS if pair in pairs), pairs[0])
+    if form.flags:
+        return None
+    if MESSAGES_COLUMN in present:
+        return None, MESSAGES_COLUMN
+    return next(((None, name) for name in TEXT_COLUMNS if name in present and not questions), None)
+
+
+def _expected(row: dict, form: Form) -> str:
+    named = (
+        (form.question_column, "--answer-column", ANSWER_COLUMNS),
+        (form.answer_column, "--question-column", QUESTION_COLUMNS),
+    )
+    for column, other_flag, known in named:
+        if column in row and other_flag not in form.flags:
+            return (
+                f"beside {column}, none of them is one of {', '.join(known)}; name it with"
+                f" {other_flag}"
+            )
+    if form.flags:
+        return f"{form.flags} does not fit them"
+    return (
+        f"expected a question ({', '.join(QUESTION_COLUMNS)}) with an answer"
+        f" ({', '.join(ANSWER_COLUMNS)}), {MESSAGES_COLUMN}, or"
+        f" {' or '.join(TEXT_COLUMNS)}; in --data and nll=FILE, --question-column, --answer-column"
+        " and --text-column name others"
+    )
+
+
+def _last_exchange(messages: Any, where: str) -> tuple[str, str]:
+    """The last assistant turn, and all turns before it (system, user, earlier answers) as its
+    question, a blank line between.
+    """
+    if not isinstance(messages, list) or not all(
+        isinstance(turn, dict)
+        and isinstance(turn.get("role"), str)
+        and isinstance(turn.get("content"), str)
+        for turn in messages
+    ):
+        raise ValueError(
+            f'{where}: messages must be a list of {{"role": ..., "content": ...}} with text in both'
+        )
+    answers = [index for index, turn in enumerate(messages) if turn["role"] == "assistant"]
+    if not answers:
+        raise ValueError(f"{where}: none of the messages has the role assistant; remove that line")
+    *earlier, last = messages[: answers[-1] + 1]
+    return "\n\n".join(
+        turn["content"].strip() for turn in earlier if turn["content"].strip()
+    ), last["content"]
+
+
+def _check_text(value: Any, where: str) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: question and answer must be text, not {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where} holds half a surrogate pair, which is no text; correct that line"
+        ) from error

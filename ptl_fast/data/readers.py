@@ -1,0 +1,305 @@
+"""Where documents come from: files, folders and hub data sets, their columns, and how a question is
+joined with its answer.
+
+Every source is read one row at a time, so that no more of it is in memory than what the caller
+keeps.
+"""
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ptl_fast.base.console import first_line, say
+from ptl_fast.data.columns import _question_and_answer
+from ptl_fast.data.documents import Document, Form
+
+FILE_TYPES = (".jsonl", ".json", ".parquet", ".txt")
+DEMO = "ptl-demo"
+DEMO_NUM_PROBLEMS, DEMO_SEED = 60_000, 1000
+ROWS_IN_MEMORY = 1000  # of a parquet file
+SHUFFLE_BUFFER = 10_000  # rows of a hub data set that is streamed
+
+
+class Source(NamedTuple):
+    """One entry of a list of sources; ``text`` is the entry as given, without its weight. The rest
+    is for datasets.load_dataset.
+    """
+
+    text: str
+    name: str
+    folder: str | None = None
+    config: str | None = None
+    split: str = "train"
+
+    @property
+    def from_datasets(self) -> bool:
+        """A hub data set or a local folder, which the datasets library reads."""
+        return self.name != DEMO and not os.path.isfile(self.name)
+
+
+class Part(NamedTuple):
+    """Documents that make ``weight`` of the training tokens; the weights of a corpus sum to 1.
+
+    ``shuffled``: the documents come in an order drawn by the seed, so that the first ones are a
+    sample.
+    """
+
+    name: str
+    weight: float
+    documents: Iterable[Document]
+    shuffled: bool = False
+
+
+def open_parts(data: str, form: Form, streaming_seed: int | None = None) -> list[Part]:
+    """The parts of a corpus, from SOURCE[@WEIGHT][,SOURCE@WEIGHT...]. Nothing is read before the
+    documents are asked for.
+
+    Sources without weights are one part, joined in the order given. With ``streaming_seed``, hub
+    data sets and folders are streamed in an order drawn by that seed.
+
+    Raises:
+        ValueError: an entry is malformed, or only some have weights; sources without weights cannot
+            be streamed together.
+    """
+    sources, weights = _parse(data)
+    parts = [
+        Part(
+            source.text,
+            weight,
+            _documents(source, form, streaming_seed),
+            streaming_seed is not None and source.from_datasets,
+        )
+        for source, weight in zip(sources, weights or [1.0] * len(sources), strict=True)
+    ]
+    if weights or len(parts) == 1:
+        total = math.fsum(part.weight for part in parts)
+        return [part._replace(weight=part.weight / total) for part in parts]
+    if any(part.shuffled for part in parts):
+        raise ValueError(
+            f"--streaming stops early, so {data} needs weights: SOURCE@WEIGHT,SOURCE@WEIGHT"
+        )
+    return [Part(data, 1.0, itertools.chain.from_iterable(part.documents for part in parts))]
+
+
+def load_documents(data: str, form: Form | None = None, limit: int | None = None) -> list[Document]:
+    """The first ``limit`` documents (or all) of a file, a folder, a hub data set or the demo's
+    generator, or of several, joined.
+
+    Raises:
+        ValueError: nothing there, empty, malformed (with the line), without known columns, or with
+            weights.
+    """
+    parts = open_parts(data, form or Form())
+    if len(parts) > 1:
+        raise ValueError(
+            f"{data}: weights are for --data and --protect; separate sources by commas alone"
+        )
+    return list(itertools.islice(parts[0].documents, limit))
+
+
+def _parse(data: str) -> tuple[list[Source], list[float]]:
+    """The sources and their weights, or no weights. What exists under a name that holds a comma or
+    an @ is that file.
+    """
+    entries = [data] if os.path.exists(data) else [entry.strip() for entry in data.split(",")]
+    sources, weights = [], []
+    for entry in entries:
+        name, at, weight = entry.rpartition("@")
+        if at and not os.path.exists(entry):
+            weights.append(_weight(weight, entry))
+            sources.append(_source(name, data))
+        else:
+            sources.append(_source(entry, data))
+    if weights and len(weights) < len(sources):
+        raise ValueError(
+            f"{data}: give every source a weight (SOURCE@WEIGHT,SOURCE@WEIGHT), or none"
+        )
+    return sources, weights
+
+
+def _weight(text: str, entry: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not (math.isfinite(weight) and weight > 0):
+        raise ValueError(
+            f"{entry!r}: {text!r} after the @ is no positive weight, and there is no such file;"
+            " give SOURCE@WEIGHT"
+        )
+    return weight
+
+
+def _source(entry: str, data: str) -> Source:
+    """A source from PATH, FOLDER[:[CONFIG:]SPLIT] or OWNER/NAME[/SUBFOLDER][:[CONFIG:]SPLIT]."""
+    if entry == DEMO or os.path.isfile(entry):
+        return Source(entry, entry)
+    name, *rest = re.split(r":(?![^\[]*\])", entry)  # not the colon of a split such as train[:1000]
+    if not name or len(rest) > 2:
+        raise ValueError(
+            f"{entry!r} in {data!r} is no source; give a file, a folder or a hub data set"
+            " (NAME:CONFIG:SPLIT)"
+        )
+    split, config = (
+        (rest[-1] if rest else "") or "train",
+        (rest[0] if len(rest) == 2 else "") or None,
+    )
+    if os.path.isdir(name):
+        return Source(entry, name, None, config, split)
+    path = Path(name)
+    if os.path.exists(name):
+        raise ValueError(f"{entry}: a file has no configurations or splits; give {name} alone")
+    if path.suffix in FILE_TYPES or name.startswith(("/", ".", "~")):
+        hint = f" ({data} is read as a list: commas separate sources)" if "," in data else ""
+        raise ValueError(f"no file {entry}{hint}")
+    owner_and_name, folder = "/".join(path.parts[:2]), "/".join(path.parts[2:])
+    return Source(entry, owner_and_name, folder or None, config, split)
+
+
+def _documents(source: Source, form: Form, streaming_seed: int | None) -> Iterator[Document]:
+    """Yield a source's documents; rows with an empty answer or text are left out."""
+    documents = _read(source, form, streaming_seed)
+    first = next(documents, None)
+    if first is None:
+        raise ValueError(
+            f"{source.text} holds no documents; give a file with at least one non-empty example"
+        )
+    yield first
+    yield from documents
+
+
+def _read(source: Source, form: Form, streaming_seed: int | None) -> Iterator[Document]:
+    path = Path(source.name)
+    if source.name == DEMO:
+        from ptl_fast.demo.problems import generate
+
+        for problem in generate(DEMO_NUM_PROBLEMS, DEMO_SEED, "training"):
+            yield Document(problem["question"], problem["answer"], form.template)
+    elif source.from_datasets:
+        yield from _from_rows(source.text, _dataset_rows(source, streaming_seed), form)
+    elif path.suffix == ".txt":
+        yield from (Document("", text, form.template) for text in _paragraphs(path))
+    elif path.suffix in FILE_READERS:
+        yield from _from_rows(source.text, FILE_READERS[path.suffix](path), form)
+    else:
+        raise ValueError(f"{source.text}: unknown file type; give {', '.join(FILE_TYPES)}")
+
+
+def _from_rows(name: str, rows: Iterable[tuple[int, dict]], form: Form) -> Iterator[Document]:
+    num_empty = 0
+    try:
+        for number, row in rows:
+            question, answer = _question_and_answer(row, f"{name} line {number}", form)
+            if answer:
+                yield Document(question, answer, form.template)
+            else:
+                num_empty += 1
+    finally:  # the caller may have enough before the end
+        if num_empty:
+            say(f"{name}: {num_empty:,} rows with an empty answer or text were left out")
+
+
+def _paragraphs(path: Path) -> Iterator[str]:
+    """What blank lines separate."""
+    with path.open(encoding="utf-8") as lines, _utf8_errors(path):
+        for blank, paragraph in itertools.groupby(lines, key=lambda line: not line.strip()):
+            if not blank:
+                yield "".join(paragraph).strip()
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    with path.open(encoding="utf-8") as lines, _utf8_errors(path):
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise ValueError(
+                    f"{path} line {number} is not valid JSON ({first_line(error)}); correct or"
+                    " remove that line"
+                ) from error
+            if not isinstance(row, dict):
+                raise ValueError(
+                    f'{path} line {number} is not a JSON object, such as {{"question": ...,'
+                    f' "answer": ...}}'
+                )
+            yield number, row
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    """Rows of a list, which is read as a whole, or of JSON lines."""
+    with _utf8_errors(path):
+        content = path.read_text(encoding="utf-8")
+    try:
+        rows = json.loads(content)
+    except RecursionError as error:
+        raise ValueError(f"{path} cannot be read: it is nested too deep") from error
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
+        yield from _jsonl_rows(path)
+        return
+    rows = [rows] if isinstance(rows, dict) else rows
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(
+            f'{path} is not a list of JSON objects, such as {{"question": ..., "answer": ...}}'
+        )
+    yield from enumerate(rows, start=1)
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            rows = (row for batch in file.iter_batches(ROWS_IN_MEMORY) for row in batch.to_pylist())
+            yield from enumerate(rows, start=1)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
+
+
+FILE_READERS = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}
+
+
+def _dataset_rows(source: Source, streaming_seed: int | None) -> Iterator[tuple[int, dict]]:
+    """Rows of a hub data set or a folder: mapped from the disk, or streamed from shards in an order
+    drawn by the seed.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    streaming = streaming_seed is not None
+    try:
+        rows = datasets.load_dataset(
+            source.name,
+            source.config,
+            data_dir=source.folder,
+            split=source.split,
+            streaming=streaming,
+        )
+        if streaming:
+            rows = rows.shuffle(seed=streaming_seed, buffer_size=SHUFFLE_BUFFER)
+        yield from enumerate(rows, start=1)
+    except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
+        if os.path.exists(source.name):
+            raise ValueError(f"{source.text} cannot be read: {first_line(error)}") from error
+        raise ValueError(
+            f"no file {source.text}, and no such data set on the hub or in its cache"
+            f" ({first_line(error)})"
+        ) from error
+
+
+@contextlib.contextmanager
+def _utf8_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason}); convert it") from error

@@ -1,0 +1,1 @@
+"""The bundled model: its problems, its training, its weights."""

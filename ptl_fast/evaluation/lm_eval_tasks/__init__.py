@@ -1,0 +1,1 @@
+"""The evaluation tasks that this package ships, for lm-eval."""

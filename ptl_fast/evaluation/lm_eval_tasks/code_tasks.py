@@ -1,0 +1,48 @@
+"""MBPP: write a function; three assertions judge it, in a sandbox."""
+
+from typing import Any
+
+import datasets
+
+from ptl_fast.evaluation import sandbox
+from ptl_fast.evaluation.lm_eval_tasks.rows import column, load_rows, standard_examples
+
+
+def load_mbpp(source: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+    """Rows {text, setup, test_list} from {text or prompt, test_list, test_setup_code or
+    test_imports}; 500 in the test split.
+    """
+    return load_rows(source, _row, "google-research-datasets/mbpp", ["full"])
+
+
+def mbpp_examples() -> list[dict[str, Any]]:
+    """The paper's three examples (arXiv 2108.07732): tasks 2, 3 and 4 of the prompt split, as
+    {text, code, test_list}.
+    """
+    return standard_examples("mbpp/utils.py")
+
+
+def prompt(row: dict[str, Any]) -> str:
+    """The paper's prompt: the task, and the assertions that the code must pass."""
+    tests = "\n".join(row["test_list"])
+    task = f"You are an expert Python programmer, and here is your task: {row['text']}"
+    return f"{task} Your code should pass these tests:\n\n{tests}\n[BEGIN]\n"
+
+
+def solution(row: dict[str, Any]) -> str:
+    """A few-shot example's answer; the rows of the test have none."""
+    return f"{row['code']}\n[DONE]" if "code" in row else ""
+
+
+def judge(row: dict[str, Any], responses: list[str]) -> dict[str, float]:
+    """pass@1: 1 where the assertions hold. This runs the response."""
+    tests = "\n".join([row["setup"], *row["test_list"]])
+    return {"pass@1": float(sandbox.passes(responses[0], tests))}
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    tests = column(row, "test_list")
+    if not tests or not isinstance(tests, list):
+        raise ValueError("its test_list is no list of assertions")
+    setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
+    return {"text": column(row, "text", "prompt"), "setup": setup, "test_list": tests}

@@ -1,0 +1,88 @@
+"""GSM8K, Minerva Math and MATH-500: problems with one final answer, which math-verify judges.
+
+Prompts are functions, for lm-eval compiles a template anew for each example of each prompt: most of
+a minute for GSM8K."""
+
+from typing import Any
+
+import datasets
+
+from ptl_fast.data import answers
+from ptl_fast.evaluation.lm_eval_tasks.rows import column, load_rows, standard_examples
+
+MATH_SUBJECTS = (
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+)
+
+
+def load_gsm8k(source: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+    """Rows {question, gold} from {question, answer}, where the answer ends in "#### N"."""
+    return load_rows(source, _gsm8k_row, "openai/gsm8k", ["main"])
+
+
+def load_minerva(source: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+    """Rows {problem, gold} from {problem, solution}, all seven subjects; 5000 on the hub."""
+    return load_rows(source, _math_row, "EleutherAI/hendrycks_math", MATH_SUBJECTS)
+
+
+def load_math500(source: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+    """Rows {problem, gold} from {problem, answer, solution}."""
+    return load_rows(source, _math_row, "HuggingFaceH4/MATH-500")
+
+
+def gsm8k_examples() -> list[dict[str, str]]:
+    """The eight chain-of-thought examples of Wei et al. (arXiv 2201.11903), as {question,
+    solution}.
+    """
+    examples = standard_examples("gsm8k/gsm8k-cot.yaml")
+    return [
+        {"question": example["question"], "solution": example["target"]} for example in examples
+    ]
+
+
+def minerva_examples() -> list[dict[str, str]]:
+    """The four examples of Minerva (arXiv 2206.14858), as {problem, solution}."""
+    return standard_examples("minerva_math/utils.py")
+
+
+def gsm8k_prompt(row: dict[str, str]) -> str:
+    return f"Q: {row['question']}\nA:"
+
+
+def minerva_prompt(row: dict[str, str]) -> str:
+    return f"Problem:\n{row['problem']}\n\nSolution:"
+
+
+def solution(row: dict[str, str]) -> str:
+    """A few-shot example's answer; of the test's rows, the final answer."""
+    return row.get("solution", row.get("gold", ""))
+
+
+def judge(row: dict[str, str], responses: list[str]) -> dict[str, float]:
+    """exact_match: 1 where the response's final answer equals the row's."""
+    return {"exact_match": float(answers.is_right(row["gold"], responses[0]))}
+
+
+def _gsm8k_row(row: dict[str, Any]) -> dict[str, str]:
+    answer = column(row, "answer")
+    if "####" not in answer:
+        raise ValueError('its answer does not end in "#### N"')
+    return {"question": column(row, "question"), "gold": answer.split("####")[-1].strip()}
+
+
+def _math_row(row: dict[str, Any]) -> dict[str, str]:
+    if row.get("answer") is not None:
+        gold = str(row["answer"])
+    else:
+        solution = column(row, "solution", "answer")
+        boxed = answers.final_answer(solution) if "boxed" in solution else None
+        if boxed is None:
+            raise ValueError("it has no answer column, and its solution has no \\boxed{...}")
+        gold = boxed
+    return {"problem": column(row, "problem"), "gold": gold}

@@ -1,0 +1,67 @@
+"""Negative log-likelihood (NLL) of held-out answers."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from tqdm.auto import tqdm
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ptl_fast.data.sampling import Document
+
+
+NLL = "nll"
+NLL_MAX_LENGTH = 2048
+
+
+@torch.inference_mode()
+def answer_nll(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    documents: Sequence["Document"],
+    batch_size: int,
+    max_length: int,
+    description: str = NLL,
+) -> dict[str, float]:
+    """Return {"nll": mean negative log-likelihood per answer token, in nats}; the question is given
+    and does not count.
+
+    Documents longer than ``max_length`` tokens are cut there.
+    """
+    model.eval()
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    ordered = sorted(documents, key=lambda document: len(document.text))
+    for first in tqdm(range(0, len(ordered), batch_size), desc=description, leave=False):
+        batch = ordered[first : first + batch_size]
+        encoded = [
+            tokenizer(document.text, return_offsets_mapping=True, verbose=False)
+            for document in batch
+        ]
+        longest = max(len(row["input_ids"]) for row in encoded)
+        input_ids = torch.full((len(batch), longest), pad)
+        counted = torch.zeros(len(batch), longest, dtype=torch.bool)
+        for index, (row, document) in enumerate(zip(encoded, batch, strict=True)):
+            input_ids[index, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
+            ends = torch.tensor([end for _, end in row["offset_mapping"]])
+            counted[index, : len(ends)] = ends > len(document.prompt)
+        counted = counted[:, 1:max_length].to(model.device)
+        input_ids = input_ids[:, :max_length].to(model.device)
+        # right padding under a causal mask: no counted token sees a padded one
+        logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1][counted]
+        total += (
+            torch.nn.functional.cross_entropy(
+                logits.float(), input_ids[:, 1:][counted], reduction="sum"
+            )
+            .double()
+            .cpu()
+        )
+        count += int(counted.sum())
+    if not count:
+        raise ValueError(
+            f"evaluation task {description}: the documents hold no answer tokens within"
+            f" {max_length} tokens"
+        )
+    return {NLL: (total / count).item()}

@@ -1,0 +1,257 @@
+"""What a model can do: lm-eval tasks on the model in memory, and the negative log-likelihood (NLL)
+of held-out answers.
+"""
+
+import copy
+import functools
+import json
+import logging
+import math
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks.manager import TaskDict
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ptl_fast.run.context import State
+from ptl_fast.evaluation.nll import NLL, NLL_MAX_LENGTH, answer_nll
+
+TASKS_FOLDER = Path(__file__).parent / "lm_eval_tasks"
+FEWSHOT_SEED = 1234
+CODE_TASKS = ("ptl_mbpp",)  # they run what the model writes
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+ENTRY = re.compile(r"(?:(?P<label>[\w.-]+):)?(?P<task>[\w.-]+)(?:=(?P<file>.+))?")
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """One entry of --eval-tasks: [LABEL:]TASK[=FILE]."""
+
+    label: str
+    task: str
+    file: str | None
+    """A local file or, for the benchmarks shipped here, a hub name."""
+
+    @classmethod
+    def parse(cls, entry: str) -> "EvalTask":
+        match = ENTRY.fullmatch(entry.strip())
+        if match is None:
+            raise ValueError(
+                f"--eval-tasks entry {entry!r} is not of the form [LABEL:]TASK[=FILE], such as nll"
+                " or gsm8k_cot=test.jsonl"
+            )
+        return cls(match["label"] or match["task"], match["task"], match["file"])
+
+
+def parse_tasks(entries: Sequence[str], allow_code_execution: bool = False) -> list[EvalTask]:
+    """Parse and check the entries.
+
+    Raises:
+        ValueError: an entry is malformed, names an unknown task or a missing file, runs generated
+            code without ``allow_code_execution``, or two have the same label.
+    """
+    tasks = [EvalTask.parse(entry) for entry in entries]
+    for task in tasks:
+        if task.file is not None and task.task != NLL:
+            _check_file(task)
+        if task.task in CODE_TASKS and not allow_code_execution:
+            raise ValueError(
+                f"evaluation task {task.label} runs the code that the model writes, in a sandbox"
+                " (ptl_fast/evaluation/sandbox.py says what it"
+                " does not protect from); allow it with --allow-code-execution"
+            )
+        if (
+            task.task != NLL
+            and task.task not in shipped_tasks()
+            and task.task not in _task_manager(True).all_subtasks
+        ):
+            raise ValueError(
+                f"unknown evaluation task {task.task}; choose nll, {', '.join(shipped_tasks())},"
+                " or a task of lm-eval (of its"
+                " groups, name the tasks that you want)"
+            )
+    labels = [task.label for task in tasks]
+    if len(set(labels)) < len(labels):
+        raise ValueError(
+            f"two evaluation tasks have the same label ({', '.join(labels)}); name them:"
+            " LABEL:TASK=FILE"
+        )
+    return tasks
+
+
+def shipped_tasks() -> list[str]:
+    """Names of the tasks that this package brings."""
+    return sorted(file.stem for file in TASKS_FOLDER.glob("*.yaml"))
+
+
+def _check_file(task: EvalTask) -> None:
+    assert task.file is not None
+    is_data = Path(task.file).suffix in (".jsonl", ".json", ".parquet")
+    may_be_on_hub = task.task in shipped_tasks() and HUB_NAME.fullmatch(task.file) and not is_data
+    if not Path(task.file).is_file() and not may_be_on_hub:
+        raise ValueError(f"evaluation task {task.label}: no file {task.file}")
+
+
+def load_lm_eval_task(task: EvalTask) -> "TaskDict":
+    """Load one lm-eval task with its data.
+
+    Raises:
+        ValueError: the data cannot be read, or does not have the task's columns.
+    """
+    manager = _task_manager(task.task not in shipped_tasks())
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            loaded = manager.load(
+                [task.task if task.file is None else _with_local_file(manager, task, Path(folder))]
+            )
+        for loaded_task in loaded["tasks"].values():
+            loaded_task.set_config(
+                key="num_fewshot", value=loaded_task.get_config("num_fewshot") or 0
+            )
+            loaded_task.set_fewshot_seed(seed=FEWSHOT_SEED)
+            first = next(iter(loaded_task.eval_docs))
+            loaded_task.doc_to_text(first)
+            loaded_task.doc_to_target(first)
+    except Exception as error:  # lm-eval, datasets and jinja raise many types
+        where = f"the data in {task.file}" if task.file else "its data"
+        reason = (str(error).strip().splitlines() or [""])[0]
+        fix = (
+            ""
+            if task.file and Path(task.file).is_file()
+            else f"; give a local file: {task.task}=FILE.jsonl"
+        )
+        raise ValueError(
+            f"evaluation task {task.label}: {where} cannot be used ({type(error).__name__}:"
+            f" {reason}){fix}"
+        ) from error
+    if task.task not in CODE_TASKS and any(
+        getattr(loaded_task, "UNSAFE_CODE", False) for loaded_task in loaded["tasks"].values()
+    ):
+        raise ValueError(
+            f"evaluation task {task.label} runs generated code without limits; use"
+            f" {' or '.join(CODE_TASKS)}"
+        )
+    return loaded
+
+
+def metrics(loaded: "TaskDict | None") -> dict[str, bool]:
+    """{metric: whether more is better} of a loaded lm-eval task, under the names that
+    ``run_lm_eval`` gives; None is nll.
+    """
+    if loaded is None:
+        return {NLL: False}
+    found = {}
+    for task in loaded["tasks"].values():
+        filters = [each["name"] for each in task.get_config("filter_list") or []] or ["none"]
+        for metric, higher_is_better in task.higher_is_better().items():
+            found.update({_metric_name(f"{metric},{name}"): higher_is_better for name in filters})
+    return found
+
+
+def run_tasks(state: "State", description: str) -> dict[str, dict[str, float]]:
+    """Return {task: {metric: value}} of the run's model as it is now, computed by the main rank
+    while the others wait.
+
+    Raises:
+        Diverged: a value is NaN or infinite; on all ranks.
+    """
+    from ptl_fast.base import distributed
+    from ptl_fast.base.errors import Diverged
+
+    model, tokenizer, batch_size = state.model, state.inputs.tokenizer, state.config.eval_batch
+    results: dict[str, dict[str, float]] = {}
+    for task in state.tasks if distributed.is_main() else []:
+        label = task.label
+        if task.task == NLL:
+            documents, named = state.inputs.nll_documents[label], f"{description}: {label}"
+            results[label] = answer_nll(
+                model, tokenizer, documents, batch_size, NLL_MAX_LENGTH, named
+            )
+        else:
+            results[label] = run_lm_eval(
+                model,
+                tokenizer,
+                state.inputs.lm_eval_tasks[label],
+                batch_size,
+                state.config.eval_limit,
+            )
+    results = distributed.agree(results)
+    for label, values in results.items():
+        for metric, value in values.items():
+            if not math.isfinite(value):
+                raise Diverged(
+                    f"{description}: {label} {metric} is {value}, the model has diverged; lower"
+                    " --learning-rate or"
+                    " prune less in a round (more --rounds)"
+                )
+    return results
+
+
+def run_lm_eval(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    loaded: "TaskDict",
+    batch_size: int,
+    limit: int | None,
+) -> dict[str, float]:
+    """Return {metric: value} of one loaded lm-eval task; accuracies are fractions."""
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    results = evaluate(
+        # lm-eval gives its tokenizer a padding token, which must not reach the saved one
+        lm=HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size),
+        task_dict=loaded,
+        limit=limit,
+        bootstrap_iters=0,
+        log_samples=False,
+        confirm_run_unsafe_code=True,  # parse_tasks has asked for the permission
+    )
+    assert results is not None
+    (values,) = results["results"].values()
+    return {
+        _metric_name(name): value
+        for name, value in values.items()
+        if isinstance(value, int | float) and "_stderr" not in name and "," in name
+    }
+
+
+def _metric_name(name: str) -> str:
+    """METRIC/FILTER for lm-eval's METRIC,FILTER; a filter that does nothing goes unnamed."""
+    return name.removesuffix(",none").replace(",", "/")
+
+
+def _with_local_file(manager: "TaskManager", task: EvalTask, folder: Path) -> str:
+    """Write a task file that is the named task, but reads its data from ``task.file``; return its
+    path.
+    """
+    assert task.file is not None
+    data: dict[str, Any]
+    if task.task in shipped_tasks():
+        data = {"dataset_kwargs": {"source": task.file}}
+    else:
+        files = {"train": str(Path(task.file).resolve()), "test": str(Path(task.file).resolve())}
+        data = {
+            "dataset_path": "json",
+            "dataset_name": None,
+            "dataset_kwargs": {"data_files": files},
+        }
+    settings = {"include": str(manager.task_index[task.task].yaml_path), "task": task.task, **data}
+    file = folder / f"{task.task}.yaml"
+    file.write_text(json.dumps(settings))
+    return str(file)
+
+
+@functools.cache
+def _task_manager(with_stock_tasks: bool) -> "TaskManager":
+    """lm-eval's task index; indexing the stock tasks takes seconds, so only where one is asked for."""
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return TaskManager(include_path=str(TASKS_FOLDER), include_defaults=with_stock_tasks)

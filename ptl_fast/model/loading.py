@@ -1,0 +1,251 @@
+"""Loading a model, its config and its tokenizer, with errors that name the fix."""
+
+import hashlib
+import importlib.util
+import os
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+import ptl_fast.slicegpt  # noqa: F401  teaches the Auto classes its sliced models
+from ptl_fast.base.console import first_line
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from ptl_fast.config.config import Config
+
+
+DEMO = "ptl-demo"
+DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "model"
+FINGERPRINT_BYTES = 2**20  # of a file's beginning, and of its end
+
+
+def resolve_device(name: str) -> str:
+    """Return the torch device for auto, cpu, cuda or cuda:N; under a launcher, this rank's own GPU.
+
+    Raises:
+        ValueError: the device is unknown or not present.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return name
+    kind, _, index = name.partition(":")
+    if kind != "cuda" or (index and not index.isdigit()):
+        raise ValueError(f"unknown --device {name}; choose auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    number = int(index or os.environ.get("LOCAL_RANK", "0"))
+    if number >= count:
+        raise ValueError(
+            f"--device {name} is not present (found {count} CUDA devices); use --device"
+            f" {'cuda' if count else 'cpu'}"
+        )
+    torch.cuda.set_device(number)
+    return f"cuda:{number}"
+
+
+def load_config(name: str) -> "PretrainedConfig":
+    """Read a model's config; no weights are loaded.
+
+    Raises:
+        ValueError: no such folder or hub name, or it holds no causal language model with an FFN
+            width and a number of layers.
+    """
+    name = _bundled(name)
+    path = Path(name)
+    if path.exists() and not (path / "config.json").is_file():
+        raise ValueError(
+            f"{name} is not a model folder: it has no config.json; give a folder saved by"
+            " save_pretrained"
+        )
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except Exception as error:  # transformers raises many types for a bad config
+        reason = (
+            first_line(error)
+            if path.exists()
+            else "no such folder, and not found on the hub or in its cache"
+        )
+        raise ValueError(f"--model {name} cannot be loaded: {reason}") from error
+    wanted = ("intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_size")
+    missing = [field for field in wanted if not isinstance(getattr(config, field, None), int)]
+    if missing:
+        raise ValueError(
+            f"--model {name} (model_type {config.model_type}) is not supported: looked for"
+            f" {', '.join(wanted)} in its"
+            f" config, and did not find {', '.join(missing)}"
+        )
+    return config
+
+
+def load_tokenizer(name: str, flag: str = "--model") -> "PreTrainedTokenizerBase":
+    """Load a tokenizer; ``flag`` is the setting that errors name.
+
+    Raises:
+        ValueError: the folder has none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(_bundled(name))
+    except Exception as error:  # transformers raises many types for a bad tokenizer
+        if not name or not Path(_bundled(name)).is_dir():
+            raise ValueError(
+                f"{flag} {name!r}: no such folder, and not found on the hub or in its cache"
+            ) from error
+        raise ValueError(
+            f"{flag} {name} has no tokenizer that can be loaded; save the tokenizer into the same"
+            " folder"
+        ) from error
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{flag} {name} has only a slow tokenizer; convert it to a tokenizer.json first"
+        )
+    return tokenizer
+
+
+def check_teacher(teacher: str, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Check what --teacher is without loading its weights.
+
+    Raises:
+        ValueError: it gives other ids to tokens than the tokenizer of --model does, has no
+            embedding for some of them, or its weights are missing or cut off.
+    """
+    theirs, ours = load_tokenizer(teacher, "--teacher").get_vocab(), tokenizer.get_vocab()
+    different = sorted(
+        token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token)
+    )
+    if different:
+        raise ValueError(
+            f"--teacher {teacher} has another vocabulary than --model: {len(different)} tokens"
+            f" differ, such as {different[0]!r};"
+            " its predictions are compared token by token, so give a teacher with the same"
+            " tokenizer"
+        )
+    try:
+        config = AutoConfig.from_pretrained(_bundled(teacher))
+    except Exception as error:  # transformers raises many types for a bad config
+        raise ValueError(f"--teacher {teacher} cannot be loaded: {first_line(error)}") from error
+    num_embeddings = config.get_text_config().vocab_size
+    if max(ours.values()) >= num_embeddings:
+        raise ValueError(
+            f"--teacher {teacher}: its tokenizer gives ids beyond the model's {num_embeddings}"
+            " embeddings"
+        )
+    folder = Path(_bundled(teacher))
+    if folder.is_dir() and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
+        raise ValueError(
+            f"--teacher {teacher} has no weights; give a folder saved by save_pretrained"
+        )
+    for file in folder.glob("*.safetensors"):
+        try:
+            safe_open(file, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"--teacher {teacher}: {file.name} is damaged ({first_line(error)}); copy it again"
+            ) from error
+
+
+def load_model(
+    name: str, config: "Config", device: str, flag: str = "--model"
+) -> "PreTrainedModel":
+    """Load the weights in the type, on the device and with the attention that the settings ask for;
+    errors name ``flag``.
+
+    Raises:
+        ValueError: the weights are missing or do not fit the config, or the attention cannot be
+            used.
+    """
+    dtype = _dtype(config.dtype, device)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            _bundled(name), dtype=dtype, output_loading_info=True
+        )
+    except (
+        Exception
+    ) as error:  # safetensors, torch and transformers raise many types for bad weights
+        raise ValueError(f"{flag} {name} cannot be loaded: {first_line(error)}") from error
+    model, info = loaded
+    unplaced = [key for key in info["unexpected_keys"] if ".layers." in key]
+    for keys in (info["missing_keys"], info["mismatched_keys"], unplaced):
+        if keys:
+            raise ValueError(
+                f"{flag} {name}: weights and config.json do not belong together, they differ in"
+                f" {min(map(str, keys))}"
+            )
+    attention = _attention(config.attn, device, model)
+    try:
+        model.set_attn_implementation(attention)
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"--attn {attention} cannot be used here: {first_line(error)}; use --attn auto"
+        ) from error
+    model.to(device).eval()
+    _align_parameters_(model)
+    return model
+
+
+def weights_fingerprint(name: str) -> dict[str, str]:
+    """By file of a local model's weights, what tells them from others, so that a run does not
+    continue on those.
+
+    Its size and a hash of its beginning and end, not of gigabytes. Empty for a hub name.
+    """
+    folder = Path(_bundled(name))
+    return (
+        {file.name: _fingerprint(file) for file in sorted(folder.glob("*.safetensors"))}
+        if folder.is_dir()
+        else {}
+    )
+
+
+def _fingerprint(file: Path) -> str:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        beginning = stream.read(FINGERPRINT_BYTES)
+        stream.seek(max(0, size - FINGERPRINT_BYTES))
+        return f"{size}-{hashlib.sha256(beginning + stream.read()).hexdigest()[:16]}"
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator that a stage may use, so that a stage does not depend on what ran before
+    it.
+    """
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _bundled(name: str) -> str:
+    return str(DEMO_FOLDER) if name == DEMO else name
+
+
+def _dtype(name: str, device: str) -> torch.dtype | str:
+    if name == "auto":
+        return torch.float32 if device == "cpu" else "auto"
+    return getattr(torch, name)
+
+
+def _attention(name: str, device: str, model: "PreTrainedModel") -> str:
+    if name != "auto":
+        return name
+    half_on_gpu = device != "cpu" and model.dtype != torch.float32
+    if (
+        half_on_gpu
+        and model._supports_flash_attn
+        and importlib.util.find_spec("flash_attn") is not None
+    ):
+        return "flash_attention_2"
+    return "sdpa" if model._supports_sdpa else "eager"
+
+
+@torch.no_grad()
+def _align_parameters_(model: torch.nn.Module) -> None:
+    """Copy parameters out of the mapped file: GEMM libraries may round differently on memory that
+    is not aligned.
+    """
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu":
+            parameter.data = parameter.data.clone()

@@ -1,0 +1,1 @@
+"""Which neurons and layers go in which round, and removing them."""

@@ -1,0 +1,1 @@
+"""The training that follows each pruning: one module, or one package, a method."""

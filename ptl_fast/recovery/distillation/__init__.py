@@ -1,0 +1,1 @@
+"""Recovery by distillation: the loss, and the teacher's predictions on disk."""

@@ -1,0 +1,1 @@
+"""Recovery by reinforcement learning (GRPO): what it asks, what it rewards, how it trains."""

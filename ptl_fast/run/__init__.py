@@ -1,0 +1,1 @@
+"""One compression from its settings to its result: the loop, its rounds, its folder, its report."""

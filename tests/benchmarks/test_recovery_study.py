@@ -1,0 +1,102 @@
+"""benchmarks.recovery.study measures each way of recovering once, from the same model, and writes
+what it measured.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.recovery import study
+
+
+class FakeSeed:
+    """Recovery adds 1 to a weight for cpt and 10 for grpo; cpt takes 0.01 s a token and grpo 30 s."""
+
+    def __init__(self, *given: Any) -> None:
+        self.model = nn.Linear(1, 1)
+        with torch.no_grad():
+            self.model.weight.fill_(0)
+        self.asked: list[tuple[str, int]] = []
+
+    def accuracy(self, model: nn.Linear) -> float:
+        return model.weight.item()
+
+    def recover(self, model: nn.Linear, name: str, num_tokens: int = 0) -> dict[str, Any]:
+        self.asked.append((name, num_tokens))
+        with torch.no_grad():
+            model.weight.add_(1 if name == "cpt" else 10)
+        seconds = 0.01 * num_tokens if name == "cpt" else 30.0
+        details = {} if name == "cpt" else {"grpo": {"rollouts": 5120}}
+        return {
+            "accuracy": model.weight.item(),
+            "tokens": num_tokens,
+            "cpu_seconds": seconds,
+            **details,
+        }
+
+
+def test_every_way_starts_from_the_pruned_model_and_cpt_gets_equal_time() -> None:
+    seed, rows = FakeSeed(), {}  # type: ignore[var-annotated]
+    study.reinforcement_rows(seed, rows, rows.__setitem__, 1000)  # type: ignore[arg-type]
+    assert {arm: row["accuracy"] for arm, row in rows.items()} == {
+        "untouched": 0,
+        "grpo": 10,
+        "cpt": 1,
+        "cpt, then grpo": 11,
+        "cpt, as long": 1,
+    }
+    assert seed.asked == [("grpo", 0), ("cpt", 1000), ("grpo", 0), ("cpt", 4000)]
+    assert rows["cpt, then grpo"]["cpu_seconds"] == rows["cpt, as long"]["cpu_seconds"] == 40
+    study.reinforcement_rows(seed, rows, rows.__setitem__, 1000)  # type: ignore[arg-type]
+    assert len(seed.asked) == 4, "what is measured is not measured again"
+
+
+def test_interrupted_study_goes_on_and_refuses_other_settings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(study, "Seed", FakeSeed)
+    flags = [
+        "--split",
+        "validation",
+        "--json",
+        str(tmp_path / "rows.json"),
+        "--first-tokens",
+        "1000",
+    ]
+    assert study.main([*flags, "--seeds", "10"]) == 0
+    results = json.loads((tmp_path / "rows.json").read_text())
+    del results["rows"]["10"]["cpt, as long"]
+    (tmp_path / "rows.json").write_text(json.dumps(results))
+    assert study.main([*flags, "--seeds", "10", "11"]) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert list(rows) == ["10", "11"]
+    assert all(len(arms) == 5 for arms in rows.values())
+    assert study.main([*flags, "--seeds", "10", "--width", "128"]) == 2
+
+
+def test_table_has_mean_and_range_over_seeds_and_says_what_is_missing() -> None:
+    rows = {
+        str(seed): {
+            "untouched": {"accuracy": 60.0 + seed, "tokens": 0, "cpu_seconds": 0.0},
+            "grpo": {**reinforced, "cpu_seconds": 50},
+        }
+        for seed, reinforced in enumerate(
+            [{"accuracy": 70.0, "tokens": 0, "grpo": {"rollouts": 5120}}] * 3
+        )
+    }
+    table = study.reinforcement_table({"rows": rows})
+    assert table[1] == ["the pruned model, untouched", "61.0 (60.0 to 62.0)", "3", "0", "0", "0"]
+    assert table[2] == ["`grpo`", "70.0 (70.0 to 70.0)", "3", "50", "0", "5,120"]
+    assert table[3][1:] == ["not measured"] * 5
+
+
+def test_committed_document_is_what_the_rows_give(tmp_path: Path) -> None:
+    document = tmp_path / "recovery.md"
+    document.write_text(study.DOCUMENT.read_text())
+    study.render(json.loads(study.RESULTS.read_text()), document)
+    assert document.read_text() == study.DOCUMENT.read_text()
+    assert "<!-- table:reinforcement -->" in document.read_text()

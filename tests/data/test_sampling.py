@@ -1,0 +1,516 @@
+"""Corpora are split without overlap, in bounded memory, and packed so that documents do not see
+each other.
+"""
+
+import itertools
+import json
+import random
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ptl_fast.data import documents as documents_module
+from ptl_fast.data import packing, readers, sampling
+from ptl_fast.data.documents import Document
+from ptl_fast.data.readers import Part
+from ptl_fast.demo.problems import generate, part_of
+from support.files import write_rows
+
+
+@settings(deadline=None, max_examples=60)
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=120), length=st.integers(4, 24))
+def test_packing_keeps_every_token_once(lengths: list[int], length: int) -> None:
+    counter = iter(range(1, 10**6))
+    documents = [[next(counter) for _ in range(count)] for count in lengths]
+    if sum(lengths) < length:
+        with pytest.raises(ValueError, match="less than one sequence"):
+            packing.pack(documents, length, 0)
+        return
+    packed = packing.pack(documents, length, 0)
+    assert packed.num_tokens == sum(lengths)
+    assert sorted(packed.input_ids[packed.mask].tolist()) == list(range(1, sum(lengths) + 1))
+    pieces = {
+        tuple(document[first : first + length])
+        for document in documents
+        for first in range(0, len(document), length)
+    }
+    for row in range(len(packed)):
+        ids, positions, mask = packed.input_ids[row], packed.position_ids[row], packed.mask[row]
+        starts = [*(positions == 0).nonzero().flatten().tolist(), length]
+        for start, end in itertools.pairwise(starts):
+            if mask[start]:
+                assert tuple(ids[start:end].tolist()) in pieces
+                assert positions[start:end].tolist() == list(range(end - start))
+            else:
+                assert end == start + 1, "each padding token stands alone"
+        assert packed[row]["labels"][positions == 0].eq(packing.IGNORED).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    lengths=st.lists(st.integers(1, 40), max_size=60),
+    length=st.integers(4, 24),
+    max_tokens=st.integers(1, 200),
+)
+def test_unpacked_documents_have_a_row_each(
+    lengths: list[int], length: int, max_tokens: int
+) -> None:
+    counter = itertools.count(1)
+    documents = [[next(counter) for _ in range(count)] for count in [length, *lengths]]
+    pieces = [
+        document[first : first + length]
+        for document in documents
+        for first in range(0, len(document), length)
+    ]
+    found = []
+    for batch in packing.pack(documents, length, 0).unpacked(max_tokens):
+        assert batch.mask.numel() <= max_tokens or len(batch) == 1
+        assert batch.mask.any(0).all(), "the longest one has no padding"
+        for ids, positions, mask in zip(
+            batch.input_ids, batch.position_ids, batch.mask, strict=True
+        ):
+            assert positions.tolist() == list(range(len(positions)))
+            assert torch.equal(mask, positions < mask.sum()), "padding comes last"
+            found.append(ids[mask].tolist())
+    assert sorted(found) == sorted(pieces)
+    assert list(map(len, found)) == sorted(map(len, pieces), reverse=True)
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=8), max_tokens=st.integers(1, 900)
+)
+def test_unpacked_batches_cost_the_least_of_all_ways(lengths: list[int], max_tokens: int) -> None:
+    lengths = sorted(lengths, reverse=True)
+
+    def cost(cuts: list[int]) -> float:
+        batches = [lengths[first:end] for first, end in itertools.pairwise(cuts)]
+        if any(len(batch) > 1 and batch[0] * len(batch) > max_tokens for batch in batches):
+            return float("inf")
+        return sum(batch[0] * len(batch) + packing.BATCH_COST for batch in batches)
+
+    inner = [
+        cuts
+        for count in range(len(lengths))
+        for cuts in itertools.combinations(range(1, len(lengths)), count)
+    ]
+    assert cost(packing._least_padding(lengths, max_tokens)) == min(
+        cost([0, *cuts, len(lengths)]) for cuts in inner
+    )
+
+
+def test_packing_wastes_little(tokenizer: PreTrainedTokenizerBase) -> None:
+    documents = [Document(**problem) for problem in generate(500, 5, "training")]
+    packed = packing.pack(sampling.tokenize(documents, tokenizer), 256, 1)
+    assert packed.num_tokens / packed.mask.numel() > 0.9
+
+
+def test_packing_takes_time_in_proportion_to_the_documents() -> None:
+    """Four times the documents take about four times as long; where each looks at all sequences,
+    sixteen times.
+    """
+    generator = random.Random(0)
+    documents = [[7] * generator.randint(10, 256) for _ in range(32_000)]
+
+    def seconds(count: int) -> float:
+        start = time.process_time()
+        packing.pack(documents[:count], 256, 0)
+        return time.process_time() - start
+
+    assert min(seconds(32_000) for _ in range(2)) < 8 * min(seconds(8_000) for _ in range(3))
+
+
+def test_packed_documents_do_not_see_each_other(any_model: PreTrainedModel) -> None:
+    """Each document's logits in a packed sequence are those of the document alone, also under a
+    sliding window.
+    """
+    generator = torch.Generator().manual_seed(2)
+    documents = [
+        torch.randint(2, 384, (count,), generator=generator).tolist() for count in (13, 7, 5, 20)
+    ]
+    packed = packing.pack(documents, 32, 1)
+    with torch.inference_mode():
+        logits = any_model(
+            packed.input_ids, position_ids=packed.position_ids, use_cache=False
+        ).logits
+        for document in documents:
+            row, start = next(
+                (row, start)
+                for row in range(len(packed))
+                for start in range(32)
+                if packed.input_ids[row, start : start + len(document)].tolist() == document
+            )
+            alone = any_model(torch.tensor([document]), use_cache=False).logits[0]
+            torch.testing.assert_close(
+                logits[row, start : start + len(document)], alone, atol=2e-5, rtol=2e-5
+            )
+
+
+def whole(documents: Iterable[Document], name: str = "x") -> list[Part]:
+    return [Part(name, 1.0, documents)]
+
+
+def split(
+    tokenizer: PreTrainedTokenizerBase,
+    num_tokens: int | None,
+    seed: int = 0,
+    parts: list[Part] | None = None,
+) -> sampling.Corpus:
+    documents = [Document(**problem) for problem in generate(2000, 6, "training")]
+    return sampling.split_corpus(
+        parts or whole(documents),
+        tokenizer,
+        shares=[0.1, 0.3, 0.6],
+        num_tokens=num_tokens,
+        num_held_out=50,
+        seed=seed,
+    )
+
+
+@pytest.mark.parametrize("num_tokens", [None, 20_000])
+def test_rounds_get_disjoint_subsets_of_the_asked_shares(
+    tokenizer: PreTrainedTokenizerBase, num_tokens: int | None
+) -> None:
+    corpus = split(tokenizer, num_tokens)
+    assert len(corpus.held_out) == 50
+    held_out = {tuple(ids) for ids in sampling.tokenize(corpus.held_out, tokenizer)}
+    subsets = [{tuple(ids) for ids in subset} for subset in corpus.subsets]
+    for index, subset in enumerate(subsets):
+        assert not subset & held_out
+        assert all(not subset & other for other in subsets[:index])
+    totals = [sum(map(len, subset)) for subset in corpus.subsets]
+    assert [total / sum(totals) for total in totals] == pytest.approx([0.1, 0.3, 0.6], abs=0.01)
+    if num_tokens is not None:
+        assert num_tokens <= sum(totals) < num_tokens + 100
+
+
+class Letters:
+    """A tokenizer for properties: one token a character, none at the end."""
+
+    eos_token_id = None
+
+    def __init__(self) -> None:
+        self.num_texts = 0
+
+    def __call__(self, texts: list[str], verbose: bool) -> dict[str, list[list[int]]]:
+        self.num_texts += len(texts)
+        return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
+
+
+def texts(subset: Iterable[Iterable[int]]) -> list[str]:
+    return ["".join(map(chr, ids)) for ids in subset]
+
+
+def test_shares_that_add_up_to_a_whole_number_cut_there() -> None:
+    """0.1 + 0.1 + 0.4 is a little more than 0.6 in floating point, and 50 tokens are cut after 30
+    all the same.
+    """
+    documents = [sampling._Candidate(0, sampling.Document("", ""), [0] * 10) for _ in range(5)]
+    assert [len(subset) for subset in sampling._cut(documents, [10] * 5, [0.1, 0.1, 0.4, 0.4])] == [
+        1,
+        0,
+        2,
+        2,
+    ]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    corpora=st.lists(
+        st.lists(st.text("abc", min_size=1, max_size=9), min_size=12, max_size=60, unique=True),
+        min_size=1,
+        max_size=3,
+    ),
+    weights=st.lists(st.integers(1, 5), min_size=3, max_size=3),
+    round_weights=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    num_tokens=st.none() | st.integers(1, 400),
+    num_held_out=st.integers(0, 6),
+    seed=st.integers(0, 2**20),
+)
+def test_subsets_are_disjoint_and_their_shares_hold_within_a_document(
+    corpora: list[list[str]],
+    weights: list[int],
+    round_weights: list[int],
+    num_tokens: int | None,
+    num_held_out: int,
+    seed: int,
+) -> None:
+    shares = [weight / sum(round_weights) for weight in round_weights]
+    part_weights = [weight / sum(weights[: len(corpora)]) for weight in weights[: len(corpora)]]
+
+    numbered = [
+        [Document("", f"{number}{text}") for text in documents]
+        for number, documents in enumerate(corpora)
+    ]
+
+    def run(seed: int, reverse: bool = False) -> sampling.Corpus:
+        parts = [
+            Part(str(number), weight, documents[::-1] if reverse else documents)
+            for number, (weight, documents) in enumerate(zip(part_weights, numbered, strict=True))
+        ]
+        settings = {
+            "shares": shares,
+            "num_tokens": num_tokens,
+            "num_held_out": num_held_out,
+            "seed": seed,
+        }
+        return sampling.split_corpus(parts, Letters(), keep_documents=not reverse, **settings)  # type: ignore[arg-type]
+
+    try:
+        corpus = run(seed)
+    except ValueError as error:
+        assert "too few" in str(error)  # noqa: PT017
+        return
+    subsets = [texts(subset) for subset in corpus.subsets]
+    chosen = [text for subset in subsets for text in subset] + [
+        document.text for document in corpus.held_out
+    ]
+    assert len(set(chosen)) == len(chosen)
+    assert set(chosen) <= {document.text for documents in numbered for document in documents}
+    longest = 10
+    by_part = [
+        [sum(len(t) for t in subset if t[0] == str(number)) for subset in subsets]
+        for number in range(len(corpora))
+    ]
+    total = sum(map(sum, by_part))
+    if num_tokens is not None:
+        assert total < num_tokens + longest * len(corpora)
+    for weight, tokens in zip(part_weights, by_part, strict=True):
+        assert abs(sum(tokens) - weight * total) <= longest * len(corpora)
+        assert all(
+            abs(got - share * sum(tokens)) < longest
+            for got, share in zip(tokens, shares, strict=True)
+        )
+    again, reordered = run(seed), run(seed, reverse=True)
+    assert (again.subsets, again.held_out, again.fingerprint) == (
+        corpus.subsets,
+        corpus.held_out,
+        corpus.fingerprint,
+    )
+    assert (reordered.subsets, reordered.held_out) == (corpus.subsets, corpus.held_out), (
+        "file order does not matter"
+    )
+    assert [[document.text for document in subset] for subset in corpus.documents] == subsets
+    assert not any(reordered.documents), "text is kept only where it is asked for"
+    assert reordered.fingerprint != corpus.fingerprint
+
+
+def test_another_seed_gives_other_subsets(tokenizer: PreTrainedTokenizerBase) -> None:
+    first, second = split(tokenizer, 9000), split(tokenizer, 9000, seed=1)
+    assert first.subsets != second.subsets
+    assert {tuple(ids) for ids in first.subsets[2]} != {tuple(ids) for ids in second.subsets[2]}
+    assert first.fingerprint == second.fingerprint, "the seed is a setting, not data"
+
+
+def test_every_part_of_a_subset_holds_the_weights() -> None:
+    """Also its beginning, from which neurons are scored, and the held-out documents."""
+    parts = [
+        Part("a", 0.75, [Document("", f"a{number:03d}") for number in range(900)]),
+        Part("b", 0.25, [Document("", f"b{number:07d}") for number in range(900)]),
+    ]
+    corpus = sampling.split_corpus(
+        parts, Letters(), shares=[0.5, 0.5], num_tokens=2400, num_held_out=40, seed=3
+    )  # type: ignore[arg-type]
+    for subset in corpus.subsets:
+        for first in (20, len(subset)):
+            tokens = [
+                sum(len(text) for text in texts(subset[:first]) if text[0] == name) for name in "ab"
+            ]
+            assert tokens[0] / sum(tokens) == pytest.approx(0.75, abs=0.07)
+    assert [sum(document.answer[0] == name for document in corpus.held_out) for name in "ab"] == [
+        30,
+        10,
+    ]
+    assert {document.answer[0] for document in corpus.held_out[:6]} == {"a", "b"}
+
+
+def test_the_source_that_ends_first_limits_the_others() -> None:
+    parts = [
+        Part("a", 0.5, [Document("", f"a{number:03d}") for number in range(900)]),
+        Part("b", 0.5, [Document("", f"b{number:03d}") for number in range(100)]),
+    ]
+    corpus = sampling.split_corpus(
+        parts, Letters(), shares=[0.25, 0.75], num_tokens=None, num_held_out=0, seed=3
+    )  # type: ignore[arg-type]
+    counts = [
+        [sum(text[0] == name for text in texts(subset)) for name in "ab"]
+        for subset in corpus.subsets
+    ]
+    assert counts == [[25, 25], [75, 75]]
+
+
+def test_copies_are_trained_on_once() -> None:
+    """Within a source and across sources, and where most documents are passed over."""
+    once = [Document("", f"{number:04d}") for number in range(5000)]
+    parts = [Part("a", 0.5, once * 2), Part("b", 0.5, once)]
+    corpus = sampling.split_corpus(
+        parts, Letters(), shares=[0.5, 0.5], num_tokens=2000, num_held_out=20, seed=0
+    )  # type: ignore[arg-type]
+    chosen = [text for subset in corpus.subsets for text in texts(subset)] + [
+        document.text for document in corpus.held_out
+    ]
+    assert len(chosen) == len(set(chosen)) == 500 + 20
+
+
+def test_the_sample_is_uniform() -> None:
+    """A tenth of a file comes evenly from its beginning, middle and end."""
+    documents = [Document("", f"{number:05d}") for number in range(20_000)]
+    corpus = sampling.split_corpus(
+        whole(documents), Letters(), shares=[1.0], num_tokens=10_000, num_held_out=0, seed=5
+    )  # type: ignore[arg-type]
+    numbers = [int(text) for text in texts(corpus.subsets[0])]
+    assert len(numbers) == 2000
+    counts = [
+        sum(start <= number < start + 5000 for number in numbers)
+        for start in range(0, 20_000, 5000)
+    ]
+    assert all(abs(count - 500) < 5 * (500 * 0.75) ** 0.5 for count in counts), counts
+
+
+def test_memory_holds_what_is_kept_and_not_the_file(tmp_path: Path) -> None:
+    """A file of 24 MB, of which 100 documents are trained on: the peak is a few MB, and most
+    documents are never tokenized.
+    """
+    filler = "x" * 1200
+    with (tmp_path / "large.jsonl").open("w") as file:
+        for number in range(20_000):
+            file.write(json.dumps({"question": f"{number}?", "answer": filler}) + "\n")
+    size = (tmp_path / "large.jsonl").stat().st_size
+    assert size > 24e6
+    tokenizer = Letters()
+    tracemalloc.start()
+    try:
+        parts = readers.open_parts(str(tmp_path / "large.jsonl"), documents_module.Form())
+        corpus = sampling.split_corpus(
+            parts, tokenizer, shares=[1.0], num_tokens=120_000, num_held_out=10, seed=0
+        )  # type: ignore[arg-type]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(corpus.held_out) == 10
+    assert len(corpus.subsets[0]) == pytest.approx(100, abs=3)
+    # a batch of 1000 texts, its token lists (8 bytes a token), and what is kept
+    assert peak < 1000 * 1200 * (1 + 8) + 4e6 < size
+    assert tokenizer.num_texts < 3000
+
+
+def test_subsets_do_not_depend_on_rank_or_process(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """Two processes, with other ranks and other seeds of Python's hash, choose the same documents."""
+    source = write_rows(
+        tmp_path / "a.jsonl", *({"question": f"{number}?", "answer": "z"} for number in range(3000))
+    )
+    program = """if True:
+        import sys
+        from ptl_fast import data, sources
+
+        class Letters:
+            eos_token_id = None
+
+            def __call__(self, texts, verbose):
+                return {"input_ids": [list(text.encode()) for text in texts]}
+
+        parts = sources.open_parts(sys.argv[1], sources.Form())
+        corpus = data.split_corpus(parts, Letters(), shares=[.5, .5], num_tokens=9000, num_held_out=9, seed=4)
+        print([[list(ids) for ids in subset] for subset in corpus.subsets], corpus.held_out)
+    """
+    outputs = []
+    for rank in ("0", "1"):
+        settings = {
+            **environment,
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": "2",
+            "PYTHONHASHSEED": rank + "7",
+        }
+        command = [sys.executable, "-c", program, source]
+        outputs.append(
+            subprocess.run(command, env=settings, capture_output=True, text=True, check=True).stdout
+        )
+    assert outputs[0] == outputs[1]
+    assert len(outputs[0]) > 9000
+
+
+def test_a_shuffled_source_is_read_no_further_than_needed() -> None:
+    read = []
+
+    def endless() -> Iterator[Document]:
+        for number in itertools.count():
+            read.append(number)
+            yield Document("", f"{number:05d}")
+
+    part = Part("endless", 1.0, endless(), shuffled=True)
+    corpus = sampling.split_corpus(
+        [part], Letters(), shares=[0.5, 0.5], num_tokens=8000, num_held_out=7, seed=0
+    )  # type: ignore[arg-type]
+    assert len(corpus.held_out) == 7
+    assert sum(map(len, corpus.subsets)) == 1600
+    assert len(read) <= 1600 + 7 + sampling.BATCH
+
+
+def test_the_fingerprint_knows_documents_template_and_weights() -> None:
+    documents = [Document("q", str(number)) for number in range(40)]
+
+    def fingerprint(*parts: Part) -> str:
+        return sampling.split_corpus(
+            parts, Letters(), shares=[1.0], num_tokens=None, num_held_out=0, seed=0
+        ).fingerprint  # type: ignore[arg-type]
+
+    fingerprints = [
+        fingerprint(Part("x", 1.0, documents)),
+        fingerprint(Part("x", 1.0, documents[1:])),
+        fingerprint(
+            Part(
+                "x",
+                1.0,
+                [
+                    document._replace(template=documents_module.TEMPLATES["paper"])
+                    for document in documents
+                ],
+            )
+        ),
+        fingerprint(Part("x", 0.5, documents[:20]), Part("y", 0.5, documents[20:])),
+        fingerprint(Part("x", 0.25, documents[:20]), Part("y", 0.75, documents[20:])),
+    ]
+    assert len(set(fingerprints)) == len(fingerprints)
+    assert len({sampling.fingerprint([document]) for document in documents}) == len(documents)
+
+
+def test_demo_parts_never_meet() -> None:
+    problems = {
+        part: {item["question"] for item in generate(2000, 7, part)}
+        for part in ("training", "validation", "test")
+    }
+    assert not problems["training"] & problems["test"]
+    assert not problems["training"] & problems["validation"]
+    assert not problems["test"] & problems["validation"]
+    assert all(
+        part_of(question) == part for part, questions in problems.items() for question in questions
+    )
+
+
+def test_demo_answers_are_right() -> None:
+    """Each thought is recomputed from its own text, and chains to the next."""
+    for problem in generate(300, 8, "training"):
+        *thoughts, last = problem["answer"].split(";")
+        value = int(problem["question"].split("start with ")[1].split(",")[0])
+        for thought in thoughts:
+            left, right = thought.split("=")
+            operator = next(symbol for symbol in "+-*" if symbol in left)
+            before, operand = map(int, left.split(operator))
+            assert before == value
+            value = {"+": before + operand, "-": before - operand, "*": before * operand}[
+                operator
+            ] % 100
+            assert int(right) == value
+        assert last == f"#### {value}"

@@ -1,0 +1,278 @@
+"""Presets and their dry runs: what they print, that they need nothing, and what the estimates under
+them rest on.
+"""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.documents import flops_table
+from ptl_fast.config.command_line import PRESETS, parse, shipped_config
+from ptl_fast.model import flops
+from ptl_fast.pruning import schedule as schedule_module
+from ptl_fast.recovery import registry
+from ptl_fast.run import dry_run as estimates
+from ptl_fast.run.dry_run import dry_run
+from support.runs import main
+
+# (width, layers) that each preset reaches
+TARGETS = {
+    "demo": (384, 4),
+    "llama3-8b-paper": (9336, 30),
+    "llama3-8b-code-paper": (9336, 30),
+    "gemma2-9b-paper": (6336, 36),
+    "qwen2.5-7b-paper": (8944, 26),
+    "qwen2.5-7b-rl-paper": (8944, 26),
+    "llama3-8b": (9216, 30),
+    "gemma2-9b": (6144, 36),
+    "qwen2.5-7b": (9216, 26),
+}
+ALIGNED = ["llama3-8b", "gemma2-9b", "qwen2.5-7b"]
+PAPERS = [name for name in TARGETS if name.endswith("-paper")]
+ALONE = """
+import socket, sys
+def refuse(*args, **kwargs):
+    raise AssertionError("a dry run asked the network")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+from ptl_fast.compress import main
+code = main(sys.argv[1:])
+assert not {"torch", "transformers"} & set(sys.modules), "a dry run imported what takes seconds"
+sys.exit(code)
+"""
+
+
+def cells(text: str) -> list[dict[str, str]]:
+    """The rows of the dry run's table, by column."""
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+def schedule_of(preset: str) -> list[schedule_module.Round]:
+    return flops_table.dry_run_of(preset)[2]
+
+
+def test_every_preset_is_tested() -> None:
+    assert {file.stem for file in PRESETS.glob("*.yaml")} == set(TARGETS)
+
+
+@pytest.mark.parametrize("preset", TARGETS)
+def test_dry_run_needs_no_network_no_weights_and_no_torch(
+    preset: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", ALONE, "--preset", preset, "--dry-run"]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    dense, *rounds = cells(result.stdout)
+    assert dense["round"] == "dense"
+    assert (int(rounds[-1]["width"]), int(rounds[-1]["layers"])) == TARGETS[preset]
+    for row in rounds:
+        assert float(row["hours"]) >= 0
+        assert float(row["train GiB"]) >= float(row["serve GiB"])
+        assert int(row["recovery tokens"].replace(",", "")) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("preset", PAPERS)
+def test_paper_presets_remove_steps_of_1000_neurons(preset: str) -> None:
+    settings, config, schedule = flops_table.dry_run_of(preset)
+    widths = [
+        config.intermediate_size,
+        *(step.width for step in schedule if step.kind == "neurons"),
+    ]
+    assert {before - after for before, after in itertools.pairwise(widths)} == {1000}
+    assert (settings.dtype, settings.deepspeed, settings.gradient_checkpointing) == (
+        "bfloat16",
+        "zero2",
+        True,
+    )
+
+
+@pytest.mark.parametrize("preset", [name for name in PAPERS if "-rl-" not in name])
+def test_paper_presets_train_as_published(preset: str) -> None:
+    """Global batch 32 at cut-off 512 on four ranks, 100,000 sequences a round; 8e-6 for Gemma2,
+    4e-6 for the others.
+    """
+    settings, _, schedule = flops_table.dry_run_of(preset)
+    assert (settings.sequence_length, settings.global_batch, settings.micro_batch * 4 * 4) == (
+        512,
+        32,
+        32,
+    )
+    assert settings.recovery_tokens == len(schedule) * 100_000 * 512
+    assert settings.recovery_split == "equal"
+    assert settings.learning_rate == (8e-6 if "gemma" in preset else 4e-6)
+
+
+@pytest.mark.parametrize("preset", ALIGNED)
+def test_aligned_presets_keep_widths_divisible_by_128_times_8(preset: str) -> None:
+    assert {step.width % 1024 for step in schedule_of(preset)} == {0}
+
+
+def test_dry_run_prints_the_papers_flops(capsys: pytest.CaptureFixture[str]) -> None:
+    """9.1 T on GSM8K for Llama3-8B, 8.5 T on Minerva Math, 2.8 T on MBPP; PTL-5B 6.3 T to 3%."""
+    assert main(["--preset", "llama3-8b-paper", "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    dense, *_, last = cells(output)
+    assert dense["GSM8K (637)"] == "9.104T"
+    assert (dense["Minerva Math (596)"], dense["MBPP (199)"]) == ("8.506T", "2.799T")
+    assert float(last["GSM8K (637)"].removesuffix("T")) == pytest.approx(6.3, rel=0.03)
+    assert "on 4xA100-80GB, assuming 40% of 312 TFLOP/s each" in output
+
+
+def test_dry_run_without_data_knows_no_hours(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "Qwen/Qwen2.5-7B", "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    assert {row["hours"] for row in cells(output)[1:]} == {"?"}
+    assert "Recovery hours need --recovery-tokens" in output
+    assert main(["--model", "Qwen/Qwen2.5-7B", "--dry-run", "--recovery", "none"]) == 0
+    assert {row["hours"] for row in cells(capsys.readouterr().out)[1:]} == {"0.0"}
+
+
+def test_dry_run_says_when_training_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model", "Qwen/Qwen2.5-7B", "--dry-run"]
+    assert main(flags) == 0
+    assert "on a GPU that has 80: use more GPUs, or --deepspeed" in capsys.readouterr().out
+    assert main([*flags, "--deepspeed", "zero2", "--dry-run-gpus", "4xA100-80GB"]) == 0
+    assert "on a GPU that has" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dry-run-gpus", "4xT4"], "--dry-run-gpus 4xT4 is not COUNTxNAME"),
+        (["--dry-run-gpus", "0xH200"], "--dry-run-gpus 0xH200 is not COUNTxNAME"),
+        (["--recovery", "hope"], "unknown recovery hope; the dry run knows none, cpt"),
+        (["--deepspeed", "zero9"], "--deepspeed zero9: no such file"),
+        (["--keep", "0.001"], "--keep 0.001 of 18944 neurons rounds to zero width"),
+    ],
+)
+def test_dry_run_refuses_what_it_cannot_predict(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--model", "Qwen/Qwen2.5-7B", "--dry-run", *flags]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_real_run_needs_the_real_model(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The shipped numbers must not stand in for a model that cannot be had."""
+    monkeypatch.chdir(tmp_path)
+    flags = ["--data", "data.jsonl", "--deepspeed", "zero2"]
+    (tmp_path / "data.jsonl").write_text('{"text": "a"}\n')
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(variable, "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(["--model", "google/gemma-2-9b", *flags]) == 2
+    assert "--model google/gemma-2-9b cannot be loaded" in capsys.readouterr().err
+
+
+def test_local_folder_wins_over_a_shipped_architecture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert shipped_config("google/gemma-2-9b") is not None
+    (tmp_path / "google" / "gemma-2-9b").mkdir(parents=True)
+    assert shipped_config("google/gemma-2-9b") is None
+
+
+def test_dry_run_and_real_run_count_the_demo_alike() -> None:
+    from ptl_fast.model import loading
+
+    config: Any = shipped_config("ptl-demo")
+    assert flops.model_size(config, 100) == flops.model_size(loading.load_config("ptl-demo"), 100)
+    assert cells(dry_run(parse(["--dry-run"])))[0]["parameters"] == "1.417M"
+
+
+def test_prompt_lengths_are_those_that_give_the_papers_flops() -> None:
+    for preset, benchmarks in flops_table.PAPER.items():
+        _, config, _ = flops_table.dry_run_of(preset)
+        for benchmark, (original, _, _) in benchmarks.items():
+            length = flops_table.sample_length(config, original, lm_head=False)
+            assert estimates.PROMPT_TOKENS[config.model_type][benchmark] == length
+
+
+def test_committed_document_is_what_the_counts_give(tmp_path: Path) -> None:
+    flops_table.main(["--check"])
+    stale = tmp_path / "paper.md"
+    stale.write_text(flops_table.DOCUMENT.read_text().replace("-1.8%", "-0.8%", 1))
+    with pytest.raises(SystemExit):
+        flops_table.main(["--check", "--document", str(stale)])
+
+
+def test_hours_are_work_over_speed() -> None:
+    """2 GPUs at 40% of 312 TFLOP/s do 2 * 0.4 * 312e12 * 3600 operations in an hour."""
+    num_gpus, gpu = estimates.parse_gpus("2xA100-80GB")
+    assert estimates.hours(3 * 2 * 0.4 * 312e12 * 3600, num_gpus, gpu) == pytest.approx(3)
+
+
+def test_training_flops_count_the_recomputed_decoder_but_not_the_head_again() -> None:
+    config: Any = shipped_config("ptl-demo")
+    settings = parse(["--sequence-length", "128", "--gradient-checkpointing", "false"])
+    forward = flops.flops_per_sample(config, 128, causal=True) / 128
+    plain = estimates.training_flops_per_token(config, settings, "cpt")
+    assert plain == pytest.approx(3 * forward)
+    settings.gradient_checkpointing = True
+    again = estimates.training_flops_per_token(config, settings, "cpt") - plain
+    assert again == pytest.approx(forward - 2 * config.vocab_size * config.hidden_size)
+    assert estimates.training_flops_per_token(config, settings, "none") == 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "dtype", "bytes_per_parameter"),
+    [
+        (0, "bfloat16", 16),
+        (1, "bfloat16", 7),
+        (2, "bfloat16", 5.5),
+        (3, "bfloat16", 4),
+        (2, "float32", 7),
+    ],
+)
+def test_stages_divide_what_zero_says(
+    stage: int, dtype: str, bytes_per_parameter: float, tmp_path: Path
+) -> None:
+    """On 4 GPUs: 2 + 2 + 12, then 2 + 2 + 3, 2 + 0.5 + 3 and 0.5 + 0.5 + 3; in float32 4 + 1 + 2."""
+    file = tmp_path / "stage.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    config: Any = shipped_config("ptl-demo")
+    settings = parse(["--deepspeed", str(file), "--dtype", dtype])
+    num_parameters = flops.count_weights(config).num_parameters
+    assert estimates._state_bytes(num_parameters, settings, 4) == pytest.approx(
+        bytes_per_parameter * num_parameters, abs=1
+    )
+    alone = parse(["--dtype", dtype])
+    assert estimates._state_bytes(num_parameters, alone, 4) == 16 * num_parameters
+
+
+def test_serving_is_weights_and_cache() -> None:
+    """Llama3-8B: 2 bytes a parameter, and 128 KiB a token: keys and values of 32 layers x 8 heads x
+    128 x 2 bytes.
+    """
+    config: Any = shipped_config("meta-llama/Meta-Llama-3-8B")
+    assert estimates.serving_bytes(config) == 2 * 8_030_261_248 + 4096 * 128 * 1024
+
+
+def test_gradient_checkpointing_keeps_one_layer_and_every_input() -> None:
+    config: Any = shipped_config("ptl-demo")
+    settings = parse(
+        ["--micro-batch", "3", "--sequence-length", "10", "--gradient-checkpointing", "true"]
+    )
+    layer = 2 * (6 * 128 + 2 * 128 + 2 * 64 + 4 * 768)
+    assert estimates._activation_bytes(config, settings) == 30 * (4 * 2 * 128 + layer + 10 * 306)
+    settings.gradient_checkpointing = False
+    assert estimates._activation_bytes(config, settings) == 30 * (4 * layer + 10 * 306)
+
+
+def test_every_recovery_has_an_estimate() -> None:
+    assert set(registry.RECOVERIES) <= set(estimates.FORWARD_PASSES)

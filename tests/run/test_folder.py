@@ -1,0 +1,175 @@
+"""Files appear whole or not at all; what is there is not computed again; a folder that is not ours
+is left alone.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from ptl_fast.run import folder as folder_module
+from ptl_fast.run.folder import RunFolder
+
+STATE = {"config": {"keep": 0.5, "seed": 0}, "data": "abc"}
+
+
+def test_once_computes_once(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", STATE)
+    folder.open(False)
+    calls: list[int] = []
+    for _ in range(2):
+        assert folder.once("a/b.json", lambda: calls.append(1) or {"x": 1}) == {"x": 1}
+    assert calls == [1]
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path, STATE)
+    folder.write_json("a.json", 1)
+
+    def full_disk(descriptor: int) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(folder_module.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        folder.write_json("a.json", 2)
+    assert folder.read_json("a.json") == 1
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path / "run", STATE)
+    first.open(False)
+    with pytest.raises(ValueError, match="another process is working"):
+        RunFolder(tmp_path / "run", STATE).open(False)
+    first.lock.close()
+    RunFolder(tmp_path / "run", STATE).open(False)
+
+
+def test_another_run_is_named(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run", STATE).open(False)
+    RunFolder(tmp_path / "run", STATE).check(False)
+    with pytest.raises(ValueError, match=r"its --keep is 0\.5, now it is 0\.6"):
+        RunFolder(tmp_path / "run", {**STATE, "config": {"keep": 0.6, "seed": 0}}).check(False)
+    with pytest.raises(ValueError, match="other data"):
+        RunFolder(tmp_path / "run", {**STATE, "data": "def"}).check(False)
+
+
+def test_overwrite_never_deletes_what_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match="not a run"):
+        RunFolder(tmp_path, STATE).check(True)
+
+
+def test_overwrite_empties_the_folder_but_not_a_busy_one(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path / "run", STATE)
+    first.open(False)
+    first.write_json("round-01/plan.json", 1)
+    with pytest.raises(ValueError, match="another process is working"):
+        RunFolder(tmp_path / "run", STATE).open(True)
+    assert first.read_json("round-01/plan.json") == 1
+    first.lock.close()
+    RunFolder(tmp_path / "run", STATE).open(True)
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {".lock", "state.json"}
+
+
+OURS = [
+    "round-01.failed-1/plan.json",
+    "final.tmp/config.json",
+    "final/config.json",
+    "log/x",
+    "report.md",
+    "dense.json.tmp",
+]
+FOREIGN = [
+    "notes.txt",
+    "other/x.py",
+    "final.txt",
+    "report.pdf",
+    "final.mine/x",
+    "log.old/x",
+    "round-notes/x",
+    "state.old.json",
+]
+
+
+def fill(folder: Path) -> None:
+    RunFolder(folder, STATE).open(False)
+    for name in [*OURS, *FOREIGN]:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x")
+
+
+def test_overwrite_deletes_only_what_a_run_writes(tmp_path: Path) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    fill(run)
+    elsewhere.mkdir()
+    (elsewhere / "weights").write_text("x")
+    (run / "round-02").symlink_to(elsewhere)
+    RunFolder(run, STATE).open(True)
+    left = {
+        str(file.relative_to(run)) for file in run.rglob("*") if file.is_file() or file.is_symlink()
+    }
+    assert left == {".lock", "state.json", *FOREIGN}
+    assert (elsewhere / "weights").read_text() == "x"
+
+
+def test_an_interrupted_deletion_is_not_continued_as_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path)
+
+    def killed(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folder_module.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            RunFolder(tmp_path, STATE).open(True)
+    with pytest.raises(ValueError, match="--overwrite"):
+        RunFolder(tmp_path, STATE).check(False)
+    RunFolder(tmp_path, STATE).check(True)
+    RunFolder(tmp_path, STATE).open(True)
+    assert not (tmp_path / "final").exists()
+
+
+def test_settings_that_only_round_otherwise_may_change_and_are_named(tmp_path: Path) -> None:
+    def state(**config: int) -> dict:
+        return {**STATE, "config": {**STATE["config"], **config}}
+
+    RunFolder(tmp_path, state(eval_batch=16, micro_batch=2)).open(False)
+    later = RunFolder(tmp_path, state(eval_batch=4, micro_batch=2))
+    assert later.check(False) == {"eval_batch": (16, 4)}
+    with pytest.raises(ValueError, match=r"its --seed is 0, now it is 1"):
+        RunFolder(tmp_path, state(eval_batch=4, micro_batch=2, seed=1)).check(False)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is no folder that you may write to"):
+        RunFolder(tmp_path / "file" / "run", STATE).check(False)
+
+
+def test_crash_before_the_state_is_written_does_not_block(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    (tmp_path / "state.json.tmp").write_text("{")
+    RunFolder(tmp_path, STATE).check(False)
+
+
+def test_damaged_state_is_named(tmp_path: Path) -> None:
+    for content in ("{", "{}", "[]"):
+        (tmp_path / "state.json").write_text(content)
+        with pytest.raises(ValueError, match=r"state\.json is damaged"):
+            RunFolder(tmp_path, STATE).check(False)
+
+
+def test_full_disk_is_noticed_before_work_begins(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="MiB free, and the run needs about"):
+        RunFolder(tmp_path / "deep" / "run", STATE).check_disk(10**18)
+    assert not (tmp_path / "deep").exists()
+
+
+def test_damaged_file_is_named(tmp_path: Path) -> None:
+    folder = folder_module.RunFolder(tmp_path, {})
+    (tmp_path / "plan.json").write_text('{"round": 1, "kept')
+    with pytest.raises(
+        ValueError, match=r"plan.json is damaged .* delete it, or begin anew with --overwrite"
+    ):
+        folder.read_json("plan.json")

@@ -1,0 +1,342 @@
+"""Scores equal their definitions: by hand, by plain autograd, and by changing an activation and
+looking at the loss.
+"""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from ptl_fast.data import packing
+from ptl_fast.model.families import decoder_layers, feed_forwards, find_family
+from ptl_fast.recovery import continual_pretraining
+from ptl_fast.scoring import scorers
+from ptl_fast.scoring import statistics as statistics_module
+from support.models import make_model
+from support.recovery import config, packed, train
+
+EVERYTHING = frozenset({"sums", "angles"})
+CLOSE = 1e-5  # models in float64, but transformers' norms compute in float32
+
+
+@pytest.fixture
+def documents() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(7)
+    return [
+        torch.randint(2, 384, (count,), generator=generator).tolist() for count in (6, 11, 4, 9, 1)
+    ]
+
+
+def statistics(
+    square: list[list[float]], num_tokens: int = 3, **others: torch.Tensor
+) -> statistics_module.Statistics:
+    square_LI = torch.tensor(square, dtype=torch.float64)
+    change_L3 = torch.zeros(len(square), 3, dtype=torch.float64)
+    return statistics_module.Statistics(
+        num_tokens=torch.tensor(num_tokens), square_LI=square_LI, change_L3=change_L3, **others
+    )
+
+
+def captured(
+    model: PreTrainedModel, documents: list[list[int]]
+) -> tuple[list[torch.Tensor], torch.Tensor, int]:
+    """Inputs of down_proj, (layers) x (tokens, width) with their gradients, the mean loss and the
+    number of predicted tokens.
+
+    By plain hooks and autograd, one document at a time, without packing.
+    """
+    activations: list[list[torch.Tensor]] = [[] for _ in feed_forwards(model, find_family(model))]
+    handles = []
+    for into, ffn in zip(
+        activations, feed_forwards(model, find_family(model)).values(), strict=True
+    ):
+
+        def keep(module: torch.nn.Module, args: tuple, into: list[torch.Tensor] = into) -> None:
+            args[0].retain_grad()
+            into.append(args[0])
+
+        handles.append(ffn.down.register_forward_pre_hook(keep))
+    num_predicted = sum(len(document) - 1 for document in documents)
+    loss = torch.zeros((), dtype=torch.float64)
+    for document in documents:
+        logits = model(torch.tensor([document]), use_cache=False).logits[0]
+        loss = (
+            loss
+            + cross_entropy(
+                logits[:-1], torch.tensor(document[1:], dtype=torch.int64), reduction="sum"
+            )
+            / num_predicted
+        )
+    loss.backward()
+    for handle in handles:
+        handle.remove()
+    values = [torch.cat([each[0] for each in layer]).detach() for layer in activations]
+    zero = torch.zeros_like  # a document of one token has no loss, and no gradient
+    gradients = [
+        torch.cat([zero(each[0]) if each.grad is None else each.grad[0] for each in layer])
+        for layer in activations
+    ]
+    return (
+        [torch.stack(pair) for pair in zip(values, gradients, strict=True)],
+        loss.detach(),
+        num_predicted,
+    )
+
+
+def test_fluctuation_by_hand() -> None:
+    """Activations 1, 2, 3 have the variance 1; 2, 2, 2 none; -3, 0, 3 have 9. The columns' squared
+    norms are 25, 1 and 4.
+    """
+    model = make_model(
+        "llama",
+        num_hidden_layers=1,
+        intermediate_size=3,
+        hidden_size=2,
+        num_attention_heads=1,
+        head_dim=2,
+    )
+    model.model.layers[0].mlp.down_proj.weight.data = torch.tensor(
+        [[3.0, 1.0, 0.0], [4.0, 0.0, 2.0]]
+    )
+    sums = torch.tensor([[6.0, 6.0, 0.0]], dtype=torch.float64)
+    scores = scorers.fluctuation(
+        statistics([[14.0, 12.0, 18.0]], sum_LI=sums), model, find_family(model), 0
+    )
+    assert scores.tolist() == [[25.0, 0.0, 36.0]]
+
+
+def test_fluctuation_and_the_other_sums_of_a_model(
+    any_model: PreTrainedModel, documents: list[list[int]]
+) -> None:
+    model, family = any_model.double(), find_family(any_model)
+    taken = statistics_module.collect(
+        model, family, packing.pack(documents, 16, 1), 2, extra=frozenset({"sums"})
+    )
+    values, _, _ = captured(model, documents)
+    activation_LTI = torch.stack([value for value, _ in values])
+    norms = torch.stack(
+        [ffn.down.weight.detach().norm(dim=0) for ffn in feed_forwards(model, family).values()]
+    )
+    assert taken.sum_LI is not None
+    torch.testing.assert_close(taken.sum_LI, activation_LTI.sum(1), rtol=CLOSE, atol=1e-6)
+    torch.testing.assert_close(taken.absolute_LI, activation_LTI.abs().sum(1), rtol=CLOSE, atol=0.0)
+    torch.testing.assert_close(taken.maximum_LI, activation_LTI.abs().amax(1), rtol=CLOSE, atol=0.0)
+    scores = scorers.fluctuation(taken, model, family, 0)
+    torch.testing.assert_close(scores, activation_LTI.var(1) * norms**2, rtol=CLOSE, atol=0.0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_gradient_scores_equal_autograd(
+    any_model: PreTrainedModel, documents: list[list[int]], batch_size: int
+) -> None:
+    """However the corpus is packed and cut into batches; and no parameter has a gradient, or has
+    lost its flag.
+    """
+    model, family = any_model.double(), find_family(any_model)
+    frozen = model.get_input_embeddings().weight.requires_grad_(False)
+    taken = statistics_module.collect(
+        model, family, packing.pack(documents, 16, 1), batch_size, extra=frozenset({"gradients"})
+    )
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert [parameter is frozen for parameter in model.parameters()] == [
+        not p.requires_grad for p in model.parameters()
+    ]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    expected, _, num_predicted = captured(model, documents)
+    assert int(taken.num_predicted) == num_predicted
+    assert int(taken.num_tokens) == sum(map(len, documents))
+    scores = scorers.gradient(taken, model, family, 0)
+    torch.testing.assert_close(
+        scores, torch.stack([(a * g).abs().sum(0) for a, g in expected]), rtol=CLOSE, atol=1e-15
+    )
+    torch.testing.assert_close(
+        taken.square_LI, torch.stack([a.square().sum(0) for a, _ in expected]), rtol=CLOSE, atol=0.0
+    )
+
+
+def norm_in_float64(module: LlamaRMSNorm, hidden: torch.Tensor) -> torch.Tensor:
+    return (
+        module.weight
+        * hidden
+        * (hidden.square().mean(-1, keepdim=True) + module.variance_epsilon).rsqrt()
+    )
+
+
+def test_gradient_scores_are_the_first_order_change_of_the_loss(
+    llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weaken one neuron at one token after another by a millionth: the losses' changes add up to a
+    millionth of its score.
+    """
+    monkeypatch.setattr(LlamaRMSNorm, "forward", norm_in_float64)
+    documents, share, layer, neuron = [[5, 9, 2, 77], [8, 3, 300]], 1e-6, 2, 11
+    model, family = llama.double(), find_family(llama)
+    taken = statistics_module.collect(
+        model, family, packing.pack(documents, 7, 1), 1, extra=frozenset({"gradients"})
+    )
+    weakened: list[int] = []  # the token, counted over the corpus
+    seen = 0
+
+    def weaken(module: torch.nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        nonlocal seen
+        changed = args[0].clone()
+        for token in weakened:
+            if 0 <= token - seen < changed.shape[1]:
+                changed[0, token - seen, neuron] *= 1 - share
+        seen += changed.shape[1]
+        return (changed,)
+
+    def loss() -> float:
+        nonlocal seen
+        seen, total = 0, 0.0
+        for document in documents:
+            logits = model(torch.tensor([document]), use_cache=False).logits[0]
+            total += cross_entropy(
+                logits[:-1], torch.tensor(document[1:], dtype=torch.int64), reduction="sum"
+            ).item()
+        return total / 5
+
+    ffn = feed_forwards(model, family)[str(layer)]
+    handle = ffn.down.register_forward_pre_hook(weaken)
+    with torch.inference_mode():
+        before, changes = loss(), []
+        for token in range(7):
+            weakened[:] = [token]
+            changes.append(abs(loss() - before))
+    handle.remove()
+    assert changes[3] == changes[6] == 0, "a document's last token predicts nothing"
+    assert min(changes[0], changes[4]) > 0
+    assert scorers.gradient(taken, model, family, 0)[layer, neuron].item() == pytest.approx(
+        sum(changes) / share, rel=1e-3
+    )
+
+
+def test_gradient_by_hand() -> None:
+    taken = statistics([[1.0]], gradient_LI=torch.tensor([[6.0]]), num_predicted=torch.tensor(4))
+    assert scorers.gradient(taken, make_model("llama"), None, 0).tolist() == [[1.5]]  # type: ignore[arg-type]
+
+
+def test_gradient_of_half_precision_weights_is_summed_in_double(
+    llama: PreTrainedModel, documents: list[list[int]]
+) -> None:
+    family, tokens, extra = (
+        find_family(llama),
+        packing.pack(documents, 16, 1),
+        frozenset({"gradients"}),
+    )
+    expected = statistics_module.collect(llama, family, tokens, 2, extra=extra).gradient_LI
+    for parameter in llama.parameters():
+        parameter.data = parameter.data.bfloat16()
+    taken = statistics_module.collect(llama, family, tokens, 2, extra=extra).gradient_LI
+    assert taken is not None
+    assert taken.dtype == torch.float64
+    assert (taken - expected).norm() < 0.05 * expected.norm()
+
+
+def test_angular_distance_by_hand() -> None:
+    right = torch.tensor([2.0, 0.0])
+    others = torch.tensor([[5.0, 0.0], [0.0, 1.0], [3.0, 3.0], [-1.0, 0.0], [0.0, 0.0]])
+    assert statistics_module.angular_distance(right.expand(5, 2), others).tolist() == pytest.approx(
+        [0, 0.5, 0.25, 1, 0.5], abs=1e-6
+    )
+    tiny = 1e-5  # float32's cosine of this angle is exactly 1
+    turned = torch.tensor([math.cos(tiny), math.sin(tiny)])
+    assert statistics_module.angular_distance(right, turned).item() == pytest.approx(
+        tiny / math.pi, rel=1e-4
+    )
+
+
+def test_angular_scores_of_a_model(any_model: PreTrainedModel, documents: list[list[int]]) -> None:
+    """The definition: the mean over tokens of arccos(cosine) / pi, document by document."""
+    model, family = any_model.double(), find_family(any_model)
+    taken = statistics_module.collect(
+        model, family, packing.pack(documents, 16, 1), 2, extra=frozenset({"angles"})
+    )
+    totals = torch.zeros(len(decoder_layers(model, family)), dtype=torch.float64)
+
+    def add(module: torch.nn.Module, args: tuple, kwargs: dict, output: object, layer: int) -> None:
+        before, after = (
+            args[0] if args else kwargs["hidden_states"],
+            output[0] if isinstance(output, tuple) else output,
+        )
+        totals[layer] += (torch.cosine_similarity(before, after, dim=-1).arccos() / math.pi).sum()
+
+    for index, layer in enumerate(decoder_layers(model, family)):
+        layer.register_forward_hook(
+            lambda *given, index=index: add(*given, layer=index), with_kwargs=True
+        )
+    with torch.inference_mode():
+        for document in documents:
+            model(torch.tensor([document]), use_cache=False)
+    torch.testing.assert_close(
+        scorers.angular(taken), totals / sum(map(len, documents)), rtol=CLOSE, atol=0.0
+    )
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_watching_training_takes_sums_and_angles_once(
+    llama: PreTrainedModel, tmp_path: Path, gradient_checkpointing: bool
+) -> None:
+    """With a learning rate that changes nothing, all statistics are those of a pass over the same
+    sequences.
+    """
+    tokens, family = packed(num_documents=20), find_family(llama)
+    settings = config(
+        learning_rate=1e-12, calibration_tokens=10**6, gradient_checkpointing=gradient_checkpointing
+    )
+    with statistics_module.watch(llama, family, EVERYTHING) as watch:
+        train(llama, tokens, tokens.num_tokens, settings, tmp_path / "round-01" / "recovery", watch)
+    order = continual_pretraining.Sequences(
+        tokens,
+        continual_pretraining.num_steps(tokens, tokens.num_tokens, settings) * 4,
+        settings.seed,
+    ).order
+    rows = packing.PackedTokens(
+        tokens.input_ids[order], tokens.position_ids[order], tokens.mask[order]
+    )
+    expected, total = (
+        statistics_module.collect(llama, family, rows, 2, extra=EVERYTHING),
+        watch.total(),
+    )
+    assert (
+        total.tensors().keys()
+        == expected.tensors().keys()
+        >= {"sum_LI", "absolute_LI", "maximum_LI", "angle_L"}
+    )
+    for name, tensor in expected.tensors().items():
+        torch.testing.assert_close(total.tensors()[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_only_what_is_asked_for_is_taken(
+    llama: PreTrainedModel, documents: list[list[int]]
+) -> None:
+    taken = statistics_module.collect(llama, find_family(llama), packing.pack(documents, 16, 1), 2)
+    assert taken.tensors().keys() == {"num_tokens", "square_LI", "change_L3"}
+    assert scorers.EXTRA.keys() == {"fluctuation", "gradient", "angular"}
+
+
+def test_per_token_scores_do_not_depend_on_the_corpus_size(
+    llama: PreTrainedModel, documents: list[list[int]]
+) -> None:
+    """The same text twice: norms over the corpus grow, root mean squares and the mean loss's
+    gradient do not.
+    """
+    family = find_family(llama.double())
+    once, twice = (
+        statistics_module.collect(
+            llama, family, packing.pack(text, 16, 1), 2, extra=frozenset({"sums", "gradients"})
+        )
+        for text in (documents, documents * 2)
+    )
+    for name in ("activation", "output-change", "gradient", "magnitude"):
+        scores = [scorers.SCORERS[name](taken, llama, family, 0) for taken in (once, twice)]
+        first, second = (
+            scorers.per_token(name, *each)
+            for each in zip(scores, (once.num_tokens, twice.num_tokens), strict=True)
+        )
+        torch.testing.assert_close(first, second, rtol=CLOSE, atol=0.0)
+    assert scorers.per_token("activation", torch.tensor([6.0]), torch.tensor(9)).tolist() == [2.0]

@@ -1,0 +1,343 @@
+"""Compile every shipped kernel ahead of time, for GPUs that need not be there, and look for spills:
+``python tests/support/kernel_resources.py``.
+
+The package's own launchers run on tensors without memory, and what they would launch is recorded,
+then compiled as Triton would."""
+
+import argparse
+import contextlib
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime import jit
+
+from ptl_kernels.compaction import launch_gather, launch_moves
+from ptl_kernels.dual_gemm import launch as launch_dual_gemm
+from ptl_kernels.dual_gemm import launch_tma as launch_dual_gemm_tma
+from ptl_kernels.gated_activation import launch_backward, launch_forward
+from ptl_kernels.residual_change import launch as launch_residual_change
+
+SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024}  # bytes a program may use
+REGISTER_FILE = 65536  # registers of a multiprocessor
+MATRIX_INSTRUCTIONS = {80: "HMMA", 90: "HGMMA"}
+GEMM_KERNELS = ("_dual_gemm_kernel", "_dual_gemm_tma_kernel")
+ONLY_ON = {"_dual_gemm_tma_kernel": (90,)}
+TOKENS, WIDTH, HIDDEN = 8192, 14336, 4096  # Llama3-8B
+HALVES = (torch.bfloat16, torch.float16)
+FLOATS = (*HALVES, torch.float32)
+
+
+@dataclass
+class Launch:
+    """One launch of a kernel, as recorded, and the GPU it is compiled for."""
+
+    kernel: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    variant: str
+    arch: int
+
+
+@dataclass
+class Row:
+    """What one compiled kernel takes; bytes are a thread's, but for ``shared``."""
+
+    kernel: str
+    arch: int
+    variant: str
+    registers: int
+    shared: int
+    stack: int
+    spills: int
+    problems: list[str]
+
+
+def judge(
+    kernel: str, arch: int, variant: str, log: str, sass: str, shared: int, num_warps: int
+) -> Row:
+    """Read what ``ptxas -v`` and ``cuobjdump -sass`` print, and name what breaks a rule."""
+    registers = [int(number) for number in re.findall(r"Used (\d+) registers", log)]
+    frames = re.findall(
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log
+    )
+    stack, spills = (
+        sum(int(frame[0]) for frame in frames),
+        sum(int(frame[1]) + int(frame[2]) for frame in frames),
+    )
+    problems = [] if registers and frames else ["ptxas reported no registers or no stack frame"]
+    if stack or spills:
+        problems.append(f"{stack} bytes of stack, {spills} bytes spilled")
+    if max(registers, default=0) * num_warps * 32 > REGISTER_FILE:
+        problems.append(
+            f"{max(registers)} registers x {num_warps * 32} threads exceed {REGISTER_FILE}"
+        )
+    problems += [
+        f"ptxas warns of serialised matrix products ({code})"
+        for code in sorted(set(re.findall(r"C751[45]", log)))
+    ]
+    local = re.findall(r"\b(?:STL|LDL)\b", sass)
+    if local:
+        problems.append(f"{len(local)} accesses to local memory")
+    if not re.search(r"\bEXIT\b", sass):
+        problems.append("cuobjdump printed no code")
+    if kernel in GEMM_KERNELS and not re.search(rf"\b{MATRIX_INSTRUCTIONS[arch]}\b", sass):
+        problems.append(f"no {MATRIX_INSTRUCTIONS[arch]} in a matrix product")
+    if shared > SHARED_LIMITS[arch]:
+        problems.append(f"{shared} bytes of shared memory exceed {SHARED_LIMITS[arch]}")
+    return Row(kernel, arch, variant, max(registers, default=0), shared, stack, spills, problems)
+
+
+def covering(**choices: tuple[Any, ...]) -> list[dict[str, Any]]:
+    """Few combinations in which every two values of two choices come together at least once, where
+    ``_makes_sense``.
+    """
+    every = [
+        dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())
+    ]
+    every = [combination for combination in every if _makes_sense(**combination)]
+    pairs = [set(itertools.combinations(combination.items(), 2)) for combination in every]
+    missing, chosen = set().union(*pairs), []
+    while missing:
+        best = max(range(len(every)), key=lambda index: len(pairs[index] & missing))
+        chosen.append(every[best])
+        missing -= pairs[best]
+    return chosen
+
+
+def _makes_sense(store: bool = True, statistics: int = 1, mask: bool = False, **_: Any) -> bool:
+    return (store or statistics > 0) and (statistics > 0 or not mask)
+
+
+def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _totals(count: int, width: int) -> tuple[Tensor, ...]:
+    return tuple(_empty(width, dtype=torch.float64) for _ in range(count))
+
+
+def _mask(wanted: bool) -> Tensor | None:
+    return _empty(TOKENS, dtype=torch.bool) if wanted else None
+
+
+def _forward(
+    dtype: torch.dtype,
+    activation: Any,
+    mode: Any,
+    statistics: int,
+    mask: bool,
+    width: int,
+    fused: bool,
+) -> None:
+    gate_up = _empty(TOKENS, 2 * width, dtype=dtype)
+    gate, up = (
+        gate_up.chunk(2, 1) if fused else (_empty(TOKENS, width, dtype=dtype) for _ in range(2))
+    )
+    out = _empty(TOKENS, width, dtype=dtype)
+    launch_forward(gate, up, out, activation, _totals(statistics, width), _mask(mask), mode)
+
+
+def _backward(dtype: torch.dtype, activation: Any, mode: Any, width: int) -> None:
+    launch_backward(*(_empty(TOKENS, width, dtype=dtype) for _ in range(5)), activation, mode)
+
+
+def _change(dtype: torch.dtype, mask: bool, hidden: int) -> None:
+    before, after = (_empty(TOKENS, hidden, dtype=dtype) for _ in range(2))
+    launch_residual_change(before, after, _empty(3, dtype=torch.float64), _mask(mask))
+
+
+def _move_rows(dtype: torch.dtype, hidden: int) -> None:
+    moves = _empty(32, 100, dtype=torch.int64)
+    launch_moves([_empty(WIDTH, hidden, dtype=dtype) for _ in range(32)], moves, moves)
+
+
+def _gather_columns(dtype: torch.dtype, width: int, kept: int) -> None:
+    launch_gather(_empty(HIDDEN, width, dtype=dtype), _empty(kept, dtype=torch.int64))
+
+
+def _dual(
+    launcher: Callable[..., None], dtype: torch.dtype, activation: Any, mode: Any, statistics: int, mask: bool, store: bool,
+    bias: bool, width: int, hidden: int,
+) -> None:  # fmt: skip
+    matrices = [_empty(rows, hidden, dtype=dtype) for rows in (TOKENS, width, width)]
+    biases = [_empty(width, dtype=dtype) if bias else None for _ in range(2)]
+    out = _empty(TOKENS, width, dtype=dtype) if store else None
+    launcher(*matrices, *biases, out, activation, _totals(statistics, width), _mask(mask), mode)
+
+
+# For each launcher what it is called with. Sizes come with and without the divisor 16, by which
+# Triton compiles differently.
+ACTIVATION = {"activation": ("silu", "gelu_tanh", None), "mode": ("fast", "match_hf")}
+STATISTICS = {"statistics": (1, 0, 4), "mask": (False, True)}
+WIDTHS = {"width": (WIDTH, WIDTH + 1)}
+DUAL = {
+    "dtype": HALVES,
+    **ACTIVATION,
+    **STATISTICS,
+    "store": (True, False),
+    "bias": (False, True),
+    **WIDTHS,
+    "hidden": (HIDDEN, HIDDEN + 8),
+}
+CALLS: list[tuple[Callable[..., None], dict[str, tuple[Any, ...]]]] = [
+    (_forward, {"dtype": FLOATS, **ACTIVATION, **STATISTICS, **WIDTHS, "fused": (False, True)}),
+    (_backward, {"dtype": FLOATS, **ACTIVATION, **WIDTHS}),
+    (_change, {"dtype": FLOATS, "mask": (False, True), "hidden": (HIDDEN, HIDDEN + 1)}),
+    (
+        _move_rows,
+        {
+            "dtype": (torch.int8, torch.bfloat16, torch.float32, torch.float64),
+            "hidden": (HIDDEN, HIDDEN + 1),
+        },
+    ),
+    (
+        _gather_columns,
+        {
+            "dtype": (torch.int8, torch.bfloat16, torch.float32, torch.float64),
+            **WIDTHS,
+            "kept": (12896, 12897),
+        },
+    ),
+    (_dual, {"launcher": (launch_dual_gemm,), **DUAL}),
+    (_dual, {"launcher": (launch_dual_gemm_tma,), **DUAL}),
+]
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[tuple[Any, tuple[Any, ...], dict[str, Any]]]]:
+    """Instead of launching kernels, list (kernel, args, kwargs)."""
+    launches: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+    run = jit.JITFunction.run
+
+    def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        launches.append((self, args, kwargs))
+
+    jit.JITFunction.run = record
+    try:
+        yield launches
+    finally:
+        jit.JITFunction.run = run
+
+
+def all_launches() -> list[Launch]:
+    """What to compile: each different specialisation once for each GPU."""
+    found: dict[str, Launch] = {}
+    for call, choices in CALLS:
+        for combination in covering(**choices):
+            variant = " ".join(
+                f"{name}={_short(value)}"
+                for name, value in combination.items()
+                if name != "launcher"
+            )
+            with recorded() as launches:
+                call(**combination)
+            for (kernel, args, kwargs), arch in itertools.product(launches, (80, 90)):
+                if arch in ONLY_ON.get(kernel.__name__, (80, 90)):
+                    launch = Launch(kernel, args, kwargs, variant, arch)
+                    found.setdefault(f"{kernel.__name__} {arch} {specialised(launch)}", launch)
+    return list(found.values())
+
+
+def specialised(launch: Launch) -> tuple[Any, ...]:
+    """(options, signature, constants, attributes) that Triton derives from a launch's arguments."""
+    kernel, backend = launch.kernel, make_backend(GPUTarget("cuda", launch.arch, 32))
+    bind = jit.create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialisation, options = bind(*launch.args, **launch.kwargs)
+    return kernel._pack_args(backend, launch.kwargs, bound, specialisation, options)
+
+
+def compiled(launch: Launch) -> Row:
+    """Compile one launch and judge it."""
+    options, signature, constants, attributes = specialised(launch)
+    source, log = ASTSource(launch.kernel, signature, constants, attributes), io.StringIO()
+    with contextlib.redirect_stdout(log):
+        binary = triton.compile(
+            source, target=GPUTarget("cuda", launch.arch, 32), options=options.__dict__
+        )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(binary.asm["cubin"])
+        command = [knobs.nvidia.cuobjdump.path, "-sass", file.name]
+        sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    metadata = binary.metadata
+    return judge(
+        launch.kernel.__name__,
+        launch.arch,
+        launch.variant,
+        log.getvalue(),
+        sass,
+        metadata.shared,
+        metadata.num_warps,
+    )
+
+
+def _short(value: Any) -> str:
+    return getattr(value, "__name__", str(value)).removeprefix("torch.")
+
+
+LAUNCHES: list[Launch] = []  # filled before the workers fork: kernels cannot be sent to them
+
+
+def _compiled_at(index: int) -> Row:
+    return compiled(LAUNCHES[index])
+
+
+def compile_all(num_workers: int) -> Iterator[Row]:
+    """Compile and judge everything in an empty cache: a kernel that comes from a cache has no log."""
+    LAUNCHES[:] = all_launches()
+    with tempfile.TemporaryDirectory() as cache:
+        knobs.cache.dir, knobs.nvidia.dump_ptxas_log = cache, True
+        with ProcessPoolExecutor(num_workers, multiprocessing.get_context("fork")) as pool:
+            yield from pool.map(_compiled_at, range(len(LAUNCHES)))
+
+
+def main() -> int:
+    """Print a line for each compiled kernel; return 1 where one breaks a rule."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the rows here too")
+    parser.add_argument(
+        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that compile"
+    )
+    options = parser.parse_args()
+    if knobs.runtime.interpret:
+        parser.error(
+            "TRITON_INTERPRET is set, and interpreted kernels cannot be compiled; unset it"
+        )
+    rows = []
+    for row in compile_all(options.workers):
+        rows.append(row)
+        sizes = (
+            f"{row.registers:3d} registers {row.shared:6d} shared {row.stack} stack"
+            f" {row.spills} spilled"
+        )
+        print(
+            f"{row.kernel} sm_{row.arch} {sizes} | {row.variant} |"
+            f" {'; '.join(row.problems) or 'fits'}",
+            flush=True,
+        )
+    if options.json:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    failures = [row for row in rows if row.problems]
+    print(f"{len(rows)} kernels compiled, {len(failures)} break a rule")
+    return 1 if failures or not rows else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
