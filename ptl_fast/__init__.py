@@ -12,9 +12,9 @@ def compress(**settings: Any) -> dict[str, Any]:
     Raises:
         ValueError: a setting, the model or the data does not fit; the message names the fix.
     """
-    from ptl_fast.run import loop  # heavy libraries are imported when work begins
+    from ptl_fast.run import start  # heavy libraries are imported when work begins
 
-    return loop.compress(**settings)
+    return start.compress(**settings)
 
 
 def planned_sizes(**settings: Any) -> list[dict[str, int]]:
@@ -25,6 +25,6 @@ def planned_sizes(**settings: Any) -> list[dict[str, int]]:
         ValueError: as ``compress`` does for a setting or model that does not fit; the data is not
             read.
     """
-    from ptl_fast.run import loop
+    from ptl_fast.run import start
 
-    return loop.planned_sizes(**settings)
+    return start.planned_sizes(**settings)

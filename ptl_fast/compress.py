@@ -3,22 +3,17 @@
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING
 
 from ptl_fast.base.console import first_line
 from ptl_fast.config.command_line import parse
-
-if TYPE_CHECKING:
-    pass
-from ptl_fast.base.console import quiet_libraries
-from ptl_fast.run.loop import run
+from ptl_fast.recovery.registry import trains_on_text
+from ptl_fast.run import start
 
 OUT_OF_MEMORY = (
     "The same command goes on from here, also with a smaller --micro-batch (training and scoring),"
-    " --eval-batch (evaluation) or"
-    " --grpo-micro-batch, or with --gradient-checkpointing true. What sampling for grpo needs only"
-    " smaller --grpo-prompts or"
-    " --grpo-rollouts lower, and those are another run."
+    " --eval-batch (evaluation) or --grpo-micro-batch, or with --gradient-checkpointing true. What"
+    " sampling for grpo needs only smaller --grpo-prompts or --grpo-rollouts lower, and those are"
+    " another run."
 )
 NO_MEMORY = (
     "out of memory",
@@ -29,28 +24,23 @@ NO_MEMORY = (
 )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point of the command line; returns the exit code."""
-    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
+def main(arguments: list[str]) -> int:
+    """Run what the flags say; returns the exit code: 2 for what the user can mend, told in one
+    line, and 130 for an interruption.
+    """
+    debug = "--debug" in arguments
     try:
-        config = parse(arguments)
-        debug = config.debug
-        config.check()
-        if (
-            not config.debug and not config.dry_run
-        ):  # it imports transformers, which a dry run may not need
-            quiet_libraries()
-        run(config)
+        config = parse(arguments, trains_on_text)
+        debug = config.run.debug
+        start.run(config, quiet=not debug)
     except (ValueError, OSError, RuntimeError, MemoryError, argparse.ArgumentError) as error:
         lacks_memory = _is_out_of_memory(error)
         if debug or (isinstance(error, RuntimeError) and not lacks_memory):
             raise
         if os.environ.get("RANK", "0") == "0" or lacks_memory:
-            text = (
-                f"out of memory: {first_line(error)}. {OUT_OF_MEMORY}"
-                if lacks_memory
-                else str(error)
-            )
+            text = str(error)
+            if lacks_memory:
+                text = f"out of memory: {first_line(error)}. {OUT_OF_MEMORY}"
             print(f"error: {' '.join(text.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -68,4 +58,4 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ptl_fast.base import distributed
 from ptl_fast.model.families import Family, feed_forwards
+from ptl_fast.scoring.scorers import Evidence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,6 +55,19 @@ def detect(
         )
         selected_I[sorted(redundant)] = True
     return selected_LI
+
+
+def score(evidence: Evidence) -> Tensor:
+    """Deletion in index order, as the authors' code has it: score[l, i] = i for neurons that the
+    rule did not select, and i - width, below zero, for those that it selected.
+
+    So where it selected fewer than a round removes, the lowest indices of the rest go.
+    """
+    assert evidence.samples is not None
+    samples = evidence.samples
+    selected_LI = detect(evidence.model, evidence.family, samples.reasoning, samples.general)
+    width = selected_LI.shape[1]
+    return torch.arange(width, dtype=torch.float64) - width * selected_LI.double()
 
 
 @torch.inference_mode()

@@ -17,6 +17,7 @@ Shape suffixes: T tokens, H hidden size, D sliced hidden size, O width of a bloc
 in the last block), B bases."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ptl_fast.base import distributed
-from ptl_fast.model.families import needs_one_row
+from ptl_fast.data.batching import sequence_batches
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from ptl_fast.data.packing import PackedTokens
 
 PREFIX = "slicegpt_"
+HIDDEN_MULTIPLE = 8  # of a sliced hidden size, as in SliceGPT's code
 ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
 FFN_INPUTS = ("gate_proj", "up_proj")
 
@@ -136,6 +138,21 @@ class SlicedDecoderLayer(GradientCheckpointingLayer):
         attended = self.attention_post(self.attend(hidden_states, **arguments))
         hidden_states = self.attention_shortcut(hidden_states) + attended
         return self.ffn_shortcut(hidden_states) + self.ffn_post(self.feed_forward(hidden_states))
+
+
+def sliced_size(share: float, hidden_size: int) -> int:
+    """--slice-hidden of the dimensions, rounded as SliceGPT's code rounds.
+
+    Raises:
+        ValueError: it rounds to zero or to all dimensions.
+    """
+    sliced = round(share * hidden_size / HIDDEN_MULTIPLE) * HIDDEN_MULTIPLE
+    if not 0 < sliced < hidden_size:
+        raise ValueError(
+            f"--slice-hidden {share} of {hidden_size} dimensions rounds to {sliced}, a multiple of"
+            f" {HIDDEN_MULTIPLE}; it must be at least {HIDDEN_MULTIPLE} and below {hidden_size}"
+        )
+    return sliced
 
 
 def is_sliced(config: "PretrainedConfig") -> bool:
@@ -265,22 +282,17 @@ def _record_batches(
     layers, batches = decoder.layers, []
     decoder.layers = nn.ModuleList(_Recorder() for _ in layers)
     try:
-        for first in range(0, len(tokens), batch_size)[
-            distributed.rank() :: distributed.world_size()
-        ]:
-            rows = slice(first, first + batch_size)
-            input_ids, position_ids = (
-                tokens.input_ids[rows].to(model.device),
-                tokens.position_ids[rows].to(model.device),
-            )
-            if needs_one_row(model):
-                input_ids, position_ids = input_ids.view(1, -1), position_ids.view(1, -1)
-            decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        mine = itertools.islice(
+            sequence_batches(model, tokens, batch_size),
+            distributed.rank(),
+            None,
+            distributed.world_size(),
+        )
+        for inputs, _, mask in mine:
+            decoder(**inputs, use_cache=False)
             arguments = [recorder.arguments for recorder in decoder.layers]
-            mask_T = tokens.mask[rows].flatten().to(model.device)
-            batches.append(
-                _Batch(stream=decoder.layers[0].stream, mask_T=mask_T, arguments=arguments)
-            )
+            stream, mask_T = decoder.layers[0].stream, mask.flatten()
+            batches.append(_Batch(stream=stream, mask_T=mask_T, arguments=arguments))
     finally:
         decoder.layers = layers
     return batches

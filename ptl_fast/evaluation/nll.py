@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm.auto import tqdm
 
+from ptl_fast.data.batching import pad_right
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ptl_fast.data.sampling import Document
+    from ptl_fast.data.documents import Document
 
 
 NLL = "nll"
@@ -40,16 +42,13 @@ def answer_nll(
             tokenizer(document.text, return_offsets_mapping=True, verbose=False)
             for document in batch
         ]
-        longest = max(len(row["input_ids"]) for row in encoded)
-        input_ids = torch.full((len(batch), longest), pad)
-        counted = torch.zeros(len(batch), longest, dtype=torch.bool)
+        input_ids = pad_right([row["input_ids"] for row in encoded], pad)
+        counted = torch.zeros(input_ids.shape, dtype=torch.bool)
         for index, (row, document) in enumerate(zip(encoded, batch, strict=True)):
-            input_ids[index, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
             ends = torch.tensor([end for _, end in row["offset_mapping"]])
             counted[index, : len(ends)] = ends > len(document.prompt)
         counted = counted[:, 1:max_length].to(model.device)
         input_ids = input_ids[:, :max_length].to(model.device)
-        # right padding under a causal mask: no counted token sees a padded one
         logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1][counted]
         total += (
             torch.nn.functional.cross_entropy(

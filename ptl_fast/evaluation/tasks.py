@@ -14,13 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptl_fast.base import distributed
+from ptl_fast.base.console import first_line
+from ptl_fast.base.errors import Diverged
+from ptl_fast.evaluation.nll import NLL, NLL_MAX_LENGTH, answer_nll
+
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks.manager import TaskDict
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ptl_fast.run.context import State
-from ptl_fast.evaluation.nll import NLL, NLL_MAX_LENGTH, answer_nll
+    from ptl_fast.data.documents import Document
 
 TASKS_FOLDER = Path(__file__).parent / "lm_eval_tasks"
 FEWSHOT_SEED = 1234
@@ -120,7 +124,7 @@ def load_lm_eval_task(task: EvalTask) -> "TaskDict":
             loaded_task.doc_to_target(first)
     except Exception as error:  # lm-eval, datasets and jinja raise many types
         where = f"the data in {task.file}" if task.file else "its data"
-        reason = (str(error).strip().splitlines() or [""])[0]
+        reason = first_line(error)
         fix = (
             ""
             if task.file and Path(task.file).is_file()
@@ -154,41 +158,43 @@ def metrics(loaded: "TaskDict | None") -> dict[str, bool]:
     return found
 
 
-def run_tasks(state: "State", description: str) -> dict[str, dict[str, float]]:
-    """Return {task: {metric: value}} of the run's model as it is now, computed by the main rank
-    while the others wait.
+def run_tasks(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    tasks: Sequence[EvalTask],
+    nll_documents: "dict[str, list[Document]]",
+    loaded: "dict[str, TaskDict]",
+    *,
+    batch_size: int,
+    limit: int | None,
+    description: str,
+) -> dict[str, dict[str, float]]:
+    """Return {task: {metric: value}} of a model, computed by the main rank while the others wait.
+
+    Args:
+        nll_documents, loaded: what each task reads, by its label.
+        limit: examples of an lm-eval task at most.
 
     Raises:
         Diverged: a value is NaN or infinite; on all ranks.
     """
-    from ptl_fast.base import distributed
-    from ptl_fast.base.errors import Diverged
-
-    model, tokenizer, batch_size = state.model, state.inputs.tokenizer, state.config.eval_batch
     results: dict[str, dict[str, float]] = {}
-    for task in state.tasks if distributed.is_main() else []:
+    for task in tasks if distributed.is_main() else []:
         label = task.label
         if task.task == NLL:
-            documents, named = state.inputs.nll_documents[label], f"{description}: {label}"
+            documents, named = nll_documents[label], f"{description}: {label}"
             results[label] = answer_nll(
                 model, tokenizer, documents, batch_size, NLL_MAX_LENGTH, named
             )
         else:
-            results[label] = run_lm_eval(
-                model,
-                tokenizer,
-                state.inputs.lm_eval_tasks[label],
-                batch_size,
-                state.config.eval_limit,
-            )
+            results[label] = run_lm_eval(model, tokenizer, loaded[label], batch_size, limit)
     results = distributed.agree(results)
     for label, values in results.items():
         for metric, value in values.items():
             if not math.isfinite(value):
                 raise Diverged(
                     f"{description}: {label} {metric} is {value}, the model has diverged; lower"
-                    " --learning-rate or"
-                    " prune less in a round (more --rounds)"
+                    " --learning-rate or prune less in a round (more --rounds)"
                 )
     return results
 

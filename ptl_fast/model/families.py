@@ -94,7 +94,7 @@ def _widths(model: "PreTrainedModel", family: Family) -> tuple[set[int], str | N
                 num_features = in_features(layer)
             except AttributeError:
                 return widths, f"{family.layers}.{index}.{path}"
-        widths.add(num_features)  # of the last one, down
+        widths.add(num_features)  # the loop variable is down_proj's in_features here
     return widths, None if layers else "any layer"
 
 

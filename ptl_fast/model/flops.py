@@ -128,30 +128,13 @@ def model_size(config: "PretrainedConfig", context_length: int) -> dict[str, int
     }
 
 
-def resized(
-    config: "PretrainedConfig", width: int, num_layers: int, sliced_hidden_size: int | None = None
-) -> "PretrainedConfig":
-    """A copy of the config for the model that a round will leave. Which layers go does not change
-    any count.
+def resized(config: "PretrainedConfig", width: int, num_layers: int) -> "PretrainedConfig":
+    """A copy of the config with another FFN width and number of layers. Which layers go does not
+    change any count.
     """
     smaller = copy.deepcopy(config)
-    if sliced_hidden_size is not None:
-        from ptl_fast.baselines.slicegpt import sliced_config  # imports torch
-
-        smaller = sliced_config(config, sliced_hidden_size)
     resize_config(smaller, width, list(range(num_layers)))
     return smaller
-
-
-def predicted_size(
-    config: "PretrainedConfig",
-    width: int,
-    num_layers: int,
-    context_length: int,
-    sliced_hidden_size: int | None = None,
-) -> dict[str, int]:
-    """``model_size`` of the model that a round will leave."""
-    return model_size(resized(config, width, num_layers, sliced_hidden_size), context_length)
 
 
 def _count_in_model(config: "PretrainedConfig") -> Weights:

@@ -11,13 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-import ptl_fast.slicegpt  # noqa: F401  teaches the Auto classes its sliced models
 from ptl_fast.base.console import first_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from ptl_fast.config.config import Config
+    from ptl_fast.config.model import ModelSettings
 
 
 DEMO = "ptl-demo"
@@ -150,7 +149,7 @@ def check_teacher(teacher: str, tokenizer: "PreTrainedTokenizerBase") -> None:
 
 
 def load_model(
-    name: str, config: "Config", device: str, flag: str = "--model"
+    name: str, settings: "ModelSettings", device: str, flag: str = "--model"
 ) -> "PreTrainedModel":
     """Load the weights in the type, on the device and with the attention that the settings ask for;
     errors name ``flag``.
@@ -159,14 +158,12 @@ def load_model(
         ValueError: the weights are missing or do not fit the config, or the attention cannot be
             used.
     """
-    dtype = _dtype(config.dtype, device)
+    dtype = _dtype(settings.dtype, device)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             _bundled(name), dtype=dtype, output_loading_info=True
         )
-    except (
-        Exception
-    ) as error:  # safetensors, torch and transformers raise many types for bad weights
+    except Exception as error:  # safetensors, torch and transformers raise many types
         raise ValueError(f"{flag} {name} cannot be loaded: {first_line(error)}") from error
     model, info = loaded
     unplaced = [key for key in info["unexpected_keys"] if ".layers." in key]
@@ -176,7 +173,7 @@ def load_model(
                 f"{flag} {name}: weights and config.json do not belong together, they differ in"
                 f" {min(map(str, keys))}"
             )
-    attention = _attention(config.attn, device, model)
+    attention = _attention(settings.attn, device, model)
     try:
         model.set_attn_implementation(attention)
     except (ImportError, ValueError) as error:

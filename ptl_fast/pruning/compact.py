@@ -15,26 +15,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ptl_fast.pruning.plan import PruningPlan
-    from ptl_fast.recovery.optimizer_state import Moments
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @torch.no_grad()
 def compact_(
-    model: "PreTrainedModel", family: Family, plan: "PruningPlan", moments: "Moments | None" = None
+    model: "PreTrainedModel",
+    family: Family,
+    plan: "PruningPlan",
+    optimizer_state: dict[str, dict[str, Tensor]] | None = None,
 ) -> None:
     """Remove the plan's neurons or layers from the model physically, and repair its config.
 
     The result equals, to rounding, the original with the removed neurons' activations set to zero.
-    Peak extra memory: one matrix. ``moments``, by parameter name, follow in place: those of removed
+    Peak extra memory: one matrix. ``optimizer_state``, Adam's by parameter name, follows in place: those of removed
     neurons and layers go, the others move as the weights do."""
     state_of: dict[Tensor, dict[str, Tensor]] = {}
-    if moments:
+    if optimizer_state:
         state_of = {
-            parameter: moments.pop(name)
+            parameter: optimizer_state.pop(name)
             for name, parameter in model.named_parameters()
-            if name in moments
+            if name in optimizer_state
         }
     if plan.kept_neurons is not None:
         ffns, kept_LK = feed_forwards(model, family), kept_indices(plan.kept_neurons)
@@ -47,8 +49,8 @@ def compact_(
         del layers[index]
     if plan.dropped_layers:
         _number_layers(layers)
-    if moments is not None and state_of:
-        moments.update(
+    if optimizer_state is not None and state_of:
+        optimizer_state.update(
             {
                 name: state_of[parameter]
                 for name, parameter in model.named_parameters()

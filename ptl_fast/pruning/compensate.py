@@ -5,30 +5,32 @@ with the Gram matrix G = A^T A, which ptl_fast.scoring.gram collects. Shape suff
 FFN width, K kept neurons, H hidden size.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    pass
-from ptl_fast.scoring.gram import GramMatrices
+from ptl_kernels import GatedFfn
 
 
 @torch.no_grad()
-def compensate_(grams: GramMatrices, kept_LK: Sequence[Sequence[int]]) -> None:
+def compensate_(
+    ffns: Sequence[GatedFfn], grams: Iterable[Tensor], kept_LK: Sequence[Sequence[int]]
+) -> None:
     """Change the kept neurons' columns of each down projection, in place, so that its output
     changes least without the others.
 
     The neurons that go are still there. Costs K^3 / 3 operations a layer in float64.
+
+    Args:
+        grams: each layer's Gram matrix, (width, width) fp64, in order.
     """
     # all layers are measured before the first is changed
     columns = [
         least_squares(gram_II, ffn.down.weight, torch.tensor(kept_K, device=gram_II.device))
-        for gram_II, ffn, kept_K in zip(grams, grams.ffns, kept_LK, strict=True)
+        for gram_II, ffn, kept_K in zip(grams, ffns, kept_LK, strict=True)
     ]
-    for ffn, columns_HK, kept_K in zip(grams.ffns, columns, kept_LK, strict=True):
+    for ffn, columns_HK, kept_K in zip(ffns, columns, kept_LK, strict=True):
         ffn.down.weight[:, torch.tensor(kept_K, device=columns_HK.device)] = columns_HK
 
 

@@ -1,4 +1,4 @@
-"""The schedule of a run, and the PruningPlan of a round: what goes and what stays."""
+"""The PruningPlan of a round: what goes and what stays."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-from ptl_fast.pruning.schedule import Kind, Round
+from ptl_fast.pruning.schedule import Round
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +14,7 @@ class PruningPlan:
     """What one round removes. Indices are those of the model before the round."""
 
     round: int
-    kind: Kind
+    kind: str
     scorer: str
     width: int
     num_layers: int
@@ -45,7 +45,7 @@ class PruningPlan:
         """Whether no neuron went although the round was there for that: --threshold found too few
         redundant ones.
         """
-        return self.kind == "neurons" and self.kept_neurons is None
+        return self.num_redundant is not None and self.kept_neurons is None
 
 
 def plan_neurons(

@@ -17,24 +17,32 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ptl_fast.base import distributed
-from ptl_fast.model.families import needs_one_row
+from ptl_fast.data.batching import collator
 from ptl_fast.recovery import optimizer_state
-from ptl_fast.recovery import trainer as trainer_module
+from ptl_fast.recovery.borrowed_model import borrowed, tear_down
+from ptl_fast.recovery.checkpoints import Checkpoints, newest_checkpoint
 from ptl_fast.recovery.learning_rate import learning_rate
-from ptl_fast.recovery.task import Lesson, Watch
-from ptl_fast.recovery.token_budget import Closing, Spending, Spent
+from ptl_fast.recovery.liger import unpatched_afterwards
+from ptl_fast.recovery.task import (
+    ForwardStatistics,
+    RecoveryResult,
+    RecoveryTask,
+    TrainingOptions,
+)
+from ptl_fast.recovery.token_budget import ClosingPhase
+from ptl_fast.recovery.trainer import Progress, StopAtNan, batch_split, common_arguments, run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerControl, TrainerState
 
-    from ptl_fast.config.config import Config
     from ptl_fast.data.packing import PackedTokens
 
-WATCHED, CLOSING = "watched.pt", "closing.json"
+# What a checkpoint keeps besides the Trainer's own state.
+STATISTICS, CLOSING = "watched.pt", "closing.json"
 
 
 class Teaching(Protocol):
-    """What changes the loss (ptl_fast.recovery.distillation.loss has it)."""
+    """What changes the loss (ptl_fast.recovery.distillation has it)."""
 
     def prepare(self) -> None:
         """Called before training, and not where the round does not train."""
@@ -46,106 +54,94 @@ class Teaching(Protocol):
         """Take what ``example`` gave out of a batch; inside, the model's loss is the changed one."""
 
 
-def cpt(
-    model: "PreTrainedModel", lesson: Lesson, config: "Config", teaching: Teaching | None = None
-) -> Spent:
-    """Next-token prediction on ``lesson.num_tokens`` tokens, or fewer as ``lesson.spending`` says,
-    in place.
+def train(
+    model: "PreTrainedModel", task: RecoveryTask, teaching: Teaching | None = None
+) -> RecoveryResult:
+    """Next-token prediction on ``task.num_tokens`` tokens, or fewer as ``task.options`` says, in
+    place.
 
-    The sequences come in the same order on any number of ranks. Checkpoints go to
-    ``lesson.folder``; where it holds one, training goes on from there. The weights' type stays;
-    without DeepSpeed, half-precision weights train as float32 under autocast. A watch counts the
-    last ``config.calibration_tokens``, or all of the closing where a round that ended early has a
+    The sequences come in the same order on any number of ranks. Checkpoints go to ``task.folder``;
+    where it holds one, training goes on from there. The weights' type stays; without DeepSpeed,
+    half-precision weights train as float32 under autocast. ``options.statistics`` counts the last
+    ``options.statistics_tokens``, or all of the closing phase where a round that ended early has a
     shorter one.
 
     Raises:
         ValueError: the loss is NaN or infinite (names the step), or the batch does not divide among
             the ranks.
     """
-    tokens, spending, dtype = lesson.tokens, lesson.spending, model.dtype
-    closing = Closing(
-        num_steps(tokens, lesson.num_tokens, config),
-        _tokens_per_step(tokens, config),
-        spending.held_out,
+    options, dtype = task.options, model.dtype
+    closing = ClosingPhase(
+        num_steps(task.tokens, task.num_tokens, task.trainer.global_batch),
+        _tokens_per_step(task.tokens, task.trainer.global_batch),
+        options.held_out,
     )
-    checkpoint = trainer_module.newest_checkpoint(lesson.folder)
-    if checkpoint is None and spending.held_out is not None:
-        closing.note(0, distributed.agree(spending.held_out.nll()))
+    checkpoint = newest_checkpoint(task.folder)
+    if checkpoint is None and options.held_out is not None:
+        closing.note(0, distributed.agree(options.held_out.nll()))
         if closing.begins == 0:  # what pruning did not hurt, training would only move
-            return Spent(
-                checks=closing.checks, moments=spending.moments if spending.keep_moments else None
-            )
+            kept = options.optimizer_state if options.keep_optimizer_state else None
+            return RecoveryResult(checks=closing.checks, optimizer_state=kept)
     if teaching is not None:
         teaching.prepare()
-    arguments = _training_arguments(
-        model, lesson, config
-    )  # after the teacher is gone: with DeepSpeed they spread what is loaded
+    # made after the teacher is gone: with DeepSpeed's ZeRO-3 they spread every model that is loaded
+    arguments = _training_arguments(model, task)
     autocast = partial(torch.autocast, model.device.type, dtype, enabled=dtype != torch.float32)
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(lesson.log_folder)
-    close = _Close(closing, spending, lesson.watch, autocast)
-    patched = (
-        trainer_module.unpatched_afterwards(model) if config.liger else contextlib.nullcontext()
-    )
-    with trainer_module.borrowed(model, arguments.deepspeed is not None), patched:
-        trainer = RoundTrainer(
-            lesson.watch,
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(task.log_folder)
+    close = _Close(closing, options, autocast)
+    patched = unpatched_afterwards(model) if task.trainer.liger else contextlib.nullcontext()
+    with borrowed(model, arguments.deepspeed is not None), patched:
+        num_sequences = arguments.max_steps * task.trainer.global_batch
+        trainer = TextTrainer(
             close,
-            learning_rate(spending, closing),
-            spending.moments,
+            learning_rate(options, closing),
             teaching,
             model=model,
             args=arguments,
-            train_dataset=Sequences(
-                tokens, arguments.max_steps * config.global_batch, config.seed, teaching
-            ),
-            data_collator=one_row if needs_one_row(model) else stack,
-            callbacks=_callbacks(lesson, close, config),
+            train_dataset=Sequences(task.tokens, num_sequences, task.seed, teaching),
+            data_collator=collator(model),
+            callbacks=_callbacks(task, close),
         )
         trainer.remove_callback(PrinterCallback)
         if checkpoint is not None:
-            _restore(Path(checkpoint), closing, lesson.watch)
-        trainer_module.run(trainer, checkpoint, model)
-        spent = _spent(trainer, model, closing, lesson.num_tokens, spending.keep_moments)
-        trainer_module.tear_down(trainer, model)
-    return spent
+            _restore(Path(checkpoint), closing, options.statistics)
+        run(trainer, checkpoint, model)
+        result = _result(trainer, model, closing, task)
+        tear_down(trainer, model)
+    return result
 
 
-def _callbacks(lesson: Lesson, close: "_Close", config: "Config") -> list[TrainerCallback]:
-    closing, watch = close.closing, lesson.watch
+def _callbacks(task: RecoveryTask, close: "_Close") -> list[TrainerCallback]:
+    closing, statistics = close.closing, task.options.statistics
     callbacks: list[TrainerCallback] = [
-        trainer_module.Progress(lesson.name),
-        trainer_module.StopAtNan(),
+        Progress(task.name),
+        StopAtNan(),
         close,
-        trainer_module.Checkpoints(
-            lesson.folder,
-            config.checkpoint_minutes * 60,
+        Checkpoints(
+            task.folder,
+            task.trainer.checkpoint_minutes * 60,
             lambda: closing.ends,
-            partial(_keep, closing=closing, watch=watch),
+            partial(_keep, closing=closing, statistics=statistics),
         ),
     ]
-    if watch is not None:
-        callbacks.append(
-            _WatchTheEnd(
-                watch, closing, num_steps(lesson.tokens, config.calibration_tokens, config)
-            )
-        )
+    if statistics is not None:
+        tokens, count = task.options.statistics_tokens, task.trainer.global_batch
+        callbacks.append(_CountTheEnd(statistics, closing, num_steps(task.tokens, tokens, count)))
     return callbacks
 
 
-def num_steps(tokens: "PackedTokens", num_tokens: int, config: "Config") -> int:
+def num_steps(tokens: "PackedTokens", num_tokens: int, global_batch: int) -> int:
     """Optimizer steps that train on about ``num_tokens`` tokens of these sequences."""
-    return max(1, round(num_tokens / _tokens_per_step(tokens, config)))
+    return max(1, round(num_tokens / _tokens_per_step(tokens, global_batch)))
 
 
-def examples(tokens: "PackedTokens", num_tokens: int, config: "Config") -> Tensor:
+def examples(tokens: "PackedTokens", num_tokens: int, global_batch: int, seed: int) -> Tensor:
     """Which sequences training on about ``num_tokens`` tokens reads, in its order."""
-    return Sequences(
-        tokens, num_steps(tokens, num_tokens, config) * config.global_batch, config.seed
-    ).order
+    return Sequences(tokens, num_steps(tokens, num_tokens, global_batch) * global_batch, seed).order
 
 
 def last_part(
-    parts: Sequence["PackedTokens"], steps: Sequence[int], config: "Config"
+    parts: Sequence["PackedTokens"], steps: Sequence[int], global_batch: int, seed: int
 ) -> "PackedTokens":
     """The last of the parts, followed by the sequences that training on the parts before did not
     come to.
@@ -154,8 +150,8 @@ def last_part(
     of the first, and so on."""
     tokens = parts[0]
     for part, num_steps in zip(parts[1:], steps, strict=True):
-        order = Sequences(tokens, len(tokens), config.seed).order
-        tokens = part.followed_by(tokens.rows(order[num_steps * config.global_batch :]))
+        order = Sequences(tokens, len(tokens), seed).order
+        tokens = part.followed_by(tokens.rows(order[num_steps * global_batch :]))
     return tokens
 
 
@@ -189,35 +185,28 @@ class Sequences(Dataset):
         }
 
 
-class RoundTrainer(Trainer):
+class TextTrainer(Trainer):
     """Trainer with our learning rate, a penalty, and an optimizer that may begin warm.
 
-    Its examples carry a mask: not for the model, but for a watch.
+    Its examples carry a mask: not for the model, but for statistics of the forward passes.
     """
 
     def __init__(
         self,
-        watch: Watch | None,
         close: "_Close",
         learning_rate: Callable[[int], float],
-        moments: "optimizer_state.Moments | None",
         teaching: Teaching | None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.watch, self.close, self.learning_rate, self.moments = (
-            watch,
-            close,
-            learning_rate,
-            moments,
-        )
-        self.teaching = teaching
+        self.close, self.learning_rate, self.teaching = close, learning_rate, teaching
+        self.statistics, self.warm_state = close.statistics, close.optimizer_state
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args, **kwargs)
-        if self.moments is not None:
+        if self.warm_state is not None:
             assert isinstance(self.model, nn.Module)
-            optimizer_state.give(optimizer, self.model, self.moments)
+            optimizer_state.give(optimizer, self.model, self.warm_state)
         return optimizer
 
     def create_scheduler(
@@ -232,8 +221,8 @@ class RoundTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         mask = inputs.pop("mask")
-        if self.watch is not None and self.watch.enabled:
-            self.watch.expect(mask)
+        if self.statistics is not None and self.statistics.enabled:
+            self.statistics.expect(mask)
         assert isinstance(self.model, nn.Module)
         with (
             self.teaching.teach(self.model, inputs) if self.teaching is not None else nullcontext()
@@ -260,15 +249,11 @@ class _Close(TrainerCallback):
     """
 
     def __init__(
-        self, closing: Closing, spending: Spending, watch: Watch | None, autocast: Callable[[], Any]
+        self, closing: ClosingPhase, options: TrainingOptions, autocast: Callable[[], Any]
     ) -> None:
-        self.closing, self.held_out, self.watch, self.autocast = (
-            closing,
-            spending.held_out,
-            watch,
-            autocast,
-        )
-        self.anticipate = spending.anticipate
+        self.closing, self.held_out, self.autocast = closing, options.held_out, autocast
+        self.statistics, self.optimizer_state = options.statistics, options.optimizer_state
+        self.make_penalty = options.make_penalty
         self.penalty: Callable[[], Tensor] | None = None
         self.penalty_value: Tensor | None = None
 
@@ -279,10 +264,10 @@ class _Close(TrainerCallback):
         control: "TrainerControl",
         **kwargs: Any,
     ) -> None:
-        if self.anticipate is not None and state.global_step >= self.closing.begins:
+        if self.make_penalty is not None and state.global_step >= self.closing.begins:
             with self.autocast():
-                self.penalty = self.anticipate()
-            self.anticipate = None
+                self.penalty = self.make_penalty()
+            self.make_penalty = None
 
     def on_step_end(
         self,
@@ -293,8 +278,8 @@ class _Close(TrainerCallback):
     ) -> None:
         if self.closing.needs_check(state.global_step):
             assert self.held_out is not None
-            if self.watch is not None:
-                self.watch.enabled = False  # until the next step begins
+            if self.statistics is not None:
+                self.statistics.enabled = False  # until the next step begins
             with self.autocast():
                 nll = self.held_out.nll()
             self.closing.note(state.global_step, distributed.agree(nll))
@@ -302,9 +287,11 @@ class _Close(TrainerCallback):
             control.should_training_stop = True
 
 
-class _WatchTheEnd(TrainerCallback):
-    def __init__(self, watch: Watch, closing: Closing, num_steps: int) -> None:
-        self.watch, self.closing, self.num_steps = watch, closing, num_steps
+class _CountTheEnd(TrainerCallback):
+    def __init__(
+        self, statistics: ForwardStatistics, closing: ClosingPhase, num_steps: int
+    ) -> None:
+        self.statistics, self.closing, self.num_steps = statistics, closing, num_steps
 
     def on_step_begin(
         self,
@@ -313,71 +300,58 @@ class _WatchTheEnd(TrainerCallback):
         control: "TrainerControl",
         **kwargs: Any,
     ) -> None:
-        self.watch.enabled = state.global_step >= self.closing.ends - self.num_steps
+        self.statistics.enabled = state.global_step >= self.closing.ends - self.num_steps
 
 
-def _keep(checkpoint: Path, closing: Closing, watch: Watch | None) -> None:
+def _keep(checkpoint: Path, closing: ClosingPhase, statistics: ForwardStatistics | None) -> None:
     """Write to a checkpoint what ``_restore`` reads."""
-    if watch is not None:
-        total = watch.over_ranks()
+    if statistics is not None:
+        total = statistics.over_ranks()
         if distributed.is_main():
-            torch.save(total, checkpoint / WATCHED)
+            torch.save(total, checkpoint / STATISTICS)
     if distributed.is_main():
         (checkpoint / CLOSING).write_text(json.dumps(closing.state()))
 
 
-def _restore(checkpoint: Path, closing: Closing, watch: Watch | None) -> None:
+def _restore(checkpoint: Path, closing: ClosingPhase, statistics: ForwardStatistics | None) -> None:
     """Read what a checkpoint keeps besides the Trainer's own state."""
     closing.restore(json.loads((checkpoint / CLOSING).read_text()))
     if (
-        watch is not None and distributed.is_main()
+        statistics is not None and distributed.is_main()
     ):  # the sums of all ranks then, however many they were
-        for name, tensor in torch.load(checkpoint / WATCHED).items():
-            watch.tensors()[name].copy_(tensor)
+        for name, tensor in torch.load(checkpoint / STATISTICS).items():
+            statistics.tensors()[name].copy_(tensor)
 
 
-def _spent(
-    trainer: Trainer, model: nn.Module, closing: Closing, num_tokens: int, keep_moments: bool
-) -> Spent:
+def _result(
+    trainer: Trainer, model: nn.Module, closing: ClosingPhase, task: RecoveryTask
+) -> RecoveryResult:
     """What the finished training took, and its optimizer's state where that is wanted."""
     steps = trainer.state.global_step
-    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate wraps it
-    return Spent(
+    optimizer: Any = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate's wrap
+    kept = optimizer_state.take(optimizer, model) if task.options.keep_optimizer_state else None
+    return RecoveryResult(
         num_steps=steps,
-        num_tokens=round(num_tokens * steps / closing.num_steps),
+        num_tokens=round(task.num_tokens * steps / closing.num_steps),
         checks=closing.checks,
-        moments=optimizer_state.take(optimizer, model) if keep_moments else None,  # type: ignore[arg-type]
+        optimizer_state=kept,
     )
 
 
-def _tokens_per_step(tokens: "PackedTokens", config: "Config") -> float:
-    return tokens.num_tokens / len(tokens) * config.global_batch
+def _tokens_per_step(tokens: "PackedTokens", global_batch: int) -> float:
+    return tokens.num_tokens / len(tokens) * global_batch
 
 
-def _training_arguments(
-    model: "PreTrainedModel", lesson: Lesson, config: "Config"
-) -> TrainingArguments:
-    micro_batch, accumulation = trainer_module.batch_split(config)
+def _training_arguments(model: "PreTrainedModel", task: RecoveryTask) -> TrainingArguments:
+    micro_batch, accumulation = batch_split(task.trainer)
     arguments = TrainingArguments(
-        max_steps=num_steps(lesson.tokens, lesson.num_tokens, config),
+        max_steps=num_steps(task.tokens, task.num_tokens, task.trainer.global_batch),
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=accumulation,
-        learning_rate=config.learning_rate,
+        learning_rate=task.trainer.learning_rate,
         train_sampling_strategy="sequential",
-        **trainer_module.common_arguments(model, lesson.folder, config),
+        **common_arguments(model, task),
     )
-    arguments._n_gpu = min(
-        1, arguments.n_gpu
-    )  # without a launcher, several visible GPUs would mean nn.DataParallel
+    # without a launcher, several visible GPUs would mean nn.DataParallel
+    arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
-
-
-def stack(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([example[name] for example in examples]) for name in examples[0]}
-
-
-def one_row(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {
-        name: torch.cat([example[name] for example in examples]).unsqueeze(0)
-        for name in examples[0]
-    }

@@ -2,16 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
-from ptl_fast.recovery.token_budget import Closing, Spending
+from ptl_fast.recovery.task import TrainingOptions
+from ptl_fast.recovery.token_budget import ClosingPhase
 
 WARMUP_SHARE = 0.05
 
 
-def learning_rate(spending: Spending, closing: Closing) -> Callable[[int], float]:
+def learning_rate(options: TrainingOptions, closing: ClosingPhase) -> Callable[[int], float]:
     """Return the function from a step of the round to its part of the peak learning rate.
 
     A cosine over the round, or at the round's place in a cosine over the whole run. A round of its
@@ -19,9 +17,9 @@ def learning_rate(spending: Spending, closing: Closing) -> Callable[[int], float
     cannot know how far its cosine should be: it stays at the peak and decays linearly in the
     closing.
     """
-    before, after = spending.position or (0, 0)
+    before, after = options.schedule_position or (0, 0)
     total = before + closing.num_steps + after
-    if spending.position is None and closing.held_out is not None:
+    if options.schedule_position is None and closing.held_out is not None:
         return lambda step: min(
             _warmup(step, total), 1.0, (closing.ends - step) / (closing.ends - closing.begins)
         )

@@ -17,23 +17,23 @@ from ptl_kernels import GatedFfn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ptl_fast.pruning.plan import PruningPlan
-
 
 def penalty(
-    model: "PreTrainedModel", family: Family, plan: "PruningPlan", weight: float
+    model: "PreTrainedModel", family: Family, kept_neurons: list[list[int]] | None, weight: float
 ) -> Callable[[], Tensor] | None:
-    """Return the function that computes weight * sum_j ||w_j||_2 over the neurons j that ``plan``
-    removes; None if it removes none.
+    """Return the function that computes weight * sum_j ||w_j||_2 over the neurons j that the next
+    round removes; None if it removes none.
+
+    ``kept_neurons`` are the indices, per layer, of those that stay; None where all do.
 
     w_j is all that belongs to neuron j: its rows of gate and up and its column of down (group
     lasso: a neuron shrinks as a whole, by ``weight`` times the learning rate a step under plain
     gradient descent, however large it is).
     """
-    if plan.kept_neurons is None:
+    if kept_neurons is None:
         return None
     pairs = []
-    for ffn, kept in zip(feed_forwards(model, family).values(), plan.kept_neurons, strict=True):
+    for ffn, kept in zip(feed_forwards(model, family).values(), kept_neurons, strict=True):
         removed = torch.ones(ffn.width, dtype=torch.bool)
         removed[kept] = False
         pairs.append((ffn, removed.nonzero().squeeze(1).to(ffn.down.weight.device)))

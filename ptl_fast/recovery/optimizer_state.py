@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ptl_fast.recovery.task import OptimizerState
+
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-Moments = dict[str, dict[str, Tensor]]
-"""{parameter: {exp_avg, exp_avg_sq, step}}; the first two have the parameter's shape."""
 
-
-def take(optimizer: "Optimizer", model: nn.Module) -> Moments:
+def take(optimizer: "Optimizer", model: nn.Module) -> OptimizerState:
     """Copy the optimizer's state to the CPU."""
     return {
         name: {
@@ -26,32 +25,30 @@ def take(optimizer: "Optimizer", model: nn.Module) -> Moments:
     }
 
 
-def give(optimizer: "Optimizer", model: nn.Module, moments: Moments) -> None:
-    """Let the optimizer go on from ``moments``, which become its own; a parameter without any
+def give(optimizer: "Optimizer", model: nn.Module, state: OptimizerState) -> None:
+    """Let the optimizer go on from ``state``, which become its own; a parameter without any
     starts afresh.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     content = optimizer.state_dict()
     for group, numbered in zip(optimizer.param_groups, content["param_groups"], strict=True):
         for parameter, number in zip(group["params"], numbered["params"], strict=True):
-            if names[id(parameter)] in moments:
-                content["state"][number] = moments[names[id(parameter)]]
+            if names[id(parameter)] in state:
+                content["state"][number] = state[names[id(parameter)]]
     optimizer.load_state_dict(content)
 
 
-def to_tensors(moments: Moments) -> dict[str, Tensor]:
+def to_tensors(state: OptimizerState) -> dict[str, Tensor]:
     """One flat dictionary, for a file: PARAMETER/KEY."""
-    return {
-        f"{name}/{key}": value for name, state in moments.items() for key, value in state.items()
-    }
+    return {f"{name}/{key}": value for name, own in state.items() for key, value in own.items()}
 
 
-def from_tensors(tensors: dict[str, Tensor]) -> Moments:
+def from_tensors(tensors: dict[str, Tensor]) -> OptimizerState:
     """The inverse of ``to_tensors``."""
-    moments: Moments = {}
+    state: OptimizerState = {}
     for path, value in tensors.items():
         name, _, key = path.rpartition("/")
         # memory of its own: a mapped file's may be aligned otherwise, and C++ code that vectorises
         # may then round otherwise
-        moments.setdefault(name, {})[key] = value.clone(memory_format=torch.contiguous_format)
-    return moments
+        state.setdefault(name, {})[key] = value.clone(memory_format=torch.contiguous_format)
+    return state

@@ -1,28 +1,149 @@
-"""Checks before any work is done: names of variants, lengths, what is installed."""
+"""Checks before any work is done: that names are known, that settings go with the methods they name,
+that lengths fit the model, and what is installed.
+
+Rules between settings alone are in ptl_fast.config.rules.
+"""
 
 import importlib.util
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ptl_fast.base.console import say
-from ptl_fast.config.config import Config, check_deepspeed
-from ptl_fast.run import inputs
+from ptl_fast.baselines import SCORERS
+from ptl_fast.config.checking import flag
+from ptl_fast.config.trainer import read_deepspeed
+from ptl_fast.recovery import registry
+from ptl_fast.scoring.scorers import LAYER_SCORERS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from ptl_fast.config.config import Config
 
-def mention_missing_kernels(device: str) -> None:
+
+def check_methods(config: "Config") -> None:
+    """Raise ValueError for an unknown method, or a setting that does not go with one.
+
+    Imports nothing heavy.
+    """
+    recovery = config.recovery
+    names: list[tuple[str, str, Iterable[str]]] = [
+        ("--scorer", config.score.scorer, SCORERS),
+        ("--layer-scorer", config.score.layer_scorer, LAYER_SCORERS),
+        *(("--recovery", name, registry.RECOVERIES) for name in recovery.recoveries),
+        *(("--final-recovery", name, registry.RECOVERIES) for name in recovery.final_recoveries),
+    ]
+    for own_flag, name, choices in names:
+        if name not in choices:
+            raise ValueError(f"unknown {own_flag} {name}; choose {', '.join(choices)}")
+    _check_scoring(config)
+    _check_training(config)
+    _check_teacher(config)
+    if config.trainer.deepspeed is not None:
+        read_deepspeed(config.trainer.deepspeed)
+
+
+def _check_scoring(config: "Config") -> None:
+    name = config.score.scorer
+    scorer = SCORERS[name]
+    if config.score.score_during_recovery and scorer.needs_own_pass:
+        raise ValueError(
+            f"--scorer {name} needs a pass of its own, which --score-during-recovery would spare;"
+            " leave that out, or use --scorer output-change"
+        )
+    if scorer.reads_samples and config.data.protect is None:
+        raise ValueError(f"--scorer {name} also looks at English samples; give them with --protect")
+    if config.prune.threshold is not None and not scorer.measures:
+        raise ValueError(
+            f"--threshold has no meaning for --scorer {name}; choose a scorer that measures"
+            " something"
+        )
+
+
+def _check_training(config: "Config") -> None:
+    """Settings of training on text want a recovery that does so, and some want it alone."""
+    recovery = config.recovery
+    on_text = [each.on_text for each in registry.find(recovery.recoveries)]
+    if config.score.score_during_recovery and on_text != [True]:
+        raise ValueError(
+            "--score-during-recovery takes its statistics from training on text; it needs"
+            " --recovery cpt or distill alone"
+        )
+    until_recovered = recovery.recovery_split == "until-recovered"
+    given = {
+        "--recovery-split until-recovered": until_recovered,
+        "--lr-schedule run": recovery.lr_schedule == "run",
+        "--keep-optimizer-state": recovery.keep_optimizer_state,
+        "--anticipate": recovery.anticipate > 0,
+        "--liger": config.trainer.liger,
+    }
+    for own_flag in [each for each, is_set in given.items() if is_set]:
+        if not any(on_text):
+            raise ValueError(
+                f"{own_flag} is about training on text; it needs --recovery cpt or distill"
+            )
+        if own_flag in ("--keep-optimizer-state", "--anticipate") and len(on_text) > 1:
+            raise ValueError(
+                f"{own_flag} spans a round's end and the next one's beginning; it needs --recovery"
+                " cpt or distill alone"
+            )
+
+
+def _check_teacher(config: "Config") -> None:
+    distills = any(each.has_teacher for each in registry.find(config.recovery.all_recoveries))
+    if distills and config.trainer.liger:
+        raise ValueError(
+            "--liger never stores the logits, which --recovery distill compares; leave one of"
+            " the two out"
+        )
+    if config.distill.teacher is not None and not distills:
+        raise ValueError(
+            f"--teacher is for --recovery distill, and --recovery is {config.recovery.recovery};"
+            " leave one of them out"
+        )
+
+
+def check_lengths(config: "Config", original: "PretrainedConfig") -> None:
+    """Raise ValueError when a sequence would have positions that the model does not know."""
+    limit, grpo = getattr(original, "max_position_embeddings", None), config.grpo
+    lengths = {flag("sequence_length"): config.data.sequence_length}
+    if any(each.on_problems for each in registry.find(config.recovery.all_recoveries)):
+        name = "--grpo-prompt-tokens and --grpo-response-tokens"
+        lengths[name] = grpo.grpo_prompt_tokens + grpo.grpo_response_tokens
+    for name, length in lengths.items():
+        if limit is not None and length > limit:
+            raise ValueError(
+                f"{name}: {length} tokens are more than the {limit} positions of"
+                f" {config.model.model}; lower the setting"
+            )
+
+
+def check_installation(config: "Config", device: str) -> None:
+    """Raise ValueError where the settings want what this machine lacks, and say what is slower or
+    less safe here.
+    """
+    from ptl_fast.recovery import liger
+    from ptl_fast.recovery.grpo import rewards
     from ptl_kernels import cpu
 
+    rewards.parse_weights(config.grpo.reward_weights)
+    if config.trainer.liger:
+        liger.check_liger(device)
+    if config.grpo.rollouts == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise ValueError(
+            "--rollouts vllm: vllm is not installed; pip install vllm, or use --rollouts"
+            " transformers"
+        )
     if device == "cpu" and not cpu.available():
         say(
             "Scoring runs on plain PyTorch: the C++ kernels were not built; with a C++ compiler,"
             " install again to have them."
         )
+    if config.evaluation.allow_code_execution:
+        _mention_missing_protections()
 
 
-def mention_missing_protections() -> None:
+def _mention_missing_protections() -> None:
     from ptl_fast.evaluation import sandbox
 
     missing = sandbox.missing_protections()
@@ -31,44 +152,3 @@ def mention_missing_protections() -> None:
             "Generated code runs with limits on time and memory, but without"
             f" {', '.join(missing)}: see ptl_fast/evaluation/sandbox.py."
         )
-
-
-def check_names(config: Config) -> None:
-    from ptl_fast.recovery import registry
-    from ptl_fast.recovery.grpo import rewards
-    from ptl_fast.scoring import scorers
-
-    names: list[tuple[str, str, Iterable[str]]] = [
-        ("--scorer", config.scorer, scorers.SCORERS),
-        ("--layer-scorer", config.layer_scorer, scorers.LAYER_SCORERS),
-        *(("--recovery", name, registry.RECOVERIES) for name in config.recoveries),
-        *(("--final-recovery", name, registry.RECOVERIES) for name in config.final_recoveries),
-    ]
-    for flag, name, choices in names:
-        if name not in choices:
-            raise ValueError(f"unknown {flag} {name}; choose {', '.join(choices)}")
-    inputs.make_form(config)
-    rewards.parse_weights(config.reward_weights)
-    if config.rollouts == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise ValueError(
-            "--rollouts vllm: vllm is not installed; pip install vllm, or use --rollouts"
-            " transformers"
-        )
-    if config.deepspeed is not None:
-        check_deepspeed(config.deepspeed)
-
-
-def check_lengths(config: Config, hf_config: "PretrainedConfig") -> None:
-    """Raise ValueError when a sequence would have positions that the model does not know."""
-    limit = getattr(hf_config, "max_position_embeddings", None)
-    lengths = {"--sequence-length": config.sequence_length}
-    if config.uses_grpo:
-        lengths["--grpo-prompt-tokens and --grpo-response-tokens"] = (
-            config.grpo_prompt_tokens + config.grpo_response_tokens
-        )
-    for flag, length in lengths.items():
-        if limit is not None and length > limit:
-            raise ValueError(
-                f"{flag}: {length} tokens are more than the {limit} positions of {config.model};"
-                " lower the setting"
-            )

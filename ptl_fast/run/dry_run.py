@@ -4,19 +4,20 @@ estimates, which say what they assume.
 Bytes are for one GPU, N is the number of parameters, T the tokens in one forward pass of one rank.
 """
 
-import dataclasses
-import json
 import re
 import types
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base.console import quiet_libraries
-from ptl_fast.config.command_line import shipped_config
-from ptl_fast.config.config import NOT_ON_TEXT, check_deepspeed, deepspeed_file
+from ptl_fast.config.presets import shipped_config
+from ptl_fast.config.trainer import read_deepspeed
 from ptl_fast.model import flops
+from ptl_fast.recovery import registry
+from ptl_fast.recovery.estimate import Estimate, Situation
+from ptl_fast.run import sizes, tables
 from ptl_fast.run.checks import check_lengths
-from ptl_fast.run.rounds import make_schedule
+from ptl_fast.run.rounds import kind_of, make_schedule
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -32,10 +33,7 @@ PROMPT_TOKENS = {
     "gemma2": {"GSM8K": 672, "Minerva Math": 615, "MATH-500": 609, "MBPP": 199},
     "qwen2": {"GSM8K": 676, "Minerva Math": 617, "MATH-500": 617, "MBPP": 199},
 }
-# Forward passes that one training token costs: 1 forward and 2 for the backward pass. Recomputing
-# for gradient checkpointing comes on top; for distillation the teacher's forward pass; for GRPO the
-# log-probabilities under a reference, and under the policy where another program sampled.
-FORWARD_PASSES = {"none": 0, "cpt": 3, "distill": 3, "grpo": 3}
+
 UTILISATION = 0.4
 SERVED_CONTEXT = 4096
 GIB = 2**30
@@ -62,41 +60,39 @@ def dry_run(config: "Config") -> str:
     for a preset no network.
 
     Raises:
-        ValueError: the schedule does not fit the model, or the estimate does not know a setting.
+        ValueError: the schedule does not fit the model.
     """
-    from ptl_fast.run import report
-
-    assert config.model is not None
-    dense: Any = shipped_config(config.model) or _load_config(config)
+    name = config.model.model
+    assert name is not None
+    dense: Any = shipped_config(name) or _load_config(name, quiet=not config.run.debug)
     check_lengths(config, dense)
-    if config.slice_hidden is not None and isinstance(
-        dense, types.SimpleNamespace
-    ):  # slicing needs transformers' own class
-        from transformers import AutoConfig
+    if config.prune.slice_hidden is not None and isinstance(dense, types.SimpleNamespace):
+        from transformers import AutoConfig  # slicing needs transformers' own class
 
         dense = AutoConfig.for_model(**vars(dense))
-    if config.width_multiple == "auto":
+    if config.prune.width_multiple == "auto":
         from ptl_fast.pruning import width_multiple
 
-        config = dataclasses.replace(config, width_multiple=width_multiple.TENSOR_CORE_MULTIPLE)
+        config = config.changed(width_multiple=width_multiple.TENSOR_CORE_MULTIPLE)
     rows = [
-        {"name": "dense", **predict(dense, config, 0)},
+        {"name": "dense", **predict(dense, dense, config, config.recovery.recoveries, 0)},
         *predict_rounds(dense, config, make_schedule(config, dense)),
     ]
-    floor = (
-        "These widths are the lowest that --threshold may reach: a round's scores decide how"
-        " many neurons go.\n\n"
-    )
-    return f"{report.schedule_table(rows)}\n\n{floor if config.threshold is not None else ''}{assumptions(config, rows)}"
+    floor = ""
+    if config.prune.threshold is not None:
+        floor = (
+            "These widths are the lowest that --threshold may reach: a round's scores decide how"
+            " many neurons go.\n\n"
+        )
+    return f"{tables.schedule_table(rows)}\n\n{floor}{assumptions(config, rows)}"
 
 
-def _load_config(config: "Config") -> Any:
+def _load_config(name: str, quiet: bool) -> Any:
     from ptl_fast.model import loading
 
-    if not config.debug:
+    if quiet:
         quiet_libraries()
-    assert config.model is not None
-    return loading.load_config(config.model)
+    return loading.load_config(name)
 
 
 def parse_gpus(text: str) -> tuple[int, Gpu]:
@@ -115,112 +111,90 @@ def parse_gpus(text: str) -> tuple[int, Gpu]:
 
 
 def predict(
-    config: "PretrainedConfig",
-    settings: "Config",
+    model: "PretrainedConfig",
+    original: "PretrainedConfig",
+    config: "Config",
+    recoveries: list[str],
     num_tokens: int | None,
-    recoveries: list[str] | None = None,
-    original: "PretrainedConfig | None" = None,
 ) -> dict[str, Any]:
-    """What a model of this config needs on the GPUs of ``settings``.
+    """What a model of this config needs on the GPUs of --dry-run-gpus.
 
-    ``num_tokens`` of text are for the ``recoveries`` (default: a round's) that train on it, in
-    equal parts (None: not known). ``original`` is what distillation takes for the teacher.
+    ``num_tokens`` of text are for the ``recoveries`` that train on it, in equal parts (None: not
+    known). ``original`` is what distillation takes for the teacher.
 
     Returns ``flops.model_size`` with prompt_tokens and prompt_flops ({benchmark: number}),
     serving_bytes, training_bytes, recovery_tokens and recovery_hours.
     """
-    num_gpus, gpu = parse_gpus(settings.dry_run_gpus)
-    prompts = PROMPT_TOKENS.get(config.model_type, PROMPT_TOKENS["llama"])
-    tokens = recovery_tokens(
-        settings, num_tokens, settings.recoveries if recoveries is None else recoveries
-    )
-    work = {name: training_flops_per_token(config, settings, name) for name in tokens}
-    if "distill" in work:
-        work["distill"] += (
-            flops.flops_per_sample(original or config, settings.sequence_length, causal=True)
-            / settings.sequence_length
-        )
-    counts = [count for count in tokens.values() if count is not None]
-    known = len(counts) == len(tokens)
+    num_gpus, gpu = parse_gpus(config.run.dry_run_gpus)
+    prompts = PROMPT_TOKENS.get(model.model_type, PROMPT_TOKENS["llama"])
+    parts = estimates(model, original, config, recoveries, num_tokens)
+    known = all(part.num_tokens is not None for part in parts)
+    work = sum((part.num_tokens or 0) * part.flops_per_token for part in parts)
     return {
-        **flops.model_size(config, settings.sequence_length // 2),
+        **flops.model_size(model, config.data.sequence_length // 2),
         "prompt_tokens": prompts,
         "prompt_flops": {
-            name: flops.flops_per_sample(config, length, lm_head=False)
+            name: flops.flops_per_sample(model, length, lm_head=False)
             for name, length in prompts.items()
         },
-        "serving_bytes": serving_bytes(config),
-        "training_bytes": training_bytes(config, settings, num_gpus),
-        "recovery_tokens": round(sum(counts)) if known else None,
-        "recovery_hours": hours(
-            sum((count or 0) * work[name] for name, count in tokens.items()), num_gpus, gpu
-        )
-        if known
-        else None,
+        "serving_bytes": serving_bytes(model),
+        "training_bytes": training_bytes(model, original, config, num_gpus),
+        "recovery_tokens": round(sum(part.num_tokens or 0 for part in parts)) if known else None,
+        "recovery_hours": hours(work, num_gpus, gpu) if known else None,
     }
 
 
+def estimates(
+    model: "PretrainedConfig",
+    original: "PretrainedConfig",
+    config: "Config",
+    names: list[str],
+    num_tokens: int | None,
+) -> list[Estimate]:
+    """What each of these recoveries of a round costs."""
+    recoveries = registry.find(names)
+    num_on_text = sum(each.on_text for each in recoveries)
+    situation = Situation(
+        config=model,
+        original=original,
+        num_tokens=None if num_tokens is None or not num_on_text else num_tokens / num_on_text,
+        sequence_length=config.data.sequence_length,
+        gradient_checkpointing=config.trainer.gradient_checkpointing,
+        grpo=config.grpo,
+    )
+    return [each.estimate(situation) for each in recoveries]
+
+
 def predict_rounds(
-    original: "PretrainedConfig", settings: "Config", schedule: "list[Round]"
+    original: "PretrainedConfig", config: "Config", schedule: "list[Round]"
 ) -> list[dict[str, Any]]:
     """What each round's model needs, as ``predict`` returns it, and the round's name."""
-    rows = []
+    rows, total = [], config.recovery.recovery_tokens
     for step in schedule:
-        num_tokens = (
-            None
-            if settings.recovery_tokens is None
-            else round(step.recovery_share * settings.recovery_tokens)
-        )
-        smaller = flops.resized(original, step.width, step.num_layers, step.hidden_size)
-        names = settings.final_recoveries if step.kind == "final" else settings.recoveries
-        rows.append(
-            {
-                "name": f"{step.number} {step.kind}",
-                **predict(smaller, settings, num_tokens, names, original),
-            }
-        )
+        num_tokens = None if total is None else round(step.recovery_share * total)
+        smaller = sizes.config_after(original, step)
+        own = config.recovery
+        names = own.final_recoveries if kind_of(step).is_final else own.recoveries
+        predicted = predict(smaller, original, config, names, num_tokens)
+        rows.append({"name": f"{step.number} {step.kind}", **predicted})
     return rows
 
 
-def recovery_tokens(
-    settings: "Config", num_tokens: int | None, recoveries: list[str]
-) -> dict[str, float | None]:
-    """Tokens that each recovery of a round trains on, or None where that depends on the data.
-
-    For grpo these are the tokens of responses that are all as long as they may be. Prompts, most of
-    them far shorter than they may be, are not counted.
-    """
-    num_on_text = sum(name not in NOT_ON_TEXT for name in recoveries)
-    tokens: dict[str, float | None] = {}
-    for name in recoveries:
-        if name == "grpo" and settings.grpo_steps is not None:
-            tokens[name] = (
-                settings.grpo_steps
-                * settings.grpo_prompts
-                * settings.grpo_rollouts
-                * settings.grpo_response_tokens
-            )
-        elif name == "none":
-            tokens[name] = 0
-        else:
-            tokens[name] = (
-                None if num_tokens is None or name == "grpo" else num_tokens / num_on_text
-            )
-    return tokens
-
-
-def assumptions(settings: "Config", rows: list[dict[str, Any]]) -> str:
+def assumptions(config: "Config", rows: list[dict[str, Any]]) -> str:
     """What the predictions of a dry run (dense, then each round) add up to, and what they rest on."""
-    _, gpu = parse_gpus(settings.dry_run_gpus)
-    batch = f"{settings.micro_batch} x {settings.sequence_length}"
-    recompute = "with" if settings.gradient_checkpointing else "without"
+    _, gpu = parse_gpus(config.run.dry_run_gpus)
+    recoveries = registry.find(config.recovery.all_recoveries)
+    on_problems = any(each.on_problems for each in recoveries)
+    on_text = any(each.on_text for each in recoveries)
+    batch = f"{config.trainer.micro_batch} x {config.data.sequence_length}"
+    recompute = "with" if config.trainer.gradient_checkpointing else "without"
     lines = [
         "Under each benchmark: FLOPs of one prompt of so many tokens, without the language-model"
         " head. The lengths are inferred"
         " from the FLOPs of arXiv 2602.04919, not measured (docs/paper.md).",
         f"Serving: bf16 weights and the KV cache of one sequence of {SERVED_CONTEXT} tokens."
         " Training: each of"
-        f" {settings.dry_run_gpus}, {settings.deepspeed or 'no DeepSpeed'}, {batch} tokens,"
+        f" {config.run.dry_run_gpus}, {config.trainer.deepspeed or 'no DeepSpeed'}, {batch} tokens,"
         f" {recompute} gradient checkpointing;"
         " an estimate.",
     ]
@@ -228,29 +202,28 @@ def assumptions(settings: "Config", rows: list[dict[str, Any]]) -> str:
         total = sum(row["recovery_hours"] for row in rows[1:])
         lines.append(
             (
-                f"Recovery: {total:.1f} hours on {settings.dry_run_gpus}, assuming"
+                f"Recovery: {total:.1f} hours on {config.run.dry_run_gpus}, assuming"
                 f" {UTILISATION:.0%}"
                 f" of {gpu.tflops:g} TFLOP/s each"
             )
             + (
                 ", generating the rollouts not counted, and each as long as it may be."
-                if settings.uses_grpo
+                if on_problems
                 else "."
             )
         )
-        if "distill" in [*settings.recoveries, *settings.final_recoveries]:
+        if any(each.has_teacher for each in recoveries):
             lines.append(
                 "The teacher is taken to be the original, and to run once over every recovery"
                 " token."
             )
     else:
         needs_tokens, needs_steps = (
-            settings.recovery_tokens is None and settings.trains_on_text,
-            settings.grpo_steps is None,
+            config.recovery.recovery_tokens is None and on_text,
+            config.grpo.grpo_steps is None,
         )
         flags = " and ".join(
-            ["--recovery-tokens"] * needs_tokens
-            + ["--grpo-steps"] * (needs_steps and settings.uses_grpo)
+            ["--recovery-tokens"] * needs_tokens + ["--grpo-steps"] * (needs_steps and on_problems)
         )
         lines.append(f"Recovery hours need {flags}: how much the data has is not known here.")
     most = max(row["training_bytes"] for row in rows[1:]) / GIB
@@ -262,54 +235,32 @@ def assumptions(settings: "Config", rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def training_bytes(config: "PretrainedConfig", settings: "Config", num_gpus: int) -> int:
+def training_bytes(
+    model: "PretrainedConfig", original: "PretrainedConfig", config: "Config", num_gpus: int
+) -> int:
     """Peak memory of recovery: weights, gradients and Adam's state as DeepSpeed's stage divides
     them, and activations.
 
     The reference of --grpo-kl is a second copy of the weights. vLLM's engine is not in it.
     """
-    num_parameters = flops.count_weights(config).num_parameters
-    has_reference = settings.grpo_kl > 0 and settings.uses_grpo
-    reference = (4 if settings.dtype == "float32" else 2) * num_parameters * has_reference
+    num_parameters = flops.count_weights(model).num_parameters
+    parts = estimates(model, original, config, config.recovery.all_recoveries, 0)
+    copies = max(part.num_weight_copies for part in parts)
+    reference = (4 if config.model.dtype == "float32" else 2) * num_parameters * copies
     return (
-        _state_bytes(num_parameters, settings, num_gpus)
+        _state_bytes(num_parameters, config, num_gpus)
         + reference
-        + _activation_bytes(config, settings)
+        + _activation_bytes(model, config)
     )
 
 
-def serving_bytes(config: "PretrainedConfig") -> int:
+def serving_bytes(model: "PretrainedConfig") -> int:
     """bf16 weights and the KV cache of one sequence of SERVED_CONTEXT tokens."""
-    key_value = flops.attention_widths(config)[1]
+    key_value = flops.attention_widths(model)[1]
     return (
-        2 * flops.count_weights(config).num_parameters
-        + 4 * key_value * config.num_hidden_layers * SERVED_CONTEXT
+        2 * flops.count_weights(model).num_parameters
+        + 4 * key_value * model.num_hidden_layers * SERVED_CONTEXT
     )
-
-
-def training_flops_per_token(
-    config: "PretrainedConfig", settings: "Config", recovery: str
-) -> float:
-    """FLOPs that a recovery executes for one token of a full sequence. With gradient checkpointing
-    the decoder runs forward twice.
-
-    Generating the rollouts of GRPO is not in it: that is bound by memory traffic, not by FLOPs.
-
-    Raises:
-        ValueError: no estimate is known for the recovery.
-    """
-    if recovery not in FORWARD_PASSES:
-        raise ValueError(
-            f"unknown recovery {recovery}; the dry run knows {', '.join(FORWARD_PASSES)}"
-        )
-    passes, length = FORWARD_PASSES[recovery], settings.sequence_length
-    if recovery == "grpo":
-        passes += (settings.grpo_kl > 0) + (settings.rollouts == "vllm")
-        length = settings.grpo_prompt_tokens + settings.grpo_response_tokens
-    again = settings.gradient_checkpointing and passes > 0
-    forward = flops.flops_per_sample(config, length, causal=True)
-    decoder = flops.flops_per_sample(config, length, causal=True, lm_head=False)
-    return (passes * forward + again * decoder) / length
 
 
 def hours(num_flops: float, num_gpus: int, gpu: Gpu) -> float:
@@ -317,40 +268,39 @@ def hours(num_flops: float, num_gpus: int, gpu: Gpu) -> float:
     return num_flops / (num_gpus * gpu.tflops * 1e12 * UTILISATION) / 3600
 
 
-def _state_bytes(num_parameters: int, settings: "Config", num_gpus: int) -> int:
+def _state_bytes(num_parameters: int, config: "Config", num_gpus: int) -> int:
     """Table 1 of ZeRO (arXiv 1910.02054): half-precision weights and gradients, and 12 N for
     float32 weights and two moments.
 
     Without DeepSpeed, or in float32, weights and gradients are float32 and need no second copy: 4 N
     + 4 N + 8 N.
     """
-    if settings.deepspeed is None:
+    if config.trainer.deepspeed is None:
         return 16 * num_parameters
-    check_deepspeed(settings.deepspeed)
-    zero = json.loads(deepspeed_file(settings.deepspeed).read_text()).get("zero_optimization", {})
+    zero = read_deepspeed(config.trainer.deepspeed).get("zero_optimization", {})
     stage = zero.get("stage", 0) if isinstance(zero, dict) else zero
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         raise ValueError(
-            f"--deepspeed {settings.deepspeed}: its ZeRO stage is {stage}; for --dry-run, write 0,"
+            f"--deepspeed {config.trainer.deepspeed}: its ZeRO stage is {stage}; for --dry-run, write 0,"
             " 1, 2 or 3 there"
         )
-    weights, gradients, optimizer = (4, 4, 8) if settings.dtype == "float32" else (2, 2, 12)
+    weights, gradients, optimizer = (4, 4, 8) if config.model.dtype == "float32" else (2, 2, 12)
     whole = {0: weights + gradients + optimizer, 1: weights + gradients, 2: weights, 3: 0}[stage]
     divided = weights + gradients + optimizer - whole
     return round(num_parameters * (whole + divided / num_gpus))
 
 
-def _activation_bytes(config: "PretrainedConfig", settings: "Config") -> int:
+def _activation_bytes(model: "PretrainedConfig", config: "Config") -> int:
     """Half-precision inputs of every operation of a decoder layer, with attention that stores no
     square, and the logits.
 
     A layer keeps 6 tensors of the hidden width, 2 of the queries' and of the keys', and 4 of the
     FFN's. With gradient checkpointing all layers but the one being recomputed keep only their
     input. Logits: half precision, a float32 copy and its gradient."""
-    tokens = settings.micro_batch * settings.sequence_length
-    query, key_value = flops.attention_widths(config)
-    layer = 2 * (6 * config.hidden_size + 2 * query + 2 * key_value + 4 * config.intermediate_size)
-    layers = config.num_hidden_layers * layer
-    if settings.gradient_checkpointing:
-        layers = config.num_hidden_layers * 2 * config.hidden_size + layer
-    return tokens * (layers + 10 * config.vocab_size)
+    tokens = config.trainer.micro_batch * config.data.sequence_length
+    query, key_value = flops.attention_widths(model)
+    layer = 2 * (6 * model.hidden_size + 2 * query + 2 * key_value + 4 * model.intermediate_size)
+    layers = model.num_hidden_layers * layer
+    if config.trainer.gradient_checkpointing:
+        layers = model.num_hidden_layers * 2 * model.hidden_size + layer
+    return tokens * (layers + 10 * model.vocab_size)

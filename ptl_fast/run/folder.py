@@ -1,21 +1,22 @@
-"""A run's folder: every file in it appears whole or not at all, and what is there need not be
-computed again.
+"""A run's folder: the one place that names its files, and that says what is done.
 
 state.json                       settings and data that the run belongs to
 dense.json                       the original's evaluation
 round-01/plan.json               what went, and why: with statistics.safetensors, which also holds
-the scores round-01/pruned.json             evaluation before recovery, and recovered.json after it
+                                 the scores
+round-01/pruned.json             evaluation before recovery, and recovered.json after it
 round-01/recovery/               checkpoints inside recovery, while it lasts
 round-01/recovery.json           the steps and tokens that recovery took, its checks of held-out
-text, its rewards round-01/optimizer.safetensors   with --keep-optimizer-state: Adam's moments,
-until the next round has its own round-01/model/                  the weights after recovery (newest
-rounds only)
+                                 text, its rewards
+round-01/optimizer.safetensors   with --keep-optimizer-state: Adam's moments, until the next round
+                                 has its own
+round-01/model/                  the weights after recovery (newest rounds only)
 round-01/seconds.json            of each stage
 round-01/record.json             the finished round
 decisions.json                   with --gate: what was measured and decided, in order
 round-01/*-extra-1*              with --gate: the same of an extension of recovery; its model
-becomes model/ when the round passes round-01.failed-1/               with --gate: a round that was
-undone, without weights
+                                 becomes model/ when the round passes
+round-01.failed-1/               with --gate: a round that was undone, without weights
 final/                           the result: an ordinary Hugging Face folder
 report.json, report.md, log/     for people and tools; log/ is for TensorBoard
 width_multiple.json              with --width-multiple auto: what was measured
@@ -26,33 +27,112 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ptl_fast.base import distributed
-from ptl_fast.base.atomic_files import sync, write_atomically
-from ptl_fast.config.config import ONLY_ROUNDING
-from ptl_fast.run.quality_gate import suffix
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from ptl_fast.base.atomic_files import publish, sync, write_atomically
+from ptl_fast.config.checking import flag
+from ptl_fast.config.config import RESUME_ROUNDING
+from ptl_fast.run.stored import (
+    JsonFile,
+    ModelFolder,
+    Stored,
+    TensorFile,
+    remove,
+    temporary_folder,
+    write_bytes,
+)
 
 FORMAT = 1
 LOCK = ".lock"
 BEFORE_STATE = {LOCK, "state.json.tmp"}
 # What a run writes at the top of its folder, besides LOCK.
 WRITTEN = re.compile(
-    r"(round-\d{2,}(\.failed-\d+)?|final(\.tmp)?|log|(state|dense|decisions|width_multiple|report)\.json(\.tmp)?|report\.md(\.tmp)?)"
+    r"(round-\d{2,}(\.failed-\d+)?|final(\.tmp)?|log"
+    r"|(state|dense|decisions|width_multiple|report)\.json(\.tmp)?|report\.md(\.tmp)?)"
 )
 
 
-class RunFolder:
-    """Reads and writes a run's folder. Only the main rank writes; all ranks may call every method."""
+class RoundFolder:
+    """One round's files. ``extension`` counts how often the quality gate made its recovery longer;
+    each extension has files of its own.
+    """
 
-    def __init__(self, path: Path, state: dict[str, Any]) -> None:
-        self.path, self.state = path, {"format": FORMAT, **state}
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.plan = JsonFile(path / "plan.json")
+        self.statistics = TensorFile(path / "statistics.safetensors")
+        self.pruned = JsonFile(path / "pruned.json")
+        self.seconds = JsonFile(path / "seconds.json")
+        self.record = JsonFile(path / "record.json")
+
+    def recovered(self, extension: int = 0) -> JsonFile:
+        return JsonFile(self.path / f"recovered{_suffix(extension)}.json")
+
+    def recovery(self, extension: int = 0) -> JsonFile:
+        return JsonFile(self.path / f"recovery{_suffix(extension)}.json")
+
+    def model(self, extension: int = 0) -> ModelFolder:
+        return ModelFolder(self.path / f"model{_suffix(extension)}")
+
+    def optimizer_state(self, extension: int = 0) -> TensorFile:
+        return TensorFile(self.path / f"optimizer{_suffix(extension)}.safetensors")
+
+    def next_statistics(self, extension: int = 0) -> TensorFile:
+        """What this round's recovery took for the next round's scores."""
+        return TensorFile(self.path / f"next_statistics{_suffix(extension)}.safetensors")
+
+    def checkpoints(self, extension: int = 0) -> Path:
+        return self.path / f"recovery{_suffix(extension)}"
+
+    def name(self, extension: int = 0) -> str:
+        """For messages and for the log's folder."""
+        return f"{self.path.name}{_suffix(extension)}"
+
+    def num_extensions(self) -> int:
+        """How many extensions of recovery have ended."""
+        return len(list(self.path.glob("recovery-extra-*.json")))
+
+    def keep_extension(self, extension: int) -> None:
+        """Let what the last extension left be the round's; 0 is none. A second call does nothing."""
+        if not extension:
+            return
+        for last, own in (
+            (self.optimizer_state(extension), self.optimizer_state()),
+            (self.next_statistics(extension), self.next_statistics()),
+            (self.model(extension), self.model()),
+        ):
+            _rename(last.path, own.path)
+        remove(*(path for path in self.path.glob("*-extra-*") if path.suffix != ".json"))
+
+
+class RunFolder:
+    """A run's files. Only the main rank writes; all ranks may call every method."""
+
+    def __init__(self, path: Path, state: dict[str, Any] | None = None) -> None:
+        self.path, self.state = path, {"format": FORMAT, **(state or {})}
+        self.state_file = JsonFile(path / "state.json")
+        self.dense = JsonFile(path / "dense.json")
+        self.decisions = JsonFile(path / "decisions.json")
+        self.width_multiple = JsonFile(path / "width_multiple.json")
+        self.report = JsonFile(path / "report.json")
+        self.final = Stored(path / "final")
+        self.log = path / "log"
+
+    def round(self, number: int) -> RoundFolder:
+        return RoundFolder(self.path / f"round-{number:02d}")
+
+    def failed(self, number: int, attempt: int) -> RoundFolder:
+        """Of a round that was undone."""
+        return RoundFolder(self.path / f"round-{number:02d}.failed-{attempt}")
+
+    def num_finished_rounds(self) -> int:
+        """Rounds whose record is written, from the first on."""
+        number = 0
+        while self.round(number + 1).record.path.exists():
+            number += 1
+        return distributed.agree(number)
 
     def check(self, overwrite: bool) -> dict[str, tuple[Any, Any]]:
         """Look at what the folder holds, and write nothing.
@@ -79,18 +159,18 @@ class RunFolder:
                     f"{self.path} exists and is not a run of ptl_fast; give another --output"
                 )
             return {}
-        if overwrite:
-            return {}
+        return {} if overwrite else self._differences()
+
+    def _differences(self) -> dict[str, tuple[Any, Any]]:
         before, now = self._state_on_disk(), self.state
         differing = {}
         for name in before["config"].keys() | now["config"].keys():
             old, new = before["config"].get(name), now["config"].get(name)
-            if old != new and name in ONLY_ROUNDING:
+            if old != new and name in RESUME_ROUNDING:
                 differing[name] = (old, new)
             elif old != new:
                 raise ValueError(
-                    f"{self.path} holds another run: its --{name.replace('_', '-')} is {old}, now"
-                    f" it is {new};"
+                    f"{self.path} holds another run: its {flag(name)} is {old}, now it is {new};"
                     " give another --output, or --overwrite to delete that run"
                 )
         if {**before, "config": None} != {**now, "config": None}:
@@ -112,22 +192,19 @@ class RunFolder:
             if overwrite and self._is_run():
                 self._empty()
         distributed.barrier()
-        if distributed.agree(self.read_json("state.json")) != self.state:
-            self.write_json("state.json", self.state)
+        if distributed.agree(self.state_file.read()) != self.state:
+            self.state_file.write(self.state)
 
     def _empty(self) -> None:
         """Delete what a run writes, and nothing else. state.json first says so: an interrupted
         deletion leaves a run to delete.
         """
-        write_atomically(
-            self.path / "state.json",
-            json.dumps({"format": FORMAT, "config": {}, "deleted": True}).encode(),
-        )
-        for file in [
-            file
-            for file in self.path.iterdir()
-            if WRITTEN.fullmatch(file.name) and file.name != "state.json"
-        ]:
+        deleted = {"format": FORMAT, "config": {}, "deleted": True}
+        write_atomically(self.state_file.path, json.dumps(deleted).encode())
+        written = [file for file in self.path.iterdir() if WRITTEN.fullmatch(file.name)]
+        for file in written:
+            if file == self.state_file.path:
+                continue
             if file.is_dir() and not file.is_symlink():
                 shutil.rmtree(file)
             else:  # a link goes, not what it points to
@@ -135,7 +212,7 @@ class RunFolder:
 
     def _state_on_disk(self) -> dict[str, Any]:
         try:
-            state = json.loads((self.path / "state.json").read_text())
+            state = json.loads(self.state_file.path.read_text())
             return {**state, "config": dict(state["config"])}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
@@ -154,9 +231,11 @@ class RunFolder:
 
     def _nearest(self) -> Path:
         """The folder, or the nearest one above it that is there."""
-        return next(
-            parent for parent in [self.path, *self.path.absolute().parents] if parent.exists()
-        )
+        above = [self.path, *self.path.absolute().parents]
+        return next(parent for parent in above if parent.exists())
+
+    def _is_run(self) -> bool:
+        return self.state_file.path.is_file()
 
     def check_disk(self, needed_bytes: int) -> None:
         """Raise ValueError when less than ``needed_bytes`` are free where the folder is or will be."""
@@ -165,165 +244,65 @@ class RunFolder:
         if free < needed_bytes:
             raise ValueError(
                 f"{existing} has {free / 2**20:,.0f} MiB free, and the run needs about"
-                f" {needed_bytes / 2**20:,.0f} MiB;"
-                " free some space or give another --output"
+                f" {needed_bytes / 2**20:,.0f} MiB; free some space or give another --output"
             )
 
-    def round(self, number: int) -> Path:
-        return self.path / f"round-{number:02d}"
+    def write_report(self, text: str) -> None:
+        """The report for people."""
+        write_bytes(self.path / "report.md", text.encode())
 
-    def num_finished_rounds(self) -> int:
-        """Rounds whose record is written, from the first on."""
-        number = 0
-        while (self.round(number + 1) / "record.json").exists():
-            number += 1
-        return distributed.agree(number)
-
-    def once(self, name: str, compute: Callable[[], Any]) -> Any:
-        """The content of a JSON file, computed (on all ranks) and written by the main rank if it is
-        not there.
-        """
-        content = distributed.agree(self.read_json(name))
-        if content is None:
-            content = distributed.agree(compute())
-            self.write_json(name, content)
-        return content
-
-    def read_json(self, name: str) -> Any:
-        """The content of a JSON file, None where there is none.
-
-        Raises:
-            ValueError: it is damaged.
-        """
-        file = self.path / name
-        try:
-            return json.loads(file.read_text()) if file.exists() else None
-        except ValueError as error:
-            raise ValueError(
-                f"{file} is damaged ({error}); delete it, or begin anew with --overwrite"
-            ) from error
-
-    def write_json(self, name: str, content: Any) -> None:
-        self.write_text(name, json.dumps(content, indent=1) + "\n")
-
-    def write_text(self, name: str, text: str) -> None:
-        if distributed.is_main():
-            write_atomically(self.path / name, text.encode())
-        distributed.barrier()
-
-    def write_tensors(self, name: str, tensors: "dict[str, Tensor]") -> None:
-        """Write named tensors as a safetensors file."""
-        from safetensors.torch import save
-
-        if distributed.is_main():
-            write_atomically(
-                self.path / name,
-                save({key: tensor.contiguous() for key, tensor in tensors.items()}),
-            )
-        distributed.barrier()
-
-    def read_tensors(self, name: str) -> "dict[str, Tensor]":
-        """Read what ``write_tensors`` wrote."""
-        from safetensors.torch import load_file
-
-        return load_file(self.path / name)
-
-    def save_model(
-        self, name: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
-    ) -> None:
-        """Save model and tokenizer as a Hugging Face folder that appears whole or not at all."""
-        if distributed.is_main():
-            folder = self.path / name
-            temporary = folder.with_name(folder.name + ".tmp")
-            shutil.rmtree(temporary, ignore_errors=True)
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-            _publish(temporary, folder)
-        distributed.barrier()
-
-    def publish_final(self, source: Path, card: str) -> None:
+    def publish_final(self, source: ModelFolder, card: str) -> None:
         """Make ``final/`` from a round's saved model (hard links where the file system can) and a
         model card.
         """
         if distributed.is_main():
-            temporary = self.path / "final.tmp"
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.copytree(source, temporary, copy_function=_link_or_copy)
+            temporary = temporary_folder(self.final.path)
+            shutil.copytree(source.path, temporary, copy_function=_link_or_copy)
             (temporary / "README.md").write_text(card)
-            _publish(temporary, self.path / "final")
+            publish(temporary, self.final.path)
         distributed.barrier()
 
-    def put_aside(self, number: int, attempt: int) -> str:
-        """Rename a round's folder, without its weights, to that of a failed attempt; return its
-        name. Twice is no error.
-        """
-        folder = self.round(number)
-        failed = self.path / f"{folder.name}.failed-{attempt}"
-        if not distributed.agree(failed.exists()):
-            light = {*folder.glob("*.json"), folder / "statistics.safetensors"}
-            # with --anticipate, the next round was planned for this one's model
-            self.remove(
-                *(path for path in folder.glob("*") if path not in light), self.round(number + 1)
-            )
-            logs = [
-                self.path / "log" / folder.name,
-                *(self.path / "log").glob(f"{folder.name}-extra-*"),
-            ]
-            for log in distributed.agree(logs):  # each rename waits for all ranks
-                self._rename(log, log.with_name(log.name.replace(folder.name, failed.name)))
-            self._rename(folder, failed)
-        return failed.name
-
-    def keep_extension(self, number: int, extension: int) -> None:
-        """Let what the last extension of recovery left be the round's; 0 is none. A second call
-        does nothing.
-        """
-        if not extension:
-            return
-        folder = self.round(number)
-        for stem, ending in (
-            ("optimizer", ".safetensors"),
-            ("next_statistics", ".safetensors"),
-            ("model", ""),
-        ):
-            self._rename(folder / f"{stem}{suffix(extension)}{ending}", folder / f"{stem}{ending}")
-        self.remove(*(path for path in folder.glob("*-extra-*") if path.suffix != ".json"))
-
-    def _rename(self, old: Path, new: Path) -> None:
-        """Give a file or folder another name, in place of what has it; one that is not there is no
+    def put_aside(self, number: int, attempt: int) -> RoundFolder:
+        """Rename a round's folder, without its weights, to that of a failed attempt. Twice is no
         error.
         """
-        if distributed.is_main() and old.exists():
-            if new.is_dir():
-                shutil.rmtree(new)
-            old.rename(new)
-            sync(new.parent)
-        distributed.barrier()
+        own, failed = self.round(number), self.failed(number, attempt)
+        if not distributed.agree(failed.path.exists()):
+            light = {*own.path.glob("*.json"), own.statistics.path}
+            # with --anticipate, the next round was planned for this one's model
+            heavy = [path for path in own.path.glob("*") if path not in light]
+            remove(*heavy, self.round(number + 1).path)
+            logs = [self.log / own.name(), *self.log.glob(f"{own.name()}-extra-*")]
+            for log in distributed.agree(logs):  # each rename waits for all ranks
+                _rename(log, log.with_name(log.name.replace(own.name(), failed.name())))
+            _rename(own.path, failed.path)
+        return failed
 
-    def remove(self, *paths: Path) -> None:
-        """Delete files and folders; one that is not there is no error."""
-        if distributed.is_main():
-            for path in paths:
-                if path.is_file():
-                    path.unlink()
-                shutil.rmtree(path, ignore_errors=True)
-        distributed.barrier()
-
-    def _is_run(self) -> bool:
-        return (self.path / "state.json").is_file()
+    def remove_old_weights(self, num_finished: int, keep_rounds: int) -> None:
+        """Remove finished recoveries' checkpoints, and all but the newest rounds' weights and the
+        newest optimizer state.
+        """
+        finished = [self.round(number) for number in range(1, num_finished + 1)]
+        old = [each.model().path for each in finished[:-keep_rounds]]
+        old += [each.optimizer_state().path for each in finished[:-1]]
+        remove(*old, *(each.checkpoints() for each in finished))
 
 
-def _publish(temporary: Path, folder: Path) -> None:
-    """Flush a finished folder to disk and give it its name."""
-    readable = os.umask(0)
-    os.umask(readable)
-    for path in [*temporary.rglob("*"), temporary]:
-        if path.is_file():  # safetensors writes files that nobody else may read
-            path.chmod(0o666 & ~readable)
-        sync(path)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
-    sync(folder.parent)
+def _suffix(extension: int) -> str:
+    """What the names of an extension's files have in addition to those of the round's recovery."""
+    return f"-extra-{extension}" if extension else ""
+
+
+def _rename(old: Path, new: Path) -> None:
+    """Give a file or folder another name, in place of what has it; one that is not there is no
+    error.
+    """
+    if distributed.is_main() and old.exists():
+        if new.is_dir():
+            shutil.rmtree(new)
+        old.rename(new)
+        sync(new.parent)
+    distributed.barrier()
 
 
 def _link_or_copy(source: str, target: str) -> None:

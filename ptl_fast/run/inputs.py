@@ -7,28 +7,35 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base.console import say
+from ptl_fast.baselines import SCORERS, authors_rule
+from ptl_fast.data import packing, readers, sampling
+from ptl_fast.data.documents import Form, make_template
+from ptl_fast.evaluation import tasks as eval_tasks
+from ptl_fast.evaluation.nll import NLL
+from ptl_fast.model import loading
+from ptl_fast.recovery import registry, token_budget
+from ptl_fast.recovery.grpo import prompts
 from ptl_fast.run import quality_gate
+from ptl_fast.run.round_data import RoundData
 
 if TYPE_CHECKING:
     from lm_eval.tasks.manager import TaskDict
     from transformers import PreTrainedTokenizerBase
 
     from ptl_fast.config.config import Config
-    from ptl_fast.data.documents import Form
+    from ptl_fast.data.documents import Document
     from ptl_fast.data.packing import PackedTokens
-    from ptl_fast.data.sampling import Corpus, Document
+    from ptl_fast.data.sampling import Corpus
     from ptl_fast.evaluation.tasks import EvalTask
-    from ptl_fast.run.rounds import Course
+    from ptl_fast.pruning.schedule import Round
 
-NUM_HELD_OUT, NUM_CHECKED = (
-    256,
-    64,
-)  # documents for evaluation, and for --recovery-split until-recovered
+# Documents for evaluation, and for --recovery-split until-recovered.
+NUM_HELD_OUT, NUM_CHECKED = 256, 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What was read before the first round; the rounds' own parts of the data are in the course."""
+    """What was read before the first round, besides the rounds' own parts of the data."""
 
     tokenizer: "PreTrainedTokenizerBase"
     lm_eval_tasks: "dict[str, TaskDict]"
@@ -46,76 +53,54 @@ class Inputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Protected:
-    """A sample of --protect's text: packed for scores, or one by one for scorer reference."""
+    """A sample of --protect's text: packed for scores, or one by one for a scorer that reads
+    samples.
+    """
 
     tokens: "PackedTokens | None" = None
     samples: Sequence[Sequence[int]] = ()
     fingerprint: str
 
 
-def load(config: "Config", tasks: "list[EvalTask]", course: "Course") -> Inputs:
-    """Read everything, and give each round of the course its part of the data.
+def load(
+    config: "Config", tasks: "list[EvalTask]", schedule: "list[Round]"
+) -> tuple[Inputs, RoundData]:
+    """Read everything, and cut the data into the rounds' parts.
 
     Raises:
         ValueError: the data, a file or the tokenizer does not fit; names the fix.
     """
-    from ptl_fast.data import packing, readers, sampling
-    from ptl_fast.evaluation import nll
-    from ptl_fast.evaluation import tasks as tasks_module
-    from ptl_fast.model import loading
+    name, source = config.model.model, config.data.data
+    assert name is not None
+    assert source is not None
+    tokenizer = loading.load_tokenizer(name)
+    if config.distill.teacher is not None:
+        loading.check_teacher(config.distill.teacher, tokenizer)
+    loaded = {task.label: eval_tasks.load_lm_eval_task(task) for task in tasks if task.task != NLL}
+    if config.gate.gate is not None:
+        task, metric = quality_gate.parse_gate(config.gate.gate, [each.label for each in tasks])
+        quality_gate.check_metric(task, metric, list(eval_tasks.metrics(loaded.get(task))))
+    _check_end_of_sequence(config, tokenizer, bool(loaded))
 
-    assert config.model is not None
-    tokenizer = loading.load_tokenizer(config.model)
-    if config.teacher is not None:
-        loading.check_teacher(config.teacher, tokenizer)
-    lm_eval_tasks = {
-        task.label: tasks_module.load_lm_eval_task(task) for task in tasks if task.task != nll.NLL
-    }
-    if config.gate is not None:
-        task, metric = quality_gate.parse_gate(config.gate, [task.label for task in tasks])
-        quality_gate.check_metric(task, metric, list(tasks_module.metrics(lm_eval_tasks.get(task))))
-    generating = "grpo" if config.uses_grpo else "lm-eval" if lm_eval_tasks else None
-    if generating is not None and tokenizer.eos_token_id is None:
-        raise ValueError(
-            f"--model {config.model}: {generating} needs a tokenizer with an end-of-sequence"
-            " token; set eos_token"
-        )
-    if tokenizer.eos_token_id is None:
-        say(
-            f"--model {config.model}: its tokenizer has no end-of-sequence token, so that"
-            " documents are trained without an end."
-        )
     form = make_form(config)
-    num_evaluated = (
-        NUM_HELD_OUT if any(task.task == nll.NLL and task.file is None for task in tasks) else 0
-    )
-    num_checked = NUM_CHECKED if config.recovery_split == "until-recovered" else 0
-    corpus = _load_corpus(config, form, tokenizer, course, num_evaluated + num_checked)
-    course.begin(corpus, packing.padding_token(tokenizer))
-    cut = (
-        len(corpus.held_out) * num_checked // max(1, num_evaluated + num_checked)
-    )  # small data has fewer of both
-    held_out = corpus.held_out[cut:]
+    from_held_out = [task for task in tasks if task.task == NLL and task.file is None]
+    num_evaluated = NUM_HELD_OUT if from_held_out else 0
+    until_recovered = config.recovery.recovery_split == "until-recovered"
+    num_checked = NUM_CHECKED if until_recovered else 0
+    corpus = _load_corpus(config, form, tokenizer, schedule, num_evaluated + num_checked)
+    data = RoundData(corpus, config.data.sequence_length, packing.padding_token(tokenizer), source)
+    # small data has fewer of both, in the same proportion
+    cut = len(corpus.held_out) * num_checked // max(1, num_evaluated + num_checked)
     protected = _load_protected(config, form, tokenizer)
-    nll_documents = {
-        task.label: readers.load_documents(task.file, form, config.eval_limit)
-        if task.file
-        else held_out[: config.eval_limit]
-        for task in tasks
-        if task.task == nll.NLL
-    }
-    if not all(nll_documents.values()):
-        raise ValueError(
-            f"{config.data} has too few documents to hold some out for nll; give more, or"
-            " --eval-tasks nll=FILE"
-        )
-    return Inputs(
+    nll_documents = _nll_documents(config, form, tasks, corpus.held_out[cut:])
+    checked: list[Document] = []
+    if until_recovered:
+        checked = _affordable(corpus.held_out[:cut], config, tokenizer, data)
+    inputs = Inputs(
         tokenizer=tokenizer,
-        lm_eval_tasks=lm_eval_tasks,
+        lm_eval_tasks=loaded,
         nll_documents=nll_documents,
-        checked_documents=_affordable(corpus.held_out[:cut], config, tokenizer, course)
-        if num_checked
-        else [],
+        checked_documents=checked,
         protected=protected,
         fingerprint={
             "data": corpus.fingerprint,
@@ -123,102 +108,128 @@ def load(config: "Config", tasks: "list[EvalTask]", course: "Course") -> Inputs:
             "nll": {
                 label: sampling.fingerprint(documents) for label, documents in nll_documents.items()
             },
-            "weights": loading.weights_fingerprint(config.model),
-            "teacher": loading.weights_fingerprint(config.teacher)
-            if config.teacher is not None
+            "weights": loading.weights_fingerprint(name),
+            "teacher": loading.weights_fingerprint(config.distill.teacher)
+            if config.distill.teacher is not None
             else {},
         },
     )
+    return inputs, data
 
 
-def make_form(config: "Config") -> "Form":
+def make_form(config: "Config") -> Form:
     """How the settings want a row of data read."""
-    from ptl_fast.data import documents as documents_module
+    data = config.data
+    template = make_template(data.template)
+    return Form(data.question_column, data.answer_column, data.text_column, template)
 
-    template = documents_module.make_template(config.template)
-    return documents_module.Form(
-        config.question_column, config.answer_column, config.text_column, template
+
+def _check_end_of_sequence(
+    config: "Config", tokenizer: "PreTrainedTokenizerBase", evaluates: bool
+) -> None:
+    """Whatever samples answers must know where they end; training only warns."""
+    if tokenizer.eos_token_id is not None:
+        return
+    names = config.recovery.all_recoveries
+    sampling_names = [name for name in names if registry.RECOVERIES[name].on_problems]
+    sampling_names += ["lm-eval"] if evaluates else []
+    if sampling_names:
+        raise ValueError(
+            f"--model {config.model.model}: {sampling_names[0]} needs a tokenizer with an"
+            " end-of-sequence token; set eos_token"
+        )
+    say(
+        f"--model {config.model.model}: its tokenizer has no end-of-sequence token, so that"
+        " documents are trained without an end."
     )
 
 
 def _load_corpus(
     config: "Config",
-    form: "Form",
+    form: Form,
     tokenizer: "PreTrainedTokenizerBase",
-    course: "Course",
+    schedule: "list[Round]",
     num_held_out: int,
 ) -> "Corpus":
-    """Split the data among the rounds of the course, by their shares of the tokens."""
-    from ptl_fast.data import readers, sampling
-    from ptl_fast.recovery.grpo import prompts
-
-    assert config.data is not None
-    shares = [step.recovery_share for step in course.schedule]
-    total = (
-        sum(shares) if config.final_recovery is not None else 1.0
-    )  # the final one has its tokens on top
+    """Split the data among the rounds, by their shares of the tokens."""
+    source, num_tokens = config.data.data, config.recovery.recovery_tokens
+    assert source is not None
+    shares = [step.recovery_share for step in schedule]
+    # the tokens of --final-recovery come on top of the others'
+    total = sum(shares) if config.recovery.final_recovery is not None else 1.0
+    on_problems = any(each.on_problems for each in registry.find(config.recovery.all_recoveries))
     corpus = sampling.split_corpus(
-        readers.open_parts(config.data, form, config.seed if config.streaming else None),
+        readers.open_parts(source, form, config.run.seed if config.data.streaming else None),
         tokenizer,
         shares=[share / total for share in shares],
-        num_tokens=None
-        if config.recovery_tokens is None
-        else round(total * config.recovery_tokens),
+        num_tokens=None if num_tokens is None else round(total * num_tokens),
         num_held_out=num_held_out,
-        seed=config.seed,
-        keep_documents=config.uses_grpo,
+        seed=config.run.seed,
+        keep_documents=on_problems,
     )
-    if config.uses_grpo:  # say so before any work is done
+    if on_problems:  # say so before any work is done
+        on_template = registry.trains_on_text(",".join(config.recovery.all_recoveries))
         for documents in corpus.documents:
-            prompts.check(documents, tokenizer, config, config.data)
+            prompts.check(documents, tokenizer, config.grpo, on_template, source)
     return corpus
+
+
+def _nll_documents(
+    config: "Config", form: Form, tasks: "list[EvalTask]", held_out: "list[Document]"
+) -> "dict[str, list[Document]]":
+    limit = config.evaluation.eval_limit
+    documents = {
+        task.label: readers.load_documents(task.file, form, limit)
+        if task.file
+        else held_out[:limit]
+        for task in tasks
+        if task.task == NLL
+    }
+    if not all(documents.values()):
+        raise ValueError(
+            f"{config.data.data} has too few documents to hold some out for nll; give more, or"
+            " --eval-tasks nll=FILE"
+        )
+    return documents
 
 
 def _affordable(
     documents: "list[Document]",
     config: "Config",
     tokenizer: "PreTrainedTokenizerBase",
-    course: "Course",
+    data: RoundData,
 ) -> "list[Document]":
     """As many of these documents as the checks of --recovery-split until-recovered may read."""
-    from ptl_fast.data import sampling
-    from ptl_fast.recovery import token_budget
-
     if not documents:
         raise ValueError(
-            f"{config.data} has too few documents to hold some out for --recovery-split"
+            f"{config.data.data} has too few documents to hold some out for --recovery-split"
             " until-recovered; give more"
         )
     lengths = [len(ids) for ids in sampling.tokenize(documents, tokenizer)]
-    num_tokens = config.recovery_tokens or sum(tokens.num_tokens for tokens in course.training)
-    return documents[: token_budget.num_affordable(lengths, num_tokens, len(course.schedule))]
+    num_tokens = config.recovery.recovery_tokens
+    num_tokens = num_tokens or sum(tokens.num_tokens for tokens in data.training)
+    return documents[: token_budget.num_affordable(lengths, num_tokens, len(data.training))]
 
 
 def _load_protected(
-    config: "Config", form: "Form", tokenizer: "PreTrainedTokenizerBase"
+    config: "Config", form: Form, tokenizer: "PreTrainedTokenizerBase"
 ) -> Protected | None:
     """Take a sample of --protect."""
-    from ptl_fast.baselines import authors_rule
-    from ptl_fast.data import documents as documents_module
-    from ptl_fast.data import packing, readers, sampling
-
-    if config.protect is None:
+    source, length = config.data.protect, config.data.sequence_length
+    if source is None:
         return None
-    by_reference = config.scorer == "reference"
+    one_by_one = SCORERS[config.score.scorer].reads_samples
     corpus = sampling.split_corpus(
-        readers.open_parts(config.protect, documents_module.Form(template=form.template)),
+        readers.open_parts(source, Form(template=form.template)),
         tokenizer,
         shares=[1.0],
-        num_tokens=None if by_reference else config.calibration_tokens,
+        num_tokens=None if one_by_one else config.score.calibration_tokens,
         num_held_out=0,
-        seed=config.seed,
+        seed=config.run.seed,
     )
-    if by_reference:  # one sample at a time, and no neuron is protected besides
-        samples = [
-            ids[: config.sequence_length] for ids in corpus.subsets[0][: authors_rule.NUM_GENERAL]
-        ]
+    if one_by_one:  # and no neuron is protected besides
+        documents = corpus.subsets[0][: authors_rule.NUM_GENERAL]
+        samples = [ids[:length] for ids in documents]
         return Protected(samples=samples, fingerprint=corpus.fingerprint)
-    tokens = packing.pack(
-        corpus.subsets[0], config.sequence_length, packing.padding_token(tokenizer), config.protect
-    )
+    tokens = packing.pack(corpus.subsets[0], length, packing.padding_token(tokenizer), source)
     return Protected(tokens=tokens, fingerprint=corpus.fingerprint)

@@ -7,21 +7,20 @@ passed. Everything here follows from measurements and from the decisions so far,
 nothing here trains or measures.
 """
 
-import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from ptl_fast.baselines import ROUND_KINDS
+
 if TYPE_CHECKING:
-    from ptl_fast.pruning.schedule import Kind, Round
+    from ptl_fast.pruning.schedule import Round
 
 EXTENSION = 0.5  # of what a round was given: the longest training between two measurements
 SHORTEST = 0.01  # of what a round was given: less training is not worth a measurement
 ROUNDING = 1e-9  # 0.8 - 0.7 is not above 0.1
 
 Action = Literal["pass", "extend", "back-off", "stop"]
-UNITS = {"neurons": "neurons a layer", "layers": "layers"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ class Decision:
     """1 is the first; every back-off begins another."""
     extension: int
     """How often recovery had been extended."""
-    kind: "Kind"
+    kind: str
     step: int
     """How many neurons a layer, or layers, the round removed."""
     task: str
@@ -84,10 +83,15 @@ class Decision:
     reason: str | None = None
     """With stop: why no smaller step was tried."""
 
+    @property
+    def stops(self) -> bool:
+        """Whether the run ends before its target."""
+        return self.action == "stop"
 
-def suffix(extension: int) -> str:
-    """What the names of an extension's files have in addition to those of the round's recovery (0)."""
-    return f"-extra-{extension}" if extension else ""
+    @property
+    def undoes(self) -> bool:
+        """Whether the model before the round is the one to go on with, or to end with."""
+        return self.action in ("back-off", "stop")
 
 
 def parse_gate(entry: str, labels: Sequence[str]) -> tuple[str, str]:
@@ -196,92 +200,6 @@ def decide(
     return replace(made, action="stop", reason=reason)
 
 
-def smaller_step(kind: "Kind", removed: int, multiple: int) -> tuple[int | None, str | None]:
-    """Half the step of a round that removed so many neurons a layer (in multiples of ``multiple``)
-    or layers.
-
-    Or None, and why there is no smaller one.
-    """
-    if kind == "neurons":
-        if removed > multiple:
-            return max(multiple, removed // 2 // multiple * multiple), None
-        return None, f"{removed} neurons a layer is the smallest step (--width-multiple {multiple})"
-    if kind == "layers":
-        return (removed // 2, None) if removed > 1 else (None, "one layer is the smallest step")
-    return (
-        None,
-        "slicing is one step"
-        if kind == "hidden"
-        else "a round that only trains has no step to halve",
-    )
-
-
-def split(
-    schedule: "Sequence[Round]",
-    number: int,
-    next_step: int,
-    *,
-    width: int,
-    num_layers: int,
-    multiple: int,
-) -> "list[list[Round]]":
-    """What a back-off in round ``number`` makes of the schedule: for each round, the rounds that
-    take its place.
-
-    From that round on, each round of its kind becomes as many as it takes to remove at most
-    ``next_step`` at once. They stand where the round stood, and share its tokens (and data) in
-    proportion to what they remove. Other rounds only change their number.
-
-    Args:
-        width, num_layers: of the original model.
-        multiple: what widths are multiples of.
-    """
-    kind = schedule[number - 1].kind
-    groups: list[list[Round]] = []
-    first = 1
-    for step in schedule:
-        halved = step.number >= number and step.kind == kind
-        if halved and kind == "neurons":
-            sizes = [(size, num_layers) for size in _sizes(width, step.width, next_step, multiple)]
-        elif halved and kind == "layers":
-            sizes = [(width, size) for size in _sizes(num_layers, step.num_layers, next_step, 1)]
-        else:
-            sizes = [(step.width, step.num_layers)]
-        removed = [
-            sum(before) - sum(after)
-            for before, after in itertools.pairwise([(width, num_layers), *sizes])
-        ]
-        shares = (
-            [step.recovery_share * part / sum(removed) for part in removed]
-            if len(sizes) > 1
-            else [step.recovery_share]
-        )
-        groups.append(
-            [
-                replace(
-                    step,
-                    number=first + index,
-                    width=size[0],
-                    num_layers=size[1],
-                    recovery_share=share,
-                )
-                for index, (size, share) in enumerate(zip(sizes, shares, strict=True))
-            ]
-        )
-        first += len(sizes)
-        width, num_layers = sizes[-1]
-    return groups
-
-
-def _sizes(before: int, target: int, step: int, multiple: int) -> list[int]:
-    """Sizes on the way down to ``target``, multiples of ``multiple``, at most ``step`` apart."""
-    sizes = []
-    while before > target:
-        before = max(target, math.ceil((before - step) / multiple) * multiple)
-        sizes.append(before)
-    return sizes
-
-
 def sentence(decision: Decision) -> str:
     """A decision, for people."""
     name = f"round {decision.round}, attempt {decision.attempt}"
@@ -297,6 +215,11 @@ def sentence(decision: Decision) -> str:
             f" {dense})"
         )
     return f"Guard, {name}: {found}: {consequence(decision)}."
+
+
+def unit(decision: Decision) -> str:
+    """What a decision's steps are counted in."""
+    return ROUND_KINDS[decision.kind].unit
 
 
 def told_apart(*values: float) -> list[str]:
@@ -326,7 +249,7 @@ def consequence(decision: Decision) -> str:
         )
         return (
             f"back to {source}, with steps of at most {decision.next_step}"
-            f" {UNITS[decision.kind]} instead of {decision.step}"
+            f" {unit(decision)} instead of {decision.step}"
         )
     return f"the run stops ({decision.reason}); the result is {_result(decision)}"
 

@@ -1,8 +1,12 @@
-"""Records -> the table after each round, report.json, report.md and the model card."""
+"""Records -> report.md, the model card, and what is said about a round in one line."""
 
 from typing import Any
 
+from ptl_fast.base import markdown
+from ptl_fast.baselines import ROUND_KINDS, SCORERS
+from ptl_fast.recovery.registry import RECOVERIES
 from ptl_fast.run import quality_gate
+from ptl_fast.run.tables import show, table
 
 REASONS = [
     "round",
@@ -12,43 +16,6 @@ REASONS = [
     "recovery tokens",
     "steps",
 ]
-COLUMNS = [
-    "round",
-    "width",
-    "layers",
-    "parameters",
-    "FLOPs/token",
-    "pruned",
-    "recovered",
-    "seconds",
-]
-
-
-def table(dense: dict[str, Any], rounds: list[dict[str, Any]]) -> str:
-    """The run so far as a markdown table; the last columns but one show the first evaluation task
-    before and after recovery.
-    """
-    task, metric = leading_metric(dense)
-    header = [
-        name if name not in ("pruned", "recovered") else f"{metric} {name}" for name in COLUMNS
-    ]
-    rows = [_row("dense", dense, "", _show(dense["eval"][task][metric]), "")]
-    for record in rounds:
-        name = (
-            f"{record['round']} {record['kind']}"
-            if record["kind"] != "none"
-            else f"{record['round']} training only"
-        )
-        pruned = _show(record["eval_pruned"][task][metric])
-        seconds = f"{sum(record['seconds'].values()):.0f}"
-        rows.append(_row(name, record, pruned, _show(record["eval"][task][metric]), seconds))
-    return _markdown([header, *rows])
-
-
-def leading_metric(size: dict[str, Any]) -> tuple[str, str]:
-    """(task, metric) that leads the tables: the first metric of the first evaluation task."""
-    task = next(iter(size["eval"]))
-    return task, next(iter(size["eval"][task]))
 
 
 def redundant_line(number: int, num_redundant: list[int], num_removed: int) -> str:
@@ -113,7 +80,7 @@ def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
     redundant = _redundant(report)
     if redundant:
         parts.append("## Redundant neurons\n\n" + redundant)
-    if any("grpo" in record for record in report["rounds"]):
+    if any(_on_problems(record) for record in report["rounds"]):
         parts.append("## Reinforcement learning\n\n" + _reinforcement(report["rounds"]))
     parts.append("## Evaluation\n\n" + _evaluations(report))
     parts.append("## Seconds per stage\n\n" + _seconds(report["rounds"]))
@@ -143,32 +110,6 @@ def model_card(report: dict[str, Any], model_name: str, sliced: bool) -> str:
     )
 
 
-def schedule_table(rows: list[dict[str, Any]]) -> str:
-    """The dry run: what dense is and each round leaves, FLOPs of each benchmark's prompt, memory of
-    one GPU, tokens and hours.
-    """
-    benchmarks = [f"{name} ({num_tokens})" for name, num_tokens in rows[0]["prompt_tokens"].items()]
-    header = [*COLUMNS[:5], *benchmarks, "serve GiB", "train GiB", "recovery tokens", "hours"]
-    lines = []
-    for row in rows:
-        memory = [f"{row[name] / 2**30:.1f}" for name in ("serving_bytes", "training_bytes")]
-        if row is rows[0]:
-            recovery = ["", ""]
-        elif row["recovery_tokens"] is None:
-            recovery = ["its part of the data", "?"]
-        else:
-            recovery = [f"{row['recovery_tokens']:,}", f"{row['recovery_hours']:.1f}"]
-        lines.append(
-            [
-                *_size(row["name"], row),
-                *map(_short, row["prompt_flops"].values()),
-                *memory,
-                *recovery,
-            ]
-        )
-    return _markdown([header, *lines])
-
-
 def _summary(dense: dict[str, Any], final: dict[str, Any]) -> str:
     parameters = final["num_parameters"] / dense["num_parameters"]
     flops = final["flops_per_token"] / dense["flops_per_token"]
@@ -181,9 +122,9 @@ def _reasons(report: dict[str, Any]) -> str:
     """
     width, rows, with_neurons = report["dense"]["width"], [REASONS], []
     for record in report["rounds"]:
-        went = (
-            ", ".join(f"layer {layer}" for layer in record.get("dropped_layers", [])) or "nothing"
-        )
+        kind = ROUND_KINDS[record["kind"]]
+        went = ", ".join(f"layer {layer}" for layer in record.get("dropped_layers", []))
+        went = went or ("nothing" if kind.size else kind.unit)
         if record["width"] < width:
             went, width = f"{width - record['width']} neurons a layer", record["width"]
             with_neurons.append(record["round"])
@@ -191,12 +132,12 @@ def _reasons(report: dict[str, Any]) -> str:
         rows.append(
             [
                 str(record["round"]),
-                went if record["kind"] != "hidden" else "directions",
+                went,
                 *margins,
                 *_trained(record),
             ]
         )
-    parts = [_markdown(rows), _about_scores(report["config"])]
+    parts = [markdown.table(rows), _about_scores(report["config"])]
     if with_neurons:
         folder = f"round-{with_neurons[0]:02d}"
         parts.append(f"""Of every neuron:
@@ -207,7 +148,8 @@ def _reasons(report: dict[str, Any]) -> str:
     layer, neuron = 0, 0  # as they were numbered before the round
     scores = load_file("{folder}/statistics.safetensors")["scores"]  # (layers, width)
     stayed = json.load(open("{folder}/plan.json"))["kept_neurons"]
-    print(neuron in stayed[layer], int((scores[layer] < scores[layer, neuron]).sum()), "neurons of the layer scored lower")""")
+    lower = int((scores[layer] < scores[layer, neuron]).sum())
+    print(neuron in stayed[layer], lower, "neurons of the layer scored lower")""")
     return "\n\n".join(parts)
 
 
@@ -216,8 +158,14 @@ def _trained(record: dict[str, Any]) -> list[str]:
     learning included.
     """
     every = [record, *record.get("extra_recovery", [])]
-    steps = sum(each["recovery_steps"] + (each.get("grpo") or {}).get("steps", 0) for each in every)
+    steps = sum(each["recovery_steps"] + _on_problems(each).get("steps", 0) for each in every)
     return [f"{sum(each['recovery_tokens'] for each in every):,}", str(steps)]
+
+
+def _on_problems(recovery: dict[str, Any]) -> dict[str, Any]:
+    """What reinforcement learning wrote into the record of a recovery; empty where there was none."""
+    names = [name for name, each in RECOVERIES.items() if each.on_problems]
+    return next((recovery[name] for name in names if name in recovery), {})
 
 
 def _about_scores(config: dict[str, Any]) -> str:
@@ -230,7 +178,7 @@ def _about_scores(config: dict[str, Any]) -> str:
         " neurons; the table has the lowest"
     )
     text += " to the highest over the layers."
-    if config["protect"] is not None and config["scorer"] not in ("reconstruction", "reference"):
+    if config["protect"] is not None and not SCORERS[config["scorer"]].reads_protected:
         text += " What --protect keeps stays whatever its score."
     if config["threshold"] is not None:
         text += (
@@ -251,7 +199,7 @@ def _decisions(decisions: list[dict[str, Any]]) -> str:
     header = ["round", "attempt", "extension", "removed", "tokens", "measured", "limit", "decision"]
     rows = []
     for made in (quality_gate.Decision(**decision) for decision in decisions):
-        removed = f"{made.step} {quality_gate.UNITS.get(made.kind, made.kind)}"
+        removed = f"{made.step} {quality_gate.unit(made)}"
         counts = [
             str(made.round),
             str(made.attempt),
@@ -260,12 +208,12 @@ def _decisions(decisions: list[dict[str, Any]]) -> str:
             f"{made.tokens:,}",
         ]
         told = (
-            ["diverged", _show(made.limit)]
+            ["diverged", show(made.limit)]
             if made.measured is None
             else quality_gate.told_apart(made.measured, made.limit)
         )
         rows.append([*counts, *told, quality_gate.consequence(made)])
-    return f"{decisions[0]['task']} {decisions[0]['metric']}:\n\n{_markdown([header, *rows])}"
+    return f"{decisions[0]['task']} {decisions[0]['metric']}:\n\n{markdown.table([header, *rows])}"
 
 
 def _redundant(report: dict[str, Any]) -> str:
@@ -302,12 +250,12 @@ def _reinforcement(rounds: list[dict[str, Any]]) -> str:
         for each in enumerate([record, *record.get("extra_recovery", [])])
     ]
     for number, extension, recovery in trained:
-        details = recovery.get("grpo")
-        if details is None:
+        details = _on_problems(recovery)
+        if not details:
             continue
         few = -(-details["steps"] // 5)
         means = [
-            _show(sum(values) / few)
+            show(sum(values) / few)
             for values in (
                 details["reward"][:few],
                 details["reward"][-few:],
@@ -326,7 +274,7 @@ def _reinforcement(rounds: list[dict[str, Any]]) -> str:
         )
         if details["always_zero"]:
             lines.append(f"- {unrewarded_line(number, details, extension)}")
-    return "\n".join([_markdown(rows), *([""] if lines else []), *lines])
+    return "\n".join([markdown.table(rows), *([""] if lines else []), *lines])
 
 
 def _evaluations(report: dict[str, Any]) -> str:
@@ -340,11 +288,11 @@ def _evaluations(report: dict[str, Any]) -> str:
             (f"round {record['round']} recovered", record["eval"]),
         ]
     header = ["", *(f"{task} {metric}" for task, metric in columns)]
-    return _markdown(
+    return markdown.table(
         [
             header,
             *(
-                [name, *(_show(values[task][metric]) for task, metric in columns)]
+                [name, *(show(values[task][metric]) for task, metric in columns)]
                 for name, values in stages
             ),
         ]
@@ -359,77 +307,4 @@ def _seconds(rounds: list[dict[str, Any]]) -> str:
         [str(record["round"]), *(f"{record['seconds'][name]:.1f}" for name in names)]
         for record in rounds
     ]
-    return _markdown([["round", *names], *rows])
-
-
-def _row(name: str, size: dict[str, Any], pruned: str, recovered: str, seconds: str) -> list[str]:
-    return [*_size(name, size), pruned, recovered, seconds]
-
-
-def _size(name: str, size: dict[str, Any]) -> list[str]:
-    return [
-        name,
-        str(size["width"]),
-        str(size["num_layers"]),
-        _short(size["num_parameters"]),
-        _short(size["flops_per_token"]),
-    ]
-
-
-def _show(value: float) -> str:
-    return f"{value:.4f}"
-
-
-def _short(count: float) -> str:
-    for unit in ("", "k", "M", "G", "T"):
-        if count < 1000 or unit == "T":
-            return f"{count:.4g}{unit}"
-        count /= 1000
-    raise AssertionError
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|")
-    return "\n".join(lines)
-
-
-def environment(device: str) -> dict[str, str]:
-    """The machine and the versions, for report.json."""
-    import importlib.metadata
-    import platform
-
-    import torch
-
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.startswith("cuda")
-        else platform.processor() or platform.machine()
-    )
-    packages = (
-        "ptl_fast",
-        "torch",
-        "triton",
-        "transformers",
-        "trl",
-        "datasets",
-        "deepspeed",
-        "lm_eval",
-        "math_verify",
-    )
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "device": name,
-        "threads": str(torch.get_num_threads()),
-        "python": platform.python_version(),
-        **versions,
-    }
+    return markdown.table([["round", *names], *rows])

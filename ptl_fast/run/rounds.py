@@ -1,178 +1,184 @@
-"""The rounds of a run as they stand: their sizes, their parts of the data, and the guard's
-decisions, which change both.
+"""The rounds of a run as they stand: the schedule, and the quality gate's decisions that change it.
+
+Both follow from the settings and the decisions alone, so that a continued run has the same. The
+rounds' data is in round_data.py.
 """
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from ptl_fast.config.config import NOT_ON_TEXT
+from ptl_fast.baselines import ROUND_KINDS, SCORERS, slicing_schedule
+from ptl_fast.pruning import schedule
+from ptl_fast.pruning.round_kinds import RoundKind
+from ptl_fast.pruning.smaller_steps import split
 from ptl_fast.run import quality_gate
+from ptl_fast.run.quality_gate import Decision, Gate
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from ptl_fast.config.config import Config
-    from ptl_fast.data.packing import PackedTokens
-    from ptl_fast.data.sampling import Corpus
     from ptl_fast.pruning.schedule import Round
 
-DECISIONS = "decisions.json"
+
+def kind_of(step: "Round") -> RoundKind:
+    """What a round does."""
+    return ROUND_KINDS[step.kind]
 
 
-class Course:
-    """Schedule and data of all rounds: they follow from the settings and ``decisions`` alone, so a
-    continued run has the same.
+class Rounds:
+    """The schedule and the decisions that made it what it is.
+
+    Args:
+        width, num_layers: of the original model.
+        width_multiple: what widths are multiples of.
+        gate_on: task and metric of --gate.
     """
 
-    corpus: "Corpus"
-    training: "list[PackedTokens]"
-    """Each round's part of the data."""
-
     def __init__(
-        self, config: "Config", hf_config: "PretrainedConfig", schedule: "list[Round]"
+        self,
+        schedule: "list[Round]",
+        width: int,
+        num_layers: int,
+        width_multiple: int,
+        gate_on: tuple[str, str] | None = None,
     ) -> None:
-        self.config, self.schedule = config, schedule
-        self.width, self.num_layers = hf_config.intermediate_size, hf_config.num_hidden_layers
-        self.decisions: list[quality_gate.Decision] = []
+        self.schedule, self.width, self.num_layers = schedule, width, num_layers
+        self.width_multiple, self.gate_on = width_multiple, gate_on
+        self.decisions: list[Decision] = []
 
-    def begin(self, corpus: "Corpus", pad: int) -> None:
-        """Give each round of the schedule its subset; ``pad`` is the token for padding."""
-        self.corpus, self.pad = corpus, pad
-        self.training = [self._pack(step) for step in self.schedule]
+    def after(self, step: "Round") -> "list[Round]":
+        """The rounds after this one that remove something, or only train."""
+        return [each for each in self.schedule[step.number :] if not kind_of(each).is_final]
 
-    def take(self, decisions: list[dict[str, Any]]) -> None:
-        """Follow the decisions that a run took before it was interrupted."""
-        for content in decisions:
-            self._follow(quality_gate.Decision(**content))
+    def is_judged(self, step: "Round") -> bool:
+        """Whether the gate holds for this round: not for --final-recovery, which has no pruning to
+        be undone.
+        """
+        return self.gate_on is not None and not kind_of(step).is_final
+
+    def has_passed(self, number: int) -> bool:
+        return quality_gate.has_passed(self.decisions, number)
+
+    def extensions(self, number: int) -> list[Decision]:
+        """The decisions that made the recovery of this attempt at a round longer."""
+        return quality_gate.extensions(self.decisions, number)
+
+    def failed_attempts(self) -> list[Decision]:
+        """The decisions that undid a round."""
+        return [each for each in self.decisions if each.undoes]
 
     def decisions_as_json(self) -> list[dict[str, Any]]:
         return [dataclasses.asdict(decision) for decision in self.decisions]
 
-    def judge(
+    def decide(
         self,
-        gate: quality_gate.Gate,
+        gate: Gate,
         step: "Round",
+        *,
         measured: float | None,
         tokens: int,
         given: int,
-    ) -> quality_gate.Decision:
-        """Decide what follows from a round's measurement, and follow it.
+        trains: bool,
+        max_extra_recovery: float,
+        lacks: str | None,
+    ) -> Decision:
+        """What follows from a round's measurement; the arguments are those of quality_gate.decide.
 
         Args:
-            measured: None where recovery diverged.
-            tokens: that its recovery, or the extension, trained on.
-            given: that its recovery could have trained on.
+            lacks: what half of the step would lack of data, if it lacks something.
         """
-        before = self.schedule[step.number - 2] if step.number > 1 else self
-        removed = {
-            "neurons": before.width - step.width,
-            "layers": before.num_layers - step.num_layers,
-        }.get(step.kind, 0)
-        next_step, reason = quality_gate.smaller_step(step.kind, removed, self._width_multiple())
-        if next_step is not None:
-            reason = self._lacks(step.number, next_step)
-            next_step = next_step if reason is None else None
-        decision = quality_gate.decide(
+        next_step, reason = self.smaller_step(step)
+        if next_step is not None and lacks is not None:
+            next_step, reason = None, lacks
+        return quality_gate.decide(
             gate,
             self.decisions,
             step,
-            removed=removed,
+            removed=self.removed(step),
             measured=measured,
             tokens=tokens,
             given=given,
-            trains=self._trains(given),
-            max_extra_recovery=self.config.max_extra_recovery,
+            trains=trains,
+            max_extra_recovery=max_extra_recovery,
             next_step=next_step,
             reason=reason,
         )
-        self._follow(decision)
-        return decision
 
-    def _follow(self, decision: quality_gate.Decision) -> None:
-        """Change the rounds that are to come as a decision says."""
-        self.decisions.append(decision)
-        if decision.action == "stop":
-            del self.schedule[decision.round - 1 :], self.training[decision.round - 1 :]
-        if decision.next_step is None:
-            return
-        groups = self._split(decision.round, decision.next_step)
-        self.corpus = self.corpus.cut([[step.recovery_share for step in group] for group in groups])
-        self.training = [
-            whole if len(group) == 1 else self._pack(step)
-            for whole, group in zip(self.training, groups, strict=True)
-            for step in group
-        ]
-        self.schedule = [step for group in groups for step in group]
+    def removed(self, step: "Round") -> int:
+        """How many neurons a layer, or layers, a round removes."""
+        size = kind_of(step).size
+        if size is None:
+            return 0
+        before = self.schedule[step.number - 2] if step.number > 1 else self
+        return getattr(before, size) - getattr(step, size)
 
-    def _pack(self, step: "Round") -> "PackedTokens":
-        from ptl_fast.data import packing
+    def smaller_step(self, step: "Round") -> tuple[int | None, str | None]:
+        """Half of what a round removes, or None and why there is no smaller step."""
+        return kind_of(step).halve(self.removed(step), self.width_multiple)
 
-        source = f"round {step.number}'s part of {self.config.data}"
-        return packing.pack(
-            self.corpus.subsets[step.number - 1], self.config.sequence_length, self.pad, source
-        )
+    def split(self, number: int, next_step: int) -> "list[list[Round]]":
+        """For each round, the rounds that a smaller step from round ``number`` on makes of it."""
+        size = kind_of(self.schedule[number - 1]).size
+        assert size is not None
+        original, multiple = {
+            "width": (self.width, self.width_multiple),
+            "num_layers": (self.num_layers, 1),
+        }[size]
+        return split(self.schedule, number, next_step, size, original=original, multiple=multiple)
 
-    def _trains(self, given: int) -> bool:
-        """Whether there is training to be extended."""
-        return self.config.recovery != "none" and (
-            given > 0 or not NOT_ON_TEXT.isdisjoint(self.config.recoveries)
-        )
-
-    def _split(self, number: int, next_step: int) -> "list[list[Round]]":
-        multiple = self._width_multiple()
-        return quality_gate.split(
-            self.schedule,
-            number,
-            next_step,
-            width=self.width,
-            num_layers=self.num_layers,
-            multiple=multiple,
-        )
-
-    def _width_multiple(self) -> int:
-        assert isinstance(self.config.width_multiple, int), "compress.py decides what auto is"
-        return self.config.width_multiple
-
-    def _lacks(self, number: int, next_step: int) -> str | None:
-        """What some round of the schedule with a smaller step would lack of data, if it lacks
-        something.
+    def follow(self, decision: Decision) -> "list[list[Round]] | None":
+        """Change the rounds that are to come as a decision says; returns, for each round before,
+        the rounds that it became, where it became others.
         """
-        groups = self._split(number, next_step)
-        corpus = self.corpus.cut([[step.recovery_share for step in group] for group in groups])
-        if any(sum(map(len, subset)) < self.config.sequence_length for subset in corpus.subsets):
-            return "half of the round's data would not fill a sequence"
-        if "grpo" in self.config.recoveries and not all(
-            any(text.question for text in texts) for texts in corpus.documents
-        ):
-            return "half of the round's data would have no question"
-        return None
+        self.decisions.append(decision)
+        if decision.stops:
+            del self.schedule[decision.round - 1 :]
+        if decision.next_step is None:
+            return None
+        groups = self.split(decision.round, decision.next_step)
+        self.schedule = [step for group in groups for step in group]
+        return groups
 
 
-def make_schedule(config: "Config", hf_config: "PretrainedConfig") -> "list[Round]":
-    """The rounds that the settings ask for."""
-    from ptl_fast.pruning import schedule as schedule_module
+def make_schedule(config: "Config", original: "PretrainedConfig") -> "list[Round]":
+    """The rounds that the settings ask for.
 
-    return schedule_module.with_final(_pruning_schedule(config, hf_config), config)
+    Raises:
+        ValueError: the target cannot be reached; names the setting to change.
+    """
+    rounds = _pruning_schedule(config, original)
+    return schedule.with_final(rounds) if config.recovery.final_recovery is not None else rounds
 
 
-def _pruning_schedule(config: "Config", hf_config: "PretrainedConfig") -> "list[Round]":
-    from ptl_fast.pruning import schedule as schedule_module
-
-    width, num_layers = hf_config.intermediate_size, hf_config.num_hidden_layers
-    if config.slice_hidden is not None:
-        from ptl_fast.baselines import slicegpt
-
-        schedule = schedule_module.make_slicing_schedule(
-            config, width, num_layers, hf_config.hidden_size
-        )
-        assert schedule[0].hidden_size is not None
-        slicegpt.sliced_config(
-            hf_config, schedule[0].hidden_size
-        )  # says so now if this model type cannot be sliced
-        return schedule
-    if config.drop_layers and hasattr(hf_config, "sliced_hidden_size"):
+def _pruning_schedule(config: "Config", original: "PretrainedConfig") -> "list[Round]":
+    width, num_layers = original.intermediate_size, original.num_hidden_layers
+    if config.prune.slice_hidden is not None:
+        return slicing_schedule(config.prune.slice_hidden, original)
+    if config.prune.drop_layers and hasattr(original, "sliced_hidden_size"):
         raise ValueError(
-            f"--drop-layers: the layers of {config.model} cannot go, each one's output stands in"
-            " axes of its own (SliceGPT)"
+            f"--drop-layers: the layers of {config.model.model} cannot go, each one's output stands"
+            " in axes of its own (SliceGPT)"
         )
-    return schedule_module.make_schedule(config, width, num_layers)
+    rounds = schedule.make_schedule(
+        config.prune, lambda num_rounds: _token_shares(config, num_rounds), width, num_layers
+    )
+    keeps_by_rank = not SCORERS[config.score.scorer].reads_protected
+    if config.data.protect is not None and config.prune.threshold is None and keeps_by_rank:
+        schedule.check_protection(rounds, width, config.score.protect_share)
+    return rounds
+
+
+def _token_shares(config: "Config", num_rounds: int) -> list[float]:
+    """Each round's share of the recovery tokens, as --recovery-split and --recovery-growth say.
+
+    No share is below the tokens of one optimizer step, nor below two sequences: documents are not
+    cut between rounds, so a part of just one sequence may fall short of it.
+    """
+    recovery, batch = config.recovery, config.trainer.global_batch
+    return schedule.token_shares(
+        num_rounds,
+        growth=1.0 if recovery.recovery_split == "equal" else recovery.recovery_growth,
+        num_tokens=recovery.recovery_tokens,
+        smallest_tokens=config.data.sequence_length * max(2, batch),
+    )

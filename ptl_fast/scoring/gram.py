@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ptl_fast.base import distributed
-from ptl_fast.data.batching import batches
+from ptl_fast.data.batching import document_batches
 from ptl_fast.model.families import Family, feed_forwards
 
 if TYPE_CHECKING:
@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 
 RIDGE = 1e-4  # of the mean diagonal of G: neurons that say the same make it singular
 GRAM_BLOCKS = 8  # of rows: 36 of their 64 blocks of columns are computed
-GRAM_BYTES = (
-    8 * 2**30
-)  # of Gram matrices in memory at once; more layers take more passes over the corpus
+# Gram matrices in memory at once; more layers take more passes over the corpus
+GRAM_BYTES = 8 * 2**30
 
 
 class GramMatrices:
@@ -124,7 +123,9 @@ class GramMatrices:
         self.model.eval()
         for tokens, weight in self.unread:
             with self._adding(first, weight), torch.inference_mode():
-                for batch, _, mask in batches(self.model, tokens, self.batch_size, description):
+                for batch, _, mask in document_batches(
+                    self.model, tokens, self.batch_size, description
+                ):
                     self.expect(mask)
                     self.model.base_model(**batch, use_cache=False)
         self.model.train(was_training)

@@ -2,13 +2,9 @@
 squares.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    pass
 from ptl_fast.scoring.gram import GramMatrices
 
 CHUNK = 32  # one part in this many of the neurons that are left is priced and removed together

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ptl_fast.base import distributed
-from ptl_fast.data.batching import batches
+from ptl_fast.data.batching import document_batches
 from ptl_fast.model.families import Family, decoder_layers, feed_forwards
 from ptl_kernels import FfnStatistics, NeuronSums, fused_ffns, residual_change
 
@@ -57,14 +57,6 @@ class Statistics:
     """() int64: the tokens whose loss is in L: all that counted but each document's first; with
     "gradients".
     """
-    selected_LI: Tensor | None = None
-    """(num_layers, width) bool: what the authors' published rule selects
-    (ptl_fast.baselines.authors_rule), for scorer reference.
-    """
-    price_LI: Tensor | None = None
-    """(num_layers, width) fp64: what removing neurons in order costs (ptl_fast.scoring.gram), for
-    scorer reconstruction.
-    """
 
     def tensors(self) -> dict[str, Tensor]:
         """What was taken, by name."""
@@ -72,7 +64,7 @@ class Statistics:
 
 
 @dataclass(kw_only=True)
-class Watch:
+class StatisticsCollector:
     """Statistics in the making: every forward pass of the watched model adds to them while
     ``enabled``.
     """
@@ -117,9 +109,9 @@ class Watch:
 
 
 @contextmanager
-def watch(
+def collecting(
     model: "PreTrainedModel", family: Family, extra: frozenset[Extra] = NOTHING
-) -> Iterator[Watch]:
+) -> Iterator[StatisticsCollector]:
     """Inside, forward passes of ``model`` add to the statistics; on the way out it is as before,
     also after an exception.
 
@@ -140,7 +132,7 @@ def watch(
     neurons = FfnStatistics(
         {name: NeuronSums(*each_I) for name, *each_I in zip(ffns, *taken, strict=True)}
     )
-    watched = Watch(statistics=statistics, neurons=neurons)
+    watched = StatisticsCollector(statistics=statistics, neurons=neurons)
 
     def watch_layer(
         index: int, module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple
@@ -189,12 +181,12 @@ def collect(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(not gradients))
         stack.enter_context(torch.set_grad_enabled(gradients))
-        watched = stack.enter_context(watch(model, family, extra))
-        watches: list[Watch | GramMatrices] = [watched]
+        watched = stack.enter_context(collecting(model, family, extra))
+        watches: list[StatisticsCollector | GramMatrices] = [watched]
         if grams is not None:
             stack.enter_context(grams.watch())
             watches.append(grams)
-        for batch, labels, mask in batches(model, tokens, batch_size, description):
+        for batch, labels, mask in document_batches(model, tokens, batch_size, description):
             for each in watches:
                 each.expect(mask)
             if gradients:

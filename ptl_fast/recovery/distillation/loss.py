@@ -20,86 +20,23 @@ Shape suffixes: T tokens, K likeliest tokens, V vocabulary.
 """
 
 import contextlib
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from ptl_fast.model import loading
-from ptl_fast.recovery.continual_pretraining import cpt, examples
 from ptl_fast.recovery.distillation.teacher_cache import (
     Prediction,
     TeacherCache,
-    fill,
     rest,
     tokens_per_chunk,
 )
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from ptl_fast.config.config import Config
-    from ptl_fast.recovery.task import Lesson
-    from ptl_fast.recovery.token_budget import Spent
-
-IGNORED = -100  # of labels: cross_entropy's ignore_index, as in ptl_fast.data
-FOLDER = "teacher"  # in the round's recovery folder, which goes when the round is finished
-
-
-def distill(model: "PreTrainedModel", lesson: "Lesson", config: "Config") -> "Spent":
-    """Train as ``cpt`` does, on this module's loss. Before that the teacher runs over the sequences
-    that training will read.
-
-    Raises:
-        ValueError: as ``cpt``; or the teacher's predictions do not fit on the disk.
-    """
-    vocab_size = model.config.get_text_config().vocab_size
-    rows = examples(lesson.tokens, lesson.num_tokens, config).unique()
-    cache = TeacherCache(
-        lesson.folder / FOLDER,
-        rows,
-        lesson.tokens.input_ids.shape[1],
-        config.distill_top_k,
-        vocab_size,
-    )
-
-    def load() -> "PreTrainedModel":
-        name, flag = (
-            (config.model, "--model") if config.teacher is None else (config.teacher, "--teacher")
-        )
-        assert name is not None
-        unset_hf_deepspeed_config()  # ZeRO-3 of the round before would spread this model too; the next Trainer sets its own
-        return loading.load_model(
-            name, dataclasses.replace(config, dtype="auto"), str(model.device), flag
-        )
-
-    def prepare() -> None:
-        fill(
-            cache,
-            lesson.tokens,
-            load,
-            config.distill_top_k,
-            config.distill_temperature,
-            vocab_size,
-            config.micro_batch,
-            f"{lesson.name}: teacher",
-        )
-
-    try:
-        return cpt(
-            model,
-            lesson,
-            config,
-            Teaching(cache, config.distill_weight, config.distill_temperature, prepare),
-        )
-    finally:
-        cache.close()
+IGNORED = -100  # of labels: cross_entropy's ignore_index, as in ptl_fast.data.packing
 
 
 class Teaching:

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from ptl_fast.base import distributed
 from ptl_fast.base.atomic_files import write_atomically
-from ptl_fast.model.families import needs_one_row
+from ptl_fast.data.batching import sequence_batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -214,12 +214,8 @@ def _predict(
     """Predictions of ``batch_size`` sequences at a time, (batch, length, ...), on the CPU in the
     types that the disk has.
     """
-    for first in range(0, len(tokens), batch_size):
-        batch = tokens[first : first + batch_size]
-        shape = batch["input_ids"].shape
-        inputs = {name: batch[name].to(teacher.device) for name in ("input_ids", "position_ids")}
-        if needs_one_row(teacher):
-            inputs = {name: tensor.view(1, -1) for name, tensor in inputs.items()}
+    for inputs, _, mask in sequence_batches(teacher, tokens, batch_size):
+        shape = mask.shape
         logits_TV = teacher(**inputs, use_cache=False).logits[..., :vocab_size].flatten(0, -2)
         chunks = [
             most_likely(chunk, top_k, temperature)

@@ -8,7 +8,7 @@ from ptl_fast.recovery.grpo.rewards import gold_answer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ptl_fast.config.config import Config
+    from ptl_fast.config.grpo import GrpoSettings
     from ptl_fast.data.documents import Document
 
 # What a chat model is asked besides the problem, so that it marks its answer.
@@ -18,7 +18,8 @@ INSTRUCTION = "Reason step by step, and put the final answer in \\boxed{}."
 def make_prompts(
     documents: "Sequence[Document]",
     tokenizer: "PreTrainedTokenizerBase",
-    config: "Config",
+    grpo: "GrpoSettings",
+    trains_on_template: bool,
     source: str,
 ) -> tuple[list[dict[str, Any]], int]:
     """A row {prompt, answer} for every problem that is short enough, and how many are not. A prompt
@@ -27,33 +28,37 @@ def make_prompts(
     Raises:
         ValueError: as ``check``.
     """
-    check(documents, tokenizer, config, source)
-    rows = list(_rows(documents, tokenizer, config))
+    check(documents, tokenizer, grpo, trains_on_template, source)
+    rows = list(_rows(documents, tokenizer, grpo, trains_on_template))
     return rows, sum(_is_problem(document) for document in documents) - len(rows)
 
 
 def check(
     documents: "Sequence[Document]",
     tokenizer: "PreTrainedTokenizerBase",
-    config: "Config",
+    grpo: "GrpoSettings",
+    trains_on_template: bool,
     source: str,
 ) -> None:
     """Raise ValueError when no document has an answer that can be right and a question that is
     short enough.
     """
-    if next(_rows(documents, tokenizer, config), None) is None:
+    if next(_rows(documents, tokenizer, grpo, trains_on_template), None) is None:
         raise ValueError(
             f"{source}: a round has {len(documents)} documents, and none with a question of at"
-            f" most {config.grpo_prompt_tokens}"
+            f" most {grpo.grpo_prompt_tokens}"
             " tokens and a final answer; grpo needs more {question, answer} data, or a higher"
             " --grpo-prompt-tokens"
         )
 
 
 def _rows(
-    documents: "Sequence[Document]", tokenizer: "PreTrainedTokenizerBase", config: "Config"
+    documents: "Sequence[Document]",
+    tokenizer: "PreTrainedTokenizerBase",
+    grpo: "GrpoSettings",
+    trains_on_template: bool,
 ) -> Iterator[dict[str, Any]]:
-    chat = uses_chat(tokenizer, config)
+    chat = uses_chat(tokenizer, grpo, trains_on_template)
     for document in filter(_is_problem, documents):
         if chat:
             prompt: Any = [{"role": "user", "content": f"{document.question}\n{INSTRUCTION}"}]
@@ -63,7 +68,7 @@ def _rows(
         else:
             prompt = document.prompt.rstrip(" ")  # the space is the first token of many answers
             length = len(tokenizer(prompt)["input_ids"])
-        if length <= config.grpo_prompt_tokens:
+        if length <= grpo.grpo_prompt_tokens:
             yield {"prompt": prompt, "answer": gold_answer(document.answer)}
 
 
@@ -72,7 +77,9 @@ def _is_problem(document: "Document") -> bool:
     return bool(document.question) and bool(gold_answer(document.answer))
 
 
-def uses_chat(tokenizer: "PreTrainedTokenizerBase", config: "Config") -> bool:
+def uses_chat(
+    tokenizer: "PreTrainedTokenizerBase", grpo: "GrpoSettings", trains_on_template: bool
+) -> bool:
     """Whether a prompt is a chat's. Auto: where there is a chat template, unless the run also
     trains on --template.
 
@@ -80,11 +87,11 @@ def uses_chat(tokenizer: "PreTrainedTokenizerBase", config: "Config") -> bool:
         ValueError: a chat is asked for, and the tokenizer has no chat template.
     """
     has_template = tokenizer.chat_template is not None
-    if config.grpo_prompt == "chat" and not has_template:
+    if grpo.grpo_prompt == "chat" and not has_template:
         raise ValueError(
             "--grpo-prompt chat: the model's tokenizer has no chat template; use --grpo-prompt"
             " template"
         )
     return has_template and (
-        config.grpo_prompt == "chat" or (config.grpo_prompt == "auto" and not config.trains_on_text)
+        grpo.grpo_prompt == "chat" or (grpo.grpo_prompt == "auto" and not trains_on_template)
     )

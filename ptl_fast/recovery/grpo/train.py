@@ -18,22 +18,21 @@ from trl.models import prepare_deepspeed
 from trl.trainer.utils import add_fused_lm_head
 
 from ptl_fast.base import distributed
-from ptl_fast.recovery import trainer as trainer_module
+from ptl_fast.recovery.borrowed_model import borrowed, tear_down
+from ptl_fast.recovery.checkpoints import Checkpoints, newest_checkpoint
 from ptl_fast.recovery.grpo.prompts import make_prompts
 from ptl_fast.recovery.grpo.rewards import REWARDS, parse_weights
 from ptl_fast.recovery.learning_rate import WARMUP_SHARE
-from ptl_fast.recovery.token_budget import Spent
+from ptl_fast.recovery.task import RecoveryResult, RecoveryTask
+from ptl_fast.recovery.trainer import Progress, StopAtNan, common_arguments, run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ptl_fast.config.config import Config
-    from ptl_fast.recovery.task import Lesson
+    from ptl_fast.config.grpo import GrpoSettings
 
-MAX_STEPS, MAX_RANKS = (
-    2**24,
-    2**16,
-)  # so that every step and rank has a seed of its own, below 2**63
+# Every step and rank has a seed of its own, below 2**63.
+MAX_STEPS, MAX_RANKS = 2**24, 2**16
 # What the record keeps of every step besides the rewards: TRL's names and ours.
 LOGGED = {
     "reward": "reward",
@@ -43,68 +42,92 @@ LOGGED = {
 }
 
 
-def grpo(model: "PreTrainedModel", lesson: "Lesson", config: "Config") -> Spent:
-    """Sample ``config.grpo_rollouts`` responses to each problem and make the better ones likelier,
-    in place.
+def train(model: "PreTrainedModel", task: RecoveryTask) -> RecoveryResult:
+    """Sample ``grpo_rollouts`` responses to each problem and make the better ones likelier, in
+    place.
 
     Every rank samples its part of a step's rollouts, with a seed made of the run's seed, the step
     and the rank: what was killed goes on with the same rollouts. The weights that the model begins
-    with are the reference of ``config.grpo_kl``.
+    with are the reference model of ``grpo_kl``.
 
     Raises:
         ValueError: no problem has a question that is short enough, the loss is NaN or infinite, or
             a step's rollouts do not divide among the ranks.
     """
-    prompts, num_too_long = make_prompts(lesson.problems, lesson.tokenizer, config, lesson.name)
-    arguments = _arguments(model, lesson, config, num_steps(len(prompts), config))
-    reference = copy.deepcopy(model) if config.grpo_kl else None
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(lesson.log_folder)
+    grpo = task.grpo
+    prompts, num_too_long = make_prompts(
+        task.problems, task.tokenizer, grpo, task.trains_on_template, task.name
+    )
+    arguments = _arguments(model, task, num_steps(len(prompts), grpo))
+    reference = copy.deepcopy(model) if grpo.grpo_kl else None
+    rows = _in_seeded_order(prompts, arguments.max_steps * grpo.grpo_prompts, task.seed)
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(task.log_folder)
     with (
-        trainer_module.borrowed(model, arguments.deepspeed is not None),
+        borrowed(model, arguments.deepspeed is not None),
         _as_given(model),
-        _on_disk(model, lesson, config),
+        _on_disk(model, task),
     ):
-        trainer = RoundTrainer(
+        trainer = RolloutTrainer(
             reference,
-            config.grpo_kl,
+            grpo.grpo_kl,
             model=model,
             args=arguments,
-            train_dataset=Dataset.from_list(
-                _in_seeded_order(prompts, arguments.max_steps * config.grpo_prompts, config.seed)
-            ),
-            processing_class=copy.deepcopy(
-                lesson.tokenizer
-            ),  # it gets a padding token, which must not reach the saved one
-            reward_funcs=[_reward(name) for name in parse_weights(config.reward_weights)],
+            train_dataset=Dataset.from_list(rows),
+            # a copy: it gets a padding token, which must not reach the saved tokenizer
+            processing_class=copy.deepcopy(task.tokenizer),
+            reward_funcs=[_reward(name) for name in parse_weights(grpo.reward_weights)],
             callbacks=[
-                trainer_module.Progress(lesson.name, "reward"),
-                trainer_module.StopAtNan("--grpo-learning-rate"),
-                trainer_module.Checkpoints(
-                    lesson.folder, config.checkpoint_minutes * 60, lambda: arguments.max_steps
+                Progress(task.name, "reward"),
+                StopAtNan("--grpo-learning-rate"),
+                Checkpoints(
+                    task.folder, task.trainer.checkpoint_minutes * 60, lambda: arguments.max_steps
                 ),
             ],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer_module.run(trainer, trainer_module.newest_checkpoint(lesson.folder), model)
-        record = {"num_too_long": num_too_long, **_record(trainer.state.log_history, config)}
-        trainer_module.tear_down(trainer, model)
-    return Spent(details={"grpo": record})
+        run(trainer, newest_checkpoint(task.folder), model)
+        record = {"num_too_long": num_too_long, **_record(trainer.state.log_history, grpo)}
+        tear_down(trainer, model)
+    return RecoveryResult(details={"grpo": record})
 
 
-def num_steps(num_problems: int, config: "Config") -> int:
+def rollout_split(grpo: "GrpoSettings", tokens_per_pass: int) -> tuple[int, int]:
+    """(rollouts in a rank's forward pass, forward passes in a step): --grpo-micro-batch, or no more
+    tokens than in a pass of text.
+
+    Raises:
+        ValueError: a step's rollouts do not divide among the ranks.
+    """
+    total, num_ranks = grpo.grpo_prompts * grpo.grpo_rollouts, distributed.world_size()
+    if total % num_ranks:
+        raise ValueError(
+            f"--grpo-prompts {grpo.grpo_prompts} times --grpo-rollouts {grpo.grpo_rollouts} do"
+            f" not divide among {num_ranks}"
+            " ranks; change one of them"
+        )
+    longest = grpo.grpo_prompt_tokens + grpo.grpo_response_tokens
+    most = grpo.grpo_micro_batch or max(1, tokens_per_pass // longest)
+    micro_batch = next(
+        size
+        for size in range(min(most, total // num_ranks), 0, -1)
+        if total // num_ranks % size == 0
+    )
+    return micro_batch, total // num_ranks // micro_batch
+
+
+def num_steps(num_problems: int, grpo: "GrpoSettings") -> int:
     """Optimizer steps of a round: as many as were asked for, or as see each problem once."""
-    return config.grpo_steps or max(1, num_problems // config.grpo_prompts)
+    return grpo.grpo_steps or max(1, num_problems // grpo.grpo_prompts)
 
 
-class RoundTrainer(GRPOTrainer):
+class RolloutTrainer(GRPOTrainer):
     """GRPOTrainer with a reference model that is given, and rollouts that follow from the step
     alone.
     """
 
     def __init__(self, reference: "PreTrainedModel | None", kl: float, **kwargs: Any) -> None:
-        super().__init__(
-            **kwargs
-        )  # with beta=0, for otherwise it would load the original model as the reference, unpruned
+        # with beta=0: otherwise it would load the original model as the reference, unpruned
+        super().__init__(**kwargs)
         if reference is not None:
             add_fused_lm_head(reference, temperature=self.temperature)
             if self.is_deepspeed_enabled:
@@ -146,25 +169,25 @@ def _reward(name: str) -> Callable[..., list[float]]:
     return reward
 
 
-def _arguments(
-    model: "PreTrainedModel", lesson: "Lesson", config: "Config", num_steps: int
-) -> GRPOConfig:
-    micro_batch, accumulation = trainer_module.rollout_split(config)
+def _arguments(model: "PreTrainedModel", task: RecoveryTask, num_steps: int) -> GRPOConfig:
+    grpo = task.grpo
+    tokens_per_pass = task.trainer.micro_batch * task.sequence_length
+    micro_batch, accumulation = rollout_split(grpo, tokens_per_pass)
     arguments = GRPOConfig(
         max_steps=num_steps,
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=accumulation,
-        learning_rate=config.grpo_learning_rate,
+        learning_rate=grpo.grpo_learning_rate,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=int(WARMUP_SHARE * num_steps),
-        num_generations=config.grpo_rollouts,
-        temperature=config.grpo_temperature,
-        max_completion_length=config.grpo_response_tokens,
-        reward_weights=list(parse_weights(config.reward_weights).values()),
+        num_generations=grpo.grpo_rollouts,
+        temperature=grpo.grpo_temperature,
+        max_completion_length=grpo.grpo_response_tokens,
+        reward_weights=list(parse_weights(grpo.reward_weights).values()),
         shuffle_dataset=False,
-        use_vllm=config.rollouts == "vllm",
-        vllm_max_model_length=config.grpo_prompt_tokens + config.grpo_response_tokens,
-        **trainer_module.common_arguments(model, lesson.folder, config),
+        use_vllm=grpo.rollouts == "vllm",
+        vllm_max_model_length=grpo.grpo_prompt_tokens + grpo.grpo_response_tokens,
+        **common_arguments(model, task),
     )
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
@@ -183,17 +206,17 @@ def _as_given(model: "PreTrainedModel") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _on_disk(model: "PreTrainedModel", lesson: "Lesson", config: "Config") -> Iterator[None]:
+def _on_disk(model: "PreTrainedModel", task: RecoveryTask) -> Iterator[None]:
     """For vLLM, which loads a model by its name: have this one, which is smaller than the one of
     that name, in a folder.
     """
-    if config.rollouts != "vllm":
+    if task.grpo.rollouts != "vllm":
         yield
         return
-    folder, name = lesson.folder / "start", model.config._name_or_path
+    folder, name = task.folder / "start", model.config._name_or_path
     if distributed.is_main():
         model.save_pretrained(folder)
-        lesson.tokenizer.save_pretrained(folder)
+        task.tokenizer.save_pretrained(folder)
     distributed.barrier()
     model.config._name_or_path = model.name_or_path = str(folder)
     yield
@@ -202,12 +225,12 @@ def _on_disk(model: "PreTrainedModel", lesson: "Lesson", config: "Config") -> It
         shutil.rmtree(folder)
 
 
-def _record(logs: list[dict[str, Any]], config: "Config") -> dict[str, Any]:
+def _record(logs: list[dict[str, Any]], grpo: "GrpoSettings") -> dict[str, Any]:
     """What the round's record keeps: the mean over rollouts of each reward and some more, step by
     step.
     """
     logs = [log for log in logs if "reward" in log]
-    rewards = list(parse_weights(config.reward_weights))
+    rewards = list(parse_weights(grpo.reward_weights))
     names = LOGGED | {f"rewards/{name}/mean": name for name in rewards}
     steps = {
         ours: [round(log[name], 4) for log in logs]
@@ -216,7 +239,7 @@ def _record(logs: list[dict[str, Any]], config: "Config") -> dict[str, Any]:
     }
     return {
         "steps": len(logs),
-        "rollouts": len(logs) * config.grpo_prompts * config.grpo_rollouts,
+        "rollouts": len(logs) * grpo.grpo_prompts * grpo.grpo_rollouts,
         "always_zero": [
             name for name in rewards if not any(log[f"rewards/{name}/mean"] for log in logs)
         ],

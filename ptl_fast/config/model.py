@@ -1,0 +1,35 @@
+"""Which model is compressed, and how it is loaded."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ptl_fast.config.checking import as_text
+
+
+@dataclass(kw_only=True)
+class ModelSettings:
+    """Which model is compressed, and how it is loaded."""
+
+    model: str | None = None
+    """Folder or hub name of the causal language model to compress. Without it, the bundled demo
+    runs.
+    """
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Weights' type: auto is the checkpoint's own on a GPU and float32 on a CPU. Recovery keeps
+    float32 master weights.
+    """
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    attn: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
+    """Attention: auto is flash-attention 2 where it is importable and the weights are half
+    precision on a GPU, else SDPA.
+    """
+
+    def __post_init__(self) -> None:
+        self.model = as_text(self.model)
+
+    def check(self) -> None:
+        """Nothing: whether there is such a model shows when it is loaded."""

@@ -1,0 +1,108 @@
+"""How much goes, in which steps."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from ptl_fast.config.checking import check_at_least_one
+
+
+@dataclass(kw_only=True)
+class PruneSettings:
+    """How much goes, in which steps."""
+
+    keep: float = 0.65
+    """Fraction of FFN neurons that stay in each layer at the end, in (0, 1]. With 1 and no dropped
+    layers, the model is only trained."""
+
+    neurons_per_round: int | None = None
+    """FFN neurons removed from each layer in a round; the number of rounds follows."""
+
+    threshold: float | None = None
+    """Eq. 3: remove only neurons that score at most this, the same number in every layer (as many
+    as the layer with the fewest has, down to a multiple of --width-multiple), and never below
+    --keep. Scores are per token: for activation and output-change the root mean square over tokens,
+    which is Eq. 4's norm divided by the square root of the number of tokens, so that a threshold
+    does not depend on the corpus's size. The other scores are taken as they are; random and
+    reference have none. A round that finds nothing to remove does not train."""
+
+    rounds: int | None = None
+    """Rounds in which neurons are removed (default: 5, or fewer where --width-multiple allows fewer
+    steps).
+    """
+
+    steps: Literal["proportional", "equal"] = "proportional"
+    """How large the --rounds are: proportional removes the same fraction of what is left in each,
+    equal (as --neurons-per-round does) the same number of neurons, so that the last round removes
+    the largest fraction."""
+
+    drop_layers: int = 0
+    """Whole decoder layers to remove."""
+
+    layers_per_round: int = 1
+    """Decoder layers removed in one round."""
+
+    slice_hidden: float | None = None
+    """The SliceGPT baseline instead of neurons and layers: fraction of the residual stream's
+    dimensions that stays, in (0, 1), rounded to a multiple of 8. One round; --keep is then 1, and
+    neither --keep below 1 nor --drop-layers goes with it. The result loads after ``import
+    ptl_fast.slicegpt``."""
+
+    order: Literal["neurons-then-layers", "layers-then-neurons", "alternate"] = (
+        "neurons-then-layers"
+    )
+    """Which rounds come first."""
+
+    compensate: bool = True
+    """When neurons go, change the down projection's columns of those that stay so that the layer's
+    output on --calibration-tokens changes least (least squares). The checkpoint stays an ordinary
+    one. Costs what --scorer reconstruction costs, and with it no further pass where its matrices
+    fit."""
+
+    width_multiple: int | Literal["auto"] = 128
+    """FFN widths are rounded to a multiple of this. auto is 128 on a GPU, whose tensor cores work
+    in tiles of 128, and is measured on a CPU (kept in the run's width_multiple.json). For tensor
+    parallelism, give 128 times the GPUs that share the FFN."""
+
+    def check(self) -> None:
+        """Raise ValueError for a setting that no model could satisfy."""
+        if not 0 < self.keep <= 1:
+            raise ValueError(
+                f"--keep {self.keep} is outside (0, 1]; it is the fraction of FFN neurons that"
+                " stay, for example 0.65"
+            )
+        names = ("neurons_per_round", "rounds", "layers_per_round", "width_multiple")
+        check_at_least_one(self, names)
+        if self.drop_layers < 0:
+            raise ValueError(f"--drop-layers {self.drop_layers} must be at least 0")
+        if self.slice_hidden is not None:
+            self._check_slicing(self.slice_hidden)
+        if self.threshold is not None:
+            self._check_threshold(self.threshold)
+
+    def _check_slicing(self, share: float) -> None:
+        if not 0 < share < 1:
+            raise ValueError(
+                f"--slice-hidden {share} is outside (0, 1); it is the fraction of dimensions that"
+                " stay, for example 0.75"
+            )
+        removes_more = self.keep < 1 or self.drop_layers or self.neurons_per_round
+        if removes_more or (self.rounds or 1) > 1:
+            raise ValueError(
+                "--slice-hidden is one round that removes nothing else: it does not go with --keep"
+                " below 1, --drop-layers, --neurons-per-round or several --rounds; leave them out"
+            )
+
+    def _check_threshold(self, threshold: float) -> None:
+        if not 0 <= threshold < math.inf:
+            raise ValueError(f"--threshold {threshold} must be a number that is at least 0")
+        if self.neurons_per_round is not None:
+            raise ValueError(
+                "--threshold decides how many neurons go, and so does --neurons-per-round; give"
+                " one of the two"
+            )
+        if self.keep == 1:
+            raise ValueError(
+                "--threshold removes neurons and --keep 1 forbids it; lower --keep, the least that"
+                " may stay"
+            )

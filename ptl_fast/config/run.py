@@ -1,0 +1,51 @@
+"""The run itself: its folder, its seed, the dry run."""
+
+from dataclasses import dataclass, field
+
+from ptl_fast.config.checking import FREE, as_text, check_at_least_one
+
+MAX_SEED = 2**20  # seeds of rounds are a thousand times larger, and NumPy takes 32 bits
+
+
+@dataclass(kw_only=True)
+class RunSettings:
+    """The run itself: its folder, its seed, the dry run."""
+
+    output: str | None = field(default=None, metadata=FREE)
+    """Folder of the run (default: runs/demo, or runs/MODEL). The same command continues a run that
+    was interrupted.
+    """
+
+    overwrite: bool = field(default=False, metadata=FREE)
+    """Delete the run that --output holds and start again."""
+
+    keep_rounds: int = field(default=1, metadata=FREE)
+    """How many of the newest rounds keep their weights on disk."""
+
+    seed: int = 0
+    """Seed of data order, subsets and random scores."""
+
+    dry_run: bool = field(default=False, metadata=FREE)
+    """Print what each round would do (width, layers, parameters, FLOPs, tokens, memory, hours) from
+    the config alone, and stop. Needs no --data. The names of scorers and evaluation tasks are
+    checked by the run itself."""
+
+    dry_run_gpus: str = field(default="1xA100-80GB", metadata=FREE)
+    """The GPUs that --dry-run predicts memory and hours for, COUNTxNAME: A100-40GB, A100-80GB,
+    H100-80GB or H200.
+    """
+
+    debug: bool = field(default=False, metadata=FREE)
+    """Show tracebacks and the libraries' own log messages."""
+
+    preset: str | None = None
+    """Settings by name (see ptl_fast/config/presets); flags override them."""
+
+    def __post_init__(self) -> None:
+        self.output = as_text(self.output)
+
+    def check(self) -> None:
+        """Raise ValueError for a setting out of range."""
+        check_at_least_one(self, ["keep_rounds"])
+        if not 0 <= self.seed < MAX_SEED:
+            raise ValueError(f"--seed {self.seed} is outside [0, {MAX_SEED})")

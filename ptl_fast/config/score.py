@@ -1,0 +1,61 @@
+"""How neurons and layers are ranked."""
+
+from dataclasses import dataclass
+
+from ptl_fast.config.checking import check_at_least_one
+
+
+@dataclass(kw_only=True)
+class ScoreSettings:
+    """How neurons and layers are ranked."""
+
+    scorer: str = "reconstruction"
+    """Neuron importance: reconstruction (Eq. 2 for sets of neurons: how far the layer's output is
+    at best from what it was without the neuron and all that score lower, when the others make up
+    for them as --compensate lets them; a float64 matrix of width x width a layer, and where all of
+    them need more than 8 GiB, a pass over --calibration-tokens for each 8 GiB), output-change (Eq.
+    2: L2 norm of the activation times the norm of the down_proj column, which is what the neuron
+    adds to the layer's output), activation (Eq. 4: without the column), fluctuation (FLAP: variance
+    of the activation times the column's squared norm), gradient (first-order Taylor: sum over
+    tokens of |activation times its loss gradient|; needs a backward pass), magnitude (L2 norm of
+    the weights), random, reference (the rule that the method's authors published, as a baseline:
+    neurons are selected on 10 samples of --data and 1000 of --protect, at one position each, and
+    deleted in index order; if it selects too few, the rest in index order follows)."""
+
+    layer_scorer: str = "residual"
+    """Layer importance: residual (Eq. 5: mean L2 norm of the layer's change of the residual
+    stream), block-influence (ShortGPT: 1 - cosine), angular (mean angle between the layer's input
+    and output, over pi), last (removes the deepest)."""
+
+    calibration_tokens: int = 131072
+    """Tokens of each round's subset (and of --protect) that score neurons and layers. Where the
+    subset holds fewer, those of other
+    rounds follow: few tokens make poor least squares, and scoring does not train on them."""
+
+    protect_share: float = 0.5
+    """How much --protect's text counts. --scorer reconstruction and --compensate give its tokens
+    this share of the weight in their least squares; other scorers never remove this share of each
+    layer's neurons, those that rank highest on that text. Scorer reference has a use of its own for
+    it, and no other."""
+
+    all_statistics: bool = False
+    """Also store each neuron's sum, sum of magnitudes and largest magnitude in
+    statistics.safetensors.
+    """
+
+    score_once: bool = False
+    """Score neurons, and layers, only in the first round that removes them: later rounds remove the
+    next ones of that order.
+    """
+
+    score_during_recovery: bool = False
+    """Take each next round's statistics from the last --calibration-tokens of a round's recovery
+    (or all of a shorter one), so from that round's data, instead of a pass of its own; the first
+    round still needs one. Brings --fused-ffn with it. Not for the scorers reconstruction, gradient
+    and reference."""
+
+    def check(self) -> None:
+        """Raise ValueError for a setting out of range."""
+        check_at_least_one(self, ["calibration_tokens"])
+        if not 0 <= self.protect_share < 1:
+            raise ValueError(f"--protect-share {self.protect_share} is outside [0, 1)")

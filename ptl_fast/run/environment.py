@@ -1,0 +1,38 @@
+"""The machine and the library versions that a result belongs to."""
+
+import importlib.metadata
+import platform
+
+import torch
+
+
+def environment(device: str) -> dict[str, str]:
+    """The machine and the versions, for report.json."""
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.startswith("cuda")
+        else platform.processor() or platform.machine()
+    )
+    packages = (
+        "ptl_fast",
+        "torch",
+        "triton",
+        "transformers",
+        "trl",
+        "datasets",
+        "deepspeed",
+        "lm_eval",
+        "math_verify",
+    )
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "device": name,
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        **versions,
+    }

@@ -1,0 +1,93 @@
+"""The tables of a run: after each round, and of a dry run before it."""
+
+from typing import Any
+
+from ptl_fast.base import markdown
+from ptl_fast.baselines import ROUND_KINDS
+
+COLUMNS = [
+    "round",
+    "width",
+    "layers",
+    "parameters",
+    "FLOPs/token",
+    "pruned",
+    "recovered",
+    "seconds",
+]
+
+
+def table(dense: dict[str, Any], rounds: list[dict[str, Any]]) -> str:
+    """The run so far as a markdown table; the last columns but one show the first evaluation task
+    before and after recovery.
+    """
+    task, metric = leading_metric(dense)
+    header = [
+        name if name not in ("pruned", "recovered") else f"{metric} {name}" for name in COLUMNS
+    ]
+    rows = [_row("dense", dense, "", show(dense["eval"][task][metric]), "")]
+    for record in rounds:
+        title = ROUND_KINDS[record["kind"]].title or record["kind"]
+        name = f"{record['round']} {title}"
+        pruned = show(record["eval_pruned"][task][metric])
+        seconds = f"{sum(record['seconds'].values()):.0f}"
+        rows.append(_row(name, record, pruned, show(record["eval"][task][metric]), seconds))
+    return markdown.table([header, *rows])
+
+
+def leading_metric(size: dict[str, Any]) -> tuple[str, str]:
+    """(task, metric) that leads the tables: the first metric of the first evaluation task."""
+    task = next(iter(size["eval"]))
+    return task, next(iter(size["eval"][task]))
+
+
+def schedule_table(rows: list[dict[str, Any]]) -> str:
+    """The dry run: what dense is and each round leaves, FLOPs of each benchmark's prompt, memory of
+    one GPU, tokens and hours.
+    """
+    benchmarks = [f"{name} ({num_tokens})" for name, num_tokens in rows[0]["prompt_tokens"].items()]
+    header = [*COLUMNS[:5], *benchmarks, "serve GiB", "train GiB", "recovery tokens", "hours"]
+    lines = []
+    for row in rows:
+        memory = [f"{row[name] / 2**30:.1f}" for name in ("serving_bytes", "training_bytes")]
+        if row is rows[0]:
+            recovery = ["", ""]
+        elif row["recovery_tokens"] is None:
+            recovery = ["its part of the data", "?"]
+        else:
+            recovery = [f"{row['recovery_tokens']:,}", f"{row['recovery_hours']:.1f}"]
+        lines.append(
+            [
+                *size_cells(row["name"], row),
+                *map(short, row["prompt_flops"].values()),
+                *memory,
+                *recovery,
+            ]
+        )
+    return markdown.table([header, *lines])
+
+
+def _row(name: str, size: dict[str, Any], pruned: str, recovered: str, seconds: str) -> list[str]:
+    return [*size_cells(name, size), pruned, recovered, seconds]
+
+
+def size_cells(name: str, size: dict[str, Any]) -> list[str]:
+    return [
+        name,
+        str(size["width"]),
+        str(size["num_layers"]),
+        short(size["num_parameters"]),
+        short(size["flops_per_token"]),
+    ]
+
+
+def show(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def short(count: float) -> str:
+    for unit in ("", "k", "M", "G", "T"):
+        if count < 1000 or unit == "T":
+            return f"{count:.4g}{unit}"
+        count /= 1000
+    raise AssertionError
