@@ -1,33 +1,142 @@
-"""The laws of the tree: stages do not know each other, and the kernels do not know ptl_fast."""
+"""The laws of the tree: which package may import which, who may see the whole of the settings, and
+that the kernels do not know ptl_fast.
+"""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "ptl_fast"
+KERNELS = ROOT / "kernels" / "torch-ext" / "ptl_kernels"
+# From the ground up: a package may import those on the floors below its own, and itself. Packages on
+# one floor are siblings and never import one another.
+FLOORS = [
+    {"base", "demo"},
+    {"config"},
+    {"model"},
+    {"data"},
+    {"scoring", "pruning", "recovery", "evaluation"},
+    {"baselines"},
+    {"run"},
+    {"compress", "slicegpt", "__init__"},
+]
+FLOOR_OF = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
 
 
-def imported_modules(file: Path) -> set[str]:
-    """Modules that a file imports at run time, anywhere in it; imports under TYPE_CHECKING do not
-    count.
-    """
-    tree = ast.parse(file.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            node.body = []
+def imported_modules(source: str) -> set[str]:
+    """Modules that a file imports, anywhere in it, also under TYPE_CHECKING."""
     modules: set[str] = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            modules |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return modules
 
 
+def room(module: str) -> str:
+    """The package, or the module at the top, that a module of ptl_fast belongs to."""
+    return module.split(".")[1]
+
+
+def forbidden(own: str, source: str) -> set[str]:
+    """What a file of the room ``own`` imports of ptl_fast against the law."""
+    rooms = {room(name) for name in imported_modules(source) if name.startswith("ptl_fast.")}
+    return {
+        other
+        for other in rooms & FLOOR_OF.keys()
+        if other != own and FLOOR_OF[other] >= FLOOR_OF[own]
+    }
+
+
+def files() -> Iterator[Path]:
+    return PACKAGE.rglob("*.py")
+
+
+def module_of(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def own_room(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {own_room(file) for file in files()}
+    assert rooms == FLOOR_OF.keys()
+
+
+@pytest.mark.parametrize("own", sorted(FLOOR_OF))
+def test_rooms_import_only_those_below(own: str) -> None:
+    found = {
+        str(file.relative_to(ROOT)): forbidden(own, file.read_text())
+        for file in files()
+        if own_room(file) == own
+    }
+    assert not {file: others for file, others in found.items() if others}
+
+
+@pytest.mark.parametrize(
+    ("own", "source", "others"),
+    [
+        ("scoring", "from ptl_fast.pruning.plan import PruningPlan", {"pruning"}),
+        ("base", "import ptl_fast.config.config", {"config"}),
+        (
+            "data",
+            "if TYPE_CHECKING:\n    from ptl_fast.run.context import RunContext",
+            {"run"},
+        ),
+        ("model", "def late():\n    from ptl_fast import recovery", {"recovery"}),
+        ("run", "from ptl_fast.baselines import SCORERS", set()),
+        ("scoring", "from ptl_fast.scoring.gram import GramMatrices", set()),
+    ],
+)
+def test_a_planted_import_is_found(own: str, source: str, others: set[str]) -> None:
+    assert forbidden(own, source) == others
+
+
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    """Counted by module, with imports under TYPE_CHECKING and inside functions."""
+    sources = {module_of(file): file.read_text() for file in files()}
+    graph = {
+        module: {
+            name for name in imported_modules(source) if name in sources and name != module
+        }
+        for module, source in sources.items()
+    }
+    # a package's own file is imported with each of its modules, and may join them
+    graph = {
+        module: {name for name in names if not module.startswith(f"{name}.")}
+        for module, names in graph.items()
+    }
+    while graph:
+        leaves = {module for module, names in graph.items() if not names & graph.keys()}
+        assert leaves, f"a circle among {sorted(graph)}"
+        graph = {module: names for module, names in graph.items() if module not in leaves}
+
+
+def test_only_run_takes_all_settings() -> None:
+    """A stage's function gets its group of settings, or plain values."""
+    for file in files():
+        if own_room(file) in ("config", "run", "compress"):
+            continue
+        imported = imported_modules(file.read_text())
+        assert "ptl_fast.config.config" not in imported, file
+
+
+def test_modules_are_short() -> None:
+    for folder in (PACKAGE, KERNELS, ROOT / "benchmarks"):
+        for file in folder.rglob("*.py"):
+            num_lines = len(file.read_text().splitlines())
+            assert num_lines <= 400, f"{file} has {num_lines} lines: is it still one room?"
+
+
 def test_kernels_import_only_torch_and_triton() -> None:
-    for file in (ROOT / "kernels" / "torch-ext" / "ptl_kernels").glob("*.py"):
-        roots = {name.split(".")[0] for name in imported_modules(file)} - {""}
+    for file in KERNELS.glob("*.py"):
+        roots = {name.split(".")[0] for name in imported_modules(file.read_text())}
         assert not {"ptl_fast", "transformers", "numpy"} & roots, file
 
 
@@ -36,9 +145,9 @@ def test_kernels_folder_is_no_package() -> None:
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
-@pytest.mark.parametrize("name", ["compress", "config/command_line", "config/config"])
+@pytest.mark.parametrize("name", ["compress", "run/start", "run/checks", "recovery/registry"])
 def test_command_line_imports_nothing_heavy(name: str) -> None:
-    tree = ast.parse((ROOT / "ptl_fast" / f"{name}.py").read_text())
+    tree = ast.parse((PACKAGE / f"{name}.py").read_text())
     top_level = {
         ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)
     }

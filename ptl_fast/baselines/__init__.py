@@ -27,11 +27,11 @@ def _authors_rule(evidence: Evidence) -> "Tensor":
 
 
 def _slice(plan: "PruningPlan", work: "PruningWork") -> "dict[str, Tensor]":
-    from ptl_fast.baselines import slicegpt
+    from ptl_fast.baselines import slicing
 
     assert plan.hidden_size is not None
     tokens = work.calibration_tokens()
-    work.model, eigenvalues = slicegpt.rotate_and_slice(
+    work.model, eigenvalues = slicing.rotate_and_slice(
         work.model, tokens, plan.hidden_size, work.batch_size
     )
     return {"eigenvalues": eigenvalues}

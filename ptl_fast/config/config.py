@@ -76,7 +76,16 @@ class Config:
                 raise ValueError(f"unknown {flag(name)} {flat[name]}; choose {', '.join(choices)}")
         for group in GROUPS:
             getattr(self, group).check()
-        rules.check(self)
+        rules.check(
+            self.model,
+            self.data,
+            self.prune,
+            self.score,
+            self.recovery,
+            self.trainer,
+            self.gate,
+            needs_data=not self.run.dry_run,
+        )
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result; a run folder only continues under equal ones."""
