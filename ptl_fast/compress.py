@@ -5,8 +5,6 @@ import os
 import sys
 
 from ptl_fast.base.console import first_line
-from ptl_fast.config.command_line import parse
-from ptl_fast.recovery.registry import trains_on_text
 from ptl_fast.run import start
 
 OUT_OF_MEMORY = (
@@ -30,7 +28,7 @@ def main(arguments: list[str]) -> int:
     """
     debug = "--debug" in arguments
     try:
-        config = parse(arguments, trains_on_text)
+        config = start.parse(arguments)
         debug = config.run.debug
         start.run(config, quiet=not debug)
     except (ValueError, OSError, RuntimeError, MemoryError, argparse.ArgumentError) as error:

@@ -15,11 +15,13 @@ from typing import Any
 
 from benchmarks.harness.markdown import MARKED, to_markdown
 from benchmarks.harness.results import write_text
-from ptl_fast.config.command_line import parse, shipped_config
 from ptl_fast.config.config import Config
+from ptl_fast.config.presets import shipped_config
 from ptl_fast.model import flops
-from ptl_fast.pruning import schedule as schedule_module
+from ptl_fast.pruning.schedule import Round
 from ptl_fast.run import dry_run
+from ptl_fast.run.rounds import make_schedule
+from ptl_fast.run.start import parse
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "paper.md"
 MATH = ("Minerva Math", "MATH-500")
@@ -48,16 +50,12 @@ PAPER_HOURS = {"llama3-8b-paper": 12, "gemma2-9b-paper": 20, "qwen2.5-7b-rl-pape
 OTHER_SHAPES = {"gemma2-9b-paper": (9336, 30), "qwen2.5-7b-rl-paper": (8944, 28)}
 
 
-def dry_run_of(preset: str) -> tuple[Config, Any, list[schedule_module.Round]]:
+def dry_run_of(preset: str) -> tuple[Config, Any, list[Round]]:
     """A preset's settings, its model's config and its schedule."""
     settings = parse(["--preset", preset, "--dry-run"])
-    assert settings.model is not None
-    config: Any = shipped_config(settings.model)
-    return (
-        settings,
-        config,
-        schedule_module.make_schedule(settings, config.intermediate_size, config.num_hidden_layers),
-    )
+    assert settings.model.model is not None
+    config: Any = shipped_config(settings.model.model)
+    return settings, config, make_schedule(settings, config)
 
 
 def sample_length(config: SimpleNamespace, tera_flops: float, lm_head: bool) -> int:
@@ -169,7 +167,7 @@ def hours_table() -> list[list[str]]:
         needed = f"{dry_run.UTILISATION * predicted / paper:.0%}"
         row = [
             preset.removesuffix("-paper"),
-            settings.dry_run_gpus,
+            settings.run.dry_run_gpus,
             f"{total / 1e6:.0f} M",
             f"{paper}",
             f"{predicted:.1f}",

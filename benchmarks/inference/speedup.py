@@ -41,7 +41,7 @@ from benchmarks.harness.stopwatch import FLUSH_BYTES, Stopwatch
 from benchmarks.inference import vllm_speed
 from benchmarks.inference.roofline import Rates, Size, decode_operations, prefill_operations
 from benchmarks.inference.workloads import Times, Work, run
-from ptl_fast.config.config import Config
+from ptl_fast.config.model import ModelSettings
 from ptl_fast.model import loading
 
 COLUMNS = [
@@ -225,7 +225,7 @@ def make_pair(options: argparse.Namespace, device: str, dtype: torch.dtype) -> P
         names = {"dense": options.model or loading.DEMO, "compressed": options.compressed}
         settings: dict[str, Any] = {"dtype": dtype_name(dtype), "attn": "sdpa"}
         return {
-            key: loading.load_model(name, Config(model=name, **settings), device)
+            key: loading.load_model(name, ModelSettings(**settings), device)
             for key, name in names.items()
         }
     dense = (

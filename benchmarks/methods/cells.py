@@ -98,8 +98,8 @@ def compress_cell(settings: dict[str, Any], folder: Path, log: Path, num_threads
             os.dup2(stream.fileno(), standard)
     import torch
 
+    from ptl_fast import compress
     from ptl_fast.base.console import quiet_libraries
-    from ptl_fast.run.loop import compress
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", num_threads)))
     quiet_libraries()

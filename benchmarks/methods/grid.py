@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ptl_fast import planned_sizes
 from ptl_fast.config.command_line import preset_settings
-from ptl_fast.config.config import Config
-from ptl_fast.run.loop import planned_sizes
+from ptl_fast.config.recovery import RecoverySettings
 
 Settings = dict[str, Any]
 T = TypeVar("T")
@@ -302,10 +302,10 @@ def same_ends(setup: Setup, num_rounds: int) -> Settings:
     base_rounds = len(planned(setup.base)) - 1
     if (
         num_rounds in (1, base_rounds)
-        or setup.base.get("recovery_split", Config.recovery_split) == "equal"
+        or setup.base.get("recovery_split", RecoverySettings.recovery_split) == "equal"
     ):
         return {}
-    ratio = setup.base.get("recovery_growth", Config.recovery_growth) ** (base_rounds - 1)
+    ratio = setup.base.get("recovery_growth", RecoverySettings.recovery_growth) ** (base_rounds - 1)
     return {"recovery_growth": round(ratio ** (1 / (num_rounds - 1)), 4)}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ptl_fast.run.report import leading_metric
+from ptl_fast.run.tables import leading_metric
 
 Results = dict[str, Any]
 Row = dict[str, Any]

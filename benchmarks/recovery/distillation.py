@@ -118,11 +118,11 @@ def measure(settings: Settings, task: str) -> Row:
     """One run: size, accuracy of the result, and the CPU time of recovery, the teacher's passes
     included.
     """
-    from ptl_fast.config.config import Config
+    from ptl_fast.config.model import ModelSettings
     from ptl_fast.evaluation import tasks
     from ptl_fast.model import loading
     from ptl_fast.recovery import registry
-    from ptl_fast.run.loop import compress
+    from ptl_fast.run.start import compress
 
     seconds, before = [0.0], registry.recover
 
@@ -138,7 +138,10 @@ def measure(settings: Settings, task: str) -> Row:
         report = compress(**settings, output=str(folder / "run"))
         final = str(folder / "run" / "final")
         loaded = tasks.load_lm_eval_task(tasks.parse_tasks([task])[0])
-        model, tokenizer = loading.load_model(final, Config(), "cpu"), loading.load_tokenizer(final)
+        model, tokenizer = (
+            loading.load_model(final, ModelSettings(), "cpu"),
+            loading.load_tokenizer(final),
+        )
         (accuracy,) = tasks.run_lm_eval(model, tokenizer, loaded, 250, None).values()
     finally:
         registry.recover = before

@@ -54,9 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     start = START if arguments is None else time.perf_counter()
     from benchmarks.harness.environment import environment
-    from ptl_fast.config.command_line import parse
     from ptl_fast.model.loading import resolve_device
-    from ptl_fast.run.loop import run
+    from ptl_fast.run.start import parse, run
 
     with tempfile.TemporaryDirectory() as folder:
         config = parse([*options.flags, "--output", f"{folder}/run"])
@@ -64,11 +63,11 @@ def main(arguments: list[str] | None = None) -> None:
     total = time.perf_counter() - start
     seconds = summed(report["rounds"])
     result = {
-        "environment": environment(resolve_device(config.device).partition(":")[0]),
-        "name": options.name or Path(str(config.model)).name,
+        "environment": environment(resolve_device(config.model.device).partition(":")[0]),
+        "name": options.name or Path(str(config.model.model)).name,
         "num_rounds": len(report["rounds"]),
         "recovery_tokens": sum(record["recovery_tokens"] for record in report["rounds"]),
-        "calibration_tokens": config.calibration_tokens,
+        "calibration_tokens": config.score.calibration_tokens,
         "seconds": {**seconds, "the rest": total - sum(seconds.values())},
         "total": total,
         **shares(seconds, total),

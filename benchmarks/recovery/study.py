@@ -31,13 +31,13 @@ from benchmarks.harness.environment import processor_name
 from benchmarks.harness.markdown import Makers, fill
 from benchmarks.harness.results import commit, write_text
 from benchmarks.recovery import distillation as distillation_module
-from ptl_fast.config.command_line import make_config
 from ptl_fast.config.config import Config
+from ptl_fast.run.start import make_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ptl_fast.recovery.task import Lesson
+    from ptl_fast.recovery.task import RecoveryTask
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT, RESULTS = (
@@ -87,10 +87,10 @@ class Seed:
         from ptl_fast.scoring import statistics as statistics_module
 
         self.config: Config = make_config(
-            {**settings, "seed": seed, "device": "cpu", "eval_tasks": [TASKS[split]]}
+            **{**settings, "seed": seed, "device": "cpu", "eval_tasks": [TASKS[split]]}
         )
         self.tokenizer = loading.load_tokenizer("ptl-demo")
-        (task,) = tasks.parse_tasks(self.config.eval_tasks)
+        (task,) = tasks.parse_tasks(self.config.evaluation.eval_tasks)
         self.task = tasks.load_lm_eval_task(task)
         documents = itertools.islice(
             readers.open_parts("ptl-demo", documents_module.Form())[0].documents, NUM_DOCUMENTS
@@ -104,16 +104,20 @@ class Seed:
             "keep_documents": True,
         }
         self.corpus = sampling.split_corpus([part], self.tokenizer, **split_as)  # type: ignore[arg-type]
-        pad, length = packing.padding_token(self.tokenizer), self.config.sequence_length
+        pad, length = packing.padding_token(self.tokenizer), self.config.data.sequence_length
         self.tokens = packing.pack(self.corpus.subsets[0], length, pad)
-        self.model = loading.load_model("ptl-demo", self.config, "cpu")
+        self.model = loading.load_model("ptl-demo", self.config.model, "cpu")
         family = find_family(self.model)
-        calibration = self.tokens.first(self.config.calibration_tokens)
-        taken = statistics_module.collect(self.model, family, calibration, self.config.micro_batch)
+        calibration = self.tokens.first(self.config.score.calibration_tokens)
+        taken = statistics_module.collect(
+            self.model, family, calibration, self.config.trainer.micro_batch
+        )
         step = schedule.Round(
             number=1, kind="neurons", width=width, num_layers=4, recovery_share=1.0
         )
-        scores = scorers.SCORERS["activation"](taken, self.model, family, seed)
+        scores = scorers.activation(
+            scorers.Evidence(statistics=taken, model=self.model, family=family, seed=seed)
+        )
         compact.compact_(self.model, family, plan.plan_neurons(step, scores, None, "activation"))
 
     def recover(self, model: "PreTrainedModel", name: str, num_tokens: int = 0) -> Row:
@@ -122,9 +126,7 @@ class Seed:
 
         with tempfile.TemporaryDirectory() as folder:
             start = time.process_time()
-            spent = registry.recover(
-                [name], model, self._lesson(Path(folder), num_tokens), self.config
-            )
+            spent = registry.recover([name], model, self._task(Path(folder), num_tokens))
             seconds = time.process_time() - start
         taken = {"tokens": spent.num_tokens, "cpu_seconds": round(seconds, 1)}
         return {"accuracy": self.accuracy(model), **taken, **spent.details}
@@ -134,14 +136,18 @@ class Seed:
         from ptl_fast.evaluation import tasks
 
         (value,) = tasks.run_lm_eval(
-            model, self.tokenizer, self.task, self.config.eval_batch, self.config.eval_limit
+            model,
+            self.tokenizer,
+            self.task,
+            self.config.evaluation.eval_batch,
+            self.config.evaluation.eval_limit,
         ).values()
         return round(100 * value, 1)
 
-    def _lesson(self, folder: Path, num_tokens: int) -> "Lesson":
-        from ptl_fast.recovery.task import Lesson
+    def _task(self, folder: Path, num_tokens: int) -> "RecoveryTask":
+        from ptl_fast.recovery.task import RecoveryTask
 
-        return Lesson(
+        return RecoveryTask(
             tokens=self.tokens,
             num_tokens=num_tokens,
             name="round-01",
@@ -149,6 +155,11 @@ class Seed:
             log_folder=folder / "log",
             tokenizer=self.tokenizer,
             problems=self.corpus.documents[0],
+            model=self.config.model,
+            trainer=self.config.trainer,
+            distill=self.config.distill,
+            grpo=self.config.grpo,
+            seed=self.config.run.seed,
         )
 
 

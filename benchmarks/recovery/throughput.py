@@ -44,17 +44,19 @@ from benchmarks.harness.ceilings import ceilings
 from benchmarks.harness.environment import environment
 from benchmarks.harness.results import MEASURED, write_text
 from benchmarks.harness.stopwatch import FLUSH_BYTES, Stopwatch
-from ptl_fast.config.config import Config
+from ptl_fast.config.model import ModelSettings
+from ptl_fast.config.trainer import TrainerSettings
 from ptl_fast.data import packing as packing_module
 from ptl_fast.data import readers, sampling
 from ptl_fast.model import flops, loading
 from ptl_fast.model.families import feed_forwards, find_family
 from ptl_fast.recovery import continual_pretraining
-from ptl_fast.recovery import trainer as trainer_module
-from ptl_fast.recovery.task import Lesson
+from ptl_fast.recovery import liger as liger_kernels
+from ptl_fast.recovery.task import RecoveryTask
 from ptl_kernels import fused_ffns
 
 LOSS_TOLERANCE = 0.02
+SEED = 0
 PACKED = (
     "ours",
     "ours, fused FFN",
@@ -112,17 +114,11 @@ class Bench:
     batch: int
     num_steps: int
 
-    def config(self, **settings: Any) -> Config:
+    def settings(self, **settings: Any) -> TrainerSettings:
         """Settings of our own training."""
-        sizes = {
-            "sequence_length": self.sequence_length,
-            "global_batch": self.batch,
-            "micro_batch": self.batch,
-        }
-        return Config(
+        sizes = {"global_batch": self.batch, "micro_batch": self.batch}
+        return TrainerSettings(
             **{
-                "model": "x",
-                "data": "x",
                 **sizes,
                 "gradient_checkpointing": False,
                 "checkpoint_minutes": 1e6,
@@ -151,22 +147,25 @@ def ours(
         if packing
         else (a_document_a_row(bench), bench.documents_per_step())
     )
-    config = bench.config(global_batch=batch, micro_batch=batch, fused_ffn=fused, **settings)
-    order = continual_pretraining.Sequences(tokens, bench.num_steps * batch, config.seed).order
+    trainer = bench.settings(global_batch=batch, micro_batch=batch, fused_ffn=fused, **settings)
+    order = continual_pretraining.Sequences(tokens, bench.num_steps * batch, SEED).order
     per_step = float(tokens.rows(order).num_tokens / bench.num_steps)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         if fused:
             stack.enter_context(fused_ffns(feed_forwards(model, find_family(model))))
-        lesson = Lesson(
+        task = RecoveryTask(
             tokens=tokens,
             num_tokens=round(bench.num_steps * batch * tokens.num_tokens / len(tokens)),
             name="ours",
             folder=Path(folder) / "recovery",
             log_folder=Path(folder) / "log",
             tokenizer=bench.tokenizer,
+            trainer=trainer,
+            seed=SEED,
+            has_own_ffn=fused,
         )
         steps = stack.enter_context(timed(model.device))
-        continual_pretraining.cpt(model, lesson, config)
+        continual_pretraining.train(model, task)
     steps.tokens_per_step = per_step
     return steps
 
@@ -200,7 +199,6 @@ def plain_trl(bench: Bench, model: PreTrainedModel, liger: bool = False) -> Step
             )
             return super().training_step(model, inputs, *args, **kwargs)
 
-    config = bench.config()
     with tempfile.TemporaryDirectory() as folder, timed(model.device) as steps:
         arguments = SFTConfig(
             output_dir=folder,
@@ -208,7 +206,7 @@ def plain_trl(bench: Bench, model: PreTrainedModel, liger: bool = False) -> Step
             per_device_train_batch_size=bench.documents_per_step(),
             max_length=bench.sequence_length,
             packing=False,
-            learning_rate=config.learning_rate,
+            learning_rate=bench.settings().learning_rate,
             gradient_checkpointing=False,
             bf16=model.dtype == torch.bfloat16,
             use_cpu=model.device.type == "cpu",
@@ -218,7 +216,7 @@ def plain_trl(bench: Bench, model: PreTrainedModel, liger: bool = False) -> Step
             report_to="none",
             disable_tqdm=True,
             use_liger_kernel=liger,
-            seed=config.seed,
+            seed=SEED,
         )
         rows = Dataset.from_list([{"input_ids": list(document)} for document in bench.documents])
         plain = Counting(
@@ -266,7 +264,7 @@ def measure(bench: Bench, num_rounds: int, peak: float, liger: bool) -> list[dic
     for number in range(num_rounds):
         for name in list(run) if number % 2 == 0 else list(run)[::-1]:
             context = (
-                trainer_module.unpatched_afterwards(bench.model)
+                liger_kernels.unpatched_afterwards(bench.model)
                 if "Liger" in name
                 else contextlib.nullcontext()
             )
@@ -356,12 +354,12 @@ def main(arguments: list[str] | None = None) -> None:
     clock.choose(options.clock)
     device = loading.resolve_device(options.device)
     if options.liger:
-        trainer_module.check_liger(device)
+        liger_kernels.check_liger(device)
     if options.steps < 2:
         parser.error("--steps must be at least 2: the first one is not timed")
     torch.manual_seed(0)
     model = loading.load_model(
-        options.model, Config(model=options.model, dtype=options.dtype, attn="sdpa"), device
+        options.model, ModelSettings(dtype=options.dtype, attn="sdpa"), device
     )
     tokenizer = loading.load_tokenizer(options.model)
     needed = (options.steps + 1) * options.batch * options.sequence_length

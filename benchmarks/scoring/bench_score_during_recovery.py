@@ -15,19 +15,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from safetensors.torch import load_file
-
 import ptl_fast
 from benchmarks.harness.environment import environment
 from benchmarks.harness.results import write_text
-from ptl_fast.config.command_line import preset_settings
-from ptl_fast.config.config import Config
+from ptl_fast.evaluation.tasks import parse_tasks
 from ptl_fast.model import families, loading
 from ptl_fast.pruning import plan
 from ptl_fast.run import inputs
-from ptl_fast.run.loop import Job
-from ptl_fast.scoring import scorers
+from ptl_fast.run.folder import RunFolder
+from ptl_fast.run.rounds import make_schedule
+from ptl_fast.run.start import make_config
 from ptl_fast.scoring import statistics as statistics_module
+from ptl_fast.scoring.scorers import SCORERS, Evidence
+
+SCORER = "output-change"
 
 
 def compare_rounds(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
@@ -36,34 +37,34 @@ def compare_rounds(settings: dict[str, Any], folder: Path) -> list[dict[str, Any
         **settings,
         device="cpu",
         score_during_recovery=True,
-        scorer="output-change",
+        scorer=SCORER,
         keep_rounds=1000,
         output=folder,
     )
-    config = Config(**{**preset_settings(None, None), **settings, "device": "cpu"})
-    job = Job(config)
-    inputs.load(config, job.tasks, job.course)
-    rows = []
-    for step in job.schedule[1:]:
-        chosen = json.loads((folder / f"round-{step.number:02d}" / "plan.json").read_text())[
-            "kept_neurons"
-        ]
-        model = loading.load_model(
-            str(folder / f"round-{step.number - 1:02d}" / "model"), config, job.device
-        )
+    config = make_config(**settings, device="cpu")
+    assert config.model.model is not None
+    schedule = make_schedule(config, loading.load_config(config.model.model))
+    tasks = parse_tasks(config.evaluation.eval_tasks)
+    _, data = inputs.load(config, tasks, schedule)
+    files, rows = RunFolder(folder), []
+    for step in schedule[1:]:
+        chosen = files.round(step.number).plan.read()["kept_neurons"]
+        before = files.round(step.number - 1)
+        model = loading.load_model(str(before.model().path), config.model, "cpu")
         family = families.find_family(model)
-        tokens = job.training[step.number - 1].first(config.calibration_tokens)
+        tokens = data.training[step.number - 1].first(config.score.calibration_tokens)
         start = time.perf_counter()
-        statistics = statistics_module.collect(model, family, tokens, config.micro_batch)
+        statistics = statistics_module.collect(model, family, tokens, config.trainer.micro_batch)
         seconds = time.perf_counter() - start
-        scores = scorers.SCORERS[config.scorer](statistics, model, family, 0)
-        separate = plan.plan_neurons(step, scores, None, config.scorer).kept_neurons
+        evidence = Evidence(statistics=statistics, model=model, family=family, seed=0)
+        scores = SCORERS[SCORER].compute(evidence)
+        separate = plan.plan_neurons(step, scores, None, SCORER).kept_neurons
         assert separate is not None
         overlaps = [
             len(set(one) & set(other)) / len(one)
             for one, other in zip(chosen, separate, strict=True)
         ]
-        during = load_file(folder / f"round-{step.number - 1:02d}" / "next_statistics.safetensors")
+        during = before.next_statistics().read()
         rows.append(
             {
                 "round": step.number,

@@ -36,7 +36,7 @@ from benchmarks.harness.environment import environment
 from benchmarks.harness.models import SHAPES, random_model, shape_config
 from benchmarks.harness.results import write_text
 from ptl_fast.baselines import authors_rule
-from ptl_fast.config.config import Config
+from ptl_fast.config.model import ModelSettings
 from ptl_fast.data import batching, packing, readers, sampling
 from ptl_fast.model import loading
 from ptl_fast.model.families import Family, decoder_layers, feed_forwards, find_family
@@ -99,7 +99,7 @@ def ways_to_run(
     eager = EagerHooks(model, family)
 
     def batches() -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        for inputs, _, mask in batching.batches(model, tokens, batch, "peer"):
+        for inputs, _, mask in batching.document_batches(model, tokens, batch, "peer"):
             yield inputs, mask
 
     def packed_forward() -> None:
@@ -188,9 +188,7 @@ Inputs = tuple[PreTrainedModel, list[list[int]], int]  # model, documents, paddi
 
 def loaded_inputs(arguments: argparse.Namespace, device: str) -> Inputs:
     """A model from a folder or the hub, and text."""
-    model = loading.load_model(
-        arguments.model, Config(model=arguments.model, dtype=arguments.dtype), device
-    )
+    model = loading.load_model(arguments.model, ModelSettings(dtype=arguments.dtype), device)
     tokenizer = loading.load_tokenizer(arguments.model)
     documents = list(
         sampling.tokenize(readers.load_documents(arguments.data), tokenizer, arguments.num_tokens)

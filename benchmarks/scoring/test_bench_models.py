@@ -11,7 +11,7 @@ import torch
 from benchmarks.harness.models import random_model, resized
 from benchmarks.inference.workloads import Work, run
 from benchmarks.scoring.bench_scoring import ways_to_run
-from ptl_fast.config.config import Config
+from ptl_fast.config.model import ModelSettings
 from ptl_fast.data import packing, readers, sampling
 from ptl_fast.model import loading
 
@@ -21,7 +21,7 @@ NUM_TOKENS, SEQUENCE_LENGTH, BATCH = 4096, 512, 4
 
 @pytest.fixture(scope="module")
 def scoring() -> dict[str, Callable[[], Any]]:
-    model = loading.load_model(loading.DEMO, Config(model=loading.DEMO), DEVICE)
+    model = loading.load_model(loading.DEMO, ModelSettings(), DEVICE)
     tokenizer = loading.load_tokenizer(loading.DEMO)
     documents = list(sampling.tokenize(readers.load_documents(loading.DEMO), tokenizer, NUM_TOKENS))
     tokens = packing.pack(

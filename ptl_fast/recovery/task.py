@@ -5,14 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ptl_fast.config.distill import DistillSettings
+from ptl_fast.config.grpo import GrpoSettings
+from ptl_fast.config.model import ModelSettings
+from ptl_fast.config.trainer import TrainerSettings
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from ptl_fast.config.distill import DistillSettings
-    from ptl_fast.config.grpo import GrpoSettings
-    from ptl_fast.config.model import ModelSettings
-    from ptl_fast.config.trainer import TrainerSettings
     from ptl_fast.data.documents import Document
     from ptl_fast.data.packing import PackedTokens
 
@@ -88,13 +89,12 @@ class RecoveryTask:
     log_folder: Path
     """For TensorBoard."""
     tokenizer: "PreTrainedTokenizerBase"
-    model: "ModelSettings"
+    model: ModelSettings = field(default_factory=ModelSettings)
     """Of --model, which distillation loads as its teacher."""
-    trainer: "TrainerSettings"
-    distill: "DistillSettings"
-    grpo: "GrpoSettings"
-    sequence_length: int
-    seed: int
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    distill: DistillSettings = field(default_factory=DistillSettings)
+    grpo: GrpoSettings = field(default_factory=GrpoSettings)
+    seed: int = 0
     problems: "list[Document]" = field(default_factory=list)
     """The round's documents once more, as text with question and answer apart; only for recoveries
     that need them.
@@ -104,6 +104,11 @@ class RecoveryTask:
     """Whether any recovery of the run trains on text as --template joins it."""
     has_own_ffn: bool = False
     """Whether ptl_kernels' fused FFN stands in the model, so that Liger leaves the FFN alone."""
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of a packed sequence."""
+        return self.tokens.input_ids.shape[1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,7 +114,6 @@ def _task(
         trainer=config.trainer,
         distill=config.distill,
         grpo=config.grpo,
-        sequence_length=config.data.sequence_length,
         seed=config.run.seed,
         problems=context.data.corpus.documents[step.number - 1],
         options=dataclasses.replace(

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base.console import quiet_libraries
-from ptl_fast.config.command_line import make_config
+from ptl_fast.config import command_line
 from ptl_fast.recovery.registry import trains_on_text
 from ptl_fast.run import checks
 
@@ -15,9 +15,28 @@ if TYPE_CHECKING:
     from ptl_fast.config.config import Config
 
 
+def parse(arguments: list[str]) -> "Config":
+    """Settings from flags, a --config file and a preset.
+
+    Raises:
+        ValueError: a value is of another type, or there is no such preset.
+        argparse.ArgumentError: there is no such flag.
+    """
+    return command_line.parse(arguments, trains_on_text)
+
+
+def make_config(**settings: Any) -> "Config":
+    """Settings by name, with the defaults of their preset.
+
+    Raises:
+        ValueError: a name or a value's type is wrong.
+    """
+    return command_line.make_config(settings, trains_on_text)
+
+
 def compress(**settings: Any) -> dict[str, Any]:
     """Compress a model and return the content of report.json; see ptl_fast.compress."""
-    return run(make_config(settings, trains_on_text))
+    return run(make_config(**settings))
 
 
 def planned_sizes(**settings: Any) -> list[dict[str, int]]:
@@ -26,7 +45,7 @@ def planned_sizes(**settings: Any) -> list[dict[str, int]]:
     from ptl_fast.pruning import width_multiple
     from ptl_fast.run import rounds, sizes
 
-    config = make_config(settings, trains_on_text)
+    config = make_config(**settings)
     _check(config)
     assert config.model.model is not None
     original = loading.load_config(config.model.model)
