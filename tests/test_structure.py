@@ -102,9 +102,7 @@ def test_no_modules_import_one_another_in_a_circle() -> None:
     """Counted by module, with imports under TYPE_CHECKING and inside functions."""
     sources = {module_of(file): file.read_text() for file in files()}
     graph = {
-        module: {
-            name for name in imported_modules(source) if name in sources and name != module
-        }
+        module: {name for name in imported_modules(source) if name in sources and name != module}
         for module, source in sources.items()
     }
     # a package's own file is imported with each of its modules, and may join them

@@ -36,9 +36,9 @@ def check_methods(config: "Config") -> None:
     for own_flag, name, choices in names:
         if name not in choices:
             raise ValueError(f"unknown {own_flag} {name}; choose {', '.join(choices)}")
-    _check_scoring(config)
     _check_training(config)
     _check_teacher(config)
+    _check_scoring(config)
     if config.trainer.deepspeed is not None:
         read_deepspeed(config.trainer.deepspeed)
 

@@ -320,14 +320,13 @@ def run_until(written: str, data: Path, folder: Path, monkeypatch: pytest.Monkey
 def test_run_slices_recovers_and_resumes_bit_identically(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ptl_fast.recovery import trainer
 
     data = write_data(tmp_path / "data.jsonl")
     expected = compress(**RUN, data=data, output=tmp_path / "undisturbed")
     for written in ("round-01/plan.json", "round-01/pruned.json"):
         run_until(written, data, tmp_path / "run", monkeypatch)
 
-    save, num_saves = trainer.Checkpoints.on_save, []
+    save, num_saves = checkpoints.Checkpoints.on_save, []
 
     def save_twice(*args: Any, **kwargs: Any) -> None:
         save(*args, **kwargs)
@@ -336,7 +335,7 @@ def test_run_slices_recovers_and_resumes_bit_identically(
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Checkpoints, "on_save", save_twice)
+        patch.setattr(checkpoints.Checkpoints, "on_save", save_twice)
         with contextlib.suppress(Killed):
             compress(**RUN, data=data, output=tmp_path / "run")
     assert list((tmp_path / "run" / "round-01" / "recovery").glob("checkpoint-2/complete")), (

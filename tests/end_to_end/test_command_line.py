@@ -17,10 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ptl_fast.config.command_line import make_config, parse
+from ptl_fast import compress
 from ptl_fast.config.config import Config
 from ptl_fast.demo.problems import generate
-from ptl_fast.run.loop import Job, compress
+from ptl_fast.run.start import make_config, parse
 from support.files import write_data
 from support.models import DEMO_MODEL
 from support.runs import main
@@ -317,7 +317,7 @@ def test_the_function_refuses_wrong_names_and_types(given: dict) -> None:
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    config = make_config({"rounds": numpy.int64(2), "keep": numpy.float32(0.5)})
+    config = make_config(**{"rounds": numpy.int64(2), "keep": numpy.float32(0.5)})
     assert (config.rounds, config.keep) == (2, 0.5)
     assert {type(config.rounds), type(config.keep)} == {int, float}
 

@@ -10,16 +10,17 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from ptl_fast.data import packing
+from ptl_fast.base.atomic_files import WHOLE
+from ptl_fast.data import batching, packing
 from ptl_fast.model.families import find_family
-from ptl_fast.recovery import continual_pretraining, trainer
+from ptl_fast.recovery import checkpoints, continual_pretraining
 from ptl_fast.scoring import statistics
 from support.models import make_model
 from support.recovery import cast, config, killed_at_step, packed, train
 
 
 def loss(model: PreTrainedModel, tokens: packing.PackedTokens) -> float:
-    batch = continual_pretraining.stack([tokens[index] for index in range(len(tokens))])
+    batch = batching.stack([tokens[index] for index in range(len(tokens))])
     with torch.inference_mode():
         return model(
             input_ids=batch["input_ids"],
@@ -134,12 +135,12 @@ def test_watch_counts_the_last_tokens_once(
         calibration_tokens=3 * 4 * 32,
         gradient_checkpointing=gradient_checkpointing,
     )
-    with statistics.watch(llama, family) as watch:
+    with statistics.collecting(llama, family) as watch:
         train(llama, tokens, 8 * 4 * 32, settings, tmp_path / "round-01" / "recovery", watch)
-    num_steps = continual_pretraining.num_steps(tokens, 8 * 4 * 32, settings)
-    num_watched = continual_pretraining.num_steps(tokens, settings.calibration_tokens, settings)
+    num_steps = continual_pretraining.num_steps(tokens, 8 * 4 * 32, 4)
+    num_watched = continual_pretraining.num_steps(tokens, settings.score.calibration_tokens, 4)
     assert 0 < num_watched < num_steps
-    order = continual_pretraining.Sequences(tokens, num_steps * 4, settings.seed).order[
+    order = continual_pretraining.Sequences(tokens, num_steps * 4, settings.run.seed).order[
         -num_watched * 4 :
     ]
     rows = packing.PackedTokens(
@@ -159,13 +160,13 @@ def test_interrupted_watch_ends_bit_identical(llama: PreTrainedModel, tmp_path: 
         folder = tmp_path / name / "recovery"
         if steps_before_kill is not None:
             model = copy.deepcopy(llama)
-            with statistics.watch(model, family) as watch:
+            with statistics.collecting(model, family) as watch:
                 killed_at_step(
                     steps_before_kill,
                     partial(train, model, packed(), 1500, settings, folder, watch),
                 )
         model = copy.deepcopy(llama)
-        with statistics.watch(model, family) as watch:
+        with statistics.collecting(model, family) as watch:
             train(model, packed(), 1500, settings, folder, watch)
         totals.append(watch.total())
     assert all(
@@ -176,13 +177,13 @@ def test_interrupted_watch_ends_bit_identical(llama: PreTrainedModel, tmp_path: 
 def test_half_written_checkpoint_is_not_used(tmp_path: Path) -> None:
     for step in (3, 12, 20):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    assert trainer.newest_checkpoint(tmp_path) is None
+    assert checkpoints.newest_checkpoint(tmp_path) is None
     for step in (3, 12):
         (tmp_path / f"checkpoint-{step}" / "optimizer.pt").write_bytes(b"moments")
-        (tmp_path / f"checkpoint-{step}" / trainer.COMPLETE).write_text('{"optimizer.pt": 7}')
-    assert trainer.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
+        (tmp_path / f"checkpoint-{step}" / WHOLE).write_text('{"optimizer.pt": 7}')
+    assert checkpoints.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
     (tmp_path / "checkpoint-12" / "optimizer.pt").write_bytes(b"mom")  # as after a power failure
-    assert trainer.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
+    assert checkpoints.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
 
 
 def test_nan_loss_names_the_step(llama: PreTrainedModel, tmp_path: Path) -> None:

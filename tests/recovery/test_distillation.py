@@ -18,20 +18,21 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer, PreTrainedModel
 
+from ptl_fast import compress
 from ptl_fast.config.config import Config
 from ptl_fast.data.packing import PackedTokens
 from ptl_fast.model import flops, loading
-from ptl_fast.recovery.continual_pretraining import cpt, examples
+from ptl_fast.recovery.continual_pretraining import examples
+from ptl_fast.recovery.continual_pretraining import train as cpt
 from ptl_fast.recovery.distillation import loss as loss_module
 from ptl_fast.recovery.distillation import teacher_cache
 from ptl_fast.recovery.distillation.teacher_cache import Prediction, TeacherCache, most_likely
-from ptl_fast.recovery.task import Lesson
-from ptl_fast.recovery.token_budget import HeldOut, Spending
+from ptl_fast.recovery.distillation.train import train as distill
+from ptl_fast.recovery.task import HeldOutText, RecoveryTask, TrainingOptions
 from ptl_fast.run import dry_run
-from ptl_fast.run.loop import compress
 from support.models import DEMO_MODEL, make_model
 from support.numbers import relative_error
-from support.recovery import Killed, cast, config, killed_at_step, packed
+from support.recovery import Killed, cast, config, killed_at_step, packed, task
 
 VOCABULARY, LENGTH = 50, 21
 
@@ -44,15 +45,8 @@ def original(tmp_path: Path) -> str:
     return str(folder)
 
 
-def lesson(folder: Path, num_tokens: int = 1500) -> Lesson:
-    return Lesson(
-        tokens=packed(),
-        num_tokens=num_tokens,
-        name="round-01",
-        folder=folder / "recovery",
-        log_folder=folder / "log",
-        tokenizer=AutoTokenizer.from_pretrained(DEMO_MODEL),
-    )
+def given(folder: Path, settings: Config | None = None, num_tokens: int = 1500) -> RecoveryTask:
+    return task(packed(), num_tokens, settings or config(), folder / "recovery")
 
 
 def settings(original: str, **changes: object) -> Config:
@@ -341,7 +335,7 @@ def test_student_comes_nearer_to_its_teacher_than_by_text_alone(
     llama: PreTrainedModel, original: str, tmp_path: Path
 ) -> None:
     """The teacher is random, so that the text says nothing of it."""
-    tokens, reference = packed(), loading.load_model(original, config(), "cpu")
+    tokens, reference = packed(), loading.load_model(original, config().model, "cpu")
     counted = tokens.mask[:, 1:] & (tokens.position_ids[:, 1:] > 0)
 
     def distance(student: PreTrainedModel) -> float:
@@ -354,8 +348,8 @@ def test_student_comes_nearer_to_its_teacher_than_by_text_alone(
         return plain_divergence(logits[0], logits[1], None, 1.0).mean().item()
 
     before, student = distance(llama), copy.deepcopy(llama)
-    cpt(llama, lesson(tmp_path / "a"), config())
-    loss_module.distill(student, lesson(tmp_path / "b"), settings(original, distill_weight=1.0))
+    cpt(llama, given(tmp_path / "a"))
+    distill(student, given(tmp_path / "b", settings(original, distill_weight=1.0)))
     assert distance(student) < 0.8 * before < distance(llama)
     assert "_loss_function" not in student.__dict__
 
@@ -366,19 +360,18 @@ def test_without_weight_training_is_continual_pre_training(
     """The whole path: accumulation, the division by the step's tokens, the schedule. The teacher
     says something else.
     """
-    other, one = copy.deepcopy(llama), lesson(tmp_path / "a", 600)
+    other, one = copy.deepcopy(llama), given(tmp_path / "a", num_tokens=600)
     cache = TeacherCache(tmp_path / "teacher", torch.arange(len(one.tokens)), 32, 16, 384)
     fill(cache, one.tokens, lambda: make_model("llama", intermediate_size=64))
     for weight, same in ((0.0, True), (0.5, False)):
         model = copy.deepcopy(llama)
         cpt(
             model,
-            lesson(tmp_path / str(weight), 600),
-            config(),
+            given(tmp_path / str(weight), num_tokens=600),
             loss_module.Teaching(cache, weight, 2.0),
         )
         if same:
-            cpt(other, one, config())
+            cpt(other, one)
         distances = [
             (model.get_parameter(name) - each).norm() / each.norm()
             for name, each in other.named_parameters()
@@ -396,15 +389,13 @@ def test_interrupted_distillation_ends_bit_identical(
 ) -> None:
     """Killed in training; what goes on does not need the teacher any more."""
     models_here = [cast(copy.deepcopy(llama), dtype) for _ in range(3)]
-    loss_module.distill(models_here[0], lesson(tmp_path / "a", 600), settings(original))
+    distill(models_here[0], given(tmp_path / "a", 600, settings(original)))
     often = settings(original, checkpoint_minutes=0)
-    killed_at_step(
-        3, lambda: loss_module.distill(models_here[1], lesson(tmp_path / "b", 600), often)
-    )
+    killed_at_step(3, lambda: distill(models_here[1], given(tmp_path / "b", often, 600)))
     monkeypatch.setattr(
         loading, "load_model", lambda *arguments: pytest.fail("the teacher was loaded")
     )
-    loss_module.distill(models_here[2], lesson(tmp_path / "b", 600), settings(original))
+    distill(models_here[2], given(tmp_path / "b", 600, settings(original)))
     for name, parameter in models_here[0].named_parameters():
         assert torch.equal(parameter, models_here[2].get_parameter(name)), name
         assert parameter.dtype == dtype
@@ -413,20 +404,22 @@ def test_interrupted_distillation_ends_bit_identical(
 def test_only_what_training_reads_is_predicted(
     llama: PreTrainedModel, original: str, tmp_path: Path
 ) -> None:
-    one_step = lesson(tmp_path, num_tokens=10)
-    loss_module.distill(llama, one_step, settings(original))
+    one_step = given(tmp_path, settings(original), 10)
+    distill(llama, one_step)
     rows = load_file(tmp_path / "recovery" / "teacher" / "part-00000.safetensors")["log_rest"]
     assert len(rows) == 4 < len(one_step.tokens)
-    assert len(examples(one_step.tokens, 10**6, config()).unique()) == len(one_step.tokens)
+    assert len(examples(one_step.tokens, 10**6, 4, 0).unique()) == len(one_step.tokens)
 
 
 def test_round_that_pruning_has_not_hurt_has_no_teacher(
     llama: PreTrainedModel, original: str, tmp_path: Path
 ) -> None:
     """until-recovered: it does not train, so nothing would read the predictions."""
-    held_out = HeldOut(nll=lambda: 0.5, num_tokens=1, recovered=1.0)
-    unhurt = dataclasses.replace(lesson(tmp_path), spending=Spending(held_out=held_out))
-    spent = loss_module.distill(llama, unhurt, settings(original, recovery_split="until-recovered"))
+    held_out = HeldOutText(nll=lambda: 0.5, num_tokens=1, recovered=1.0)
+    unhurt = dataclasses.replace(
+        given(tmp_path, settings(original)), options=TrainingOptions(held_out=held_out)
+    )
+    spent = distill(llama, unhurt)
     assert (spent.num_steps, spent.checks) == (0, [(0, 0.5)])
     assert not list(tmp_path.rglob("part-*"))
 
@@ -447,7 +440,7 @@ def test_model_that_computes_its_own_loss_is_refused(
 
     llama.__class__ = Own
     with pytest.raises(ValueError, match="Own computes its own; use --recovery cpt"):
-        loss_module.distill(llama, lesson(tmp_path), settings(original))
+        distill(llama, given(tmp_path, settings(original)))
 
 
 # --- the whole run
@@ -549,13 +542,13 @@ def test_other_vocabulary_and_settings_without_sense_are_refused(tmp_path: Path)
 def test_dry_run_counts_the_teachers_pass() -> None:
     """One forward pass of the original for a token, whatever the student's size."""
     dense = types.SimpleNamespace(**json.loads((DEMO_MODEL / "config.json").read_text()))
-    smaller = flops.resized(dense, 192, 4, None)
+    smaller = flops.resized(dense, 192, 4)
     plans = [
-        Config(model="x", dry_run=True, recovery=name, sequence_length=256)
-        for name in ("cpt", "distill")
+        config(dry_run=True, recovery=name, sequence_length=256) for name in ("cpt", "distill")
     ]
     cpt_hours, distill_hours = (
-        dry_run.predict(smaller, plan, 10**9, None, dense)["recovery_hours"] for plan in plans
+        dry_run.predict(smaller, dense, plan, plan.recovery.recoveries, 10**9)["recovery_hours"]
+        for plan in plans
     )
     teacher_flops = flops.flops_per_sample(dense, 256, causal=True) / 256 * 1e9
     assert distill_hours - cpt_hours == pytest.approx(

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,20 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ptl_fast.config.command_line import shipped_config
+from ptl_fast import compress
 from ptl_fast.config.config import Config
+from ptl_fast.config.presets import shipped_config
 from ptl_fast.data.documents import Document
 from ptl_fast.demo.problems import generate
-from ptl_fast.pruning import schedule as schedule_module
-from ptl_fast.recovery import registry, trainer
+from ptl_fast.recovery import registry
 from ptl_fast.recovery.grpo import prompts, rewards
 from ptl_fast.recovery.grpo import train as train_module
-from ptl_fast.recovery.task import Lesson
-from ptl_fast.recovery.token_budget import Spent
+from ptl_fast.recovery.task import RecoveryResult, RecoveryTask
 from ptl_fast.run import dry_run, report
-from ptl_fast.run.loop import compress
+from ptl_fast.run.rounds import make_schedule
 from support.files import write_rows
 from support.models import make_model
-from support.recovery import Killed, killed_at_step, packed
+from support.recovery import Killed, check, killed_at_step, packed, task, with_training
 
 PROBLEMS = [
     Document(problem["question"], problem["answer"]) for problem in generate(24, 3, "training")
@@ -58,20 +58,18 @@ def config(**settings: object) -> Config:
         "recovery": "grpo",
         "grpo_learning_rate": 1e-2,
     }
-    return Config(**{**given, **shape, **grpo, **settings})
+    return Config.from_flat(**{**given, **shape, **grpo, **settings})
 
 
 @pytest.fixture
-def lesson(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Lesson:
-    return Lesson(
-        tokens=packed(),
-        num_tokens=500,
-        name="round-01",
-        folder=tmp_path / "round-01" / "recovery",
-        log_folder=tmp_path / "log",
-        tokenizer=tokenizer,
-        problems=PROBLEMS,
-    )
+def folder(tmp_path: Path) -> Path:
+    """Of the round's recovery."""
+    return tmp_path / "round-01" / "recovery"
+
+
+def given(settings: Config, folder: Path) -> RecoveryTask:
+    """The problems of a round."""
+    return task(packed(), 500, settings, folder, problems=PROBLEMS)
 
 
 @pytest.fixture
@@ -143,13 +141,20 @@ def test_weights_that_make_no_sense_are_refused(text: str, message: str) -> None
 # --- prompts
 
 
-def asked(lesson: Lesson, settings: Config) -> tuple[list[dict[str, Any]], int]:
-    return prompts.make_prompts(lesson.problems, lesson.tokenizer, settings, lesson.name)
+def asked(
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Config,
+    problems: Sequence[Document] = PROBLEMS,
+) -> tuple[list[dict[str, Any]], int]:
+    on_text = registry.trains_on_text(",".join(settings.recovery.all_recoveries))
+    return prompts.make_prompts(problems, tokenizer, settings.grpo, on_text, "round-01")
 
 
-def test_prompts_end_where_training_text_goes_on(lesson: Lesson) -> None:
+def test_prompts_end_where_training_text_goes_on(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
     """A base model is asked as cpt trains it; the space before the answer is the model's to write."""
-    rows, num_too_long = asked(lesson, config())
+    rows, num_too_long = asked(tokenizer, config())
     assert num_too_long == 0
     assert [row["prompt"] for row in rows] == [
         f"Question: {problem.question}\nAnswer:" for problem in PROBLEMS
@@ -159,21 +164,21 @@ def test_prompts_end_where_training_text_goes_on(lesson: Lesson) -> None:
     ]
 
 
-def test_long_prompts_are_left_out_and_counted(lesson: Lesson) -> None:
+def test_long_prompts_are_left_out_and_counted(tokenizer: PreTrainedTokenizerBase) -> None:
     lengths = [
-        len(lesson.tokenizer(f"Question: {problem.question}\nAnswer:")["input_ids"])
+        len(tokenizer(f"Question: {problem.question}\nAnswer:")["input_ids"])
         for problem in PROBLEMS
     ]
     limit = sorted(lengths)[10]
-    rows, num_too_long = asked(lesson, config(grpo_prompt_tokens=limit))
+    rows, num_too_long = asked(tokenizer, config(grpo_prompt_tokens=limit))
     assert num_too_long == sum(length > limit for length in lengths) > 0
     assert len(rows) == len(PROBLEMS) - num_too_long
     with pytest.raises(
         ValueError, match="24 documents, and none with a question of at most 3 tokens"
     ):
-        asked(lesson, config(grpo_prompt_tokens=3))
+        asked(tokenizer, config(grpo_prompt_tokens=3))
     with pytest.raises(ValueError, match=r"grpo needs more \{question, answer\} data"):
-        asked(dataclasses.replace(lesson, problems=[Document("", "plain text")]), config())
+        asked(tokenizer, config(), [Document("", "plain text")])
 
 
 @pytest.mark.parametrize(
@@ -188,26 +193,25 @@ def test_long_prompts_are_left_out_and_counted(lesson: Lesson) -> None:
     ],
 )
 def test_chat_is_used_where_nothing_trains_on_the_template(
-    lesson: Lesson, form: str, recovery: str, final: str | None, chat: bool
+    tokenizer: PreTrainedTokenizerBase, form: str, recovery: str, final: str | None, chat: bool
 ) -> None:
     settings = config(
         grpo_prompt=form, recovery=recovery, final_recovery=final, grpo_prompt_tokens=500
     )
-    tokenizer = copy.deepcopy(lesson.tokenizer)
-    tokenizer.chat_template = (
+    talks = copy.deepcopy(tokenizer)
+    talks.chat_template = (
         "{% for message in messages %}<{{ message.role }}>{{ message.content"
         " }}{% endfor %}<assistant>"
     )
-    talks = dataclasses.replace(lesson, tokenizer=tokenizer)
     prompt = asked(talks, settings)[0][0]["prompt"]
     assert (
         prompt == [{"role": "user", "content": f"{PROBLEMS[0].question}\n{prompts.INSTRUCTION}"}]
     ) == chat
     if form == "chat":
         with pytest.raises(ValueError, match="has no chat template"):
-            asked(lesson, settings)
+            asked(tokenizer, settings)
     else:
-        assert isinstance(asked(lesson, settings)[0][0]["prompt"], str)
+        assert isinstance(asked(tokenizer, settings)[0][0]["prompt"], str)
 
 
 def test_every_problem_comes_once_before_any_comes_twice() -> None:
@@ -216,7 +220,7 @@ def test_every_problem_comes_once_before_any_comes_twice() -> None:
     assert len(order) == 17
     assert set(order[:7]) == set(order[7:14]) == {row["prompt"] for row in rows}
     assert order[:7] != order[7:14]
-    assert train_module.num_steps(70, config(grpo_steps=None, grpo_prompts=32)) == 2
+    assert train_module.num_steps(70, config(grpo_steps=None, grpo_prompts=32).grpo) == 2
 
 
 @pytest.mark.parametrize(("num_ranks", "expected"), [(1, (4, 8)), (2, (4, 4))])
@@ -232,27 +236,27 @@ def test_rollouts_are_split_by_tokens(
         grpo_prompt_tokens=60,
         grpo_response_tokens=40,
     )
-    assert trainer.rollout_split(settings) == expected
-    settings.grpo_micro_batch = 20
-    assert trainer.rollout_split(settings)[0] == 16, (
+    assert train_module.rollout_split(settings.grpo, 2 * 256) == expected
+    settings.grpo.grpo_micro_batch = 20
+    assert train_module.rollout_split(settings.grpo, 2 * 256)[0] == 16, (
         "the largest number up to 20 that divides a rank's rollouts"
     )
     monkeypatch.setattr("ptl_fast.base.distributed.world_size", lambda: 3)
     with pytest.raises(ValueError, match="do not divide among 3 ranks"):
-        trainer.rollout_split(settings)
+        train_module.rollout_split(settings.grpo, 2 * 256)
 
 
 # --- learning
 
 
 def test_learns_what_is_rewarded_and_leaves_all_else(
-    model: PreTrainedModel, lesson: Lesson, digits: None
+    model: PreTrainedModel, folder: Path, digits: None
 ) -> None:
     before, parameters = copy.deepcopy(model), dict(model.named_parameters())
     settings = config(
         grpo_steps=10, reward_weights="accuracy=1", grpo_learning_rate=3e-2, checkpoint_minutes=9
     )
-    details = registry.grpo(model, lesson, settings).details["grpo"]
+    details = train_module.train(model, given(settings, folder)).details["grpo"]
     assert (details["steps"], details["rollouts"]) == (10, 80)
     assert sum(details["accuracy"][-3:]) / 3 > sum(details["accuracy"][:3]) / 3 + 0.2, details[
         "accuracy"
@@ -271,39 +275,37 @@ def test_learns_what_is_rewarded_and_leaves_all_else(
 
 
 def test_kl_is_measured_from_where_the_round_began(
-    model: PreTrainedModel, lesson: Lesson, digits: None
+    model: PreTrainedModel, folder: Path, digits: None
 ) -> None:
     """Not from the model whose name the config has: that one is not pruned."""
     model.config._name_or_path = "no/such-model"
-    details = registry.grpo(
-        model, lesson, config(grpo_kl=0.1, grpo_steps=2, checkpoint_minutes=9)
-    ).details["grpo"]
+    settings = config(grpo_kl=0.1, grpo_steps=2, checkpoint_minutes=9)
+    details = train_module.train(model, given(settings, folder)).details["grpo"]
     assert details["kl"][0] == pytest.approx(0, abs=1e-5)
     assert details["kl"][-1] > 1e-3
 
 
 def test_killed_reinforcement_ends_bit_identical(
-    model: PreTrainedModel, lesson: Lesson, digits: None
+    model: PreTrainedModel, folder: Path, digits: None
 ) -> None:
     """Also in a sequence, whose finished first part is not run again, and with half the steps run
     by the second process.
     """
     settings = config(recovery="cpt,grpo", learning_rate=1e-3)
     undisturbed, killed = copy.deepcopy(model), copy.deepcopy(model)
-    other = dataclasses.replace(lesson, folder=lesson.folder.with_name("undisturbed"))
-    expected = registry.recover(settings.recoveries, undisturbed, other, settings)
+    names, own = settings.recovery.recoveries, given(settings, folder)
+    other = dataclasses.replace(own, folder=folder.with_name("undisturbed"))
+    expected = registry.recover(names, undisturbed, other)
     with pytest.MonkeyPatch.context() as patch:  # the first part's steps are not where it dies
-        patch.setitem(registry.RECOVERIES, "grpo", partial(_die_in, registry.grpo))
+        dies = with_training("grpo", partial(_die_in, train_module.train))
+        patch.setitem(registry.RECOVERIES, "grpo", dies)
         with pytest.raises(Killed):
-            registry.recover(settings.recoveries, killed, lesson, settings)
-    assert [file.name for file in (lesson.folder / "grpo").glob("checkpoint-*")] == ["checkpoint-2"]
+            registry.recover(names, killed, own)
+    assert [file.name for file in (folder / "grpo").glob("checkpoint-*")] == ["checkpoint-2"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(
-            registry.RECOVERIES,
-            "cpt",
-            lambda *arguments: pytest.fail("a finished recovery ran again"),
-        )
-        spent = registry.recover(settings.recoveries, model, lesson, settings)
+        again = with_training("cpt", lambda *arguments: pytest.fail("it ran again"))
+        patch.setitem(registry.RECOVERIES, "cpt", again)
+        spent = registry.recover(names, model, own)
     assert spent == expected
     assert spent.num_steps > 0
     assert len(spent.details["grpo"]["reward"]) == 4
@@ -311,7 +313,7 @@ def test_killed_reinforcement_ends_bit_identical(
         assert torch.equal(parameter, undisturbed.get_parameter(name)), name
 
 
-def _die_in(train: Any, *arguments: Any) -> Spent:
+def _die_in(train: Any, *arguments: Any) -> RecoveryResult:
     killed_at_step(2, lambda: train(*arguments))
     raise Killed
 
@@ -336,16 +338,16 @@ def test_rounds_and_the_final_recovery_have_problems_of_their_own(
     """The final one has as much as the last round, and the rounds keep the tokens that they have
     without it.
     """
-    lessons: list[Lesson] = []
+    tasks: list[RecoveryTask] = []
 
-    def note(model: PreTrainedModel, lesson: Lesson, settings: Config) -> Spent:
-        lessons.append(lesson)
+    def note(model: PreTrainedModel, task: RecoveryTask) -> RecoveryResult:
+        tasks.append(task)
         steps = {name: [0.5] for name in ("reward", "truncated", "response_tokens")}
-        return Spent(
+        return RecoveryResult(
             details={"grpo": {"always_zero": ["accuracy"], "steps": 1, "rollouts": 64, **steps}}
         )
 
-    monkeypatch.setitem(registry.RECOVERIES, "grpo", note)
+    monkeypatch.setitem(registry.RECOVERIES, "grpo", with_training("grpo", note))
     content = compress(
         **RUN,
         rounds=2,
@@ -354,13 +356,13 @@ def test_rounds_and_the_final_recovery_have_problems_of_their_own(
         device="cpu",
         output=tmp_path / "run",
     )
-    assert [lesson.name for lesson in lessons] == ["round-01", "round-02", "round-03"]
-    texts = [{document.text for document in lesson.problems} for lesson in lessons]
+    assert [task.name for task in tasks] == ["round-01", "round-02", "round-03"]
+    texts = [{document.text for document in task.problems} for task in tasks]
     assert all(
-        len(text) == len(lesson.problems) > 10 for text, lesson in zip(texts, lessons, strict=True)
+        len(text) == len(task.problems) > 10 for text, task in zip(texts, tasks, strict=True)
     )
     assert len(set.union(*texts)) == sum(map(len, texts))
-    sizes = [lesson.tokens.num_tokens for lesson in lessons]
+    sizes = [task.tokens.num_tokens for task in tasks]
     assert sizes[0] + sizes[1] == pytest.approx(6000, abs=100)
     assert sizes[2] == pytest.approx(sizes[1], abs=100)
     records = content["rounds"]
@@ -447,7 +449,7 @@ def test_settings_that_exclude_one_another_are_refused(
     settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        config(**{"recovery": "cpt", **settings}).check()
+        check(config(**{"recovery": "cpt", **settings}))
 
 
 def test_unknown_names_and_missing_vllm_are_refused(
@@ -481,33 +483,37 @@ def test_unknown_names_and_missing_vllm_are_refused(
 # --- dry run
 
 
+def counted(settings: Config, num_tokens: int | None, names: list[str]) -> list[float | None]:
+    """Tokens that each of these recoveries trains on, in the demo's dry run."""
+    demo: Any = shipped_config("ptl-demo")
+    parts = dry_run.estimates(demo, demo, settings, names, num_tokens)
+    return [part.num_tokens for part in parts]
+
+
 def test_dry_run_counts_rollouts_and_text() -> None:
     settings = config(grpo_kl=0.1)
-    assert dry_run.recovery_tokens(settings, 1000, ["cpt", "grpo"]) == {
-        "cpt": 1000,
-        "grpo": 4 * 2 * 4 * 6,
-    }
-    assert dry_run.recovery_tokens(settings, None, ["cpt"]) == {"cpt": None}
-    assert dry_run.recovery_tokens(config(grpo_steps=None), 1000, ["grpo"]) == {"grpo": None}
-    assert dry_run.recovery_tokens(settings, 1000, ["none"]) == {"none": 0}
+    assert counted(settings, 1000, ["cpt", "grpo"]) == [1000, 4 * 2 * 4 * 6]
+    assert counted(settings, None, ["cpt"]) == [None]
+    assert counted(config(grpo_steps=None), 1000, ["grpo"]) == [None]
+    assert counted(settings, 1000, ["none"]) == [0]
 
 
 def test_reference_costs_a_forward_pass_and_a_copy_of_the_weights() -> None:
-    architecture: Any = shipped_config("ptl-demo")
+    demo: Any = shipped_config("ptl-demo")
     plain, with_kl = config(), config(grpo_kl=0.1)
     costs = [
-        dry_run.training_flops_per_token(architecture, each, "grpo") for each in (plain, with_kl)
+        dry_run.estimates(demo, demo, each, ["grpo"], None)[0].flops_per_token
+        for each in (plain, with_kl)
     ]
     assert costs[1] / costs[0] == pytest.approx(4 / 3)
-    num_bytes = [dry_run.training_bytes(architecture, each, 1) for each in (plain, with_kl)]
+    num_bytes = [dry_run.training_bytes(demo, demo, each, 1) for each in (plain, with_kl)]
     assert num_bytes[1] - num_bytes[0] == 2 * 1_416_576
 
 
 def test_final_recovery_is_the_last_of_the_schedule() -> None:
-    settings = Config(model="x", data="x", keep=0.5, rounds=2, final_recovery="grpo")
-    schedule = schedule_module.with_final(
-        schedule_module.make_schedule(settings, 1024, 4), settings
-    )
+    settings = config(keep=0.5, rounds=2, recovery="cpt", final_recovery="grpo")
+    demo: Any = shipped_config("ptl-demo")
+    schedule = make_schedule(settings, demo)
     assert [step.kind for step in schedule] == ["neurons", "neurons", "final"]
     assert [step.number for step in schedule] == [1, 2, 3]
     assert schedule[2].recovery_share == schedule[1].recovery_share
@@ -518,12 +524,12 @@ def test_empty_box_is_no_answer(tokenizer: PreTrainedTokenizerBase, tmp_path: Pa
     assert rewards.accuracy("", "so \\boxed{}") == 0.0
     assert rewards.format_("4", "so \\boxed{}") == 0.0
     problems = [Document("1 + 1 = ?", answer) for answer in ("so \\boxed{}", "#### $$", "#### 2")]
-    rows, num_too_long = prompts.make_prompts(problems, tokenizer, config(), "data")
+    rows, num_too_long = prompts.make_prompts(problems, tokenizer, config().grpo, False, "data")
     assert ([row["answer"] for row in rows], num_too_long) == (["2"], 0)
     with pytest.raises(
         ValueError, match=r"none with a question of at most 256 tokens and a final answer"
     ):
-        prompts.check(problems[:2], tokenizer, config(grpo_prompt_tokens=256), "data")
+        prompts.check(problems[:2], tokenizer, config(grpo_prompt_tokens=256).grpo, False, "data")
     with pytest.raises(ValueError, match="names accuracy twice"):
         rewards.parse_weights("accuracy=1,accuracy=0")
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
+from ptl_fast import compress
 from ptl_fast.config.config import Config
 from ptl_fast.evaluation import nll as nll_module
 from ptl_fast.model.families import feed_forwards, find_family
@@ -30,9 +31,8 @@ from ptl_fast.recovery import (
     token_budget,
     trainer,
 )
-from ptl_fast.recovery.token_budget import Closing, HeldOut, Spending, Spent
+from ptl_fast.recovery.token_budget import ClosingPhase, HeldOut, Spending, Spent
 from ptl_fast.run import folder as folder_module
-from ptl_fast.run.loop import compress
 from ptl_kernels import hole_filling
 from support.models import make_model
 from support.recovery import config, packed
@@ -87,7 +87,7 @@ def removal(model: PreTrainedModel, number: int = 1, width: int = 32) -> Pruning
 
 def held_out(*values: float, recovered: float = 1.0, num_tokens: int = 1) -> HeldOut:
     """NLLs that come one after the other."""
-    return HeldOut(nll=partial(next, iter(values)), num_tokens=num_tokens, recovered=recovered)
+    return HeldOutText(nll=partial(next, iter(values)), num_tokens=num_tokens, recovered=recovered)
 
 
 # --- tokens and steps, by hand
@@ -140,7 +140,7 @@ def test_checks_read_what_they_can_afford() -> None:
 
 
 def test_closing_begins_with_recovery_or_is_the_last_quarter() -> None:
-    closing = Closing(40, 100.0, held_out(num_tokens=60, recovered=1.5))
+    closing = ClosingPhase(40, 100.0, held_out(num_tokens=60, recovered=1.5))
     assert (closing.begins, closing.ends) == (30, 40)
     assert closing.interval == 2, "60 tokens forward are 20 tokens' training, a tenth of two steps'"
     assert [step for step in range(1, 35) if closing.needs_check(step)] == list(range(2, 30, 2))
@@ -149,13 +149,13 @@ def test_closing_begins_with_recovery_or_is_the_last_quarter() -> None:
     closing.note(12, 1.5)
     assert (closing.begins, closing.ends) == (12, 16), "a third of twelve steps follows"
     assert not closing.needs_check(14)
-    other = Closing(40, 100.0, held_out(num_tokens=60))
+    other = ClosingPhase(40, 100.0, held_out(num_tokens=60))
     other.restore(json.loads(json.dumps(closing.state())))
     assert other.state() == closing.state()
 
 
 def test_rate_of_a_round_that_may_end_early_is_flat_and_then_falls() -> None:
-    closing = Closing(40, 100.0, held_out())
+    closing = ClosingPhase(40, 100.0, held_out())
     rate = learning_rate.learning_rate(Spending(held_out=closing.held_out), closing)
     assert [rate(step) for step in (0, 1, 2, 20, 30, 35, 39)] == [0.0, 0.5, 1.0, 1.0, 1.0, 0.5, 0.1]
     closing.note(12, 0.0)

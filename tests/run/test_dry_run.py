@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from benchmarks.documents import flops_table
-from ptl_fast.config.command_line import PRESETS, parse, shipped_config
+from ptl_fast.config.presets import PRESETS, shipped_config
 from ptl_fast.model import flops
 from ptl_fast.pruning import schedule as schedule_module
 from ptl_fast.recovery import registry
 from ptl_fast.run import dry_run as estimates
 from ptl_fast.run.dry_run import dry_run
+from ptl_fast.run.start import parse
 from support.runs import main
 
 # (width, layers) that each preset reaches
@@ -91,7 +92,11 @@ def test_paper_presets_remove_steps_of_1000_neurons(preset: str) -> None:
         *(step.width for step in schedule if step.kind == "neurons"),
     ]
     assert {before - after for before, after in itertools.pairwise(widths)} == {1000}
-    assert (settings.dtype, settings.deepspeed, settings.gradient_checkpointing) == (
+    assert (
+        settings.model.dtype,
+        settings.trainer.deepspeed,
+        settings.trainer.gradient_checkpointing,
+    ) == (
         "bfloat16",
         "zero2",
         True,
@@ -104,14 +109,18 @@ def test_paper_presets_train_as_published(preset: str) -> None:
     4e-6 for the others.
     """
     settings, _, schedule = flops_table.dry_run_of(preset)
-    assert (settings.sequence_length, settings.global_batch, settings.micro_batch * 4 * 4) == (
+    assert (
+        settings.data.sequence_length,
+        settings.trainer.global_batch,
+        settings.trainer.micro_batch * 4 * 4,
+    ) == (
         512,
         32,
         32,
     )
-    assert settings.recovery_tokens == len(schedule) * 100_000 * 512
-    assert settings.recovery_split == "equal"
-    assert settings.learning_rate == (8e-6 if "gemma" in preset else 4e-6)
+    assert settings.recovery.recovery_tokens == len(schedule) * 100_000 * 512
+    assert settings.recovery.recovery_split == "equal"
+    assert settings.trainer.learning_rate == (8e-6 if "gemma" in preset else 4e-6)
 
 
 @pytest.mark.parametrize("preset", ALIGNED)
@@ -223,7 +232,7 @@ def test_training_flops_count_the_recomputed_decoder_but_not_the_head_again() ->
     forward = flops.flops_per_sample(config, 128, causal=True) / 128
     plain = estimates.training_flops_per_token(config, settings, "cpt")
     assert plain == pytest.approx(3 * forward)
-    settings.gradient_checkpointing = True
+    settings.trainer.gradient_checkpointing = True
     again = estimates.training_flops_per_token(config, settings, "cpt") - plain
     assert again == pytest.approx(forward - 2 * config.vocab_size * config.hidden_size)
     assert estimates.training_flops_per_token(config, settings, "none") == 0
@@ -270,7 +279,7 @@ def test_gradient_checkpointing_keeps_one_layer_and_every_input() -> None:
     )
     layer = 2 * (6 * 128 + 2 * 128 + 2 * 64 + 4 * 768)
     assert estimates._activation_bytes(config, settings) == 30 * (4 * 2 * 128 + layer + 10 * 306)
-    settings.gradient_checkpointing = False
+    settings.trainer.gradient_checkpointing = False
     assert estimates._activation_bytes(config, settings) == 30 * (4 * layer + 10 * 306)
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ptl_fast import compress
 from ptl_fast.config.config import Config
 from ptl_fast.data.sampling import Corpus
 from ptl_fast.evaluation import nll, tasks
@@ -23,7 +24,6 @@ from ptl_fast.recovery.task import Lesson
 from ptl_fast.recovery.token_budget import Spent
 from ptl_fast.run import folder as folder_module
 from ptl_fast.run import quality_gate
-from ptl_fast.run.loop import compress
 from ptl_fast.run.quality_gate import Decision, Gate
 from ptl_fast.run.rounds import Course
 from support.models import DEMO_MODEL, make_model

@@ -293,7 +293,7 @@ def test_watching_training_takes_sums_and_angles_once(
     order = continual_pretraining.Sequences(
         tokens,
         continual_pretraining.num_steps(tokens, tokens.num_tokens, settings) * 4,
-        settings.seed,
+        settings.run.seed,
     ).order
     rows = packing.PackedTokens(
         tokens.input_ids[order], tokens.position_ids[order], tokens.mask[order]
