@@ -47,7 +47,7 @@ def prepare(config: "Config") -> RunContext:
         say("--deepspeed has no use in one process on a CPU: recovery runs without it.")
     original = loading.load_config(config.model.model)
     checks.check_lengths(config, original)
-    output = _output(config)
+    output = output_folder(config)
     distributed.join(device)
     chosen = None
     if config.prune.width_multiple == "auto":
@@ -98,7 +98,7 @@ def load_weights(context: RunContext, number: int, extension: int = 0) -> None:
     statistics.collect(model, family, context.data.training[0].first(1), 1, "check")
 
 
-def _output(config: "Config") -> Path:
+def output_folder(config: "Config") -> Path:
     """The run's folder: --output, or named after the model, and a run's result after the run."""
     assert config.model.model is not None
     path = Path(config.model.model)

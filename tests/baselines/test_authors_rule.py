@@ -122,12 +122,12 @@ def test_samples_are_fed_one_by_one_with_the_last_token_twice(
 )
 def test_deletion_in_index_order(width: int, kept: list[int]) -> None:
     model = six_neurons("llama")
-    selected = authors_rule.detect(model, find_family(model), REASONING, GENERAL)
-    zero = torch.zeros(1, 6, dtype=torch.float64)
-    taken = statistics.Statistics(
-        num_tokens=torch.tensor(1), square_LI=zero, change_L3=zero[:, :3], selected_LI=selected
-    )
-    scores = scorers.reference(taken, model, find_family(model), 0)
+    samples = Samples(reasoning=REASONING, general=GENERAL)
+    given = replace(evidence(None, model), samples=samples)  # type: ignore[arg-type]
+    scorer = SCORERS["reference"]
+    scores = scorer.compute(given)
+    assert scorer.redundant_below is not None
+    selected = scores < scorer.redundant_below
     step = Round(number=1, kind="neurons", width=width, num_layers=1, recovery_share=1.0)
     decided = plan_neurons(step, scores, None, "reference", selected)
     assert decided.kept_neurons == [kept]

@@ -16,9 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ptl_fast import compress
-from ptl_fast.baselines.slicegpt import SlicedDecoderLayer, rotate_and_slice
+from ptl_fast.baselines.slicegpt import SlicedDecoderLayer, sliced_config
+from ptl_fast.baselines.slicing import rotate_and_slice
 from ptl_fast.data.packing import PackedTokens
-from ptl_fast.model.flops import model_size, predicted_size
+from ptl_fast.model.flops import model_size
 from ptl_fast.run.folder import RunFolder
 from support.files import write_data
 from support.models import DEMO_MODEL, HIDDEN, NUM_LAYERS, make_model
@@ -220,7 +221,7 @@ def test_saved_model_loads_generates_and_is_counted_exactly(
     family: str, input_ids: torch.Tensor, tmp_path: Path
 ) -> None:
     dense = make_model(family)
-    predicted = predicted_size(dense.config, 48, NUM_LAYERS, 21, 24)
+    predicted = model_size(sliced_config(dense.config, 24), 21)
     small = sliced(dense, 24)
     small.save_pretrained(tmp_path)
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path)

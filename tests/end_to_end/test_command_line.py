@@ -278,17 +278,7 @@ def test_runs_are_named_after_the_model(tmp_path: Path, monkeypatch: pytest.Monk
         ("final", tmp_path / "mine"),
     ):
         monkeypatch.chdir(place)
-        names[model] = str(
-            Job(
-                Config(
-                    model=model,
-                    data="d.jsonl",
-                    preset="demo",
-                    width_multiple=32,
-                    sequence_length=128,
-                )
-            ).output
-        )
+        names[model] = str(prepare.output_folder(Config.from_flat(model=model)))
     assert names == {
         "mine/final": "runs/mine-final",
         "other": "runs/other",
@@ -317,9 +307,9 @@ def test_the_function_refuses_wrong_names_and_types(given: dict) -> None:
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    config = make_config(**{"rounds": numpy.int64(2), "keep": numpy.float32(0.5)})
-    assert (config.rounds, config.keep) == (2, 0.5)
-    assert {type(config.rounds), type(config.keep)} == {int, float}
+    config = make_config(rounds=numpy.int64(2), keep=numpy.float32(0.5))
+    assert (config.prune.rounds, config.prune.keep) == (2, 0.5)
+    assert {type(config.prune.rounds), type(config.prune.keep)} == {int, float}
 
 
 def test_null_in_a_config_file_is_refused_where_a_value_is_needed(

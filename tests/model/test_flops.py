@@ -84,12 +84,12 @@ def test_causal_attention_is_the_lower_triangle() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_predicted_size_is_that_of_the_compacted_model(family: str) -> None:
     model = make_model(family)
-    predicted = flops.predicted_size(model.config, 20, 5, 16)
+    predicted = flops.model_size(flops.resized(model.config, 20, 5), 16)
     compact_(model, find_family(model), neuron_plan(random_kept(20)))
     assert predicted["num_parameters"] == model.num_parameters()
     assert predicted == flops.model_size(model.config, 16)
     compact_(make_model(family), find_family(model), layer_plan([1, 2]))
-    assert flops.predicted_size(model.config, 20, 3, 16)["num_layers"] == 3
+    assert flops.resized(model.config, 20, 3).num_hidden_layers == 3
 
 
 TOTALS = {

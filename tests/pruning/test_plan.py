@@ -3,6 +3,7 @@ the protected.
 """
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,17 +12,22 @@ from hypothesis import strategies as st
 
 from ptl_fast.config.config import Config
 from ptl_fast.pruning.plan import plan_layers, plan_neurons, protect
-from ptl_fast.pruning.schedule import Round, make_schedule
+from ptl_fast.pruning.schedule import Round
+from ptl_fast.run.rounds import make_schedule
 from ptl_fast.scoring.scorers import LAYER_SCORERS, SCORERS
+
+
+def rounds(width: int, num_layers: int, **settings: object) -> list[Round]:
+    """The schedule of a model of this size, with settings by their flat names."""
+    size = SimpleNamespace(intermediate_size=width, num_hidden_layers=num_layers)
+    return make_schedule(Config.from_flat(**settings), size)  # type: ignore[arg-type]
 
 
 def schedule(
     width: int = 1536, num_layers: int = 12, **settings: object
 ) -> list[tuple[str, int, int]]:
-    config = Config(**settings)  # type: ignore[arg-type]
     return [
-        (step.kind, step.width, step.num_layers)
-        for step in make_schedule(config, width, num_layers)
+        (step.kind, step.width, step.num_layers) for step in rounds(width, num_layers, **settings)
     ]
 
 
@@ -114,7 +120,7 @@ def test_keep_one_only_trains() -> None:
     ("split", "expected"), [("equal", [0.25] * 4), ("growing", [1 / 15, 2 / 15, 4 / 15, 8 / 15])]
 )
 def test_recovery_shares(split: str, expected: list[float]) -> None:
-    steps = make_schedule(Config(keep=0.5, rounds=4, recovery_split=split), 1536, 4)  # type: ignore[arg-type]
+    steps = rounds(1536, 4, keep=0.5, rounds=4, recovery_split=split)
     assert [step.recovery_share for step in steps] == pytest.approx(expected)
 
 
@@ -130,18 +136,19 @@ def test_small_shares_are_raised_to_an_optimizer_step_and_the_others_keep_their_
         "recovery_tokens": 10_000,
     }
     shares = [
-        step.recovery_share for step in make_schedule(Config(**common, global_batch=4), 1536, 4)
-    ]  # type: ignore[arg-type]
+        step.recovery_share for step in rounds(1536, 4, **common, global_batch=4)
+    ]
     assert shares == pytest.approx([0.01, 0.99 / 73, 0.99 * 8 / 73, 0.99 * 64 / 73])
     two_sequences = [
-        step.recovery_share for step in make_schedule(Config(**common, global_batch=1), 1536, 4)
-    ]  # type: ignore[arg-type]
+        step.recovery_share for step in rounds(1536, 4, **common, global_batch=1)
+    ]
     assert two_sequences[0] == pytest.approx(0.005)
 
 
 def test_shares_are_equal_where_the_budget_has_no_step_for_each_round() -> None:
-    config = Config(keep=0.5, rounds=4, recovery_tokens=1000, sequence_length=256, global_batch=4)
-    assert [step.recovery_share for step in make_schedule(config, 1536, 4)] == pytest.approx(
+    batch = {"sequence_length": 256, "global_batch": 4}
+    steps = rounds(1536, 4, keep=0.5, rounds=4, recovery_tokens=1000, **batch)
+    assert [step.recovery_share for step in steps] == pytest.approx(
         [0.25] * 4
     )
 

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ptl_fast.config.config import Config
+from ptl_fast.config.prune import PruneSettings
 from ptl_fast.pruning import width_multiple
 from ptl_fast.run import recover_step
 from ptl_fast.run.dry_run import dry_run
@@ -127,12 +128,12 @@ def test_dry_run_takes_the_gpus_rule() -> None:
         "dry_run": True,
         "sequence_length": 256,
     }
-    assert dry_run(Config(**settings, width_multiple="auto")) == dry_run(
-        Config(**settings, width_multiple=128)
+    assert dry_run(Config.from_flat(**settings, width_multiple="auto")) == dry_run(
+        Config.from_flat(**settings, width_multiple=128)
     )
 
 
 def test_a_multiple_that_is_neither_is_refused() -> None:
     with pytest.raises(ValueError, match="--width-multiple 0 must be at least 1"):
-        Config(model="x", data="x", width_multiple=0).check()
-    Config(model="x", data="x", width_multiple="auto").check()
+        PruneSettings(width_multiple=0).check()
+    PruneSettings(width_multiple="auto").check()

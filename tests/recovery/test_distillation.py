@@ -389,13 +389,13 @@ def test_interrupted_distillation_ends_bit_identical(
 ) -> None:
     """Killed in training; what goes on does not need the teacher any more."""
     models_here = [cast(copy.deepcopy(llama), dtype) for _ in range(3)]
-    distill(models_here[0], given(tmp_path / "a", 600, settings(original)))
+    distill(models_here[0], given(tmp_path / "a", settings(original), 600))
     often = settings(original, checkpoint_minutes=0)
     killed_at_step(3, lambda: distill(models_here[1], given(tmp_path / "b", often, 600)))
     monkeypatch.setattr(
         loading, "load_model", lambda *arguments: pytest.fail("the teacher was loaded")
     )
-    distill(models_here[2], given(tmp_path / "b", 600, settings(original)))
+    distill(models_here[2], given(tmp_path / "b", settings(original), 600))
     for name, parameter in models_here[0].named_parameters():
         assert torch.equal(parameter, models_here[2].get_parameter(name)), name
         assert parameter.dtype == dtype

@@ -31,17 +31,27 @@ from ptl_fast.recovery import (
     token_budget,
     trainer,
 )
-from ptl_fast.recovery.token_budget import ClosingPhase, HeldOut, Spending, Spent
-from ptl_fast.run import folder as folder_module
+from ptl_fast.recovery.task import (
+    HeldOutText,
+    OptimizerState,
+    RecoveryResult,
+    TrainingOptions,
+)
+from ptl_fast.recovery.token_budget import ClosingPhase
+from ptl_fast.run import stored
 from ptl_kernels import hole_filling
 from support.models import make_model
-from support.recovery import config, packed
+from support.recovery import check, config, packed
 from support.recovery import train as recover
 
 
 def train(
-    model: PreTrainedModel, folder: Path, num_steps: int, spending: Spending, **settings: object
-) -> tuple[Spent, list[dict]]:
+    model: PreTrainedModel,
+    folder: Path,
+    num_steps: int,
+    options: TrainingOptions,
+    **settings: object,
+) -> tuple[RecoveryResult, list[dict]]:
     """Recovery in steps, and what it logged after each."""
     logs: list[dict] = []
 
@@ -54,7 +64,7 @@ def train(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.StopAtNan, "on_log", note)
         spent = recover(
-            model, tokens, num_tokens, config(**settings), folder / "recovery", None, spending
+            model, tokens, num_tokens, config(**settings), folder / "recovery", None, options
         )
     return spent, logs
 
@@ -85,7 +95,7 @@ def removal(model: PreTrainedModel, number: int = 1, width: int = 32) -> Pruning
     return plan_neurons(step, scores, None, "random")
 
 
-def held_out(*values: float, recovered: float = 1.0, num_tokens: int = 1) -> HeldOut:
+def held_out(*values: float, recovered: float = 1.0, num_tokens: int = 1) -> HeldOutText:
     """NLLs that come one after the other."""
     return HeldOutText(nll=partial(next, iter(values)), num_tokens=num_tokens, recovered=recovered)
 
@@ -93,40 +103,25 @@ def held_out(*values: float, recovered: float = 1.0, num_tokens: int = 1) -> Hel
 # --- tokens and steps, by hand
 
 
-def settings(**values: Any) -> Config:
-    return Config(model="x", data="x", **values)
+def left(num_tokens: int | None, sizes: list[int], spent: list[int], until: bool) -> list[int]:
+    """Of three rounds with shares 1/7, 2/7, 4/7, or equal ones where the data decides."""
+    shares = [1 / 7, 2 / 7, 4 / 7] if until and num_tokens else [1 / 3] * 3
+    return token_budget.tokens_left(num_tokens, shares, sizes, spent, shared_as_one=until)
 
 
 def test_what_a_round_saves_goes_to_the_later_ones() -> None:
-    until = settings(recovery_tokens=700, recovery_split="until-recovered")
-    shares = [1 / 7, 2 / 7, 4 / 7]
-    assert token_budget.tokens_left(until, shares, [0, 0, 0], []) == [100, 200, 400]
-    assert token_budget.tokens_left(until, shares, [0, 0, 0], [100]) == [200, 400]
-    assert token_budget.tokens_left(until, shares, [0, 0, 0], [40]) == [220, 440], (
-        "60 saved, a third and two thirds of them"
-    )
-    assert token_budget.tokens_left(until, shares, [0, 0, 0], [40, 100]) == [560], (
-        "the last round has all that is left"
-    )
+    until = partial(left, 700, [0, 0, 0], until=True)
+    assert until([]) == [100, 200, 400]
+    assert until([100]) == [200, 400]
+    assert until([40]) == [220, 440], "60 saved, a third and two thirds of them"
+    assert until([40, 100]) == [560], "the last round has all that is left"
 
 
 def test_budget_is_spent_to_the_last_token_or_is_the_data() -> None:
-    shares = [1 / 3] * 3
-    assert token_budget.tokens_left(settings(recovery_tokens=100), shares, [50, 60, 70], []) == [
-        33,
-        34,
-        33,
-    ]
-    assert token_budget.tokens_left(settings(), shares, [50, 60, 70], [50]) == [60, 70]
-    assert (
-        sum(
-            token_budget.tokens_left(
-                settings(recovery_split="until-recovered"), shares, [50, 60, 70], [20]
-            )
-        )
-        == 160
-    )
-    assert token_budget.tokens_left(settings(recovery="none"), shares, [50, 60, 70], [0]) == [0, 0]
+    sizes = [50, 60, 70]
+    assert left(100, sizes, [], until=False) == [33, 34, 33]
+    assert left(None, sizes, [50], until=False) == [60, 70]
+    assert sum(left(None, sizes, [20], until=True)) == 160
 
 
 def test_checks_read_what_they_can_afford() -> None:
@@ -156,7 +151,7 @@ def test_closing_begins_with_recovery_or_is_the_last_quarter() -> None:
 
 def test_rate_of_a_round_that_may_end_early_is_flat_and_then_falls() -> None:
     closing = ClosingPhase(40, 100.0, held_out())
-    rate = learning_rate.learning_rate(Spending(held_out=closing.held_out), closing)
+    rate = learning_rate.learning_rate(TrainingOptions(held_out=closing.held_out), closing)
     assert [rate(step) for step in (0, 1, 2, 20, 30, 35, 39)] == [0.0, 0.5, 1.0, 1.0, 1.0, 0.5, 0.1]
     closing.note(12, 0.0)
     assert [rate(step) for step in (11, 12, 13, 14, 15)] == [1.0, 1.0, 0.75, 0.5, 0.25]
@@ -166,7 +161,7 @@ def test_rate_of_a_round_that_may_end_early_is_flat_and_then_falls() -> None:
 
 
 def test_each_round_has_a_cosine_of_its_own(llama: PreTrainedModel, tmp_path: Path) -> None:
-    _, logs = train(llama, tmp_path / "round-01", 23, Spending())
+    _, logs = train(llama, tmp_path / "round-01", 23, TrainingOptions())
     assert rates(logs) == cosine(23)
 
 
@@ -175,7 +170,10 @@ def test_schedule_of_the_run_goes_on_across_rounds(llama: PreTrainedModel, tmp_p
     seen = []
     for number, (before, steps, after) in enumerate([(0, 5, 35), (5, 6, 29), (11, 29, 0)]):
         _, logs = train(
-            llama, tmp_path / f"round-{number}", steps, Spending(position=(before, after))
+            llama,
+            tmp_path / f"round-{number}",
+            steps,
+            TrainingOptions(schedule_position=(before, after)),
         )
         seen += rates(logs)
     assert seen == cosine(40)
@@ -186,7 +184,7 @@ def test_round_ends_when_it_has_recovered(llama: PreTrainedModel, tmp_path: Path
     rate.
     """
     check = held_out(6.0, 5.0, 2.0, 0.5, num_tokens=60)
-    spent, logs = train(llama, tmp_path, 20, Spending(held_out=check))
+    spent, logs = train(llama, tmp_path, 20, TrainingOptions(held_out=check))
     assert spent.checks == [(0, 6.0), (2, 5.0), (4, 2.0), (6, 0.5)]
     assert spent.num_steps == 8
     full = round(20 * packed().num_tokens / len(packed()) * 4)
@@ -196,20 +194,23 @@ def test_round_ends_when_it_has_recovered(llama: PreTrainedModel, tmp_path: Path
 
 def test_round_that_begins_recovered_does_not_train(llama: PreTrainedModel, tmp_path: Path) -> None:
     before = {name: parameter.clone() for name, parameter in llama.named_parameters()}
-    kept: optimizer_state.Moments = {"weight": {"exp_avg": torch.ones(1)}}
+    kept: OptimizerState = {"weight": {"exp_avg": torch.ones(1)}}
     check = held_out(0.5, num_tokens=60)
     spent, logs = train(
-        llama, tmp_path, 20, Spending(held_out=check, moments=kept, keep_moments=True)
+        llama,
+        tmp_path,
+        20,
+        TrainingOptions(held_out=check, optimizer_state=kept, keep_optimizer_state=True),
     )
     assert logs == []
     assert (spent.num_steps, spent.num_tokens, spent.checks) == (0, 0, [(0, 0.5)])
-    assert spent.moments is kept, "they wait for the next round"
+    assert spent.optimizer_state is kept, "they wait for the next round"
     assert all(torch.equal(before[name], parameter) for name, parameter in llama.named_parameters())
 
 
 def test_sequences_that_a_round_leaves_go_to_the_next() -> None:
     parts = [packed(seed=seed) for seed in (5, 6, 7)]
-    left = continual_pretraining.last_part(parts, [2, 1], config())
+    left = continual_pretraining.last_part(parts, [2, 1], 4, 0)
 
     assert len(left) == sum(map(len, parts)) - 3 * 4, "three steps of four sequences"
     assert torch.equal(left.input_ids[: len(parts[2])], parts[2].input_ids)
@@ -217,7 +218,7 @@ def test_sequences_that_a_round_leaves_go_to_the_next() -> None:
     rest = [tuple(row.tolist()) for row in left.input_ids]
     assert all(rest.count(row) <= everything.count(row) for row in set(rest))
 
-    assert len(continual_pretraining.last_part(parts[:2], [100], config())) == len(parts[1]), (
+    assert len(continual_pretraining.last_part(parts[:2], [100], 4, 0)) == len(parts[1]), (
         "nothing is left of a part that was seen whole"
     )
 
@@ -225,10 +226,10 @@ def test_sequences_that_a_round_leaves_go_to_the_next() -> None:
 # --- optimizer state
 
 
-def trained_moments(model: PreTrainedModel, folder: Path) -> optimizer_state.Moments:
-    spent, _ = train(model, folder, 4, Spending(keep_moments=True))
-    assert spent.moments is not None
-    return spent.moments
+def trained_moments(model: PreTrainedModel, folder: Path) -> OptimizerState:
+    spent, _ = train(model, folder, 4, TrainingOptions(keep_optimizer_state=True))
+    assert spent.optimizer_state is not None
+    return spent.optimizer_state
 
 
 def test_moments_are_those_of_every_parameter(llama: PreTrainedModel, tmp_path: Path) -> None:
@@ -299,9 +300,9 @@ def test_kept_state_trains_as_if_neurons_were_only_silenced(
             ):
                 tensor.index_fill_(dim, torch.tensor(gone), 0.0)
     cold = copy.deepcopy(llama)
-    train(llama, tmp_path / "small", 4, Spending(moments=state))
-    train(wide, tmp_path / "wide", 4, Spending(moments=wide_state))
-    train(cold, tmp_path / "cold", 4, Spending())
+    train(llama, tmp_path / "small", 4, TrainingOptions(optimizer_state=state))
+    train(wide, tmp_path / "wide", 4, TrainingOptions(optimizer_state=wide_state))
+    train(cold, tmp_path / "cold", 4, TrainingOptions())
     compact.compact_(wide, family, plan)
     for name, parameter in llama.named_parameters():
         torch.testing.assert_close(parameter, wide.get_parameter(name), atol=1e-4, rtol=1e-3)
@@ -342,7 +343,7 @@ def norms(model: PreTrainedModel, plan: PruningPlan, kept: bool) -> Tensor:
 def test_penalty_is_the_sum_of_norms_of_what_will_go(family_name: str) -> None:
     model = make_model(family_name)
     plan = removal(model)
-    compute = next_prune_penalty.penalty(model, find_family(model), plan, 0.25)
+    compute = next_prune_penalty.penalty(model, find_family(model), plan.kept_neurons, 0.25)
     assert compute is not None
     value = compute()
     if (
@@ -363,7 +364,9 @@ def test_penalty_is_the_sum_of_norms_of_what_will_go(family_name: str) -> None:
 def test_neuron_of_zero_weights_has_no_nan_gradient(llama: PreTrainedModel) -> None:
     for parameter in llama.parameters():
         parameter.detach().zero_()
-    compute = next_prune_penalty.penalty(llama, find_family(llama), removal(llama), 1.0)
+    compute = next_prune_penalty.penalty(
+        llama, find_family(llama), removal(llama).kept_neurons, 1.0
+    )
     assert compute is not None
     compute().backward()
     assert all(torch.isfinite(p.grad).all() for p in llama.parameters() if p.grad is not None)
@@ -380,10 +383,12 @@ def test_anticipated_neurons_shrink_and_the_others_do_not(
 
     def begin() -> Callable[[], Tensor] | None:
         begins.append(True)
-        return next_prune_penalty.penalty(llama, find_family(llama), plan, 0.1)
+        return next_prune_penalty.penalty(llama, find_family(llama), plan.kept_neurons, 0.1)
 
-    _, logs = train(llama, tmp_path / "a", 16, Spending(anticipate=begin, position=(40, 60)))
-    _, plain_logs = train(plain, tmp_path / "b", 16, Spending(position=(40, 60)))
+    _, logs = train(
+        llama, tmp_path / "a", 16, TrainingOptions(make_penalty=begin, schedule_position=(40, 60))
+    )
+    _, plain_logs = train(plain, tmp_path / "b", 16, TrainingOptions(schedule_position=(40, 60)))
     assert begins == [True]
     assert ["penalty" in log for log in logs] == [False] * 12 + [True] * 4
     assert not any("penalty" in log for log in plain_logs)
@@ -629,7 +634,7 @@ def test_round_that_does_not_train_passes_tokens_and_state_on(
 )
 def test_settings_that_do_not_go_together_are_named(values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        settings(**values).check()
+        check(Config.from_flat(model="x", data="x", **values))
 
 
 # --- interrupted runs
@@ -644,7 +649,7 @@ def kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Have the next run die before it writes a file, or before a round's step begins: 'round-01
     step 7'.
     """
-    write, begin = folder_module.write_atomically, trainer.StopAtNan.on_step_begin
+    write, begin = stored.write_atomically, trainer.StopAtNan.on_step_begin
     where = [""]
 
     def dying_write(file: Path, content: bytes) -> None:
@@ -657,7 +662,7 @@ def kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
             raise Killed
         begin(self, args, state, control, **kwargs)
 
-    monkeypatch.setattr(folder_module, "write_atomically", dying_write)
+    monkeypatch.setattr(stored, "write_atomically", dying_write)
     monkeypatch.setattr(trainer.StopAtNan, "on_step_begin", dying_step)
 
     def choose(place: str) -> None:

@@ -12,28 +12,6 @@ from ptl_fast.run.folder import RunFolder
 STATE = {"config": {"keep": 0.5, "seed": 0}, "data": "abc"}
 
 
-def test_once_computes_once(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run", STATE)
-    folder.open(False)
-    calls: list[int] = []
-    for _ in range(2):
-        assert folder.once("a/b.json", lambda: calls.append(1) or {"x": 1}) == {"x": 1}
-    assert calls == [1]
-
-
-def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = RunFolder(tmp_path, STATE)
-    folder.write_json("a.json", 1)
-
-    def full_disk(descriptor: int) -> None:
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(folder_module.os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        folder.write_json("a.json", 2)
-    assert folder.read_json("a.json") == 1
-
-
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     first = RunFolder(tmp_path / "run", STATE)
     first.open(False)
@@ -61,10 +39,10 @@ def test_overwrite_never_deletes_what_is_no_run(tmp_path: Path) -> None:
 def test_overwrite_empties_the_folder_but_not_a_busy_one(tmp_path: Path) -> None:
     first = RunFolder(tmp_path / "run", STATE)
     first.open(False)
-    first.write_json("round-01/plan.json", 1)
+    first.round(1).plan.write(1)
     with pytest.raises(ValueError, match="another process is working"):
         RunFolder(tmp_path / "run", STATE).open(True)
-    assert first.read_json("round-01/plan.json") == 1
+    assert first.round(1).plan.read() == 1
     first.lock.close()
     RunFolder(tmp_path / "run", STATE).open(True)
     assert {file.name for file in (tmp_path / "run").iterdir()} == {".lock", "state.json"}
@@ -164,12 +142,3 @@ def test_full_disk_is_noticed_before_work_begins(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="MiB free, and the run needs about"):
         RunFolder(tmp_path / "deep" / "run", STATE).check_disk(10**18)
     assert not (tmp_path / "deep").exists()
-
-
-def test_damaged_file_is_named(tmp_path: Path) -> None:
-    folder = folder_module.RunFolder(tmp_path, {})
-    (tmp_path / "plan.json").write_text('{"round": 1, "kept')
-    with pytest.raises(
-        ValueError, match=r"plan.json is damaged .* delete it, or begin anew with --overwrite"
-    ):
-        folder.read_json("plan.json")

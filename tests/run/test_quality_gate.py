@@ -7,26 +7,31 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ptl_fast import compress
+from ptl_fast.baselines import ROUND_KINDS
 from ptl_fast.config.config import Config
+from ptl_fast.config.prune import PruneSettings
 from ptl_fast.data.sampling import Corpus
-from ptl_fast.evaluation import nll, tasks
+from ptl_fast.evaluation import tasks
 from ptl_fast.evaluation.tasks import EvalTask
-from ptl_fast.pruning.schedule import Round, make_schedule
+from ptl_fast.pruning.schedule import Round, make_schedule, token_shares
+from ptl_fast.pruning.smaller_steps import split
 from ptl_fast.recovery import registry
-from ptl_fast.recovery.task import Lesson
-from ptl_fast.recovery.token_budget import Spent
+from ptl_fast.recovery.task import RecoveryResult, RecoveryTask
 from ptl_fast.run import folder as folder_module
-from ptl_fast.run import quality_gate
+from ptl_fast.run import quality_gate, stored
+from ptl_fast.run.context import RunContext
 from ptl_fast.run.quality_gate import Decision, Gate
-from ptl_fast.run.rounds import Course
-from support.models import DEMO_MODEL, make_model
+from ptl_fast.run.round_data import RoundData
+from ptl_fast.run.rounds import Rounds
+from support.models import DEMO_MODEL
+from support.recovery import with_training
 from support.runs import main
 
 # --- decisions, by hand
@@ -192,9 +197,14 @@ def test_round_that_ended_early_is_extended_by_what_it_did_not_use(
 def test_half_a_step_is_whole_multiples_or_layers(
     kind: Any, removed: int, multiple: int, expected: int | None
 ) -> None:
-    step, reason = quality_gate.smaller_step(kind, removed, multiple)
+    step, reason = ROUND_KINDS[kind].halve(removed, multiple)
     assert step == expected
     assert (reason is None) == (expected is not None)
+
+
+def growing(num_rounds: int) -> list[float]:
+    """Each round has twice the share of the one before."""
+    return token_shares(num_rounds, growth=2.0, num_tokens=None, smallest_tokens=0)
 
 
 def sizes(schedule: Sequence[Round]) -> list[tuple[str, int, int]]:
@@ -202,7 +212,7 @@ def sizes(schedule: Sequence[Round]) -> list[tuple[str, int, int]]:
 
 
 def test_halved_step_splits_the_rounds_to_come_where_they_stand() -> None:
-    config = Config(
+    prune = PruneSettings(
         keep=0.5,
         rounds=2,
         drop_layers=4,
@@ -211,27 +221,27 @@ def test_halved_step_splits_the_rounds_to_come_where_they_stand() -> None:
         width_multiple=32,
         steps="equal",
     )
-    schedule = make_schedule(config, 768, 8)
+    schedule = make_schedule(prune, growing, 768, 8)
     assert sizes(schedule) == [
         ("neurons", 576, 8),
         ("layers", 576, 6),
         ("neurons", 384, 6),
         ("layers", 384, 4),
     ]
-    groups = quality_gate.split(schedule, 3, 96, width=768, num_layers=8, multiple=32)
+    groups = split(schedule, 3, 96, "width", original=768, multiple=32)
     assert [len(group) for group in groups] == [1, 1, 2, 1], (
         "what came before, and the other kind, stay"
     )
     assert sizes(groups[2]) == [("neurons", 480, 6), ("neurons", 384, 6)]
-    groups = quality_gate.split(schedule, 1, 64, width=768, num_layers=8, multiple=32)
-    split = [step for group in groups for step in group]
+    groups = split(schedule, 1, 64, "width", original=768, multiple=32)
+    smaller = [step for group in groups for step in group]
     assert sizes(groups[0]) == [("neurons", 704, 8), ("neurons", 640, 8), ("neurons", 576, 8)]
     assert sizes(groups[2]) == [("neurons", 512, 6), ("neurons", 448, 6), ("neurons", 384, 6)]
-    assert [step.number for step in split] == list(range(1, 9))
-    assert sum(step.recovery_share for step in split) == pytest.approx(1)
+    assert [step.number for step in smaller] == list(range(1, 9))
+    assert sum(step.recovery_share for step in smaller) == pytest.approx(1)
     for group, whole in zip(groups, schedule, strict=True):
         assert sum(step.recovery_share for step in group) == pytest.approx(whole.recovery_share)
-    groups = quality_gate.split(split, 4, 1, width=768, num_layers=8, multiple=32)
+    groups = split(smaller, 4, 1, "num_layers", original=8, multiple=1)
     assert [sizes(group) for group in groups if group[0].kind == "layers"] == [
         [("layers", 576, 7), ("layers", 576, 6)],
         [("layers", 384, 5), ("layers", 384, 4)],
@@ -241,7 +251,7 @@ def test_halved_step_splits_the_rounds_to_come_where_they_stand() -> None:
 def test_uneven_step_leaves_widths_that_are_multiples() -> None:
     """50 -> 32 removed 18 neurons; at most 16 at once leads over 48, the next multiple of 16."""
     schedule = [Round(number=1, kind="neurons", width=32, num_layers=4, recovery_share=0.3)]
-    (group,) = quality_gate.split(schedule, 1, 16, width=50, num_layers=4, multiple=16)
+    (group,) = split(schedule, 1, 16, "width", original=50, multiple=16)
     assert [step.width for step in group] == [48, 32]
     assert [step.recovery_share for step in group] == pytest.approx([0.3 * 2 / 18, 0.3 * 16 / 18])
 
@@ -249,63 +259,73 @@ def test_uneven_step_leaves_widths_that_are_multiples() -> None:
 # --- schedule and data
 
 
-def course(num_documents: int = 400) -> Course:
-    """Two rounds of 24 and 8 neurons a layer; documents of four tokens, each one's number four
+class Run:
+    """Two rounds of 24 neurons and of 2 layers; documents of four tokens, each one's number four
     times.
     """
-    config = Config(
-        data="data",
-        keep=0.5,
-        rounds=1,
-        drop_layers=2,
-        layers_per_round=2,
-        width_multiple=8,
-        sequence_length=16,
-    )
-    made = Course(config, make_model("llama").config, make_schedule(config, 48, 5))
-    documents = [[number] * 4 for number in range(num_documents)]
-    third = num_documents // 3
-    subsets: list[list[Sequence[int]]] = [list(documents[:third]), list(documents[third:])]
-    made.begin(Corpus(held_out=[], subsets=subsets, documents=[[], []], fingerprint=""), 0)
-    return made
 
+    def __init__(self, num_documents: int = 400) -> None:
+        prune = PruneSettings(
+            keep=0.5, rounds=1, drop_layers=2, layers_per_round=2, width_multiple=8
+        )
+        schedule = make_schedule(prune, growing, 48, 5)
+        self.rounds = Rounds(schedule, 48, 5, 8, ("nll", "nll"))
+        documents = [[number] * 4 for number in range(num_documents)]
+        third = num_documents // 3
+        subsets: list[list[Sequence[int]]] = [list(documents[:third]), list(documents[third:])]
+        corpus = Corpus(held_out=[], subsets=subsets, documents=[[], []], fingerprint="")
+        self.data = RoundData(corpus, 16, 0, "data")
 
-def numbers(made: Course) -> list[set[int]]:
-    return [set(tokens.input_ids[tokens.mask].tolist()) for tokens in made.training]
+    def judge(self, measured: float, tokens: int, given: int) -> Decision:
+        """Of the first round."""
+        step = self.rounds.schedule[0]
+        next_step, _ = self.rounds.smaller_step(step)
+        assert next_step is not None
+        decision = self.rounds.decide(
+            gate(),
+            step,
+            measured=measured,
+            tokens=tokens,
+            given=given,
+            trains=True,
+            max_extra_recovery=0.5,
+            lacks=self.data.lacks(self.rounds.split(1, next_step), needs_questions=False),
+        )
+        RunContext.follow(cast(RunContext, self), decision)
+        return decision
+
+    def numbers(self) -> list[set[int]]:
+        return [set(tokens.input_ids[tokens.mask].tolist()) for tokens in self.data.training]
 
 
 def test_split_rounds_share_their_rounds_data_without_overlap() -> None:
-    made = course()
-    before = numbers(made)
-    assert made.judge(gate(), made.schedule[0], 9.0, 100, 100).action == "extend"
-    decision = made.judge(gate(), made.schedule[0], 9.0, 50, 100)
+    run = Run()
+    before = run.numbers()
+    assert run.judge(9.0, 100, 100).action == "extend"
+    decision = run.judge(9.0, 50, 100)
     assert (decision.action, decision.step, decision.next_step) == ("back-off", 24, 8)
-    after = numbers(made)
-    assert [step.width for step in made.schedule] == [40, 32, 24, 24]
+    after = run.numbers()
+    assert [step.width for step in run.rounds.schedule] == [40, 32, 24, 24]
     assert set.union(*after[:3]) == before[0]
     assert sum(map(len, after[:3])) == len(before[0]), "no document twice"
     assert max(map(len, after[:3])) - min(map(len, after[:3])) <= 1
     assert after[3] == before[1]
-    again = course()
-    again.take(json.loads(json.dumps(made.decisions_as_json())))
-    assert (again.schedule, numbers(again), again.decisions) == (
-        made.schedule,
-        after,
-        made.decisions,
-    )
+    again = Run()
+    for content in json.loads(json.dumps(run.rounds.decisions_as_json())):
+        RunContext.follow(cast(RunContext, again), Decision(**content))
+    assert again.rounds.schedule == run.rounds.schedule
+    assert again.numbers() == after
+    assert again.rounds.decisions == run.rounds.decisions
 
 
 def test_run_stops_where_half_the_data_would_fill_no_sequence() -> None:
-    made = course(
-        num_documents=27
-    )  # 9 for the first round: its three parts would have 12 tokens each
-    made.judge(gate(), made.schedule[0], 9.0, 100, 100)
-    decision = made.judge(gate(), made.schedule[0], 9.0, 50, 100)
-    assert (decision.action, decision.reason) == (
-        "stop",
-        "half of the round's data would not fill a sequence",
-    )
-    assert made.schedule == []
+    # 9 for the first round: its three parts would have 12 tokens each
+    run = Run(num_documents=27)
+    run.judge(9.0, 100, 100)
+    decision = run.judge(9.0, 50, 100)
+    reason = "half of the round's data would not fill a sequence"
+    assert (decision.action, decision.reason) == ("stop", reason)
+    assert run.rounds.schedule == run.data.training == []
 
 
 # --- settings
@@ -332,7 +352,7 @@ def test_run_stops_where_half_the_data_would_fill_no_sequence() -> None:
 )
 def test_settings_that_do_not_go_together_are_named(values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Config(model="x", data="x", **values).check()
+        Config.from_flat(model="x", data="x", **values).check()
 
 
 @pytest.mark.parametrize(
@@ -438,7 +458,7 @@ def follow(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], None]:
     """Have every round of a folder measure as a script says: p passes, f fails, one letter a
     decision.
     """
-    measure = nll.answer_nll
+    measure = tasks.answer_nll
 
     def choose(script: str, output: Path) -> None:
         def scripted(*args: Any, **kwargs: Any) -> dict[str, float]:
@@ -450,7 +470,7 @@ def follow(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], None]:
             letter = script[len(json.loads(file.read_text())) if file.exists() else 0]
             return {"nll": dense + {"p": 0.5, "f": 0.6}[letter] + measured["nll"] * 1e-12}
 
-        monkeypatch.setattr(nll, "answer_nll", scripted)
+        monkeypatch.setattr(tasks, "answer_nll", scripted)
 
     return choose
 
@@ -472,14 +492,14 @@ def test_rounds_are_extended_undone_and_split_until_the_smallest_step_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """No document is trained on in two rounds; an extension sees those of its own round once more."""
-    lessons: list[Lesson] = []
-    train = registry.RECOVERIES["cpt"]
+    tasks_given: list[RecoveryTask] = []
+    train = registry.RECOVERIES["cpt"].train
 
-    def note(model: Any, lesson: Lesson, config: Config) -> Any:
-        lessons.append(lesson)
-        return train(model, lesson, config)
+    def note(model: Any, task: RecoveryTask) -> Any:
+        tasks_given.append(task)
+        return train(model, task)
 
-    monkeypatch.setitem(registry.RECOVERIES, "cpt", note)
+    monkeypatch.setitem(registry.RECOVERIES, "cpt", with_training("cpt", note))
     follow(SCRIPT, tmp_path)
     report = compress(**inputs, output=tmp_path)
     assert actions(report) == DECIDED
@@ -509,11 +529,11 @@ def test_rounds_are_extended_undone_and_split_until_the_smallest_step_fails(
         "05",
         "05-extra-1",
     ]
-    assert [lesson.name for lesson in lessons] == [f"round-{name}" for name in names]
+    assert [task.name for task in tasks_given] == [f"round-{name}" for name in names]
     assert [made["tokens"] for made in report["decisions"]] == [
-        lesson.num_tokens for lesson in lessons
+        task.num_tokens for task in tasks_given
     ]
-    assert [lesson.num_tokens for lesson in lessons] == [
+    assert [task.num_tokens for task in tasks_given] == [
         1500,
         750,
         500,
@@ -528,7 +548,7 @@ def test_rounds_are_extended_undone_and_split_until_the_smallest_step_fails(
     ]
 
     def rows(index: int) -> set[tuple[int, ...]]:
-        return {tuple(row.tolist()) for row in lessons[index].tokens.input_ids}
+        return {tuple(row.tolist()) for row in tasks_given[index].tokens.input_ids}
 
     kept = [2, 3, 5, 8, 9]
     assert len(set.union(*map(rows, kept))) == sum(len(rows(index)) for index in kept), (
@@ -653,15 +673,15 @@ def test_what_cannot_help_is_not_tried(
 
 
 @pytest.fixture
-def reinforced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Lesson, Config]]:
+def reinforced(monkeypatch: pytest.MonkeyPatch) -> list[RecoveryTask]:
     """What each grpo was given; it trains nothing, and takes as many steps as the settings say."""
-    given: list[tuple[Lesson, Config]] = []
+    given: list[RecoveryTask] = []
 
-    def note(model: Any, lesson: Lesson, config: Config) -> Spent:
-        given.append((lesson, config))
-        steps = config.grpo_steps or 1
+    def note(model: Any, task: RecoveryTask) -> RecoveryResult:
+        given.append(task)
+        steps = task.grpo.grpo_steps or 1
         curves = {name: [0.5] * steps for name in ("reward", "truncated", "response_tokens")}
-        return Spent(
+        return RecoveryResult(
             details={
                 "grpo": {
                     "always_zero": ["accuracy"],
@@ -672,7 +692,7 @@ def reinforced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Lesson, Config]]:
             }
         )
 
-    monkeypatch.setitem(registry.RECOVERIES, "grpo", note)
+    monkeypatch.setitem(registry.RECOVERIES, "grpo", with_training("grpo", note))
     return given
 
 
@@ -681,7 +701,7 @@ def test_final_recovery_is_not_judged_and_stays_last(
     name: str,
     inputs: dict[str, Any],
     follow: Callable[[str, Path], None],
-    reinforced: list[tuple[Lesson, Config]],
+    reinforced: list[RecoveryTask],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -698,15 +718,16 @@ def test_final_recovery_is_not_judged_and_stays_last(
     }
     settings["output"] = tmp_path
     follow("ffpppf", tmp_path)
-    train, lessons, kills = registry.RECOVERIES[name], list[Lesson](), [Killed]
+    train, kills = registry.RECOVERIES[name].train, [Killed]
+    tasks_given: list[RecoveryTask] = []
 
-    def note(model: Any, lesson: Lesson, config: Config) -> Spent:
-        lessons.append(lesson)
-        if lesson.name == "round-04" and kills:
+    def note(model: Any, task: RecoveryTask) -> RecoveryResult:
+        tasks_given.append(task)
+        if task.name == "round-04" and kills:
             raise kills.pop()
-        return train(model, lesson, config)
+        return train(model, task)
 
-    monkeypatch.setitem(registry.RECOVERIES, name, note)
+    monkeypatch.setitem(registry.RECOVERIES, name, with_training(name, note))
     with pytest.raises(Killed):
         compress(**settings)
     gc.collect()
@@ -714,18 +735,18 @@ def test_final_recovery_is_not_judged_and_stays_last(
     assert actions(report) == "1.1e 1.1b 1.2p 2.1p 3.1p"
     assert [record["kind"] for record in report["rounds"]] == ["neurons"] * 3 + ["final"]
     assert [record["recovery_tokens"] for record in report["rounds"][:3]] == [1000] * 3
-    assert lessons[-1].name == "round-04"
-    assert lessons[-1].num_tokens == 3000
-    assert lessons[-1].tokens.num_tokens == pytest.approx(3000, abs=100)
+    assert tasks_given[-1].name == "round-04"
+    assert tasks_given[-1].num_tokens == 3000
+    assert tasks_given[-1].tokens.num_tokens == pytest.approx(3000, abs=100)
     records = report["rounds"]
     assert records[3]["eval_pruned"] == records[2]["eval"]
     assert (report["final"]["width"], report["final"]["eval"]) == (24, records[3]["eval"])
     if name == "grpo":
-        assert len(lessons[-1].problems) > 10
-        assert {lesson.name for lesson in lessons} == {"round-04"}
+        assert len(tasks_given[-1].problems) > 10
+        assert {task.name for task in tasks_given} == {"round-04"}
     else:
         steps = sum(record["recovery_steps"] for record in records[:2])
-        positions = {lesson.name: lesson.spending.position for lesson in lessons}
+        positions = {task.name: task.options.schedule_position for task in tasks_given}
         assert positions["round-03"] == (steps, 0), "the run's schedule ends with the last pruning"
         assert positions["round-04"] is None
     assert "4 final" in (tmp_path / "report.md").read_text()
@@ -751,7 +772,7 @@ def test_run_that_the_guard_stops_has_no_final_recovery(
 def test_reinforcement_is_extended_in_steps_and_split_with_its_problems(
     inputs: dict[str, Any],
     follow: Callable[[str, Path], None],
-    reinforced: list[tuple[Lesson, Config]],
+    reinforced: list[RecoveryTask],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -769,23 +790,23 @@ def test_reinforcement_is_extended_in_steps_and_split_with_its_problems(
     }
     report = compress(**settings)
     assert actions(report) == "1.1e 1.1b 1.2p 2.1e 2.1p 3.1p"
-    assert [config.grpo_steps for _, config in reinforced] == [6, 3, 6, 6, 3, 6]
-    assert [config.seed for _, config in reinforced] == [0, 1, 0, 0, 1, 0]
-    texts = [{document.text for document in lesson.problems} for lesson, _ in reinforced]
+    assert [task.grpo.grpo_steps for task in reinforced] == [6, 3, 6, 6, 3, 6]
+    assert [task.seed for task in reinforced] == [0, 1, 0, 0, 1, 0]
+    texts = [{document.text for document in task.problems} for task in reinforced]
     assert texts[1] == texts[0] == texts[2] | texts[3] | texts[5]
     assert texts[4] == texts[3]
     assert len(texts[0]) == len(texts[2]) + len(texts[3]) + len(texts[5]), (
         "no problem in two rounds"
     )
     tokenizer = AutoTokenizer.from_pretrained(inputs["model"])
-    for lesson, _ in reinforced:
-        read = {int(token) for token in lesson.tokens.input_ids.flatten()}
+    for task in reinforced:
+        read = {int(token) for token in task.tokens.input_ids.flatten()}
         assert {
-            token for document in lesson.problems for token in tokenizer(document.text)["input_ids"]
+            token for document in task.problems for token in tokenizer(document.text)["input_ids"]
         } <= read
         assert (
-            sum(len(tokenizer(document.text)["input_ids"]) + 1 for document in lesson.problems)
-            == lesson.tokens.num_tokens
+            sum(len(tokenizer(document.text)["input_ids"]) + 1 for document in task.problems)
+            == task.tokens.num_tokens
         )
     (extra,) = report["rounds"][1]["extra_recovery"]
     assert (extra["grpo"]["steps"], report["rounds"][1]["grpo"]["steps"]) == (3, 6)
@@ -859,13 +880,10 @@ def mortal(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return call
 
-    monkeypatch.setattr(
-        folder_module, "write_atomically", dying(folder_module.write_atomically, "write")
-    )
-    monkeypatch.setattr(folder_module, "_publish", dying(folder_module._publish, "save"))
-    monkeypatch.setattr(
-        folder_module.RunFolder, "_rename", dying(folder_module.RunFolder._rename, "rename")
-    )
+    monkeypatch.setattr(stored, "write_atomically", dying(stored.write_atomically, "write"))
+    monkeypatch.setattr(stored, "publish", dying(stored.publish, "save"))
+    monkeypatch.setattr(folder_module, "publish", dying(folder_module.publish, "save"))
+    monkeypatch.setattr(folder_module, "_rename", dying(folder_module._rename, "rename"))
     return places
 
 

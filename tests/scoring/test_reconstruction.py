@@ -18,6 +18,7 @@ from ptl_fast.pruning.plan import plan_neurons
 from ptl_fast.pruning.schedule import Round
 from ptl_fast.scoring import gram as gram_module
 from ptl_fast.scoring import reconstruction, statistics
+from support.recovery import check
 from support.models import make_model
 
 RELATIVE = 1e-6
@@ -163,7 +164,7 @@ def prune(
     plan = plan_neurons(step, price_LI, None, "reconstruction")
     assert plan.kept_neurons is not None
     if compensate:
-        compensate_module.compensate_(grams, plan.kept_neurons)
+        compensate_module.compensate_(grams.ffns, grams, plan.kept_neurons)
     compact.compact_(model, family, plan)
     return float(price_LI[0].sort().values[-width - 1])
 
@@ -317,7 +318,7 @@ def test_nothing_is_left_on_the_model(llama: PreTrainedModel, tokens: packing.Pa
 
 def test_needs_a_pass_of_its_own() -> None:
     with pytest.raises(ValueError, match="--scorer reconstruction needs a pass of its own"):
-        Config(score_during_recovery=True).check()
+        check(Config.from_flat(score_during_recovery=True, data="x", model="x"))
 
 
 def test_neurons_that_shout_at_one_token_leave_the_gram_matrix_positive_definite(

@@ -17,6 +17,7 @@ from ptl_fast.recovery import continual_pretraining
 from ptl_fast.scoring import scorers
 from ptl_fast.scoring import statistics as statistics_module
 from support.models import make_model
+from support.scores import evidence
 from support.recovery import config, packed, train
 
 EVERYTHING = frozenset({"sums", "angles"})
@@ -104,7 +105,7 @@ def test_fluctuation_by_hand() -> None:
     )
     sums = torch.tensor([[6.0, 6.0, 0.0]], dtype=torch.float64)
     scores = scorers.fluctuation(
-        statistics([[14.0, 12.0, 18.0]], sum_LI=sums), model, find_family(model), 0
+        evidence(statistics([[14.0, 12.0, 18.0]], sum_LI=sums), model)
     )
     assert scores.tolist() == [[25.0, 0.0, 36.0]]
 
@@ -125,7 +126,7 @@ def test_fluctuation_and_the_other_sums_of_a_model(
     torch.testing.assert_close(taken.sum_LI, activation_LTI.sum(1), rtol=CLOSE, atol=1e-6)
     torch.testing.assert_close(taken.absolute_LI, activation_LTI.abs().sum(1), rtol=CLOSE, atol=0.0)
     torch.testing.assert_close(taken.maximum_LI, activation_LTI.abs().amax(1), rtol=CLOSE, atol=0.0)
-    scores = scorers.fluctuation(taken, model, family, 0)
+    scores = scorers.fluctuation(evidence(taken, model))
     torch.testing.assert_close(scores, activation_LTI.var(1) * norms**2, rtol=CLOSE, atol=0.0)
 
 
@@ -149,7 +150,7 @@ def test_gradient_scores_equal_autograd(
     expected, _, num_predicted = captured(model, documents)
     assert int(taken.num_predicted) == num_predicted
     assert int(taken.num_tokens) == sum(map(len, documents))
-    scores = scorers.gradient(taken, model, family, 0)
+    scores = scorers.gradient(evidence(taken, model))
     torch.testing.assert_close(
         scores, torch.stack([(a * g).abs().sum(0) for a, g in expected]), rtol=CLOSE, atol=1e-15
     )
@@ -210,14 +211,14 @@ def test_gradient_scores_are_the_first_order_change_of_the_loss(
     handle.remove()
     assert changes[3] == changes[6] == 0, "a document's last token predicts nothing"
     assert min(changes[0], changes[4]) > 0
-    assert scorers.gradient(taken, model, family, 0)[layer, neuron].item() == pytest.approx(
+    assert scorers.gradient(evidence(taken, model))[layer, neuron].item() == pytest.approx(
         sum(changes) / share, rel=1e-3
     )
 
 
 def test_gradient_by_hand() -> None:
     taken = statistics([[1.0]], gradient_LI=torch.tensor([[6.0]]), num_predicted=torch.tensor(4))
-    assert scorers.gradient(taken, make_model("llama"), None, 0).tolist() == [[1.5]]  # type: ignore[arg-type]
+    assert scorers.gradient(evidence(taken, make_model("llama"))).tolist() == [[1.5]]
 
 
 def test_gradient_of_half_precision_weights_is_summed_in_double(
@@ -316,7 +317,12 @@ def test_only_what_is_asked_for_is_taken(
 ) -> None:
     taken = statistics_module.collect(llama, find_family(llama), packing.pack(documents, 16, 1), 2)
     assert taken.tensors().keys() == {"num_tokens", "square_LI", "change_L3"}
-    assert scorers.EXTRA.keys() == {"fluctuation", "gradient", "angular"}
+    every = {**scorers.SCORERS, **scorers.LAYER_SCORERS}
+    assert {name for name, each in every.items() if each.needs} == {
+        "fluctuation",
+        "gradient",
+        "angular",
+    }
 
 
 def test_per_token_scores_do_not_depend_on_the_corpus_size(
@@ -333,10 +339,14 @@ def test_per_token_scores_do_not_depend_on_the_corpus_size(
         for text in (documents, documents * 2)
     )
     for name in ("activation", "output-change", "gradient", "magnitude"):
-        scores = [scorers.SCORERS[name](taken, llama, family, 0) for taken in (once, twice)]
+        scorer = scorers.SCORERS[name]
+        scores = [scorer.compute(evidence(taken, llama)) for taken in (once, twice)]
         first, second = (
-            scorers.per_token(name, *each)
+            scorer.per_token(*each)
             for each in zip(scores, (once.num_tokens, twice.num_tokens), strict=True)
         )
         torch.testing.assert_close(first, second, rtol=CLOSE, atol=0.0)
-    assert scorers.per_token("activation", torch.tensor([6.0]), torch.tensor(9)).tolist() == [2.0]
+    assert (
+        scorers.SCORERS["activation"].per_token(torch.tensor([6.0]), torch.tensor(9)).tolist()
+        == [2.0]
+    )

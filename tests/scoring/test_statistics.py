@@ -8,6 +8,7 @@ from ptl_fast.data import batching, packing
 from ptl_fast.model.families import decoder_layers, feed_forwards, find_family
 from ptl_fast.scoring import scorers
 from ptl_fast.scoring import statistics as statistics_module
+from support.scores import evidence
 from support.models import make_model
 
 RELATIVE = 1e-5  # float32 activations, squared and summed
@@ -114,7 +115,7 @@ def test_output_change_is_the_norm_of_what_a_neuron_adds(
     """Eq. 2 by brute force: the change of the FFN's output when one neuron is silenced."""
     family = find_family(any_model)
     statistics = statistics_module.collect(any_model, family, packing.pack(documents, 32, 1), 2)
-    scores = scorers.output_change(statistics, any_model, family, 0)
+    scores = scorers.output_change(evidence(statistics, any_model))
     any_model.double()
     part = list(feed_forwards(any_model, family).values())[2]
     total = 0.0
@@ -134,7 +135,7 @@ def test_output_change_is_the_norm_of_what_a_neuron_adds(
 
 def test_magnitude_counts_all_weights_of_a_neuron(any_model: PreTrainedModel) -> None:
     family = find_family(any_model)
-    scores = scorers.magnitude(None, any_model, family, 0)  # type: ignore[arg-type]
+    scores = scorers.magnitude(evidence(None, any_model))  # type: ignore[arg-type]
     part = list(feed_forwards(any_model, family).values())[1]
     weights = [linear.weight for linear in part.inputs]
     if part.fused:
@@ -150,7 +151,7 @@ def test_random_scores_follow_the_seed() -> None:
     packed = packing.pack([[2] * 40], 32, 1)
     statistics = statistics_module.collect(model, find_family(model), packed, 2)
     first, again, other = (
-        scorers.random(statistics, model, find_family(model), seed) for seed in (1, 1, 2)
+        scorers.random(evidence(statistics, model, seed)) for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
