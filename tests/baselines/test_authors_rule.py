@@ -1,15 +1,18 @@
 """The authors' published rule, by hand: six neurons, of which the rule's top_n is five."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-from ptl_fast.baselines import authors_rule
+from ptl_fast.baselines import SCORERS, authors_rule
 from ptl_fast.model.families import find_family
 from ptl_fast.pruning.plan import plan_neurons
 from ptl_fast.pruning.schedule import Round
-from ptl_fast.scoring import scorers, statistics
+from ptl_fast.scoring.scorers import Samples
 from support.models import make_model
+from support.scores import evidence
 
 # What gate_proj and up_proj answer to the tokens 0 to 3, halved: one row a token, one column a
 # neuron. Attention adds nothing, and RMSNorm makes 2 of a one-hot embedding's 1. down_proj's input

@@ -20,7 +20,8 @@ from ptl_fast.baselines.slicegpt import SlicedDecoderLayer, sliced_config
 from ptl_fast.baselines.slicing import rotate_and_slice
 from ptl_fast.data.packing import PackedTokens
 from ptl_fast.model.flops import model_size
-from ptl_fast.run.folder import RunFolder
+from ptl_fast.recovery import checkpoints
+from ptl_fast.run.stored import JsonFile
 from support.files import write_data
 from support.models import DEMO_MODEL, HIDDEN, NUM_LAYERS, make_model
 from support.numbers import relative_error
@@ -302,15 +303,15 @@ class Killed(BaseException):
 
 def run_until(written: str, data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run, and die as soon as this file is there."""
-    write = RunFolder.write_json
+    write = JsonFile.write
 
-    def write_and_die(self: RunFolder, name: str, content: Any) -> None:
-        write(self, name, content)
-        if name == written:
+    def write_and_die(self: JsonFile, content: Any) -> None:
+        write(self, content)
+        if self.path == folder / written:
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "write_json", write_and_die)
+        patch.setattr(JsonFile, "write", write_and_die)
         with contextlib.suppress(Killed):
             compress(**RUN, data=data, output=folder)
     assert (folder / written).is_file()

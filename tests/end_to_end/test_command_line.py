@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from ptl_fast import compress
 from ptl_fast.config.config import Config
 from ptl_fast.demo.problems import generate
+from ptl_fast.run import prepare
 from ptl_fast.run.start import make_config, parse
 from support.files import write_data
 from support.models import DEMO_MODEL
@@ -506,4 +507,4 @@ def test_a_number_that_is_not_finite_is_refused_by_name(name: str, value: float)
     with pytest.raises(
         ValueError, match=f"--{name.replace('_', '-')} {value} must be a finite number"
     ):
-        Config(**{name: value}).check()
+        Config.from_flat(**{name: value}).check()

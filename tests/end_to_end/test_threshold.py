@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from ptl_fast.config.config import Config
 from ptl_fast.evaluation import tasks
 from ptl_fast.pruning import compact
 from ptl_fast.pruning.plan import PruningPlan, plan_redundant
-from ptl_fast.pruning.schedule import Round, make_schedule
-from ptl_fast.run import folder
+from ptl_fast.pruning.schedule import Round
+from ptl_fast.run import stored
 from support.files import write_data
 from support.models import make_model
+from support.plans import rounds
 from support.runs import kill_at, main, without_seconds
 
 SCORES = torch.tensor([[1.0, 2, 3, 4, 5, 6, 7, 8], [9, 1, 1, 1, 2, 2, 3, 3]])
@@ -73,14 +73,14 @@ def test_protected_neurons_are_not_redundant() -> None:
 
 
 def test_schedule_has_the_lowest_widths() -> None:
-    steps = make_schedule(Config(threshold=0.1, keep=0.5, rounds=2, drop_layers=1), 1536, 12)
+    steps = rounds(1536, 12, threshold=0.1, keep=0.5, rounds=2, drop_layers=1)
     assert [(step.kind, step.width) for step in steps] == [
         ("neurons", 768),
         ("neurons", 768),
         ("layers", 768),
     ]
-    protected = Config(threshold=0.1, keep=0.5, rounds=1, protect="general.txt", protect_share=0.8)
-    assert make_schedule(protected, 1536, 12), (
+    protected = {"protect": "general.txt", "protect_share": 0.8}
+    assert rounds(1536, 12, threshold=0.1, keep=0.5, rounds=1, **protected), (
         "protection limits what goes, not what may be asked for"
     )
 
@@ -145,7 +145,7 @@ def test_run_by_threshold_skips_training_where_nothing_goes_and_survives_kills(
     kill_at("compact_", compact, 1, flags)  # round 1 is planned, nothing else
     kill_at("answer_nll", tasks, 2, flags)  # round 1 is saved, but its record is not written
     kill_at("compact_", compact, 1, flags)  # round 2 is planned
-    kill_at("_publish", folder, 2, flags)  # round 3 is recovered, and about to be saved
+    kill_at("publish", stored, 2, flags)  # round 3 is recovered, and about to be saved
     assert main(flags) == 0
     again = json.loads((tmp_path / "run" / "report.json").read_text())
     assert without_seconds(again) == without_seconds(report)

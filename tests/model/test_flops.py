@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from ptl_fast.config.command_line import PRESETS, shipped_config
+from ptl_fast.config.presets import PRESETS, shipped_config
 from ptl_fast.model import flops
 from ptl_fast.model.families import find_family
 from ptl_fast.pruning.compact import compact_

@@ -3,24 +3,16 @@ the protected.
 """
 
 import itertools
-from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ptl_fast.config.config import Config
 from ptl_fast.pruning.plan import plan_layers, plan_neurons, protect
 from ptl_fast.pruning.schedule import Round
-from ptl_fast.run.rounds import make_schedule
 from ptl_fast.scoring.scorers import LAYER_SCORERS, SCORERS
-
-
-def rounds(width: int, num_layers: int, **settings: object) -> list[Round]:
-    """The schedule of a model of this size, with settings by their flat names."""
-    size = SimpleNamespace(intermediate_size=width, num_hidden_layers=num_layers)
-    return make_schedule(Config.from_flat(**settings), size)  # type: ignore[arg-type]
+from support.plans import rounds
 
 
 def schedule(
@@ -135,22 +127,16 @@ def test_small_shares_are_raised_to_an_optimizer_step_and_the_others_keep_their_
         "sequence_length": 25,
         "recovery_tokens": 10_000,
     }
-    shares = [
-        step.recovery_share for step in rounds(1536, 4, **common, global_batch=4)
-    ]
+    shares = [step.recovery_share for step in rounds(1536, 4, **common, global_batch=4)]
     assert shares == pytest.approx([0.01, 0.99 / 73, 0.99 * 8 / 73, 0.99 * 64 / 73])
-    two_sequences = [
-        step.recovery_share for step in rounds(1536, 4, **common, global_batch=1)
-    ]
+    two_sequences = [step.recovery_share for step in rounds(1536, 4, **common, global_batch=1)]
     assert two_sequences[0] == pytest.approx(0.005)
 
 
 def test_shares_are_equal_where_the_budget_has_no_step_for_each_round() -> None:
     batch = {"sequence_length": 256, "global_batch": 4}
     steps = rounds(1536, 4, keep=0.5, rounds=4, recovery_tokens=1000, **batch)
-    assert [step.recovery_share for step in steps] == pytest.approx(
-        [0.25] * 4
-    )
+    assert [step.recovery_share for step in steps] == pytest.approx([0.25] * 4)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from ptl_fast import compress
 from ptl_fast.config.config import Config
-from ptl_fast.evaluation import nll as nll_module
+from ptl_fast.evaluation import tasks
 from ptl_fast.model.families import feed_forwards, find_family
 from ptl_fast.pruning import compact
 from ptl_fast.pruning.plan import PruningPlan, plan_layers, plan_neurons
@@ -38,7 +38,7 @@ from ptl_fast.recovery.task import (
     TrainingOptions,
 )
 from ptl_fast.recovery.token_budget import ClosingPhase
-from ptl_fast.run import stored
+from ptl_fast.run import prune_step, stored
 from ptl_kernels import hole_filling
 from support.models import make_model
 from support.recovery import check, config, packed
@@ -549,15 +549,16 @@ def test_anticipated_neurons_are_exactly_those_removed(
 ) -> None:
     """The next round's plan is on disk before the round ends, and is not decided again."""
     seen: dict[str, tuple[bool, list]] = {}
-    penalty = next_prune_penalty.penalty
+    penalty = prune_step.next_penalty
 
-    def note(model: PreTrainedModel, family: Any, plan: PruningPlan, weight: float) -> Any:
-        finished = (tmp_path / f"round-{plan.round - 1:02d}" / "record.json").exists()
-        seen[str(plan.round)] = (finished, copy.deepcopy(plan.kept_neurons))
-        return penalty(model, family, plan, weight)
+    def note(context: Any, following: Round) -> Any:
+        own, before = (context.folder.round(following.number - back) for back in (0, 1))
+        made = penalty(context, following)
+        seen[str(following.number)] = (before.record.exists(), own.plan.read()["kept_neurons"])
+        return made
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(next_prune_penalty, "penalty", note)
+        patch.setattr(prune_step, "next_penalty", note)
         compress(**tiny_run, **{**RUN, "anticipate": 1e-3}, output=tmp_path)
     assert seen == {
         str(plan["round"]): (False, plan["kept_neurons"]) for plan in plans(tmp_path)[1:]
@@ -580,11 +581,11 @@ def test_round_that_does_not_train_passes_tokens_and_state_on(
     }
     starts: list[bool] = []
     give = optimizer_state.give
-    measured, measure = list[str](), nll_module.answer_nll
+    measured, measure = list[str](), tasks.answer_nll
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optimizer_state, "give", lambda *args: (starts.append(True), give(*args)))
         patch.setattr(
-            nll_module, "answer_nll", lambda *args: (measured.append(args[-1]), measure(*args))[1]
+            tasks, "answer_nll", lambda *args: (measured.append(args[-1]), measure(*args))[1]
         )
         report = compress(**tiny_run, **settings, output=tmp_path)
     assert [record["recovery_tokens"] for record in report["rounds"]] == [4000, 0, 8000]

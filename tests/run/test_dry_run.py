@@ -161,7 +161,7 @@ def test_dry_run_says_when_training_does_not_fit(capsys: pytest.CaptureFixture[s
     [
         (["--dry-run-gpus", "4xT4"], "--dry-run-gpus 4xT4 is not COUNTxNAME"),
         (["--dry-run-gpus", "0xH200"], "--dry-run-gpus 0xH200 is not COUNTxNAME"),
-        (["--recovery", "hope"], "unknown recovery hope; the dry run knows none, cpt"),
+        (["--recovery", "hope"], "unknown --recovery hope; choose none, cpt"),
         (["--deepspeed", "zero9"], "--deepspeed zero9: no such file"),
         (["--keep", "0.001"], "--keep 0.001 of 18944 neurons rounds to zero width"),
     ],

@@ -18,8 +18,8 @@ from ptl_fast.pruning.plan import plan_neurons
 from ptl_fast.pruning.schedule import Round
 from ptl_fast.scoring import gram as gram_module
 from ptl_fast.scoring import reconstruction, statistics
-from support.recovery import check
 from support.models import make_model
+from support.recovery import check
 
 RELATIVE = 1e-6
 

@@ -17,8 +17,8 @@ from ptl_fast.recovery import continual_pretraining
 from ptl_fast.scoring import scorers
 from ptl_fast.scoring import statistics as statistics_module
 from support.models import make_model
-from support.scores import evidence
 from support.recovery import config, packed, train
+from support.scores import evidence
 
 EVERYTHING = frozenset({"sums", "angles"})
 CLOSE = 1e-5  # models in float64, but transformers' norms compute in float32
@@ -104,9 +104,7 @@ def test_fluctuation_by_hand() -> None:
         [[3.0, 1.0, 0.0], [4.0, 0.0, 2.0]]
     )
     sums = torch.tensor([[6.0, 6.0, 0.0]], dtype=torch.float64)
-    scores = scorers.fluctuation(
-        evidence(statistics([[14.0, 12.0, 18.0]], sum_LI=sums), model)
-    )
+    scores = scorers.fluctuation(evidence(statistics([[14.0, 12.0, 18.0]], sum_LI=sums), model))
     assert scores.tolist() == [[25.0, 0.0, 36.0]]
 
 
@@ -346,7 +344,6 @@ def test_per_token_scores_do_not_depend_on_the_corpus_size(
             for each in zip(scores, (once.num_tokens, twice.num_tokens), strict=True)
         )
         torch.testing.assert_close(first, second, rtol=CLOSE, atol=0.0)
-    assert (
-        scorers.SCORERS["activation"].per_token(torch.tensor([6.0]), torch.tensor(9)).tolist()
-        == [2.0]
-    )
+    assert scorers.SCORERS["activation"].per_token(
+        torch.tensor([6.0]), torch.tensor(9)
+    ).tolist() == [2.0]

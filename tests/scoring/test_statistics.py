@@ -8,8 +8,8 @@ from ptl_fast.data import batching, packing
 from ptl_fast.model.families import decoder_layers, feed_forwards, find_family
 from ptl_fast.scoring import scorers
 from ptl_fast.scoring import statistics as statistics_module
-from support.scores import evidence
 from support.models import make_model
+from support.scores import evidence
 
 RELATIVE = 1e-5  # float32 activations, squared and summed
 
@@ -150,9 +150,7 @@ def test_random_scores_follow_the_seed() -> None:
     model = make_model("llama")
     packed = packing.pack([[2] * 40], 32, 1)
     statistics = statistics_module.collect(model, find_family(model), packed, 2)
-    first, again, other = (
-        scorers.random(evidence(statistics, model, seed)) for seed in (1, 1, 2)
-    )
+    first, again, other = (scorers.random(evidence(statistics, model, seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 

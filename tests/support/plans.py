@@ -1,9 +1,20 @@
-"""Pruning plans without scores."""
+"""Schedules of models of any size, and pruning plans without scores."""
+
+from types import SimpleNamespace
 
 import torch
 
+from ptl_fast.config.config import Config
 from ptl_fast.pruning.plan import PruningPlan
+from ptl_fast.pruning.schedule import Round
+from ptl_fast.run.rounds import make_schedule
 from support.models import NUM_LAYERS, WIDTH
+
+
+def rounds(width: int, num_layers: int, **settings: object) -> list[Round]:
+    """The schedule of a model of this size, with settings by their flat names."""
+    size = SimpleNamespace(intermediate_size=width, num_hidden_layers=num_layers)
+    return make_schedule(Config.from_flat(**settings), size)  # type: ignore[arg-type]
 
 
 def neuron_plan(kept: list[list[int]]) -> PruningPlan:
