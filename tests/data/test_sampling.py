@@ -412,7 +412,7 @@ def test_subsets_do_not_depend_on_rank_or_process(
     )
     program = """if True:
         import sys
-        from ptl_fast import data, sources
+        from ptl_fast.data import documents, readers, sampling
 
         class Letters:
             eos_token_id = None
@@ -420,8 +420,10 @@ def test_subsets_do_not_depend_on_rank_or_process(
             def __call__(self, texts, verbose):
                 return {"input_ids": [list(text.encode()) for text in texts]}
 
-        parts = sources.open_parts(sys.argv[1], sources.Form())
-        corpus = data.split_corpus(parts, Letters(), shares=[.5, .5], num_tokens=9000, num_held_out=9, seed=4)
+        parts = readers.open_parts(sys.argv[1], documents.Form())
+        corpus = sampling.split_corpus(
+            parts, Letters(), shares=[.5, .5], num_tokens=9000, num_held_out=9, seed=4
+        )
         print([[list(ids) for ids in subset] for subset in corpus.subsets], corpus.held_out)
     """
     outputs = []

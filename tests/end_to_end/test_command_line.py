@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from safetensors.torch import load_file
 from ptl_fast import compress
 from ptl_fast.config.config import Config
 from ptl_fast.demo.problems import generate
-from ptl_fast.run import prepare
+from ptl_fast.run import prepare, start
 from ptl_fast.run.start import make_config, parse
 from support.files import write_data
 from support.models import DEMO_MODEL
@@ -344,10 +343,10 @@ NO_MEMORY = [
 def test_out_of_memory_names_the_flags(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(config: Config) -> None:
+    def fail(config: Config, quiet: bool) -> None:
         raise error
 
-    monkeypatch.setattr(sys.modules["ptl_fast.compress"], "run", fail)
+    monkeypatch.setattr(start, "run", fail)
     assert main([]) == 2
     told = capsys.readouterr().err
     assert told.startswith("error: out of memory: ")

@@ -9,9 +9,10 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from ptl_fast.baselines import SCORERS
 from ptl_fast.pruning.plan import plan_layers, plan_neurons, protect
 from ptl_fast.pruning.schedule import Round
-from ptl_fast.scoring.scorers import LAYER_SCORERS, SCORERS
+from ptl_fast.scoring.scorers import LAYER_SCORERS
 from support.plans import rounds
 
 

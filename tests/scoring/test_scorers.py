@@ -287,11 +287,11 @@ def test_watching_training_takes_sums_and_angles_once(
     settings = config(
         learning_rate=1e-12, calibration_tokens=10**6, gradient_checkpointing=gradient_checkpointing
     )
-    with statistics_module.watch(llama, family, EVERYTHING) as watch:
+    with statistics_module.collecting(llama, family, EVERYTHING) as watch:
         train(llama, tokens, tokens.num_tokens, settings, tmp_path / "round-01" / "recovery", watch)
     order = continual_pretraining.Sequences(
         tokens,
-        continual_pretraining.num_steps(tokens, tokens.num_tokens, settings) * 4,
+        continual_pretraining.num_steps(tokens, tokens.num_tokens, 4) * 4,
         settings.run.seed,
     ).order
     rows = packing.PackedTokens(
