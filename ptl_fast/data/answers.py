@@ -17,8 +17,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from ptl_fast.base import restricted_child
+
 CPU_SECONDS = 10  # for one answer
 MEMORY_BYTES = 4 * 2**30
+NUM_OPEN_FILES = 64
 BOXED = re.compile(r"\\(?:boxed|fbox)\s*")
 MARKED = re.compile(
     r"####\s*(.+)|\banswer is:?\s*(.+?)\s*(?:\.(?=\s|$)|$)", re.MULTILINE | re.IGNORECASE
@@ -115,8 +118,7 @@ def serve(cpu_seconds: int) -> None:
     import math_verify
 
     logging.disable()  # math-verify warns that its own time limit, which signals keep, is off
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    restricted_child.restrict(MEMORY_BYTES, NUM_OPEN_FILES)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     print("ready", flush=True)
     for line in sys.stdin:

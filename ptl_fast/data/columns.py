@@ -124,3 +124,15 @@ def _check_text(value: Any, where: str) -> None:
         raise ValueError(
             f"{where} holds half a surrogate pair, which is no text; correct that line"
         ) from error
+
+
+def first_present(row: dict[str, Any], *names: str) -> Any:
+    """What the row has in the first of these columns that it has.
+
+    Raises:
+        ValueError: it has none.
+    """
+    for name in names:
+        if row.get(name) is not None:
+            return row[name]
+    raise ValueError(f"it has the columns {', '.join(row)}; expected {' or '.join(names)}")

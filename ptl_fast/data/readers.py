@@ -182,13 +182,11 @@ def _read(source: Source, form: Form, streaming_seed: int | None) -> Iterator[Do
         for problem in generate(DEMO_NUM_PROBLEMS, DEMO_SEED, "training"):
             yield Document(problem["question"], problem["answer"], form.template)
     elif source.from_datasets:
-        yield from _from_rows(source.text, _dataset_rows(source, streaming_seed), form)
+        yield from _from_rows(source.text, dataset_rows(source, streaming_seed), form)
     elif path.suffix == ".txt":
         yield from (Document("", text, form.template) for text in _paragraphs(path))
-    elif path.suffix in FILE_READERS:
-        yield from _from_rows(source.text, FILE_READERS[path.suffix](path), form)
     else:
-        raise ValueError(f"{source.text}: unknown file type; give {', '.join(FILE_TYPES)}")
+        yield from _from_rows(source.text, file_rows(path), form)
 
 
 def _from_rows(name: str, rows: Iterable[tuple[int, dict]], form: Form) -> Iterator[Document]:
@@ -266,10 +264,21 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict]]:
         raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
 
 
+def file_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    """(line or row number from 1 on, row) of a file, one at a time.
+
+    Raises:
+        ValueError: the file is of another type, or malformed; names the line.
+    """
+    if path.suffix not in FILE_READERS:
+        raise ValueError(f"{path}: unknown file type; give {', '.join(FILE_TYPES)}")
+    yield from FILE_READERS[path.suffix](path)
+
+
 FILE_READERS = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}
 
 
-def _dataset_rows(source: Source, streaming_seed: int | None) -> Iterator[tuple[int, dict]]:
+def dataset_rows(source: Source, streaming_seed: int | None = None) -> Iterator[tuple[int, dict]]:
     """Rows of a hub data set or a folder: mapped from the disk, or streamed from shards in an order
     drawn by the seed.
     """

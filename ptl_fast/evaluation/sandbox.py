@@ -30,9 +30,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-CHILD = (Path(__file__).parent / "sandbox_child.py").read_text()
+# The same modules as here, wherever Python has them from.
+CHILD = f"import sys; sys.path[:] = {sys.path!r}\nfrom ptl_fast.evaluation.sandbox_child import main\nmain()"
 MAX_REPORT_BYTES = 4096
 
 

@@ -145,7 +145,12 @@ def test_nothing_is_written_removed_or_executed(tmp_path: Path) -> None:
 def test_no_file_grows_even_without_landlock(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(sandbox, "CHILD", sandbox.CHILD.replace("not apply(libc)", "True"))
+    without = (
+        "from ptl_fast.base import restricted_child as child\n"
+        "child.PROTECTIONS = dict.fromkeys(child.PROTECTIONS, lambda libc: False)\n"
+    )
+    path, *rest = sandbox.CHILD.split("\n")
+    monkeypatch.setattr(sandbox, "CHILD", "\n".join([path, without, *rest]))
     assert sandbox.missing_protections() == ["privileges", "landlock", "seccomp"]
     file = tmp_path / "file"
     program = REFUSED + (

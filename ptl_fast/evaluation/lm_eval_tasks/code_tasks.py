@@ -4,8 +4,9 @@ from typing import Any
 
 import datasets
 
+from ptl_fast.data.columns import first_present
 from ptl_fast.evaluation import sandbox
-from ptl_fast.evaluation.lm_eval_tasks.rows import column, load_rows, standard_examples
+from ptl_fast.evaluation.lm_eval_tasks.rows import load_rows, standard_examples
 
 
 def load_mbpp(source: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
@@ -41,8 +42,8 @@ def judge(row: dict[str, Any], responses: list[str]) -> dict[str, float]:
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
-    tests = column(row, "test_list")
+    tests = first_present(row, "test_list")
     if not tests or not isinstance(tests, list):
         raise ValueError("its test_list is no list of assertions")
     setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
-    return {"text": column(row, "text", "prompt"), "setup": setup, "test_list": tests}
+    return {"text": first_present(row, "text", "prompt"), "setup": setup, "test_list": tests}

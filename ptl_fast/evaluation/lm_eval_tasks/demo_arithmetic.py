@@ -6,8 +6,9 @@ from typing import Any
 
 import datasets
 
+from ptl_fast.data.columns import first_present
 from ptl_fast.demo.problems import Part, generate
-from ptl_fast.evaluation.lm_eval_tasks.rows import column, load_rows
+from ptl_fast.evaluation.lm_eval_tasks.rows import load_rows
 
 NUM_PROBLEMS, SEED = 500, 1
 
@@ -17,7 +18,7 @@ def load(source: str | None = None, part: Part = "test", **_: Any) -> dict[str, 
     if source is not None:
         return load_rows(
             source,
-            lambda row: {name: column(row, name) for name in ("question", "answer")},
+            lambda row: {name: first_present(row, name) for name in ("question", "answer")},
             hub_name="",
         )
     return {"test": datasets.Dataset.from_list(generate(NUM_PROBLEMS, SEED, part))}

@@ -8,7 +8,8 @@ from typing import Any
 import datasets
 
 from ptl_fast.data import answers
-from ptl_fast.evaluation.lm_eval_tasks.rows import column, load_rows, standard_examples
+from ptl_fast.data.columns import first_present
+from ptl_fast.evaluation.lm_eval_tasks.rows import load_rows, standard_examples
 
 MATH_SUBJECTS = (
     "algebra",
@@ -70,19 +71,19 @@ def judge(row: dict[str, str], responses: list[str]) -> dict[str, float]:
 
 
 def _gsm8k_row(row: dict[str, Any]) -> dict[str, str]:
-    answer = column(row, "answer")
+    answer = first_present(row, "answer")
     if "####" not in answer:
         raise ValueError('its answer does not end in "#### N"')
-    return {"question": column(row, "question"), "gold": answer.split("####")[-1].strip()}
+    return {"question": first_present(row, "question"), "gold": answer.split("####")[-1].strip()}
 
 
 def _math_row(row: dict[str, Any]) -> dict[str, str]:
     if row.get("answer") is not None:
         gold = str(row["answer"])
     else:
-        solution = column(row, "solution", "answer")
+        solution = first_present(row, "solution", "answer")
         boxed = answers.final_answer(solution) if "boxed" in solution else None
         if boxed is None:
             raise ValueError("it has no answer column, and its solution has no \\boxed{...}")
         gold = boxed
-    return {"problem": column(row, "problem"), "gold": gold}
+    return {"problem": first_present(row, "problem"), "gold": gold}

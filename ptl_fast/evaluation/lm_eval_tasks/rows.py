@@ -11,6 +11,8 @@ from typing import Any
 import datasets
 import yaml
 
+from ptl_fast.data import readers
+
 
 def load_rows(
     source: str | None,
@@ -27,25 +29,15 @@ def load_rows(
         ValueError: the file is malformed or empty, or ``read`` finds that a row does not fit; the
             message names the row.
     """
-    datasets.disable_progress_bars()
     if source is not None and Path(source).is_file():
-        kind = "parquet" if Path(source).suffix == ".parquet" else "json"
-        try:
-            rows = list(
-                datasets.load_dataset(kind, data_files=str(Path(source).resolve()), split="train")
-            )
-        except datasets.exceptions.DatasetGenerationError as error:
-            raise ValueError(f"not readable as {kind}: {error.__cause__ or error}") from error
-        except StopIteration:  # from an empty file
-            rows = []
+        rows = [row for _, row in readers.file_rows(Path(source))]
     else:
         name, _, split = (source or hub_name).partition(":")
         chosen = configs if name == hub_name else (None,)
-        rows = [
-            row
-            for config in chosen
-            for row in datasets.load_dataset(name, config, split=split or "test")
+        sources = [
+            readers.Source(name, name, config=each, split=split or "test") for each in chosen
         ]
+        rows = [row for each in sources for _, row in readers.dataset_rows(each)]
     if not rows:
         raise ValueError("it has no rows")
     return {
@@ -53,18 +45,6 @@ def load_rows(
             [_read(read, number, row) for number, row in enumerate(rows, start=1)]
         )
     }
-
-
-def column(row: dict[str, Any], *names: str) -> Any:
-    """The first of these columns that the row has.
-
-    Raises:
-        ValueError: it has none.
-    """
-    for name in names:
-        if row.get(name) is not None:
-            return row[name]
-    raise ValueError(f"it has the columns {', '.join(row)}; expected {' or '.join(names)}")
 
 
 def standard_examples(path: str) -> list[dict[str, Any]]:
