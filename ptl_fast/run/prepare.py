@@ -2,7 +2,6 @@
 fits.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,10 +121,7 @@ def _choose_width_multiple(
     """Decide what auto is, or take what the run decided before: a second measurement might say
     something else.
     """
-    chosen = None
-    kept = RunFolder(output).width_multiple.path
-    if kept.is_file() and not config.run.overwrite:
-        chosen = json.loads(kept.read_text())
+    chosen = None if config.run.overwrite else RunFolder(output).width_multiple.read()
     if distributed.is_main() and chosen is None:
         name = config.model.dtype
         dtype = getattr(torch, "float32" if name == "auto" else name)

@@ -1,4 +1,4 @@
-"""The guard extends recovery, goes back with half the step, or stops with the best model, and
+"""The quality gate extends recovery, goes back with half the step, or stops with the best model, and
 decides alike after a kill.
 """
 
@@ -596,7 +596,7 @@ def test_run_in_smaller_steps_reaches_its_target(
     assert report["stopped"] is None
     assert (report["final"]["width"], report["final"]["num_layers"]) == (24, 3)
     said = capsys.readouterr().out
-    assert "Guard, round 1, attempt 1, extension 1: nll nll is" in said
+    assert "Quality gate, round 1, attempt 1, extension 1: nll nll is" in said
     assert (
         "back to the original model, with steps of at most 8 neurons a layer instead of 24." in said
     )
@@ -616,7 +616,7 @@ def test_run_without_a_round_that_passes_ends_with_the_original(
     report = compress(**inputs, output=tmp_path)
     assert actions(report) == "1.1e 1.1b 1.2e 1.2s"
     sentence = (
-        "The guard stopped this run before its target: round 1 failed the gate nll:nll, and 8"
+        "The quality gate stopped this run before its target: round 1 failed the gate nll:nll, and 8"
         " neurons a layer is the smallest step"
         " (--width-multiple 8). The result is the original model, unchanged: no round has passed."
     )
@@ -669,7 +669,7 @@ def test_what_cannot_help_is_not_tried(
     assert report["stopped"]
 
 
-# --- the guard beside other recoveries
+# --- the quality gate beside other recoveries
 
 
 @pytest.fixture
@@ -705,7 +705,7 @@ def test_final_recovery_is_not_judged_and_stays_last(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its tokens stay on top, and its documents its own, also where the guard has made three rounds
+    """Its tokens stay on top, and its documents its own, also where the quality gate has made three rounds
     of one. Killed, it goes on.
     """
     settings = {
@@ -752,7 +752,7 @@ def test_final_recovery_is_not_judged_and_stays_last(
     assert "4 final" in (tmp_path / "report.md").read_text()
 
 
-def test_run_that_the_guard_stops_has_no_final_recovery(
+def test_run_that_the_gate_stops_has_no_final_recovery(
     inputs: dict[str, Any], follow: Callable[[str, Path], None], tmp_path: Path
 ) -> None:
     follow("fpf", tmp_path)
