@@ -31,7 +31,6 @@ from ._common import (
 # Not tuned on a GPU yet.
 FORWARD = {"BLOCK_T": 4, "BLOCK_I": 512, "num_warps": 8, "num_stages": 2}
 BACKWARD = {"BLOCK_T": 2, "BLOCK_I": 1024, "num_warps": 8, "num_stages": 2}
-SUM = {"BLOCK_S": 32, "BLOCK_I": 128, "num_warps": 4, "num_stages": 1}
 # Tokens that one program sums in fp32. Rounding errors stay small (fp64 adds the splits), and 8192
 # tokens of width 14336 make 32 splits x 28 column blocks = 896 programs.
 SPLIT_TOKENS = 256
