@@ -15,7 +15,7 @@ from ptl_fast.config.checking import flag
 from ptl_fast.evaluation import tasks as eval_tasks
 from ptl_fast.model import families, loading
 from ptl_fast.pruning import width_multiple
-from ptl_fast.recovery import trainer
+from ptl_fast.recovery import registry, trainer
 from ptl_fast.recovery.distillation import teacher_cache
 from ptl_fast.recovery.grpo.train import rollout_split
 from ptl_fast.run import checks, inputs, quality_gate, rounds, sizes
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from ptl_fast.config.config import Config
-    from ptl_fast.recovery.registry import Recovery
 
 
 def prepare(config: "Config") -> RunContext:
@@ -148,14 +147,8 @@ def _rounds(config: "Config", original: "PretrainedConfig") -> rounds.Rounds:
 def _check_batches(config: "Config") -> None:
     """Say now, and not after the first pruning, where a batch does not divide among the ranks."""
     trainer.batch_split(config.trainer)
-    if any(each.on_problems for each in _recoveries(config)):
+    if any(each.on_problems for each in registry.find(config.recovery.all_recoveries)):
         rollout_split(config.grpo, config.trainer.micro_batch * config.data.sequence_length)
-
-
-def _recoveries(config: "Config") -> "list[Recovery]":
-    from ptl_fast.recovery import registry
-
-    return registry.find(config.recovery.all_recoveries)
 
 
 def _open_folder(context: RunContext, chosen: dict[str, Any] | None) -> None:
@@ -193,7 +186,7 @@ def _needed_bytes(context: RunContext) -> int:
     num_models = config.run.keep_rounds + 1 + (context.rounds.gate_on is not None)
     size = sizes.predicted_size(context.original, None, config.data.sequence_length)
     weights = size["num_parameters"] * 4 * (num_models + 3 + num_moments)
-    if not any(each.has_teacher for each in _recoveries(config)):
+    if not any(each.has_teacher for each in registry.find(config.recovery.all_recoveries)):
         return weights
     row_bytes = teacher_cache.row_bytes(
         config.data.sequence_length, config.distill.distill_top_k, context.original.vocab_size

@@ -121,7 +121,7 @@ def _task(
             statistics=collector,
             statistics_tokens=config.score.calibration_tokens,
         ),
-        trains_on_template=any(each.on_text for each in context.any_recovery()),
+        trains_on_template=any(each.on_text for each in context.all_recoveries()),
         has_own_ffn=_has_own_ffn(context),
     )
     return _extended(context, task, step, extension) if extension else task
