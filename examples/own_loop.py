@@ -39,7 +39,9 @@ def main() -> None:
         compensate_(list(feed_forwards(model, family).values()), grams, plan.kept_neurons)
         compact_(model, family, plan)
         loss = train(model, tokens, number)
-        print(f"round {number}: width {width}, {model.num_parameters():,} parameters, loss {loss:.3f}")
+        print(
+            f"round {number}: width {width}, {model.num_parameters():,} parameters, loss {loss:.3f}"
+        )
 
 
 def train(model: torch.nn.Module, tokens: packing.PackedTokens, seed: int) -> float:

@@ -40,13 +40,13 @@ def prepare(config: "Config") -> RunContext:
     if config.model.device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     identity, device = config.identity(), loading.resolve_device(config.model.device)
+    distributed.join(device)  # before anything is said: once for all ranks
     checks.check_installation(config, device)
     if config.trainer.deepspeed is not None and device == "cpu" and "WORLD_SIZE" not in os.environ:
         say("--deepspeed has no use in one process on a CPU: recovery runs without it.")
     original = loading.load_config(config.model.model)
     checks.check_lengths(config, original)
     output = output_folder(config)
-    distributed.join(device)
     chosen = None
     if config.prune.width_multiple == "auto":
         chosen = _choose_width_multiple(config, output, device, original)
