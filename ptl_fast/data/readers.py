@@ -20,6 +20,7 @@ from ptl_fast.data.documents import Document, Form
 
 FILE_TYPES = (".jsonl", ".json", ".parquet", ".txt")
 DEMO = "ptl-demo"
+# the demo's corpus is generated, so that it needs no download
 DEMO_NUM_PROBLEMS, DEMO_SEED = 60_000, 1000
 ROWS_IN_MEMORY = 1000  # rows per batch that is read from a parquet file
 SHUFFLE_BUFFER = 10_000  # rows in the shuffle buffer of a streamed data set
@@ -177,6 +178,7 @@ def _source(entry: str, data: str) -> Source:
 
 def _documents(source: Source, form: Form, streaming_seed: int | None) -> Iterator[Document]:
     """Yield a source's documents; raise ValueError if there are none."""
+    # look at the first one only: a list of all would hold the source in memory
     documents = _read(source, form, streaming_seed)
     first = next(documents, None)
     if first is None:

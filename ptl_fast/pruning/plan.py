@@ -70,6 +70,7 @@ def plan_neurons(
             protects none.
         redundant_LI: (num_layers, width) bool; only counted, for the plan's ``num_redundant``.
     """
+    # a copy, because the margins below and the rescued neurons need the true scores
     ranked_LI = scores_LI.clone()
     if protected_LK is not None:
         ranked_LI.scatter_(1, protected_LK, float("inf"))
@@ -118,6 +119,8 @@ def plan_redundant(
     # the smallest width for which no layer loses a neuron that is not redundant
     lowest = before - int(redundant_LI.sum(1).min())
     width = min(before, max(step.width, -(-lowest // multiple) * multiple))
+    # ranking all neurons removes only redundant ones: these have the lowest scores, and the width
+    # leaves room for every other one
     decided = plan_neurons(
         replace(step, width=width), scores_LI, protected_LK, scorer, redundant_LI
     )
@@ -179,6 +182,7 @@ def _margins(
     """
     if kept_LK.shape[1] == scores_LI.shape[1]:
         return None, None
+    # of the removed ones: put the kept ones out of the maximum's reach
     margins = (
         scores_LI.scatter(1, kept_LK, float("-inf")).amax(1),
         scores_LI.gather(1, kept_LK).amin(1),

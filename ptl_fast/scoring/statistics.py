@@ -127,6 +127,7 @@ def collecting(
     """
     ffns, layers = feed_forwards(model, family), decoder_layers(model, family)
     statistics = _zeros(model, len(layers), ffns["0"].width, extra)
+    # in the order of NeuronSums' fields; the optional ones are None together, so none is skipped
     per_neuron = (
         statistics.square_LI,
         statistics.sum_LI,
@@ -143,6 +144,7 @@ def collecting(
         index: int, module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple
     ) -> None:
         if watched.enabled:
+            # families differ in how they pass and return the hidden states
             before = args[0] if args else kwargs["hidden_states"]
             after = output[0] if isinstance(output, tuple) else output
             # the last layer of a model that SliceGPT sliced has a wider output; such models drop no
@@ -306,6 +308,7 @@ def _backward(
     So dL/da does not depend on which other tokens are in the batch.
     """
     logits = model(**batch, use_cache=False).logits
+    # labels are not shifted yet: position t predicts label t + 1
     loss = nn.functional.cross_entropy(
         _wide(logits[:, :-1].flatten(0, 1)), labels[:, 1:].flatten(), reduction="sum"
     )
