@@ -1,4 +1,3 @@
-# (Triton kernels take pointers and compile-time constants, which Python's types do not describe.)
 """What several operations share: the activation in Triton, each neuron's sums and their second
 reduction, and checks of arguments.
 
