@@ -1,4 +1,6 @@
-// The kernels for AVX2, whatever processor the compiler was told to build for.
+// The kernels for AVX2, whatever processor the compiler was told to build for: a pragma changes the
+// target of what follows it. So the standard headers come before it; a function of theirs that was
+// compiled for AVX2 here could be the one that the linker keeps for every file.
 #include <cmath>
 #include <cstring>
 #include <initializer_list>

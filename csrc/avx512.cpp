@@ -1,4 +1,6 @@
-// The kernels for AVX512, whatever processor the compiler was told to build for.
+// The kernels for AVX-512, whatever processor the compiler was told to build for: a pragma changes
+// the target of what follows it. So the standard headers come before it; a function of theirs that
+// was compiled for AVX-512 here could be the one that the linker keeps for every file.
 #include <cmath>
 #include <cstring>
 #include <initializer_list>
@@ -10,7 +12,8 @@
 #include <immintrin.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma"))), apply_to = function)
+#pragma clang attribute push( \
+    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma"))), apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma,prefer-vector-width=512")

@@ -1,4 +1,5 @@
-// The kernels for the instruction set that the compiler builds for by default: SSE2 on x86-64, NEON on ARM.
+// The kernels for the instruction set that the compiler builds for by default: SSE2 on x86-64, NEON
+// on ARM.
 #include <cmath>
 #include <cstring>
 #include <initializer_list>

@@ -1,15 +1,18 @@
-// What each instruction set implements. A tile is a block of rows and columns that one thread works on.
+// What each instruction set implements. A tile is a block of rows and columns that one thread works
+// on.
 #pragma once
 
 #include <cstdint>
 
 namespace ptl {
 
+// The same codes as in ptl_kernels/cpu.py.
 enum Dtype { FLOAT32 = 0, BFLOAT16 = 1 };
 enum Activation { SILU = 0, GELU_TANH = 1, NONE = 2 };
 
-// Strides count elements between rows; columns are contiguous. Statistics are float sums over the tile's rows, one a column;
-// a null pointer leaves one out (absolute and maximum come with sum). A null mask counts every row.
+// Strides count elements between rows; columns are contiguous. Statistics are float sums over the
+// tile's rows, one a column, in memory padded to whole pairs of vectors; a null pointer leaves one
+// out (absolute and maximum come with sum). A null mask counts every row.
 struct ForwardTile {
     const void *gate, *up;
     void *out;
@@ -24,7 +27,8 @@ struct BackwardTile {
     int64_t grad_stride, gate_stride, up_stride, grad_gate_stride, grad_up_stride, rows, columns;
 };
 
-// sums[3] = {sum ||after - before||, sum ||after - before||^2, sum cosine(before, after)} over the tile's rows.
+// sums[3] += {sum ||after - before||, sum ||after - before||^2, sum cosine(before, after)} over the
+// tile's rows.
 struct ResidualTile {
     const void *before, *after;
     int64_t before_stride, after_stride, rows, columns;
@@ -32,8 +36,9 @@ struct ResidualTile {
     double *sums;
 };
 
-// Rows to copy within contiguous tensors: tensor t's are sources[l, i] -> destinations[l, i] with l = t % layers, where neither is -1.
-// No row is in both lists. Past the caches: for more than they could keep.
+// Rows to copy within contiguous tensors: those of tensor t are sources[l, i] -> destinations[l, i]
+// with l = t % layers and i < max_moves, where neither is -1. No row is both a source and a
+// destination. past_caches: with streaming stores, for more bytes than the caches could keep.
 struct RowMoves {
     void *const *tensors;
     int64_t row_bytes;
@@ -47,7 +52,8 @@ struct Kernels {
     void (*forward)(const ForwardTile &, Dtype, Activation);
     void (*backward)(const BackwardTile &, Dtype, Activation);
     void (*residual)(const ResidualTile &, Dtype);
-    void (*move_rows)(const RowMoves &, int64_t first, int64_t count);  // of the tensors' moves, max_moves each
+    // Moves first..first + count - 1, counting max_moves for each tensor, padding included.
+    void (*move_rows)(const RowMoves &, int64_t first, int64_t count);
 };
 
 extern const Kernels AVX512, AVX2, BASELINE;

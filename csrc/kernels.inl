@@ -1,13 +1,14 @@
-// The kernels, written once with the compiler's vector types and compiled for each instruction set. The including file defines
-// PTL_KERNELS (the table's name), PTL_NAME and PTL_BYTES (a vector's size), and sets the compiler's target around this file.
+// The kernels, written once with the compiler's vector types and compiled for each instruction set.
+// The including file defines PTL_KERNELS (the table's name), PTL_NAME and PTL_BYTES (a vector's
+// size), and sets the compiler's target around this file.
 
 namespace {
 
 using namespace ptl;
 
 constexpr int LANES = PTL_BYTES / 4;
-constexpr int64_t LINE = 64;        // bytes that a cache holds together
-constexpr int64_t ROWS_AHEAD = 8;  // 2 to 12 were as good
+constexpr int64_t LINE = 64;       // bytes of a cache line
+constexpr int64_t ROWS_AHEAD = 8;  // prefetched; 2 to 12 measured the same
 typedef float Float __attribute__((vector_size(PTL_BYTES)));
 typedef int32_t Int __attribute__((vector_size(PTL_BYTES)));
 typedef uint32_t Unsigned __attribute__((vector_size(PTL_BYTES)));
@@ -27,16 +28,18 @@ inline Vector read(const void *from) {
     return vector;
 }
 
+// A scalar minus a zero vector: the compiler's vector types broadcast it.
 inline Float broadcast(float value) { return value - Float{}; }
 
-// 2 * LANES values, the least that the loops below work on.
+// 2 * LANES values, the step of the loops below: one vector of bfloat16 makes two of float.
 struct Pair {
     Float first, second;
 };
 
 constexpr int STEP = 2 * LANES;
 
-// A type of element: load STEP of them as a pair, round to it, and store a pair that is rounded.
+// A type of element has: load, STEP elements to a pair of floats; rounded, to the nearest value of
+// the type, still as float; store, a rounded pair; sort, see BFloat16.
 struct Float32 {
     typedef float Element;
     static Pair load(const Element *from) { return {read<Float>(from), read<Float>(from + LANES)}; }
@@ -48,17 +51,18 @@ struct Float32 {
     static void sort(float *) {}
 };
 
-// A pair holds the elements at even places, then those at odd ones: two bfloat16 make 32 bits, and a float's upper half is a
-// bfloat16, so neither loading nor storing moves anything across lanes.
+// A pair holds the elements at even places, then those at odd ones. 32 bits are two bfloat16, and a
+// bfloat16 is the upper half of a float: a shift makes floats of the even places and a mask of the
+// odd ones, and nothing moves across lanes.
 struct BFloat16 {
-    static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the element at the even place is the lower half");
+    static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "even places are the lower halves");
     typedef uint16_t Element;
     static Pair load(const Element *from) {
         Unsigned raw = read<Unsigned>(from);
         return {bits<Float>(raw << 16), bits<Float>(raw & 0xffff0000u)};
     }
-    // To nearest, ties to even. A NaN stays one: it comes from a bfloat16 or from arithmetic, so its low bits are zero and no carry
-    // reaches its exponent.
+    // To nearest, ties to even. A NaN stays one: it comes from a bfloat16 or from arithmetic, so
+    // its low bits are zero and no carry reaches its exponent.
     static Float rounded(Float value) {
         Unsigned raw = bits<Unsigned>(value);
         return bits<Float>((raw + 0x7fffu + ((raw >> 16) & 1u)) & 0xffff0000u);
@@ -67,7 +71,7 @@ struct BFloat16 {
         Unsigned raw = bits<Unsigned>(pair.first) >> 16 | bits<Unsigned>(pair.second);
         std::memcpy(to, &raw, sizeof raw);
     }
-    // Bring a pair's sums into the order of the columns.
+    // Sums over rows were taken pair by pair; bring those of a pair into the order of the columns.
     static void sort(float *sums) {
         float pair[STEP];
         std::memcpy(pair, sums, sizeof pair);
@@ -78,7 +82,8 @@ struct BFloat16 {
     }
 };
 
-// Where fewer than STEP elements are left.
+// At the end of a row, where fewer than STEP elements are left: the others read as zero, and are
+// not written.
 template <class T>
 inline Pair load_first(const typename T::Element *from, int64_t count) {
     typename T::Element padded[STEP] = {};
@@ -93,7 +98,9 @@ inline void store_first(typename T::Element *to, Pair pair, int64_t count) {
     std::memcpy(to, padded, count * sizeof *to);
 }
 
-// 2^n and n, where n is t rounded to a whole number of at most 127: adding 1.5 * 2^23 rounds, and leaves n in the low bits.
+// 2^n and n, where n is t rounded to a whole number of at most 127. Beside 1.5 * 2^23 a float has
+// no bits for a fraction: adding it rounds t, and leaves n in the low bits. Those become the
+// exponent.
 inline Float power_of_two(Float t, Float &n) {
     const float magic = 12582912.0f;
     Float shifted = t + magic;
@@ -101,8 +108,9 @@ inline Float power_of_two(Float t, Float &n) {
     return bits<Float>((bits<Int>(shifted) - bits<int32_t>(magic) + 127) << 23);
 }
 
-// exp(x) for x up to 87: to 2 units in the last place of a float, or to 1e-5, of which a bfloat16 sees nothing. Saturates below
-// -87; the comparison leaves a NaN as it is.
+// exp(x) for x up to 87, as 2^n times a polynomial for the rest. For float to 2 units in the last
+// place; for bfloat16 to 1e-5, which its 8 bits do not show. Below -87 it is exp(-87); the
+// comparison leaves a NaN as it is.
 template <class T>
 inline Float exponential(Float x) {
     x = x < -87.0f ? broadcast(-87.0f) : x;
@@ -115,7 +123,9 @@ inline Float exponential(Float x) {
         p = p * f + 0.693121016f;
         return (p * f + 1.0f) * power;
     }
-    Float r = x - n * 0.693359375f + n * 2.12194440e-4f;  // x - n ln 2, with ln 2 in two parts, the first exact in few bits
+    // x - n ln 2, with ln 2 in two parts (Cody and Waite): the first has few bits, so that its
+    // product with n is exact. The coefficients are those of Cephes' expf.
+    Float r = x - n * 0.693359375f + n * 2.12194440e-4f;
     Float p = 1.9875691500e-4f * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
@@ -127,7 +137,7 @@ inline Float exponential(Float x) {
 template <class T>
 inline Float sigmoid(Float x) {
     Float share = 1.0f / (1.0f + exponential<T>(-x));
-    return x < -87.0f ? broadcast(0.0f) : share;  // beyond the exponential's range
+    return x < -87.0f ? broadcast(0.0f) : share;  // there -x is beyond the exponential's range
 }
 
 constexpr float GELU_SCALE = 1.5957691216f;  // 2 sqrt(2 / pi): 0.5 (1 + tanh(y)) is sigmoid(2 y)
@@ -140,6 +150,8 @@ inline Float activate(Float x) {
     return x * sigmoid<T>(argument);
 }
 
+// The activation and its derivative. Both activations are x s(u), s the sigmoid: u = x for SiLU,
+// and for GELU u = GELU_SCALE (x + GELU_CUBIC x^3). The derivative is s + s (1 - s) x du/dx.
 template <class T, Activation A>
 inline void activate_with_slope(Float x, Float &value, Float &slope) {
     if (A == NONE) {
@@ -148,13 +160,14 @@ inline void activate_with_slope(Float x, Float &value, Float &slope) {
         return;
     }
     Float s = sigmoid<T>(A == SILU ? x : GELU_SCALE * (x + GELU_CUBIC * x * x * x));
-    Float inner = A == SILU ? x : GELU_SCALE * (x + 3 * GELU_CUBIC * x * x * x);  // x times the argument's slope
+    Float inner = A == SILU ? x : GELU_SCALE * (x + 3 * GELU_CUBIC * x * x * x);  // x du/dx
     Float bend = s * (1.0f - s);
     value = x * s;
-    slope = s + (bend == 0.0f ? broadcast(0.0f) : bend * inner);  // inner may be infinite there
+    // Where the sigmoid saturates the cube in inner may be infinite, and 0 * inf is NaN.
+    slope = s + (bend == 0.0f ? broadcast(0.0f) : bend * inner);
 }
 
-// Sums over rows of the columns of a pair. NUM: 0 no statistics, 1 squares, 2 all of them.
+// The sums over rows of a pair's columns. NUM: 0 no statistics, 1 squares, 2 all four.
 template <int NUM>
 struct Sums {
     Pair square, sum, absolute, maximum;
@@ -188,17 +201,19 @@ struct Sums {
             Float magnitude = bits<Float>(bits<Unsigned>(value) & 0x7fffffffu);
             sum += value;
             absolute += magnitude;
-            maximum = magnitude > maximum ? magnitude : maximum;  // drops a NaN, which the sum of magnitudes keeps
+            // Drops a NaN, which the sum of magnitudes keeps; api.cpp brings it back.
+            maximum = magnitude > maximum ? magnitude : maximum;
         }
     }
 };
 
 template <class T, Activation A>
 inline Pair activate_times(Pair gate, Pair up) {
-    return {T::rounded(activate<T, A>(gate.first) * up.first), T::rounded(activate<T, A>(gate.second) * up.second)};
+    return {T::rounded(activate<T, A>(gate.first) * up.first),
+            T::rounded(activate<T, A>(gate.second) * up.second)};
 }
 
-// ROWS rows, whose sums stay in registers until a column is done.
+// ROWS rows together: a pair's sums are loaded and stored once for all of them.
 template <class T, Activation A, int NUM, int ROWS>
 inline void forward_rows(const ForwardTile &tile, int64_t row) {
     typedef typename T::Element Element;
@@ -217,11 +232,12 @@ inline void forward_rows(const ForwardTile &tile, int64_t row) {
         }
         sums.store(tile, column);
     }
-    if (int64_t count = tile.columns - column) {  // the sums' memory is padded to whole pairs
+    if (int64_t count = tile.columns - column) {  // sums are loaded whole: their memory is padded
         sums.load(tile, column);
         for (int each = 0; each < ROWS; each++) {
-            Pair value = activate_times<T, A>(load_first<T>(gate + each * tile.gate_stride + column, count),
-                                              load_first<T>(up + each * tile.up_stride + column, count));
+            Pair value =
+                activate_times<T, A>(load_first<T>(gate + each * tile.gate_stride + column, count),
+                                     load_first<T>(up + each * tile.up_stride + column, count));
             store_first<T>(out + each * tile.out_stride + column, value, count);
             sums.add(value);
         }
@@ -229,13 +245,16 @@ inline void forward_rows(const ForwardTile &tile, int64_t row) {
     }
 }
 
+// Four rows at a time where all of them count; otherwise one by one, and a row that does not count
+// gets its output without statistics.
 template <class T, Activation A, int NUM>
 inline void forward_all_rows(const ForwardTile &tile) {
     constexpr int ROWS = NUM ? 4 : 1;
     int64_t row = 0;
     while (row < tile.rows) {
         bool together = row + ROWS <= tile.rows;
-        for (int each = 0; together && tile.mask && each < ROWS; each++) together = tile.mask[row + each];
+        for (int each = 0; together && tile.mask && each < ROWS; each++)
+            together = tile.mask[row + each];
         if (together) {
             forward_rows<T, A, NUM, ROWS>(tile, row);
             row += ROWS;
@@ -253,7 +272,8 @@ void forward_tile(const ForwardTile &tile) {
     if (!tile.sum) forward_all_rows<T, A, 1>(tile);
     else forward_all_rows<T, A, 2>(tile);
     for (float *sums : {tile.square, tile.sum, tile.absolute, tile.maximum})
-        for (int64_t column = 0; sums && column < tile.columns; column += STEP) T::sort(sums + column);
+        for (int64_t column = 0; sums && column < tile.columns; column += STEP)
+            T::sort(sums + column);
 }
 
 template <class T, Activation A>
@@ -304,7 +324,8 @@ void residual_tile(const ResidualTile &tile) {
     typedef typename T::Element Element;
     for (int64_t row = 0; row < tile.rows; row++) {
         if (tile.mask && !tile.mask[row]) continue;
-        const Element *before = static_cast<const Element *>(tile.before) + row * tile.before_stride;
+        const Element *before =
+            static_cast<const Element *>(tile.before) + row * tile.before_stride;
         const Element *after = static_cast<const Element *>(tile.after) + row * tile.after_stride;
         Float change = {}, dot = {}, norm_before = {}, norm_after = {};
         auto add = [&](Float b, Float a) {
@@ -315,7 +336,8 @@ void residual_tile(const ResidualTile &tile) {
         };
         for (int64_t column = 0; column < tile.columns; column += STEP) {
             int64_t count = tile.columns - column;
-            Pair b = count >= STEP ? T::load(before + column) : load_first<T>(before + column, count);
+            Pair b =
+                count >= STEP ? T::load(before + column) : load_first<T>(before + column, count);
             Pair a = count >= STEP ? T::load(after + column) : load_first<T>(after + column, count);
             add(b.first, a.first);
             add(b.second, a.second);
@@ -323,11 +345,12 @@ void residual_tile(const ResidualTile &tile) {
         double squared = total(change), product = total(norm_before) * total(norm_after);
         tile.sums[0] += std::sqrt(squared);
         tile.sums[1] += squared;
-        tile.sums[2] += product == 0 ? 0 : total(dot) / std::sqrt(product);  // a zero vector has no direction; NaN comes through
+        // A zero vector has no direction: its cosine counts as 0. NaN comes through.
+        tile.sums[2] += product == 0 ? 0 : total(dot) / std::sqrt(product);
     }
 }
 
-// Store a vector past the caches; ``to`` is aligned to its size.
+// A non-temporal store of a vector, past the caches; ``to`` is aligned to its size.
 inline void stream(char *to, Float vector) {
 #if !defined(__SSE2__)
     std::memcpy(to, &vector, sizeof vector);
@@ -340,28 +363,35 @@ inline void stream(char *to, Float vector) {
 #endif
 }
 
-// A line that is written whole is not fetched first.
+// Copy with non-temporal stores of whole cache lines: a line that is written whole need not be read
+// from memory first. What is before the first and after the last whole line is copied as usual.
 inline void copy_past_caches(char *to, const char *from, int64_t bytes) {
-    const int64_t before = -reinterpret_cast<intptr_t>(to) & (LINE - 1), head = before < bytes ? before : bytes;
+    const int64_t before = -reinterpret_cast<intptr_t>(to) & (LINE - 1),
+                  head = before < bytes ? before : bytes;
     std::memcpy(to, from, head);
     to += head, from += head, bytes -= head;
     for (; bytes >= LINE; bytes -= LINE, to += LINE, from += LINE)
-        for (int64_t part = 0; part < LINE; part += PTL_BYTES) stream(to + part, read<Float>(from + part));
+        for (int64_t part = 0; part < LINE; part += PTL_BYTES)
+            stream(to + part, read<Float>(from + part));
     std::memcpy(to, from, bytes);
 }
 
-// The place of a move: its tensor and its number there.
+// Where a move is in the numbering of Kernels::move_rows: its tensor, and its number in it.
 struct Cursor {
     const RowMoves &moves;
     int64_t tensor, move;
     const int64_t *sources, *destinations;
     char *base;
 
-    Cursor(const RowMoves &all, int64_t index) : moves(all), tensor(index / all.max_moves), move(index % all.max_moves) { enter(); }
+    Cursor(const RowMoves &all, int64_t index)
+        : moves(all), tensor(index / all.max_moves), move(index % all.max_moves) {
+        enter();
+    }
 
     void enter() {
         const int64_t layer = tensor % moves.layers;
-        sources = moves.sources + layer * moves.max_moves, destinations = moves.destinations + layer * moves.max_moves;
+        sources = moves.sources + layer * moves.max_moves,
+        destinations = moves.destinations + layer * moves.max_moves;
         base = static_cast<char *>(moves.tensors[tensor]);
     }
 
@@ -377,7 +407,8 @@ struct Cursor {
     char *to() const { return base + destinations[move] * moves.row_bytes; }
 };
 
-// Past the caches, rows are asked for ahead of time: the holes lie in pages of their own, whose addresses are translated by then.
+// Past the caches, both rows of a move are prefetched ROWS_AHEAD moves early. The holes too, though
+// nothing is read there: each lies in a page of its own, whose address is translated by then.
 void move_rows(const RowMoves &moves, int64_t first, int64_t count) {
     Cursor here(moves, first), ahead(moves, first);
     int64_t asked = 0;
@@ -421,9 +452,13 @@ struct Backward {
     static void run(const BackwardTile &tile) { backward_tile<T, A>(tile); }
 };
 
-void forward(const ForwardTile &tile, Dtype dtype, Activation activation) { choose<Forward>(tile, dtype, activation); }
+void forward(const ForwardTile &tile, Dtype dtype, Activation activation) {
+    choose<Forward>(tile, dtype, activation);
+}
 
-void backward(const BackwardTile &tile, Dtype dtype, Activation activation) { choose<Backward>(tile, dtype, activation); }
+void backward(const BackwardTile &tile, Dtype dtype, Activation activation) {
+    choose<Backward>(tile, dtype, activation);
+}
 
 void residual(const ResidualTile &tile, Dtype dtype) {
     if (dtype == FLOAT32) residual_tile<Float32>(tile);

@@ -28,3 +28,13 @@ def planned_sizes(**settings: Any) -> list[dict[str, int]]:
     from ptl_fast.run import start
 
     return start.planned_sizes(**settings)
+
+
+def _main(arguments: list[str]) -> int:
+    """The command line in this process; returns the exit code."""
+    from ptl_fast.run import command
+
+    return command.main(arguments)
+
+
+compress.main = _main  # type: ignore[attr-defined]  # compress.main([...]), beside compress(...)

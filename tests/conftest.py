@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+
+# before anything imports Triton kernels: without a GPU its interpreter runs them on the CPU
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ptl_fast.demo.problems import generate
 from support.files import write_rows
 from support.models import DEMO_MODEL, FAMILIES, make_model
-
-if not torch.cuda.is_available():
-    os.environ.setdefault(
-        "TRITON_INTERPRET", "1"
-    )  # before anything imports Triton kernels: they then run on the CPU
 
 
 @pytest.fixture(params=FAMILIES)

@@ -7,170 +7,52 @@
   ours are
 - torch-pruning, functions: its pruning functions on each linear layer (PyPI's torch-pruning, when
   installed)
-- torch-pruning, graph: the same through its dependency graph, which is how its users find what
-  belongs together
-- authors' way: as the code of arXiv 2602.04919 goes about it, written anew from its description:
-  lists of indices that are scanned for every neuron, and new layers
+- torch-pruning, graph: the same through its dependency graph, by which its users find the layers
+  that must be pruned together
+- authors' way: as the code of arXiv 2602.04919 does it, written anew from a description of that
+  code: lists of indices that are scanned for every neuron, and new layers
 - authors' way, with files: and the model is loaded and saved three times a round
 
 A sample times every way once, in an order that rotates, on a copy of the model that is not timed;
 the median of the ratios counts. First each way's matrices are compared with the rows and columns
 that should stay, and a wrong one ends the program. GB/s are the bytes that removal must at least
-move (rows that fill holes, and columns that stay) over a way's time. The peak is what was held
-beside the model that was given.
+move (rows that fill holes, and columns that stay) over a way's time. The peak is the most memory
+that was allocated beside the model that was given.
 """
 
 import argparse
 import copy
 import functools
-import importlib.util
 import itertools
-import json
 import statistics
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from benchmarks.compaction.removals import (
+    REMOVALS,
+    WITH_FILES,
+    KeptNeurons,
+    Removal,
+    feed_forwards_of,
+    why_not_measured,
+)
 from benchmarks.harness import clock
-from benchmarks.harness.environment import environment
+from benchmarks.harness.environment import dtype_name, environment
+from benchmarks.harness.markdown import to_markdown
 from benchmarks.harness.models import SHAPES, random_model, shape_config
-from benchmarks.harness.results import MEASURED, told_in_one_line, write_text
+from benchmarks.harness.results import MEASURED, errors_in_one_line, not_measured, write_json
+from benchmarks.harness.stopwatch import timed
+from benchmarks.harness.turns import median_and_spread, rotated
 from ptl_fast.model import loading
-from ptl_fast.model.families import feed_forwards, find_family
-from ptl_fast.pruning import compact
-from ptl_fast.pruning.plan import PruningPlan
-from ptl_kernels import GatedFfn, hole_filling
+from ptl_kernels import hole_filling
 
-REMOVED = 0.1
-WITH_FILES, MOST_FILE_MS = (
-    "authors' way, with files",
-    10_000,
-)  # no more samples of it afterwards, but two
-Kept = list[list[int]]
-Way = Callable[[PreTrainedModel, Kept], PreTrainedModel]
-
-
-def ours(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
-    """In place by hole filling."""
-    plan = PruningPlan(
-        round=1,
-        kind="neurons",
-        scorer="random",
-        width=len(kept[0]),
-        num_layers=len(kept),
-        kept_neurons=kept,
-        dropped_layers=[],
-        num_rescued=0,
-        layer_scores=None,
-    )
-    compact.compact_(model, find_family(model), plan)
-    return model
-
-
-@torch.no_grad()
-def by_indexing(model: PreTrainedModel, kept: Kept, select: bool) -> PreTrainedModel:
-    """Three new matrices a layer, by x[idx] or by index_select, which is the faster one on a CPU in
-    float32.
-    """
-    ffns = _ffns(model)
-    for ffn, order_K in zip(ffns, compact.kept_indices(kept).to(model.device), strict=True):
-        for linear in ffn.inputs:
-            weight = linear.weight
-            linear.weight = nn.Parameter(
-                weight.index_select(0, order_K) if select else weight[order_K]
-            )
-        weight = ffn.down.weight
-        ffn.down.weight = nn.Parameter(
-            weight.index_select(1, order_K) if select else weight[:, order_K]
-        )
-    return _resized(model, ffns, kept)
-
-
-@torch.enable_grad()  # the graph is that of autograd
-def by_torch_pruning(model: PreTrainedModel, kept: Kept, graph: bool) -> PreTrainedModel:
-    """torch-pruning's functions, by themselves or found by its dependency graph."""
-    import torch_pruning
-
-    width = model.config.intermediate_size
-    if graph:
-        example = {
-            "input_ids": torch.ones(1, 8, dtype=torch.int64, device=model.device),
-            "use_cache": False,
-        }
-        dependencies = torch_pruning.DependencyGraph().build_dependency(
-            model, example_inputs=example
-        )
-    ffns = _ffns(model)
-    for ffn, indices in zip(ffns, kept, strict=True):
-        removed = sorted(set(range(width)) - set(indices))
-        if graph:
-            dependencies.get_pruning_group(
-                ffn.inputs[0], torch_pruning.prune_linear_out_channels, idxs=removed
-            ).prune()
-            continue
-        for linear in ffn.inputs:
-            torch_pruning.prune_linear_out_channels(linear, removed)
-        torch_pruning.prune_linear_in_channels(ffn.down, removed)
-    return _resized(model, ffns, kept)
-
-
-@torch.no_grad()
-def by_scanning_lists(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
-    """For each matrix, every neuron is looked for in the list of those that go, and a new layer
-    takes the rest.
-    """
-    width = model.config.intermediate_size
-    ffns = _ffns(model)
-    for ffn, indices in zip(ffns, kept, strict=True):
-        removed = sorted(set(range(width)) - set(indices))
-        for linear, dim in [*((linear, 0) for linear in ffn.inputs), (ffn.down, 1)]:
-            stays = [index for index in range(width) if index not in removed]
-            weight = linear.weight.index_select(dim, torch.tensor(stays, device=model.device))
-            fresh = nn.Linear(
-                weight.shape[1],
-                weight.shape[0],
-                bias=False,
-                device=weight.device,
-                dtype=weight.dtype,
-            )
-            fresh.weight.copy_(weight)
-            linear.weight = fresh.weight
-    return _resized(model, ffns, kept)
-
-
-def with_files(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
-    """Three times saved and loaded, and pruned in between."""
-    with tempfile.TemporaryDirectory() as folder:
-        for time in range(3):
-            if time == 1:
-                model = by_scanning_lists(model, kept)
-            model.save_pretrained(folder)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
-            model = loaded.to(model.device)
-    return model.eval()
-
-
-WAYS: dict[str, Way] = {
-    "ours": ours,
-    "three x[idx]": functools.partial(by_indexing, select=False),
-    "three index_select": functools.partial(by_indexing, select=True),
-    "torch-pruning, functions": functools.partial(by_torch_pruning, graph=False),
-    "torch-pruning, graph": functools.partial(by_torch_pruning, graph=True),
-    "authors' way": by_scanning_lists,
-    WITH_FILES: with_files,
-}
-
-
-def why_not(name: str, files: bool) -> str | None:
-    """Why a way cannot be measured; None if it can."""
-    if name.startswith("torch-pruning") and importlib.util.find_spec("torch_pruning") is None:
-        return "torch-pruning is not installed"
-    return "left out by --no-files" if name == WITH_FILES and not files else None
+REMOVED = 0.1  # fraction of each FFN's neurons
+# The way with files takes seconds a sample: once it has used up this much, it has two samples.
+MOST_FILE_MS = 10_000
+COLUMNS = ["way", "ms", "time / ours (p20 to p80)", "GB/s", "peak MiB"]
 
 
 def measure(model: PreTrainedModel, num_samples: int, files: bool = True) -> list[dict[str, Any]]:
@@ -178,55 +60,67 @@ def measure(model: PreTrainedModel, num_samples: int, files: bool = True) -> lis
     width, num_layers = model.config.intermediate_size, model.config.num_hidden_layers
     num_kept = width - round(REMOVED * width)
     kept = [torch.randperm(width)[:num_kept].sort().values.tolist() for _ in range(num_layers)]
-    missing = {name: reason for name in WAYS if (reason := why_not(name, files)) is not None}
-    ways = {name: way for name, way in WAYS.items() if name not in missing}
-    check(model, ways, kept)
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    names = list(ways)
-    for sample in range(num_samples):
-        for name in names[sample % len(names) :] + names[: sample % len(names)]:
-            if name == WITH_FILES and sample > 1 and sum(times[name]) > MOST_FILE_MS:
-                continue
-            victim = copy.deepcopy(model)
-            start = clock.now(model.device)
-            ways[name](victim, kept)
-            times[name].append(1e3 * (clock.now(model.device) - start))
+    reasons = {name: why_not_measured(name, files) for name in REMOVALS}
+    removals = {name: remove for name, remove in REMOVALS.items() if reasons[name] is None}
+    check(model, removals, kept)
+    times_ms = time_in_turns(removals, model, kept, num_samples)
     rows: list[dict[str, Any]] = []
-    for name in WAYS:
-        if name not in ways:
-            rows.append({"way": name, "status": f"not measured: {missing[name]}"})
+    for name, reason in reasons.items():
+        if reason is not None:
+            rows.append({"way": name, "status": not_measured(reason)})
             continue
-        time_ms = statistics.median(times[name])
-        peak = peak_bytes(ways[name], model, kept)
-        row: dict[str, Any] = {
-            "way": name,
-            "status": MEASURED,
-            "time_ms": time_ms,
-            "gbs": least_bytes(model, kept) / time_ms / 1e6,
-        }
+        time_ms = statistics.median(times_ms[name])
+        # the way with files may have fewer samples, the first ones
+        ratios = [
+            other / mine for other, mine in zip(times_ms[name], times_ms["ours"], strict=False)
+        ]
+        ratio, p20, p80 = median_and_spread(ratios)
         rows.append(
             {
-                **row,
-                "peak_bytes": peak,
-                "num_samples": len(times[name]),
-                **_ratios(times[name], times["ours"]),
+                "way": name,
+                "status": MEASURED,
+                "time_ms": time_ms,
+                "gbs": least_bytes(model, kept) / time_ms / 1e6,
+                "peak_bytes": peak_bytes(removals[name], model, kept),
+                "num_samples": len(times_ms[name]),
+                "ratio": ratio,
+                "ratio_p20": p20,
+                "ratio_p80": p80,
             }
         )
     return rows
 
 
+def time_in_turns(
+    removals: dict[str, Removal], model: PreTrainedModel, kept: KeptNeurons, num_samples: int
+) -> dict[str, list[float]]:
+    """Milliseconds of every sample, by way."""
+    times_ms: dict[str, list[float]] = {name: [] for name in removals}
+    now = functools.partial(clock.now, model.device)
+    for sample in range(num_samples):
+        for name in rotated(list(removals), sample):
+            if name == WITH_FILES and sample > 1 and sum(times_ms[name]) > MOST_FILE_MS:
+                continue
+            # removal changes what it is given, so every sample has a copy of its own
+            victim = copy.deepcopy(model)
+            _, seconds = timed(functools.partial(removals[name], victim, kept), now)
+            times_ms[name].append(1e3 * seconds)
+    return times_ms
+
+
 @torch.no_grad()
-def check(model: PreTrainedModel, ways: dict[str, Way], kept: Kept) -> None:
+def check(model: PreTrainedModel, removals: dict[str, Removal], kept: KeptNeurons) -> None:
     """Stop the program where a way's matrices are not exactly those of the neurons that stay, in
     the way's order.
     """
-    filled = hole_filling(torch.tensor(kept), model.config.intermediate_size).order_LK
-    for name, way in ways.items():
-        smaller = way(copy.deepcopy(model), kept)
-        for layer, (after, before) in enumerate(zip(_ffns(smaller), _ffns(model), strict=True)):
-            order_K = (filled[layer] if name == "ours" else torch.tensor(kept[layer])).to(
-                model.device
-            )
+    filled_LK = hole_filling(torch.tensor(kept), model.config.intermediate_size).order_LK
+    for name, remove in removals.items():
+        smaller = remove(copy.deepcopy(model), kept)
+        layers = zip(feed_forwards_of(smaller), feed_forwards_of(model), strict=True)
+        for layer, (after, before) in enumerate(layers):
+            # ours moves neurons into the holes; every other way keeps them in ascending order
+            order_K = filled_LK[layer] if name == "ours" else torch.tensor(kept[layer])
+            order_K = order_K.to(model.device)
             pairs = [
                 (new.weight, old.weight[order_K])
                 for new, old in zip(after.inputs, before.inputs, strict=True)
@@ -238,68 +132,44 @@ def check(model: PreTrainedModel, ways: dict[str, Way], kept: Kept) -> None:
                 )
 
 
-def least_bytes(model: PreTrainedModel, kept: Kept) -> int:
-    """What must be read and written: rows of gate and up that fill holes, and the columns of down
-    that stay.
+def least_bytes(model: PreTrainedModel, kept: KeptNeurons) -> int:
+    """Bytes that must be read and written: rows of gate and up that fill holes, and the columns of
+    down that stay.
     """
     num_moves = sum(hole_filling(torch.tensor(kept), model.config.intermediate_size).num_moves)
     row_bytes = model.config.hidden_size * model.dtype.itemsize
     return 2 * row_bytes * (2 * num_moves + sum(map(len, kept)))
 
 
-def peak_bytes(way: Way, model: PreTrainedModel, kept: Kept) -> int:
-    """The most that a way holds beside the model that it was given."""
+def peak_bytes(remove: Removal, model: PreTrainedModel, kept: KeptNeurons) -> int:
+    """The most memory that is allocated during a removal, beside the model that it was given."""
     if model.device.type == "cuda":
         victim = copy.deepcopy(model)
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        way(victim, kept)
+        remove(victim, kept)
         return torch.cuda.max_memory_allocated() - before
+    # PyTorch's CPU allocator keeps no peak; the profiler records every allocation and release
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
-        victim = copy.deepcopy(
-            model
-        )  # in here, since only memory that was seen to be taken is seen to be given back
-        with torch.profiler.record_function("way"):
-            way(victim, kept)
+        # copied in here: the profiler sees a release only of memory whose allocation it saw
+        victim = copy.deepcopy(model)
+        with torch.profiler.record_function("removal"):
+            remove(victim, kept)
     recorded = profile.profiler.kineto_results.events()
-    start = next(event.start_ns() for event in recorded if event.name() == "way")
+    start = next(event.start_ns() for event in recorded if event.name() == "removal")
     changes = sorted(
         (event.start_ns(), event.nbytes()) for event in recorded if event.name() == "[memory]"
     )
-    held = itertools.accumulate(num_bytes for when, num_bytes in changes if when >= start)
-    return max(0, *held)
-
-
-def _ratios(times: list[float], of_ours: list[float]) -> dict[str, float]:
-    """This way's time over ours: median, p20 and p80 over the samples."""
-    ratios = [other / mine for other, mine in zip(times, of_ours, strict=False)]
-    quintiles = statistics.quantiles(ratios, n=5, method="inclusive")
-    return {
-        "ratio": statistics.median(ratios),
-        "ratio_p20": quintiles[0],
-        "ratio_p80": quintiles[-1],
-    }
-
-
-def _ffns(model: PreTrainedModel) -> list[GatedFfn]:
-    return list(feed_forwards(model, find_family(model)).values())
-
-
-def _resized(model: PreTrainedModel, ffns: list[GatedFfn], kept: Kept) -> PreTrainedModel:
-    for ffn in ffns:
-        for linear in ffn.inputs:
-            linear.out_features = len(kept[0])
-        ffn.down.in_features = len(kept[0])
-    model.config.intermediate_size = len(kept[0])
-    return model
+    allocated = itertools.accumulate(num_bytes for when, num_bytes in changes if when >= start)
+    return max(0, *allocated)
 
 
 def table_row(row: dict[str, Any]) -> list[str]:
-    """Cells of one line: way, milliseconds, time over ours, GB/s, MiB held at most."""
+    """The cells of one row, by COLUMNS."""
     if row["status"] != MEASURED:
-        return [row["way"], *[row["status"]] * 4]
+        return [row["way"], *[row["status"]] * (len(COLUMNS) - 1)]
     spread = f"{row['ratio']:.2f} ({row['ratio_p20']:.2f} to {row['ratio_p80']:.2f})"
     return [
         row["way"],
@@ -331,7 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.samples < 2:
         parser.error("--samples must be at least 2: ratios have a spread")
     torch.manual_seed(0)
-    with told_in_one_line():
+    with errors_in_one_line():
         clock.choose(options.clock)
         device = loading.resolve_device(options.device)
         config = (
@@ -339,18 +209,17 @@ def main(arguments: list[str] | None = None) -> None:
             if options.shape
             else loading.load_config(options.model or loading.DEMO)
         )
+    # the weights' values do not matter to the time, and random ones need no download
     model = random_model(config, device, torch.float32 if device == "cpu" else torch.bfloat16)
     results: dict[str, Any] = {
         "environment": environment(device.partition(":")[0]),
         "model": options.shape or Path(options.model or loading.DEMO).name,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": dtype_name(model.dtype),
         "rows": measure(model, options.samples, not options.no_files),
     }
-    print("| way | ms | time / ours (p20 to p80) | GB/s | peak MiB |\n|---|--:|--:|--:|--:|")
-    for row in results["rows"]:
-        print(f"| {' | '.join(table_row(row))} |")
+    print(to_markdown([COLUMNS, *map(table_row, results["rows"])]))
     if options.json:
-        write_text(options.json, json.dumps(results, indent=1) + "\n")
+        write_json(options.json, results)
 
 
 if __name__ == "__main__":

@@ -5,16 +5,14 @@ prints.
 
 The paper prints FLOPs per sample (T) of the original and the compacted models, but neither the
 samples' lengths nor the compacted shapes. A length is therefore solved from the original's number,
-and the same length then tested on the compacted shape."""
+and the same length then tested on the compacted shape.
+"""
 
-import argparse
-import re
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from benchmarks.harness.markdown import MARKED, to_markdown
-from benchmarks.harness.results import write_text
+from benchmarks.documents.document import ROOT, document_parser, write_or_check
+from benchmarks.harness.markdown import Table, TableMakers, fill_tables
 from ptl_fast.config.config import Config
 from ptl_fast.config.presets import shipped_config
 from ptl_fast.model import flops
@@ -23,8 +21,7 @@ from ptl_fast.run import dry_run
 from ptl_fast.run.rounds import make_schedule
 from ptl_fast.run.start import parse
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "paper.md"
-MATH = ("Minerva Math", "MATH-500")
+DOCUMENT = ROOT / "docs" / "paper.md"
 # {preset: {benchmark: (original, PTL-5B, ShortGPT)}}, FLOPs per sample in T, as the paper prints
 # them
 PAPER: dict[str, dict[str, tuple[float, float, float | None]]] = {
@@ -67,7 +64,7 @@ def sample_length(config: SimpleNamespace, tera_flops: float, lm_head: bool) -> 
     return min(range(1, 4096), key=distance)
 
 
-def flops_table() -> list[list[str]]:
+def flops_table() -> Table:
     """A row for each model, benchmark and shape; two counts of it, each at the length that its
     count of the original gives.
     """
@@ -106,7 +103,7 @@ def flops_table() -> list[list[str]]:
     return table
 
 
-def shortgpt_table() -> list[list[str]]:
+def shortgpt_table() -> Table:
     """ShortGPT only drops layers: the whole number of layers that comes nearest to its printed
     FLOPs, and what that gives.
     """
@@ -146,7 +143,7 @@ def _nearest_layers(
     return min(counts, key=lambda each: abs(each[0] - dropped))
 
 
-def hours_table() -> list[list[str]]:
+def hours_table() -> Table:
     """Recovery hours: the paper's beside the dry run's."""
     table = [
         [
@@ -177,31 +174,12 @@ def hours_table() -> list[list[str]]:
     return table
 
 
-TABLES = {"flops": flops_table, "shortgpt": shortgpt_table, "hours": hours_table}
+TABLES: TableMakers = {"flops": flops_table, "shortgpt": shortgpt_table, "hours": hours_table}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing; exit with 1 if the document differs"
-    )
-    parser.add_argument("--document", type=Path, default=DOCUMENT)
-    options = parser.parse_args(arguments)
-    before = options.document.read_text()
-
-    def write(match: re.Match[str]) -> str:
-        return f"{match[1]}{to_markdown(TABLES[match[2]]())}\n{match[3]}"
-
-    after = MARKED.sub(write, before)
-    if options.check and before != after:
-        raise SystemExit(
-            f"{options.document} is not what the counts give; run python -m"
-            " benchmarks.documents.flops_table"
-        )
-    if before != after:
-        write_text(options.document, after)
+    options = document_parser(__doc__, DOCUMENT).parse_args(arguments)
+    write_or_check(options, fill_tables(options.document.read_text(), TABLES))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compaction import bench_compaction
-from benchmarks.documents.from_results import DEVICE_TYPES, ROOT, Results, load, run
+from benchmarks.documents.document import (
+    DEVICE_TYPES,
+    ROOT,
+    Results,
+    commit_cell,
+    link,
+    load,
+    of_device_type,
+    write_tables,
+)
 from benchmarks.harness.environment import dtype_name
-from benchmarks.harness.markdown import MISSING, Makers
+from benchmarks.harness.markdown import MISSING, Table, TableMakers
 from benchmarks.harness.results import MEASURED
 from benchmarks.kernels.cases import OPS, cases
+from benchmarks.scoring import bench_score_during_recovery
 
 DOCUMENT = ROOT / "docs" / "kernels.md"
 SCORING = {
@@ -28,11 +38,11 @@ SCORING = {
 }
 
 
-def tables(folder: Path) -> Makers:
+def make_tables(folder: Path) -> TableMakers:
     """Every table of this document, from the results in a folder."""
     prefixes = ("kernels", "scoring", "compaction", "during_recovery")
     kernels, scoring, compaction, during_recovery = (load(folder, prefix) for prefix in prefixes)
-    makers: Makers = {name: functools.partial(op_table, name, kernels) for name in OPS}
+    makers: TableMakers = {name: functools.partial(op_table, name, kernels) for name in OPS}
     makers["devices"] = lambda: devices_table(kernels, [*scoring, *compaction, *during_recovery])
     makers["scoring"] = lambda: scoring_table(scoring)
     makers["compaction"] = lambda: compaction_table(compaction)
@@ -40,7 +50,7 @@ def tables(folder: Path) -> Makers:
     return makers
 
 
-def op_table(op: str, kernels: Results) -> list[list[str]]:
+def op_table(op: str, kernels: Results) -> Table:
     """One op: a row for each device, shape and dtype, and a column with the ratio to each peer."""
     peers = list(
         dict.fromkeys(
@@ -52,15 +62,16 @@ def op_table(op: str, kernels: Results) -> list[list[str]]:
     )
     table = [["device", "shape", "dtype", "ours ms", "GB/s (of copy)", "error", *peers]]
     for device_type, label in DEVICE_TYPES.items():
-        of_type = [each for each in kernels if each["environment"]["device_type"] == device_type]
+        of_type = of_device_type(kernels, device_type)
         for case in cases(device_type, op=op):
             key = case.op, str(case.setting.shape), dtype_name(case.setting.dtype)
-            found = [
-                (each["environment"]["device"], _rows(each, key)) for each in of_type
-            ]  # files may hold some ops each
-            for device, rows in [one for one in found if one[1]] or [
-                (label if not found else found[0][0], {})
-            ]:
+            rows_of_files = [(each["environment"]["device"], _rows(each, key)) for each in of_type]
+            # a file may hold some ops only
+            measured = [(device, rows) for device, rows in rows_of_files if rows]
+            unmeasured: list[tuple[str, dict[str, Any]]] = [
+                (rows_of_files[0][0] if rows_of_files else label, {})
+            ]
+            for device, rows in measured or unmeasured:
                 table.append([device, *key[1:], *_cells([rows.get(peer) for peer in peers])])
     return table
 
@@ -91,11 +102,11 @@ def _ratio(row: dict[str, Any] | None) -> str:
     return f"{row['ratio_to_peer']:.2f} ({row['ratio_p20']:.2f} to {row['ratio_p80']:.2f})"
 
 
-def scoring_table(scoring: Results) -> list[list[str]]:
+def scoring_table(scoring: Results) -> Table:
     """The scoring pass of whole models: a row for each device and model."""
     table = [["device", "model", "dtype", "threads", "tokens a document", *SCORING.values()]]
     for device_type, label in DEVICE_TYPES.items():
-        of_type = [each for each in scoring if each["environment"]["device_type"] == device_type]
+        of_type = of_device_type(scoring, device_type)
         for results in of_type or [{"environment": {"device": label}, "model": "", "dtype": ""}]:
             known = results["environment"]
             length = (
@@ -114,57 +125,32 @@ def scoring_table(scoring: Results) -> list[list[str]]:
     return table
 
 
-def compaction_table(compaction: Results) -> list[list[str]]:
+def compaction_table(compaction: Results) -> Table:
     """Removal from whole models: a row for each device, model and way."""
-    table = [
-        ["device", "model", "dtype", "way", "ms", "time / ours (p20 to p80)", "GB/s", "peak MiB"]
-    ]
+    table = [["device", "model", "dtype", *bench_compaction.COLUMNS]]
     for device_type, label in DEVICE_TYPES.items():
-        of_type = [each for each in compaction if each["environment"]["device_type"] == device_type]
+        of_type = of_device_type(compaction, device_type)
         if not of_type:
-            table.append([label, "", "", "", *[MISSING] * 4])
+            table.append([label, "", "", "", *[MISSING] * (len(bench_compaction.COLUMNS) - 1)])
         for results in of_type:
             place = [results["environment"]["device"], results["model"], results["dtype"]]
             table += [[*place, *bench_compaction.table_row(row)] for row in results["rows"]]
     return table
 
 
-def during_recovery_table(during_recovery: Results) -> list[list[str]]:
+def during_recovery_table(during_recovery: Results) -> Table:
     """Neurons chosen from the end of recovery against those of a separate pass: a row for each
     round.
     """
-    table = [
-        [
-            "seed",
-            "round",
-            "width",
-            "kept by both",
-            "lowest layer",
-            "tokens",
-            "separate pass, s",
-            "from recovery, s",
-        ]
-    ]
+    table = [["seed", *bench_score_during_recovery.COLUMNS]]
     for results in during_recovery:
         for row in results["rows"]:
-            names = [str(results["seed"]), str(row["round"]), str(row["width"])]
-            shares = [
-                f"{row['overlap']:.1%}",
-                f"{row['lowest_overlap']:.1%}",
-                str(row["num_tokens_during_recovery"]),
-            ]
-            table.append(
-                [
-                    *names,
-                    *shares,
-                    f"{row['separate_pass_seconds']:.2f}",
-                    f"{row['calibrate_seconds']:.2f}",
-                ]
-            )
+            cells = bench_score_during_recovery.table_row(row)
+            table.append([str(results["seed"]), *cells])
     return table
 
 
-def devices_table(kernels: Results, others: Results) -> list[list[str]]:
+def devices_table(kernels: Results, others: Results) -> Table:
     """Which device, versions and commit each file of results belongs to, and what the device
     reaches.
     """
@@ -183,25 +169,10 @@ def devices_table(kernels: Results, others: Results) -> list[list[str]]:
     ]
     for results in [*kernels, *others]:
         known = results["environment"]
-        commit = known.get("commit") or ""
-        table.append(
-            [
-                f"[{results['file']}](../benchmarks/results/{results['file']})",
-                known["device"],
-                *(
-                    str(known.get(name) or "")
-                    for name in (
-                        "threads",
-                        "cpu_instruction_set",
-                        "torch",
-                        "triton",
-                        "liger_kernel",
-                    )
-                ),
-                f"{commit[:9]}{' and changes' if known.get('dirty') else ''}",
-                f"{results['ceilings']['copy_gbs']:.1f}" if "ceilings" in results else "",
-            ]
-        )
+        names = ("threads", "cpu_instruction_set", "torch", "triton", "liger_kernel")
+        versions = [str(known.get(name) or "") for name in names]
+        copy_gbs = f"{results['ceilings']['copy_gbs']:.1f}" if "ceilings" in results else ""
+        table.append([link(results), known["device"], *versions, commit_cell(known), copy_gbs])
     present = {results["environment"]["device_type"] for results in kernels}
     return table + [
         [MISSING, label, *[""] * 7]
@@ -211,7 +182,7 @@ def devices_table(kernels: Results, others: Results) -> list[list[str]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    run(arguments, __doc__, DOCUMENT, tables)
+    write_tables(arguments, __doc__, DOCUMENT, make_tables)
 
 
 def _scoring_cell(results: dict[str, Any], name: str) -> str:

@@ -3,15 +3,16 @@
     python -m benchmarks.documents.plot [--results DIR] [--output DIR]
 
 One figure for each file of results: speedup_*.json, alignment_*.json, kernels_*.json. Results that
-are not there have no figure."""
+are not there have no figure.
+"""
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.documents.from_results import RESULTS, ROOT, load
-from benchmarks.harness.results import MEASURED
+from benchmarks.documents.document import RESULTS, ROOT, load
+from benchmarks.harness.results import MEASURED, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +21,7 @@ FIGURES = ROOT / "docs" / "figures"
 
 
 def speedup_figure(results: dict[str, Any]) -> "Figure":
-    """Measured beside predicted speedup, a pair of bars for each work."""
+    """Measured beside predicted speedup, a pair of bars for each workload."""
     rows = [row for row in results["rows"] if row["status"] == MEASURED]
     figure, axes = _axes(width=1.2 * len(rows))
     for place, row in enumerate(rows):
@@ -149,7 +150,7 @@ def draw(results: Path, output: Path) -> list[Path]:
         for content in load(results, prefix):
             figure = make(content)
             files.append((output / content["file"]).with_suffix(".svg"))
-            figure.savefig(files[-1], metadata={"Date": None})
+            write_figure(files[-1], figure, {"Date": None})
             pyplot.close(figure)
     return files
 

@@ -6,16 +6,26 @@ Reads speedup_*.json, throughput_*.json, stages_*.json and alignment_*.json in b
 What is expected and has no results keeps a row, as "not measured".
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
 from benchmarks.documents import targets
-from benchmarks.documents.from_results import DEVICE_TYPES, ROOT, Results, load, run
-from benchmarks.harness.markdown import MISSING, Makers
+from benchmarks.documents.document import (
+    DEVICE_TYPES,
+    ROOT,
+    Results,
+    commit_cell,
+    link,
+    load,
+    of_device_type,
+    write_tables,
+)
+from benchmarks.harness.markdown import MISSING, Table, TableMakers
 from benchmarks.harness.results import MEASURED
 from benchmarks.inference.speedup import ratio_cells
 from benchmarks.inference.widths import MULTIPLES
-from benchmarks.recovery.throughput import table_row as throughput_cells
+from benchmarks.recovery import throughput as throughput_module
 
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 EXPECTED = {"cuda": ("llama3-8b", "gemma2-9b", "qwen2.5-7b"), "cpu": ("ptl-demo", "smollm2")}
@@ -39,12 +49,12 @@ RESOURCES = {
 }
 
 
-def tables(folder: Path) -> Makers:
+def make_tables(folder: Path) -> TableMakers:
     """Every table of the document, from the results in a folder."""
     speedup, alignment, throughput, stages = (
         load(folder, prefix) for prefix in ("speedup", "alignment", "throughput", "stages")
     )
-    makers: Makers = {
+    makers: TableMakers = {
         "devices": lambda: devices_table([*speedup, *throughput, *stages, *alignment]),
         "resources": lambda: resources_table(speedup),
         "targets": lambda: targets.table({name: load(folder, name) for name in PREFIXES}, "cpu"),
@@ -52,19 +62,19 @@ def tables(folder: Path) -> Makers:
         "stages": lambda: stages_table(stages),
         "alignment": lambda: alignment_table(alignment),
     }
-    for work in ("prefill", "decode", "paper"):
-        makers[work] = lambda work=work: speedup_table(speedup, work)  # type: ignore[misc]
+    for kind in ("prefill", "decode", "paper"):
+        makers[kind] = functools.partial(speedup_table, speedup, kind)
     return makers
 
 
-def speedup_table(speedup: Results, work: str) -> list[list[str]]:
-    """One kind of work: a row for each device, model, engine and batch."""
+def speedup_table(speedup: Results, kind: str) -> Table:
+    """Workloads of one kind: a row for each device, model, engine and batch."""
     table = [[*WHERE, *SPEED]]
-    for results, row in _rows(speedup, work):
+    for results, row in _rows(speedup, kind):
         table.append(
             [
-                *_place(results, row),
-                *(_speed(row) if row["status"] == MEASURED else [MISSING] * len(SPEED)),
+                *_where_cells(results, row),
+                *(_speed_cells(row) if row["status"] == MEASURED else [MISSING] * len(SPEED)),
             ]
         )
     return table + [
@@ -73,13 +83,19 @@ def speedup_table(speedup: Results, work: str) -> list[list[str]]:
     ]
 
 
-def resources_table(speedup: Results) -> list[list[str]]:
-    """What a work takes, dense -> compressed: a row for each measured one."""
+def resources_table(speedup: Results) -> Table:
+    """Time to the first token, throughput, memory and energy, dense -> compressed: a row for each
+    measured workload.
+    """
     table = [["work", *WHERE, *RESOURCES.values()]]
     for results, row in _rows(speedup):
         if row["status"] == MEASURED:
             table.append(
-                [row["work"], *_place(results, row), *(_both(row, name) for name in RESOURCES)]
+                [
+                    row["work"],
+                    *_where_cells(results, row),
+                    *(_dense_and_compressed(row, name) for name in RESOURCES),
+                ]
             )
     return table + [
         ["", *names, *[""] * (len(WHERE) - 2), *[MISSING] * len(RESOURCES)]
@@ -87,39 +103,23 @@ def resources_table(speedup: Results) -> list[list[str]]:
     ]
 
 
-def throughput_table(throughput: Results) -> list[list[str]]:
+def throughput_table(throughput: Results) -> Table:
     """Training's throughput: a row for each device, model and way."""
-    table = [
-        [
-            "device",
-            "model",
-            "dtype",
-            "sequence",
-            "batch",
-            "way",
-            "tokens/s",
-            "utilisation",
-            "/ TRL (lowest to highest)",
-        ]
-    ]
+    table = [["device", "model", "dtype", "sequence", "batch", *throughput_module.COLUMNS]]
     for device_type, label in DEVICE_TYPES.items():
-        of_type = [
-            results
-            for results in throughput
-            if results["environment"]["device_type"] == device_type
-        ]
+        of_type = of_device_type(throughput, device_type)
         if not of_type:
             table.append([label, *[""] * 5, *[MISSING] * 3])
         for results in of_type:
             sizes = [str(results[name]) for name in ("model", "dtype", "sequence_length", "batch")]
             table += [
-                [results["environment"]["device"], *sizes, *throughput_cells(row)]
+                [results["environment"]["device"], *sizes, *throughput_module.table_row(row)]
                 for row in results["rows"]
             ]
     return table
 
 
-def stages_table(stages: Results) -> list[list[str]]:
+def stages_table(stages: Results) -> Table:
     """Seconds of whole runs: a row for each."""
     names = list(stages[0]["seconds"]) if stages else []
     table = [
@@ -141,7 +141,7 @@ def stages_table(stages: Results) -> list[list[str]]:
     return table
 
 
-def alignment_table(alignment: Results) -> list[list[str]]:
+def alignment_table(alignment: Results) -> Table:
     """Excess of the widths whose largest divisor among the multiples is the column's: a row for
     each device and product.
     """
@@ -155,9 +155,7 @@ def alignment_table(alignment: Results) -> list[list[str]]:
     ]
     table = [header]
     for device_type, label in DEVICE_TYPES.items():
-        of_type = [
-            results for results in alignment if results["environment"]["device_type"] == device_type
-        ]
+        of_type = of_device_type(alignment, device_type)
         if not of_type:
             table.append([label, "", "", "", *[MISSING] * (len(MULTIPLES) + 1)])
         for results in of_type:
@@ -185,7 +183,7 @@ def alignment_table(alignment: Results) -> list[list[str]]:
     return table
 
 
-def devices_table(every: Results) -> list[list[str]]:
+def devices_table(all_results: Results) -> Table:
     """Which device, versions and commit each file of results belongs to."""
     table = [
         [
@@ -200,22 +198,14 @@ def devices_table(every: Results) -> list[list[str]]:
             "commit",
         ]
     ]
-    for results in every:
+    for results in all_results:
         known = results["environment"]
         versions = (
             str(known.get(name) or "")
             for name in ("driver", "threads", "clock", "torch", "transformers", "triton")
         )
-        commit = f"{(known.get('commit') or '')[:9]}{' and changes' if known.get('dirty') else ''}"
-        table.append(
-            [
-                f"[{results['file']}](../benchmarks/results/{results['file']})",
-                known["device"],
-                *versions,
-                commit,
-            ]
-        )
-    present = {results["environment"]["device_type"] for results in every}
+        table.append([link(results), known["device"], *versions, commit_cell(known)])
+    present = {results["environment"]["device_type"] for results in all_results}
     return table + [
         [MISSING, label, *[""] * 7]
         for device_type, label in DEVICE_TYPES.items()
@@ -223,19 +213,18 @@ def devices_table(every: Results) -> list[list[str]]:
     ]
 
 
-def _rows(speedup: Results, work: str | None = None) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def _rows(speedup: Results, kind: str | None = None) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """(results, row), GPUs first."""
     return [
         (results, row)
         for device_type in DEVICE_TYPES
-        for results in speedup
-        if results["environment"]["device_type"] == device_type
+        for results in of_device_type(speedup, device_type)
         for row in results["rows"]
-        if work in (None, row["work"])
+        if kind in (None, row["work"])
     ]
 
 
-def _without_results(speedup: Results) -> list[list[str]]:
+def _without_results(speedup: Results) -> Table:
     """[device, model] of what was expected and is not there."""
     present = {(results["environment"]["device_type"], results["model"]) for results in speedup}
     return [
@@ -246,7 +235,7 @@ def _without_results(speedup: Results) -> list[list[str]]:
     ]
 
 
-def _place(results: dict[str, Any], row: dict[str, Any]) -> list[str]:
+def _where_cells(results: dict[str, Any], row: dict[str, Any]) -> list[str]:
     dense, compressed = (results["sizes"][name] for name in ("dense", "compressed"))
     size = (
         f"{dense['width']} x {dense['num_layers']} -> {compressed['width']} x"
@@ -264,7 +253,7 @@ def _place(results: dict[str, Any], row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _speed(row: dict[str, Any]) -> list[str]:
+def _speed_cells(row: dict[str, Any]) -> list[str]:
     times = [f"{row[name]['time_ms']:.1f}" for name in ("dense", "compressed")]
     measured, predicted, share = (cell or MISSING for cell in ratio_cells(row))
     counts = (_count_ratio(row, name) for name in ("flops", "num_bytes"))
@@ -279,13 +268,13 @@ def _count_ratio(row: dict[str, Any], name: str) -> str:
     return f"{row['dense'][name] / row['compressed'][name]:.2f}"
 
 
-def _both(row: dict[str, Any], name: str) -> str:
+def _dense_and_compressed(row: dict[str, Any], name: str) -> str:
     values = [row[model].get(name) for model in ("dense", "compressed")]
     return MISSING if None in values else " -> ".join(f"{value:.3g}" for value in values)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    run(arguments, __doc__, DOCUMENT, tables)
+    write_tables(arguments, __doc__, DOCUMENT, make_tables)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,13 @@
-"""What was aimed at, and whether the committed results of a kind of device reach it. Imports
-nothing heavy.
-"""
+"""The targets for speed, and whether the results of a kind of device reach them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
+from benchmarks.documents.document import Results, of_device_type
+from benchmarks.harness.markdown import MISSING, Table
 from benchmarks.harness.results import MEASURED
 
-Results = list[dict[str, Any]]
-Everything = dict[str, Results]
+ResultsByPrefix = dict[str, Results]
 """Results by the prefix of their files."""
 
 
@@ -21,40 +19,40 @@ class Target:
     command: str
     """The module of benchmarks that measures it."""
     goal: float
-    numbers: Callable[[Everything], Iterator[float]]
+    numbers: Callable[[ResultsByPrefix], Iterator[float]]
     at_most: bool = False
     percent: bool = False
 
-    def row(self, everything: Everything) -> list[str]:
+    def row(self, by_prefix: ResultsByPrefix) -> list[str]:
         """what, goal, lowest to highest, verdict, command."""
         sign = "at most " if self.at_most else "at least "
-        found = sorted(self.numbers(everything))
-        if not found:
-            return [self.what, sign + self._show(self.goal), "not measured", "", self.command]
-        reached = sum(value <= self.goal if self.at_most else value >= self.goal for value in found)
+        values = sorted(self.numbers(by_prefix))
+        if not values:
+            return [self.what, sign + self._show(self.goal), MISSING, "", self.command]
+        reached = sum(
+            value <= self.goal if self.at_most else value >= self.goal for value in values
+        )
         verdict = (
             "held"
-            if reached == len(found)
-            else f"held in {reached} of {len(found)}"
+            if reached == len(values)
+            else f"held in {reached} of {len(values)}"
             if reached
             else "missed"
         )
-        ends = list(dict.fromkeys([self._show(found[0]), self._show(found[-1])]))
+        ends = list(dict.fromkeys([self._show(values[0]), self._show(values[-1])]))
         return [self.what, sign + self._show(self.goal), " to ".join(ends), verdict, self.command]
 
     def _show(self, value: float) -> str:
         return f"{value:.1%}" if self.percent else f"{value:.2f}"
 
 
-def _scoring(name: str) -> Callable[[Everything], Iterator[float]]:
-    return lambda everything: (
-        results[name] for results in everything["scoring"] if name in results
-    )
+def _scoring(name: str) -> Callable[[ResultsByPrefix], Iterator[float]]:
+    return lambda by_prefix: (results[name] for results in by_prefix["scoring"] if name in results)
 
 
-def _kernels(op: str, peer: str) -> Callable[[Everything], Iterator[float]]:
-    def numbers(everything: Everything) -> Iterator[float]:
-        for results in everything["kernels"]:
+def _kernels(op: str, peer: str) -> Callable[[ResultsByPrefix], Iterator[float]]:
+    def numbers(by_prefix: ResultsByPrefix) -> Iterator[float]:
+        for results in by_prefix["kernels"]:
             for row in results["rows"]:
                 if (row["op"], row["peer"], row["status"]) == (op, peer, MEASURED):
                     yield row["ratio_to_peer"]
@@ -62,9 +60,9 @@ def _kernels(op: str, peer: str) -> Callable[[Everything], Iterator[float]]:
     return numbers
 
 
-def _compaction(way: str) -> Callable[[Everything], Iterator[float]]:
-    def numbers(everything: Everything) -> Iterator[float]:
-        for results in everything["compaction"]:
+def _compaction(way: str) -> Callable[[ResultsByPrefix], Iterator[float]]:
+    def numbers(by_prefix: ResultsByPrefix) -> Iterator[float]:
+        for results in by_prefix["compaction"]:
             yield from (
                 row["ratio"]
                 for row in results["rows"]
@@ -74,20 +72,20 @@ def _compaction(way: str) -> Callable[[Everything], Iterator[float]]:
     return numbers
 
 
-def _of_predicted(work: str) -> Callable[[Everything], Iterator[float]]:
-    def numbers(everything: Everything) -> Iterator[float]:
-        for results in everything["speedup"]:
+def _of_predicted(kind: str) -> Callable[[ResultsByPrefix], Iterator[float]]:
+    def numbers(by_prefix: ResultsByPrefix) -> Iterator[float]:
+        for results in by_prefix["speedup"]:
             yield from (
                 row["of_predicted"]
                 for row in results["rows"]
-                if row["work"] == work and "of_predicted" in row
+                if row["work"] == kind and "of_predicted" in row
             )
 
     return numbers
 
 
-def _stages(name: str) -> Callable[[Everything], Iterator[float]]:
-    return lambda everything: (results[name] for results in everything["stages"])
+def _stages(name: str) -> Callable[[ResultsByPrefix], Iterator[float]]:
+    return lambda by_prefix: (results[name] for results in by_prefix["stages"])
 
 
 TARGETS = [
@@ -190,13 +188,10 @@ TARGETS = [
 ]
 
 
-def table(everything: Everything, device_type: str) -> list[list[str]]:
+def table(by_prefix: ResultsByPrefix, device_type: str) -> Table:
     """Every target against the results of one kind of device."""
     of_type = {
-        prefix: [
-            results for results in each if results["environment"]["device_type"] == device_type
-        ]
-        for prefix, each in everything.items()
+        prefix: of_device_type(results, device_type) for prefix, results in by_prefix.items()
     }
     return [
         ["what", "target", "lowest to highest", "", "python -m benchmarks."],

@@ -1,9 +1,9 @@
-"""The clock of everything that is timed on a CPU: the wall's, or, on a machine that others use too,
-this process's own time.
+"""The clocks that benchmarks read; no other module of benchmarks asks the system for the time.
 
-One thread's time is the wall time that an idle machine would show: waiting for a core is not in it.
-Of several threads
-it is their sum, which is no time at all, so it is refused there.
+On a GPU the wall clock counts. On a CPU it is the wall clock too, or, with ``--clock process``, the
+CPU time of this process: on a machine that others use, waiting for a core is not in it. The CPU
+time of one thread is the wall time that an idle machine would show. Several threads' CPU times add
+up to more than the time that passes, so this clock is refused there.
 """
 
 import argparse
@@ -12,14 +12,18 @@ from collections.abc import Callable
 
 import torch
 
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "process": time.process_time}
+wall_seconds = time.perf_counter
+cpu_seconds = time.process_time
+"""CPU seconds of this process, those of all its threads added up."""
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": wall_seconds, "process": cpu_seconds}
 _chosen = "wall"
 
 
 def add_flag(parser: argparse.ArgumentParser) -> None:
     """Add --clock."""
     text = (
-        "what is read on a CPU: the wall's, or this process's time with one thread, for a"
+        "what is read on a CPU: the wall clock, or this process's CPU time with one thread, for a"
         " machine that others use too"
     )
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help=text)
@@ -45,8 +49,9 @@ def chosen() -> str:
 
 
 def now(device: torch.device | str = "cpu") -> float:
-    """Seconds; on a GPU when all its work is done, and always the wall's."""
+    """Seconds by the chosen clock; on a GPU by the wall clock, once all its work is done."""
     if torch.device(device).type == "cuda":
+        # kernels run asynchronously: without this the time of their launches would be read
         torch.cuda.synchronize(device)
-        return time.perf_counter()
+        return wall_seconds()
     return CLOCKS[_chosen]()

@@ -1,4 +1,6 @@
-"""The two things that we ask NVIDIA's management library, without a package for it. Both only read."""
+"""The driver's version and the energy counter, read from NVIDIA's management library (NVML) without
+a package for it.
+"""
 
 import ctypes
 from collections.abc import Callable
@@ -10,6 +12,7 @@ def driver_version() -> str | None:
     """The driver's version, or None without NVML."""
     library = _library()
     text = ctypes.create_string_buffer(80)  # NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE
+    # every function of NVML returns 0 for success
     if library is None or library.nvmlSystemGetDriverVersion(text, len(text)):
         return None
     return text.value.decode()
@@ -21,6 +24,7 @@ def energy_reader() -> Callable[[], float] | None:
     library = _library()
     if library is None or not torch.cuda.is_available():
         return None
+    # by UUID: NVML counts all of the machine's devices, CUDA only those in CUDA_VISIBLE_DEVICES
     name = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
     handle, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
     if library.nvmlDeviceGetHandleByUUID(name.encode(), ctypes.byref(handle)):
@@ -36,6 +40,7 @@ def energy_reader() -> Callable[[], float] | None:
 
 
 def _library() -> ctypes.CDLL | None:
+    """NVML, initialised; None where there is none."""
     try:
         library = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:

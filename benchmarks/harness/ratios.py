@@ -1,19 +1,21 @@
-"""Did anything become slower? Two pytest-benchmark files, compared by the ratios inside each.
+r"""Did anything become slower? Two pytest-benchmark files, compared by the ratios inside each.
 
-    OMP_NUM_THREADS=1 python -m pytest benchmarks --benchmark-enable
-    --benchmark-timer=time.process_time --benchmark-json=now.json python -m
-    benchmarks.harness.ratios now.json [--baseline FILE]
+    OMP_NUM_THREADS=1 python -m pytest benchmarks --benchmark-enable \
+        --benchmark-timer=time.process_time --benchmark-json=now.json
+    python -m benchmarks.harness.ratios now.json [--baseline FILE]
     python -m benchmarks.harness.ratios now.json --write benchmarks/results/ratios_cpu.json
 
 An absolute time says more about the machine than about the code. So every entry is divided by its
-group's reference, the entry "ours", and these ratios are compared. A ratio's noise is what the
-quartiles of its two entries allow; it has moved where the two files' ranges do not meet and their
-medians differ by more than a tenth: entries of a group run one after the other, and a machine may
-change in between. A ratio does not say which side moved: where one entry of a group alone is worse
-for ours, it is likely that entry which is faster than it was (a copy, say, on a machine that hands
-out memory faster). The committed baseline was taken with one thread and this process's own time, as
-above: numbers of threads scale entries differently. The exit code is 0 also where
-something moved: a clock should not decide whether a change is right.
+group's reference, the entry "ours", and these ratios are compared. A ratio's range is what the
+quartiles of its two entries allow. It has moved where the ranges in the two files do not meet and
+the medians differ by more than a tenth; the tenth is there because entries of a group run one after
+the other, and a machine may change in between.
+
+A ratio does not say which side moved. Where ours is worse against one entry of a group alone, it is
+likely that this entry became faster (a copy, say, on a machine that allocates memory faster). The
+committed baseline was taken with one thread and CPU time, as above: with more threads, entries
+speed up by different factors. The exit code is 0 also where something moved: a clock should not
+decide whether a change is right.
 """
 
 import argparse
@@ -22,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.results import write_text
+from benchmarks.harness.markdown import Table, to_markdown
+from benchmarks.harness.results import write_json
 
 BASELINE = Path(__file__).parents[1] / "results" / "ratios_cpu.json"
 REFERENCE = "ours"
@@ -46,14 +49,14 @@ class Ratio:
         return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
 
     def moved_from(self, before: "Ratio") -> bool:
-        """Whether this is more than noise."""
+        """Whether the two differ by more than noise."""
         apart = self.low > before.high or self.high < before.low
         change = self.median / before.median
         return apart and max(change, 1 / change) > SMALLEST_MOVE
 
 
 def ratios(content: dict[str, Any]) -> dict[Key, Ratio]:
-    """Every entry but the references, against its group's.
+    """Every entry but the references, over its group's reference.
 
     Raises:
         ValueError: a group has no reference, or an entry does not say which contender it is.
@@ -74,13 +77,14 @@ def ratios(content: dict[str, Any]) -> dict[Key, Ratio]:
             )
         ours = entries.pop(REFERENCE)
         for name, other in entries.items():
+            # the widest range that the quartiles of both allow
             low, high = other["q1"] / ours["q3"], other["q3"] / ours["q1"]
             result[group, name] = Ratio(other["median"] / ours["median"], low, high)
     return result
 
 
-def comparison(now: dict[Key, Ratio], before: dict[Key, Ratio]) -> list[list[str]]:
-    """Group, entry, ratio before and now, and what that means: a row for each entry of either file."""
+def comparison(now: dict[Key, Ratio], before: dict[Key, Ratio]) -> Table:
+    """A row for each entry of either file: group, entry, ratio before and now, and the verdict."""
     rows = []
     for key in dict.fromkeys([*before, *now]):
         if key not in now or key not in before:
@@ -98,7 +102,7 @@ def comparison(now: dict[Key, Ratio], before: dict[Key, Ratio]) -> list[list[str
 
 
 def without_the_machine(content: dict[str, Any]) -> dict[str, Any]:
-    """What a baseline keeps: statistics, and of the machine what the ratios depend on."""
+    """What a baseline keeps: the statistics, and no more of the machine than ratios depend on."""
     machine, cpu = content["machine_info"], content["machine_info"].get("cpu", {})
     return {
         "machine": {"cpu": cpu.get("brand_raw", ""), "python": machine.get("python_version", "")},
@@ -128,12 +132,10 @@ def main(arguments: list[str] | None = None) -> None:
     content = json.loads(options.now.read_text())
     now = ratios(content)
     if options.write:
-        write_text(options.write, json.dumps(without_the_machine(content), indent=1) + "\n")
+        write_json(options.write, without_the_machine(content))
         return
     rows = comparison(now, ratios(json.loads(options.baseline.read_text())))
-    print("| group | entry / ours | baseline | now | |\n|---|---|---|---|---|")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
+    print(to_markdown([["group", "entry / ours", "baseline", "now", ""], *rows]))
     print(
         f"{sum(row[-1].endswith('for ours') for row in rows)} of {len(rows)} ratios moved beyond"
         " noise"

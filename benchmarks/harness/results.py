@@ -1,23 +1,30 @@
-"""Files of results, and the commit that they belong to. Imports nothing heavy."""
+"""Files of results and what their rows have in common. Imports nothing heavy."""
 
 import contextlib
-import os
-import subprocess
+import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-CODE = (
-    ".",
-    ":!benchmarks/results",
-    ":!docs",
-)  # what results may be written into while they are measured is not code
-MEASURED = "ok"  # the status of a row with numbers; any other says why there are none
+from ptl_fast.base.atomic_files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MEASURED = "ok"
+"""The status of a row with numbers; any other status says why there are none."""
+
+
+def not_measured(reason: str) -> str:
+    """The status of a row without numbers."""
+    return f"not measured: {reason}"
 
 
 @contextlib.contextmanager
-def told_in_one_line() -> Iterator[None]:
-    """Around reading what the user named: what is wrong with it ends the program without a
-    traceback.
+def errors_in_one_line() -> Iterator[None]:
+    """Around reading what the user named: what is wrong with it ends the program with one line
+    instead of a traceback.
     """
     try:
         yield
@@ -27,31 +34,20 @@ def told_in_one_line() -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file at once, so that an interruption leaves the old or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    write_atomically(path, text.encode())
 
 
-def checked_out() -> tuple[str | None, bool | None]:
-    """(commit, whether code differs from it). A copy of the tree without .git may be told its
-    COMMIT, and cannot know the other.
+def write_json(path: Path, content: Any) -> None:
+    """Write results, one value a line so that git shows which of them changed."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_figure(path: Path, figure: "Figure", metadata: dict[str, None]) -> None:
+    """Write a figure in the format of the file's suffix.
+
+    ``metadata`` names what matplotlib is to leave out (its version, the date), so that the same
+    results give the same file.
     """
-    head, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", *CODE)
-    return head or os.environ.get("COMMIT"), None if status is None else bool(status)
-
-
-def commit() -> str:
-    """The commit in short, with a plus sign if code differs from it."""
-    head, changed = checked_out()
-    return head[:9] + ("+" if changed else "") if head else "unknown"
-
-
-def _git(*arguments: str) -> str | None:
-    folder = Path(__file__).parents[2]
-    try:
-        return subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:], metadata=metadata)
+    write_atomically(path, content.getvalue())

@@ -1,34 +1,40 @@
-"""Time a call on a CPU or a GPU, with cold caches."""
+"""Time calls on a CPU or a GPU."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
 from benchmarks.harness import clock
 
-# Read before each call: more than the last cache of most devices. On CUDA it also lets the host run
-# ahead of the device, so that the host's time to launch a first kernel stays outside.
+T = TypeVar("T")
+
+# Read before each timed call: more than the last-level cache of most devices. On CUDA the
+# host runs ahead of the device meanwhile, so that the launch of the first kernel is not timed.
 FLUSH_BYTES = {"cpu": 128 << 20, "cuda": 512 << 20}
 
 
+def timed(call: Callable[[], T], now: Callable[[], float] = clock.now) -> tuple[T, float]:
+    """Call once, with the caches as they are; return the result and the seconds by this clock."""
+    start = now()
+    result = call()
+    return result, now() - start
+
+
 class Stopwatch:
-    """Times one call on a device whose caches hold something else, or what an untimed call before
-    it left (``warm``).
-    """
+    """Times one call with flushed caches, or, if ``warm``, right after an untimed call of it."""
 
     def __init__(self, device: str, flush_bytes: int) -> None:
         self.device = device
         self.flush = torch.ones(flush_bytes // 4, device=device)
 
     def time_ms(self, call: Callable[[], object], warm: bool = False) -> float:
-        """Device time of one call on CUDA, the chosen clock's on CPU."""
+        """Milliseconds of one call: between events on CUDA, by the chosen clock on a CPU."""
         self.flush.sum()
         if warm:
             call()
         if self.device == "cpu":
-            start = clock.now()
-            call()
-            return 1000 * (clock.now() - start)
+            return 1e3 * timed(call)[1]
         before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         before.record()
         call()

@@ -1,56 +1,56 @@
-"""The works of speedup.py in vLLM, each model in a process of its own, because vLLM does not give
-its memory back.
+"""The workloads of speedup.py in vLLM, each model in a process of its own: vLLM does not release
+its memory before its process ends.
 
-So the models do not take turns here as they do in transformers; every sample of one comes before
+So the models do not take turns here as they do in transformers: every sample of one comes before
 the other's. Weights are random (vLLM's "dummy" format): only the config is written to a folder. Run
 as a program, this file is that process.
 """
 
 import argparse
+import functools
 import importlib.util
 import json
 import random
 import statistics
 import subprocess
 import sys
-import time
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness.results import MEASURED
+from benchmarks.harness.results import MEASURED, not_measured, write_json
+from benchmarks.harness.stopwatch import timed
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from benchmarks.inference.workloads import Work
+    from benchmarks.inference.workloads import Workload
 
 ENGINE = "vllm"
 
 
 def rows(
-    configs: "dict[str, PretrainedConfig]", works: "list[Work]", options: argparse.Namespace
+    configs: "dict[str, PretrainedConfig]", workloads: "list[Workload]", options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """A row for each work, with numbers or with the reason why there are none."""
-    reason = why_not(options.device)
+    """A row for each workload, with numbers or with the reason why there are none."""
+    reason = why_not_measured(options.device)
     if reason is None:
         try:
-            times = {name: times_of(config, works, options) for name, config in configs.items()}
+            times = {name: times_of(config, workloads, options) for name, config in configs.items()}
         except subprocess.CalledProcessError as error:
             reason = f"vllm failed with exit code {error.returncode}"
     if reason is not None:
         return [
-            {"engine": ENGINE, **asdict(work), "status": f"not measured: {reason}"}
-            for work in works
+            {"engine": ENGINE, **workload.columns(), "status": not_measured(reason)}
+            for workload in workloads
         ]
     return [
-        {"engine": ENGINE, **asdict(work), **numbers(times, index)}
-        for index, work in enumerate(works)
+        {"engine": ENGINE, **workload.columns(), **median_times(times, index)}
+        for index, workload in enumerate(workloads)
     ]
 
 
-def why_not(device: str) -> str | None:
+def why_not_measured(device: str) -> str | None:
     """Why vLLM cannot be measured; None if it can."""
     if importlib.util.find_spec("vllm") is None:
         return "vllm is not installed"
@@ -58,14 +58,14 @@ def why_not(device: str) -> str | None:
 
 
 def times_of(
-    config: "PretrainedConfig", works: "list[Work]", options: argparse.Namespace
+    config: "PretrainedConfig", workloads: "list[Workload]", options: argparse.Namespace
 ) -> list[list[float]]:
-    """For each work the milliseconds of each sample."""
+    """For each workload the milliseconds of each sample."""
     with TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         result = Path(folder) / "times.json"
         order = {
-            "works": [asdict(work) for work in works],
+            "workloads": [workload.columns() for workload in workloads],
             "samples": options.samples,
             "dtype": options.dtype,
         }
@@ -83,7 +83,7 @@ def times_of(
         return json.loads(result.read_text())
 
 
-def numbers(times: dict[str, list[list[float]]], index: int) -> dict[str, Any]:
+def median_times(times: dict[str, list[list[float]]], index: int) -> dict[str, Any]:
     """Medians of both models, and the ratio of them."""
     medians = {name: statistics.median(samples[index]) for name, samples in times.items()}
     return {
@@ -94,47 +94,54 @@ def numbers(times: dict[str, list[list[float]]], index: int) -> dict[str, Any]:
 
 
 def measure(folder: str, order: dict[str, Any]) -> list[list[float]]:
-    """Time every work, in this process."""
+    """Milliseconds of each sample of every workload, in this process.
+
+    ``order`` is what ``times_of`` hands over: workloads by their columns, samples and dtype.
+    """
     from vllm import LLM
 
-    longest = max(work["prompt_length"] + work["new_tokens"] for work in order["works"])
+    longest = max(each["prompt_length"] + each["new_tokens"] for each in order["workloads"])
     llm = LLM(
         model=folder,
         load_format="dummy",
         skip_tokenizer_init=True,
         dtype=order["dtype"],
         max_model_len=longest,
-        enable_prefix_caching=False,
+        enable_prefix_caching=False,  # it would skip the prefill of a prompt that came before
     )
     vocab_size = llm.llm_engine.model_config.get_vocab_size()
     times = []
-    for work in order["works"]:
-        samples = [time_ms(llm, work, vocab_size) for _ in range(order["samples"] + 1)]
+    for workload in order["workloads"]:
+        samples = [time_ms(llm, workload, vocab_size) for _ in range(order["samples"] + 1)]
         times.append(samples[1:])  # the first one warms up
     return times
 
 
-def time_ms(llm: Any, work: dict[str, Any], vocab_size: int) -> float:
+def time_ms(llm: Any, workload: dict[str, Any], vocab_size: int) -> float:
     """prefill: the pass; decode: one step, as the difference to a generation of one token; paper:
     all tokens.
     """
-    whole = generate(llm, work, work["new_tokens"], vocab_size)
-    if work["work"] != "decode":
+    whole = seconds_of_generation(llm, workload, workload["new_tokens"], vocab_size)
+    if workload["work"] != "decode":
         return 1e3 * whole
-    return 1e3 * (whole - generate(llm, work, 1, vocab_size)) / (work["new_tokens"] - 1)
+    # the prefill and the first token are in both, so the difference is that of the other steps
+    to_first_token = seconds_of_generation(llm, workload, 1, vocab_size)
+    return 1e3 * (whole - to_first_token) / (workload["new_tokens"] - 1)
 
 
-def generate(llm: Any, work: dict[str, Any], num_tokens: int, vocab_size: int) -> float:
+def seconds_of_generation(
+    llm: Any, workload: dict[str, Any], num_tokens: int, vocab_size: int
+) -> float:
     """Seconds for ``num_tokens`` new tokens on fresh random prompts."""
     from vllm import SamplingParams
 
     prompts = [
         {
             "prompt_token_ids": [
-                random.randrange(2, vocab_size) for _ in range(work["prompt_length"])
+                random.randrange(2, vocab_size) for _ in range(workload["prompt_length"])
             ]
         }
-        for _ in range(work["batch_size"])
+        for _ in range(workload["batch_size"])
     ]
     sampling = SamplingParams(
         max_tokens=num_tokens,
@@ -143,11 +150,9 @@ def generate(llm: Any, work: dict[str, Any], num_tokens: int, vocab_size: int) -
         ignore_eos=True,
         detokenize=False,
     )
-    start = time.perf_counter()
-    llm.generate(prompts, sampling, use_tqdm=False)
-    return time.perf_counter() - start
+    return timed(functools.partial(llm.generate, prompts, sampling, use_tqdm=False))[1]
 
 
 if __name__ == "__main__":
     folder, order, result = sys.argv[1:]
-    Path(result).write_text(json.dumps(measure(folder, json.loads(order))))
+    write_json(Path(result), measure(folder, json.loads(order)))

@@ -7,7 +7,8 @@ Times the FFN's input projection (hidden -> width) and its output projection (wi
 every eighth width around a centre. Widths take turns, in an order that changes from round to round,
 with caches flushed; a width's time is the median over the
 rounds. What counts is time per neuron: a width's excess is its time per neuron above that of the
-widths that are multiples of 256, so that a width pays only for being odd and not for being wide.
+widths that are multiples of 256. So a wide one has no excess for being wide, only for a size that
+the device's kernels have to pad.
 
 The rule: the smallest multiple from which on widths have a median excess of at most 2% in every
 product. --width-multiple auto (ptl_fast/pruning/width_multiple.py) follows it with a few widths,
@@ -15,7 +16,6 @@ and on GPUs takes 128.
 """
 
 import argparse
-import json
 import random
 import statistics
 from pathlib import Path
@@ -25,13 +25,15 @@ import torch
 
 from benchmarks.harness import clock
 from benchmarks.harness.environment import environment
-from benchmarks.harness.results import write_text
+from benchmarks.harness.markdown import to_markdown
+from benchmarks.harness.results import write_json
 from benchmarks.harness.stopwatch import FLUSH_BYTES, Stopwatch
 from ptl_fast.model.loading import resolve_device
 from ptl_fast.pruning.width_multiple import excess, largest_multiple, products, rule
 
 STEP = 8
 MULTIPLES = (8, 16, 32, 64, 128, 256)
+COLUMNS = ["product", "tokens", "multiple", "widths", "median excess", "worst"]
 # by kind of device: dtype, hidden size, centre of the widths, how far they go to each side, tokens
 # of a prefill and of a decode step, and rounds
 DEFAULTS = {
@@ -53,7 +55,7 @@ def time_widths(
         name: {width: [] for width in widths} for name in ("up", "down")
     }
     calls = products(hidden, widths, num_tokens, dtype, stopwatch.device)
-    for call in calls.values():
+    for call in calls.values():  # warms up: the first call of a size chooses its kernel
         call()
     order, shuffle = list(calls), random.Random(0)
     for _ in range(num_rounds):
@@ -67,8 +69,8 @@ def time_widths(
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each product and multiple: how many of the widths are multiples of it and no larger one,
-    and their excess.
+    """For each product and multiple: how many of the widths are multiples of it and of no larger
+    one, and their median and worst excess.
     """
     lines = []
     for product_name, num_tokens in dict.fromkeys(
@@ -96,8 +98,15 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def chosen(lines: list[dict[str, Any]]) -> int:
-    """The smallest multiple from which on every median excess is allowed."""
+    """The smallest multiple from which on every median excess is at most what the rule allows."""
     return rule([(line["multiple"], line["median_excess"]) for line in lines], MULTIPLES)
+
+
+def table_row(line: dict[str, Any]) -> list[str]:
+    """The cells of one line of the summary, by COLUMNS."""
+    counts = [str(line[name]) for name in ("num_tokens", "multiple", "num_widths")]
+    excesses = [f"{line[name]:.1%}" for name in ("median_excess", "worst_excess")]
+    return [line["product"], *counts, *excesses]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -164,17 +173,8 @@ def main(arguments: list[str] | None = None) -> None:
         results["summary"] = summary(results["rows"])
         results["rule"] = chosen(results["summary"])
         if options.json:
-            write_text(options.json, json.dumps(results, indent=1) + "\n")
-    print(
-        "| product | tokens | multiple | widths | median excess | worst"
-        " |\n|---|--:|--:|--:|--:|--:|"
-    )
-    for line in results["summary"]:
-        excesses = f"{line['median_excess']:.1%} | {line['worst_excess']:.1%}"
-        print(
-            f"| {line['product']} | {line['num_tokens']} | {line['multiple']} |"
-            f" {line['num_widths']} | {excesses} |"
-        )
+            write_json(options.json, results)
+    print(to_markdown([COLUMNS, *map(table_row, results["summary"])]))
     print(f"rule: widths that are multiples of {results['rule']}")
 
 

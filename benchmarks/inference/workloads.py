@@ -1,6 +1,6 @@
-"""What speedup.py times: a model's work, and one run of it."""
+"""What is timed of a model, and one run of it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -10,10 +10,15 @@ from benchmarks.harness.clock import now
 
 
 @dataclass(frozen=True)
-class Work:
-    """What is timed."""
+class Workload:
+    """A batch that a model answers.
 
-    work: Literal["prefill", "decode", "paper"]
+    - prefill: a forward pass over the prompts
+    - decode: the steps of a generation after its first token
+    - paper: a whole generation, prefill and decode together
+    """
+
+    kind: Literal["prefill", "decode", "paper"]
     batch_size: int
     prompt_length: int
     new_tokens: int
@@ -21,13 +26,18 @@ class Work:
 
     @property
     def context(self) -> int:
-        """Tokens in the cache halfway through the generation."""
+        """Tokens in the KV cache halfway through the generation."""
         return self.prompt_length + self.new_tokens // 2
+
+    def columns(self) -> dict[str, Any]:
+        """The workload as a row of the results names it: its kind stands under "work"."""
+        values = asdict(self)
+        return {"work": values.pop("kind"), **values}
 
 
 @dataclass(frozen=True)
 class Times:
-    """One run of a work."""
+    """What one run of a workload took."""
 
     time_ms: float
     """prefill: the pass; decode: one step; paper: all tokens."""
@@ -50,35 +60,36 @@ class TokenClock(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def run(model: PreTrainedModel, work: Work) -> Times:
-    """Do the work once, on fresh random tokens."""
-    tokens = torch.randint(
-        2, model.config.vocab_size, (work.batch_size, work.prompt_length), device=model.device
-    )
+def run(model: PreTrainedModel, workload: Workload) -> Times:
+    """Run the workload once, on fresh random tokens."""
+    sizes = (workload.batch_size, workload.prompt_length)
+    tokens = torch.randint(2, model.config.vocab_size, sizes, device=model.device)
     start = now(model.device)
-    if work.work == "prefill":
+    if workload.kind == "prefill":
         model(tokens, use_cache=True, logits_to_keep=1)
         seconds = now(model.device) - start
         return Times(1e3 * seconds, 1e3 * seconds, tokens.numel() / seconds)
+    # generate calls a stopping criterion after every step: the one place to read a clock in there
     clock = TokenClock(model)
     model.generate(  # type: ignore[operator]
         tokens,
         attention_mask=torch.ones_like(tokens),
-        max_new_tokens=work.new_tokens,
-        min_new_tokens=work.new_tokens,
+        max_new_tokens=workload.new_tokens,
+        min_new_tokens=workload.new_tokens,
         do_sample=False,
         pad_token_id=0,
         stopping_criteria=StoppingCriteriaList([clock]),
     )
-    return generation_times(work, start, clock.times)
+    return generation_times(workload, start, clock.times)
 
 
-def generation_times(work: Work, start: float, ready: list[float]) -> Times:
-    """Times from when each new token was ready, in seconds."""
-    assert len(ready) == work.new_tokens, "generation stopped early"
+def generation_times(workload: Workload, start: float, ready: list[float]) -> Times:
+    """Times from when the generation started and when each new token was ready, in seconds."""
+    assert len(ready) == workload.new_tokens, "generation stopped early"
     first = ready[0] - start
-    if work.work == "paper":
-        seconds, num_tokens = ready[-1] - start, work.new_tokens
+    if workload.kind == "paper":
+        seconds, num_tokens = ready[-1] - start, workload.new_tokens
     else:
-        seconds, num_tokens = (ready[-1] - ready[0]) / (work.new_tokens - 1), 1
-    return Times(1e3 * seconds, 1e3 * first, work.batch_size * num_tokens / seconds)
+        # from the first token on, so that the prefill is not in a step's time
+        seconds, num_tokens = (ready[-1] - ready[0]) / (workload.new_tokens - 1), 1
+    return Times(1e3 * seconds, 1e3 * first, workload.batch_size * num_tokens / seconds)

@@ -6,14 +6,13 @@ right.
 Each sample times our call and every peer's, one after the other, in an order that rotates and on
 inputs that rotate; a ratio is the median over the samples of peer time / our time, so above 1 ours
 is faster. Where a result disagrees with the op's fp64 twin, the program stops instead of timing it.
-Caches are flushed before each call; times are between events on CUDA, of --clock on CPU."""
+Caches are flushed before each call; times are between events on CUDA, of --clock on a CPU.
+"""
 
 import argparse
 import functools
-import json
 import math
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,12 @@ from torch import Tensor
 from benchmarks.harness import clock
 from benchmarks.harness.ceilings import ceilings
 from benchmarks.harness.environment import dtype_name, environment
-from benchmarks.harness.results import MEASURED, write_text
-from benchmarks.harness.stopwatch import FLUSH_BYTES, Stopwatch
-from benchmarks.kernels.cases import OPS, Case, cases
+from benchmarks.harness.markdown import head, line
+from benchmarks.harness.results import MEASURED, not_measured, write_json
+from benchmarks.harness.stopwatch import FLUSH_BYTES, Stopwatch, timed
+from benchmarks.harness.turns import median_and_spread, rotated
+from benchmarks.kernels.case import Case
+from benchmarks.kernels.cases import DTYPES, OPS, cases
 from benchmarks.kernels.peers import Contender, Tensors
 
 COLUMNS = [
@@ -41,7 +43,7 @@ COLUMNS = [
     "of copy",
     "status",
 ]
-NUM_INPUTS = 3
+NUM_INPUTS = 3  # sets of inputs, so that a call does not find its inputs in the caches
 SECONDS_PER_CASE = 2.0
 FEWEST_SAMPLES, MOST_SAMPLES = 40, 50
 
@@ -53,8 +55,10 @@ def relative_error(got: Tensor, want: Tensor) -> float:
     if got.shape != want.shape:
         return math.inf
     want = want.double()
+    # rms(want) is in the scale so that a value near zero does not make its rounding look large
     scale = want.abs() + want.square().mean().sqrt()
     difference = (got.to(want.device).double() - want).abs()
+    # zero over zero, where both are all zeros, is no error
     return float(torch.where(difference == 0, 0.0, difference / scale).max())
 
 
@@ -75,10 +79,12 @@ def check(case: Case, name: str, results: Tensors, expected: Tensors) -> float:
     largest = 0.0
     for key in results.keys() & expected.keys():
         error = relative_error(results[key], expected[key])
-        if not error <= case.tolerance:  # NaN must not pass
-            place = f"{case.setting.shape}, {dtype_name(case.setting.dtype)}, {case.setting.device}"
+        if not error <= case.tolerance:  # written so that NaN fails
+            setting = (
+                f"{case.setting.shape}, {dtype_name(case.setting.dtype)}, {case.setting.device}"
+            )
             raise SystemExit(
-                f"refusing to time {case.op} ({place}): {key!r} of {name!r} has relative error"
+                f"refusing to time {case.op} ({setting}): {key!r} of {name!r} has relative error"
                 f" {error:.3g} against the fp64 twin, "
                 f"above {case.tolerance:g}"
             )
@@ -87,8 +93,10 @@ def check(case: Case, name: str, results: Tensors, expected: Tensors) -> float:
 
 
 def check_all(case: Case, inputs: Tensors, skip: dict[str, str]) -> tuple[float, dict[str, str]]:
-    """Run everyone once and check the results; return our error, and by name why a peer cannot be
-    measured.
+    """Run ours and every peer once and check the results.
+
+    Returns our error, and for each peer that cannot be measured the reason. ``skip`` names peers to
+    leave out, with reasons.
     """
     expected = expected_results(case, inputs)
     results = case.ours.run(case.ours.prepare(inputs))
@@ -100,7 +108,8 @@ def check_all(case: Case, inputs: Tensors, skip: dict[str, str]) -> tuple[float,
         if reason is None:
             try:
                 results = peer.run(peer.prepare(inputs))
-            except RuntimeError as failure:  # torch.compile without a C++ compiler, or no memory for the peer's temporaries
+            # torch.compile without a C++ compiler, or no memory for the peer's temporaries
+            except RuntimeError as failure:
                 reason = f"{type(failure).__name__}: {failure}".splitlines()[0][:200]
             else:
                 check(case, name, results, expected)
@@ -112,31 +121,24 @@ def check_all(case: Case, inputs: Tensors, skip: dict[str, str]) -> tuple[float,
 def sample(
     contenders: dict[str, Contender], inputs: list[Tensors], stopwatch: Stopwatch, quick: bool
 ) -> dict[str, list[float]]:
-    """Interleaved times of every contender, in ms, after a round that warms up."""
-    start = time.perf_counter()
-    time_round(contenders, inputs, 0, stopwatch)
-    fitting = int(SECONDS_PER_CASE / (time.perf_counter() - start))
+    """Times of every contender, in ms, from turns after one that warms up."""
+    warm_up = functools.partial(time_turn, contenders, inputs, 0, stopwatch)
+    _, seconds = timed(warm_up, clock.wall_seconds)
+    fitting = int(SECONDS_PER_CASE / seconds)
     num_samples = 3 if quick else min(max(fitting, FEWEST_SAMPLES), MOST_SAMPLES)
-    rounds = [
-        time_round(contenders, inputs, number + 1, stopwatch) for number in range(num_samples)
-    ]
-    return {name: [times[name] for times in rounds] for name in contenders}
+    turns = [time_turn(contenders, inputs, turn + 1, stopwatch) for turn in range(num_samples)]
+    return {name: [times[name] for times in turns] for name in contenders}
 
 
-def time_round(
-    contenders: dict[str, Contender], inputs: list[Tensors], number: int, stopwatch: Stopwatch
+def time_turn(
+    contenders: dict[str, Contender], inputs: list[Tensors], turn: int, stopwatch: Stopwatch
 ) -> dict[str, float]:
-    """Time each contender once, in ms. Every round starts with another one, and every call gets the
-    next set of inputs.
-    """
-    names = list(contenders)
+    """Time each contender once, in ms, every call on the next set of inputs."""
     times = {}
-    for place in range(len(names)):
-        contender = contenders[names[(number + place) % len(names)]]
-        prepared = contender.prepare(inputs[(number * len(names) + place) % len(inputs)])
-        times[names[(number + place) % len(names)]] = stopwatch.time_ms(
-            functools.partial(contender.run, prepared)
-        )
+    for place, name in enumerate(rotated(list(contenders), turn)):
+        num_calls = turn * len(contenders) + place  # those before this one, over all turns
+        prepared = contenders[name].prepare(inputs[num_calls % len(inputs)])
+        times[name] = stopwatch.time_ms(functools.partial(contenders[name].run, prepared))
     return times
 
 
@@ -145,9 +147,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Check and time one case; one row a peer."""
     if case.ours.missing:
-        return [
-            make_row(case, peer, status=f"not measured: {case.ours.missing}") for peer in case.peers
-        ]
+        return [make_row(case, peer, status=not_measured(case.ours.missing)) for peer in case.peers]
     inputs = [case.make_inputs() for _ in range(NUM_INPUTS)]
     error, missing = check_all(case, inputs[0], skip)
     contenders = {
@@ -167,7 +167,7 @@ def measure(
     rows = []
     for name in case.peers:
         if name in missing:
-            rows.append(make_row(case, name, status=f"not measured: {missing[name]}"))
+            rows.append(make_row(case, name, status=not_measured(missing[name])))
         else:
             rows.append(
                 make_row(
@@ -185,17 +185,13 @@ def measure(
 def ratio(times: dict[str, list[float]], peer: str) -> dict[str, float]:
     """Peer time / our time over the samples: median, p20 and p80."""
     ratios = [theirs / ours for theirs, ours in zip(times[peer], times["ours"], strict=True)]
-    quintiles = statistics.quantiles(ratios, n=5, method="inclusive")
-    return {
-        "ratio_to_peer": statistics.median(ratios),
-        "ratio_p20": quintiles[0],
-        "ratio_p80": quintiles[-1],
-    }
+    median, p20, p80 = median_and_spread(ratios)
+    return {"ratio_to_peer": median, "ratio_p20": p20, "ratio_p80": p80}
 
 
 def make_row(case: Case, peer: str, status: str, **numbers: Any) -> dict[str, Any]:
     """A row of the results; every number that is not given is None."""
-    names = [
+    numbers_of_a_row = [
         "time_ms",
         "peer_ms",
         "ratio_to_peer",
@@ -207,14 +203,14 @@ def make_row(case: Case, peer: str, status: str, **numbers: Any) -> dict[str, An
         "num_samples",
     ]
     setting = case.setting
-    place = {
+    columns = {
         "op": case.op,
         "shape": str(setting.shape),
         "dtype": dtype_name(setting.dtype),
         "device": setting.device,
         "peer": peer,
     }
-    return {**place, **{name: numbers.get(name) for name in names}, "status": status}
+    return {**columns, **{name: numbers.get(name) for name in numbers_of_a_row}, "status": status}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -243,21 +239,22 @@ def main(arguments: list[str] | None = None) -> None:
     stopwatch = Stopwatch(device, 1 << 20 if options.quick else FLUSH_BYTES[device])
     results: dict[str, Any] = {
         "environment": environment(device),
-        "ceilings": ceilings(device, stopwatch, options.quick),
+        "ceilings": ceilings(device, DTYPES[device], stopwatch, options.quick),
         "rows": [],
     }
     skip = {"torch.compile, same statistics": "left out by --quick"} if options.quick else {}
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    print(head(COLUMNS))
     with torch.no_grad():
         for case in cases(device, options.quick, options.op):
             rows = measure(case, stopwatch, results["ceilings"]["copy_gbs"], skip, options.quick)
             results["rows"] += rows
-            print("\n".join(map(_table_row, rows)), flush=True)
+            print("\n".join(line(table_row(row)) for row in rows), flush=True)
             if options.json:
-                write_text(options.json, json.dumps(results, indent=1) + "\n")
+                write_json(options.json, results)
 
 
-def _table_row(row: dict[str, Any]) -> str:
+def table_row(row: dict[str, Any]) -> list[str]:
+    """The cells of one row, by COLUMNS."""
     cells = [row["op"], row["shape"], row["dtype"], row["peer"]]
     if row["status"] == MEASURED:
         spread = f"{row['ratio_to_peer']:.2f} ({row['ratio_p20']:.2f} to {row['ratio_p80']:.2f})"
@@ -270,7 +267,7 @@ def _table_row(row: dict[str, Any]) -> str:
         cells += [f"{row['gbs']:.1f}", f"{row['percent_of_copy']:.0f}%"] if row["gbs"] else ["", ""]
     else:
         cells += [""] * 6
-    return f"| {' | '.join([*cells, row['status']])} |"
+    return [*cells, row["status"]]
 
 
 if __name__ == "__main__":

@@ -43,19 +43,20 @@ class Contender:
 
 
 def of_gated_activation(
-    activation: str, device: str, every: bool, everyone: bool
+    activation: str, device: str, all_statistics: bool, all_peers: bool
 ) -> dict[str, Contender]:
-    """Peers of the forward pass, with all four statistics (every) or the squares only.
+    """Peers of the forward pass, with all four statistics or with the squares only.
 
-    ``everyone`` adds the ModelOpt-style hook, Liger and torch.compile, which ``every`` is fair to.
+    ``all_peers`` adds the ModelOpt-style hook, Liger and torch.compile. Give it with
+    ``all_statistics`` only: torch.compile takes all four.
     """
     plain, liger, no_liger = eager(activation), liger_forward(activation), liger_missing(device)
     peers = {"eager, no statistics": Contender(plain)}
-    if every:
+    if all_statistics:
         peers["eager + naive square/abs/max hook"] = with_hook(plain, naive_hook)
     else:
         peers["eager + naive square hook"] = with_hook(plain, square_hook)
-    if everyone:
+    if all_peers:
         peers["eager + ModelOpt-style hook"] = with_hook(plain, modelopt_hook)
         peers["Liger, no statistics"] = Contender(liger, missing=no_liger)
         peers["Liger + ModelOpt-style hook"] = with_hook(liger, modelopt_hook, no_liger)
@@ -157,8 +158,8 @@ def compiled(activation: str) -> Call:
 
     @functools.cache
     def compile_once() -> Callable[..., Tensor]:
-        # Dynamo counts the shapes it has compiled this function for, and past its limit falls back
-        # to eager without an error.
+        # Dynamo counts the shapes that it has compiled this function for, and past a limit falls
+        # back to eager without an error: the row would then not be torch.compile's.
         torch.compiler.reset()
         return torch.compile(expression, dynamic=False)
 
@@ -221,9 +222,10 @@ def with_totals(dtype: torch.dtype) -> Call:
 
 
 def with_graph(forward: Call) -> Call:
-    """Prepare a forward pass on copies of gate and up, since Liger writes its gradients over them."""
+    """Prepare a forward pass, whose graph the timed backward pass goes through."""
 
     def prepare(inputs: Tensors) -> Tensors:
+        # copies: Liger writes the gradients over gate and up
         leaves = {name: inputs[name].clone().requires_grad_() for name in ("gate", "up")}
         with torch.enable_grad():
             return {**leaves, **forward(leaves), "grad": inputs["grad"]}
@@ -240,7 +242,7 @@ def backward(inputs: Tensors) -> Tensors:
 
 
 def copy(inputs: Tensors) -> Tensors:
-    """Move as many bytes as our op has to, half of them read and half written."""
+    """A ceiling: a copy that moves as many bytes as our op must, half of them read."""
     return {"copy": inputs["copy_to"].copy_(inputs["copy_from"])}
 
 
@@ -255,7 +257,7 @@ def name_sums(sums_3: Tensor) -> Tensors:
 
 
 def eager_residual_change(inputs: Tensors) -> Tensors:
-    """Norms and cosine in fp32, one op after the other."""
+    """Norms and cosine in fp32, one op after the other, as a hook would compute them."""
     before_TH, after_TH = inputs["before"].float(), inputs["after"].float()
     change_T = torch.linalg.vector_norm(after_TH - before_TH, dim=-1)
     cosine_T = cosine_similarity(before_TH, after_TH, dim=-1)

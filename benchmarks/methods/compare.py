@@ -1,18 +1,16 @@
 """Pruning methods on equal terms: same model, data, recovery tokens, size and evaluation; several
 seeds; mean and spread.
 
-    python -m benchmarks.methods.compare                               # the whole grid of the
-    bundled model: under 3 hours on 2 cores python -m benchmarks.methods.compare --quick
-    # one size, two seeds: under 15 minutes
+    python -m benchmarks.methods.compare            # all of the bundled model: under 3 h on 2 cores
+    python -m benchmarks.methods.compare --quick    # one size, two seeds: under 15 minutes
     python -m benchmarks.methods.compare --model DIR --data FILE --config SETTINGS.yaml
-    python -m benchmarks.methods.compare --render [--json FILE]        # tables and figures again,
-    from the rows alone
+    python -m benchmarks.methods.compare --render   # tables and figures again, from the rows alone
 
-Each cell is one ptl_fast.compress(...) in a folder and a process of its own: interrupted, the same
+Each cell is one ptl_fast.compress(...) in a folder and a process of its own. Interrupted, the same
 command goes on where it was; finished cells are not run again, nor those that --json holds. For
 another model, --config holds the settings of every cell (recovery_tokens, learning_rate,
-eval_tasks, ...). To choose a setting, use --split validation: the test problems are for the last
-word only.
+eval_tasks, ...). To choose a setting, use --split validation, and leave the test problems for what
+is reported. benchmarks.documents.methods_table writes the sections of docs/paper.md from the rows.
 """
 
 import argparse
@@ -20,17 +18,21 @@ import itertools
 import json
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import clock
 from benchmarks.harness.results import write_text
 from benchmarks.methods import cells as cells_module
-from benchmarks.methods import data, grid
-from benchmarks.methods import figures as figures_module
-from benchmarks.methods import tables as tables_module
-from benchmarks.methods.grid import Cell, Point, Setup
+from benchmarks.methods import grid, inputs
+from benchmarks.methods.csv_tables import to_csv
+from benchmarks.methods.figures import write_figures
+from benchmarks.methods.grid import Cell, Point
+from benchmarks.methods.setup import SIZES, SPLITS, Setup
+from benchmarks.methods.studies import STUDIES
+from benchmarks.methods.summaries import FAILED, FINISHED, WAITING
+from benchmarks.methods.tables import HEADINGS, origin, sections_of
 
 QUICK_STUDIES = ("methods", "order", "rounds", "steps")
 QUICK_SIZES = (0.125,)
@@ -43,18 +45,18 @@ def main(arguments: list[str] | None = None) -> int:
         results = json.loads(options.json.read_text()) if options.render else measure(options)
         if options.plan:
             return 0
-        write_all(results, options)
+        if not options.render:
+            write_text(options.json, to_json(results))
+        write_tables(results, options.tables)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues from here", file=sys.stderr)
         return 130
-    failed = [
-        name for name, row in results["cells"].items() if row["status"] == cells_module.FAILED
-    ]
-    for name in failed:
-        print(f"failed: {name}: {results['cells'][name]['error']}", file=sys.stderr)
+    failed = {name: row for name, row in results["cells"].items() if row["status"] == FAILED}
+    for name, row in failed.items():
+        print(f"failed: {name}: {row['error']}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -64,31 +66,23 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: cells that cannot run, named.
     """
-    setup = data.make_setup(options)
+    setup = inputs.make_setup(options)
     points = grid.make_points(options.studies, setup, options.methods)
-    cells, places = make_cells(points, setup, options.seeds)
-    before = (
-        json.loads(options.json.read_text())
-        if options.json.is_file()
-        else {"environment": {}, "cells": {}}
-    )
-    environment = before["environment"]
+    cells, cells_of_points = make_cells(points, setup, options.seeds)
+    before: dict[str, Any] = {"environment": {}, "cells": {}}
+    if options.json.is_file():
+        before = json.loads(options.json.read_text())
     results: dict[str, Any] = {
-        "environment": environment,
+        "environment": before["environment"],
         "setup": _describe(setup, options),
-        "points": places,
+        "points": cells_of_points,
         "cells": {},
     }
     for name, each in cells.items():
-        row = cells_module.finished_row(each, options.output) or finished_elsewhere(
-            each, before["cells"]
-        )
-        results["cells"][name] = row or {"settings": each.settings, "status": cells_module.WAITING}
-    missing = [
-        each
-        for name, each in cells.items()
-        if results["cells"][name]["status"] != cells_module.FINISHED
-    ]
+        row = cells_module.finished_row(each, options.output)
+        row = row or finished_elsewhere(each, before["cells"])
+        results["cells"][name] = row or {"settings": each.settings, "status": WAITING}
+    missing = [each for name, each in cells.items() if results["cells"][name]["status"] != FINISHED]
     print(plan_text(len(cells), missing, options.jobs), flush=True)
     if options.plan:
         print("\n".join(f"{each.cost_s:5.0f} s  {each.name}" for each in cells.values()))
@@ -102,34 +96,29 @@ def finished_elsewhere(cell: Cell, rows: dict[str, Any]) -> dict[str, Any] | Non
     folders of its runs.
     """
     row = rows.get(cell.name)
-    return (
-        row
-        if row is not None
-        and row["status"] == cells_module.FINISHED
-        and row["settings"] == cell.settings
-        else None
-    )
+    if row is None or row["status"] != FINISHED or row["settings"] != cell.settings:
+        return None
+    return row
 
 
 def _run(missing: list[Cell], results: dict[str, Any], options: argparse.Namespace) -> None:
     """Run the cells, and after each one write the rows and say how long the rest will take."""
-    costs, start = {each.name: each.cost_s for each in missing}, time.monotonic()
+    costs, start = {each.name: each.cost_s for each in missing}, clock.wall_seconds()
     left, devices = dict(costs), results["environment"].get("device", "").split(", then ")
 
     def environment() -> dict[str, Any]:
-        now = cells_module.environment(options.output, results["cells"], options.jobs)
-        return {
-            **now,
-            "device": ", then ".join(dict.fromkeys(filter(None, [*devices, now["device"]]))),
-        }
+        """As it is now, with every device that the grid has run on: it may go on elsewhere."""
+        now = cells_module.environment_of_cells(options.output, results["cells"], options.jobs)
+        names = dict.fromkeys(filter(None, [*devices, now["device"]]))
+        return {**now, "device": ", then ".join(names)}
 
-    def done(name: str, row: dict[str, Any]) -> None:
+    def on_row(name: str, row: dict[str, Any]) -> None:
         results["cells"][name] = row
         results["environment"] = environment()
         write_text(options.json, to_json(results))
         del left[name]
         share_left = sum(left.values()) / sum(costs.values())
-        minutes = (time.monotonic() - start) / 60 / max(1e-9, 1 - share_left) * share_left
+        minutes = (clock.wall_seconds() - start) / 60 / max(1e-9, 1 - share_left) * share_left
         print(
             f"{len(costs) - len(left)}/{len(costs)} {row['status']}: {name} (about {minutes:.0f}"
             " min left)",
@@ -138,7 +127,7 @@ def _run(missing: list[Cell], results: dict[str, Any], options: argparse.Namespa
 
     if missing:
         results["environment"] = environment()
-    cells_module.run_cells(missing, options.output, options.jobs, done)
+    cells_module.run_cells(missing, options.output, options.jobs, on_row)
 
 
 def plan_text(num_cells: int, missing: Sequence[Cell], jobs: int) -> str:
@@ -155,16 +144,18 @@ def plan_text(num_cells: int, missing: Sequence[Cell], jobs: int) -> str:
 def make_cells(
     points: Sequence[Point], setup: Setup, seeds: int
 ) -> tuple[dict[str, Cell], list[dict[str, Any]]]:
-    """The distinct cells by name, seed by seed so that an interrupted grid has whole tables; and
-    every point with its cells.
+    """The distinct cells by name, and every point with its cells, as the results have them.
+
+    Cells are in the order of the seeds, so that an interrupted grid has whole tables of the first
+    ones.
     """
     cells: dict[str, Cell] = {}
     names: list[list[str]] = [[] for _ in points]
-    for seed, (place, point) in itertools.product(range(seeds), enumerate(points)):
+    for seed, (index, point) in itertools.product(range(seeds), enumerate(points)):
         each = grid.cell(point.settings, seed, setup.base)
         cells[each.name] = each
-        names[place].append(each.name)
-    places = [
+        names[index].append(each.name)
+    cells_of_points = [
         {
             "study": point.study,
             "method": point.method,
@@ -174,47 +165,18 @@ def make_cells(
         }
         for point, cells_of in zip(points, names, strict=True)
     ]
-    return cells, places
+    return cells, cells_of_points
 
 
-def write_all(results: dict[str, Any], options: argparse.Namespace) -> None:
-    """Write rows, tables and figures, and print the tables."""
-    if not options.render:
-        write_text(options.json, to_json(results))
-    studies = {point["study"] for point in results["points"]}
-    chosen = [
-        name for name in tables_module.SECTIONS if tables_module.STUDY_OF.get(name, name) in studies
-    ]
-    tables = {name: tables_module.SECTIONS[name][1](results) for name in chosen}
-    for name, table in tables.items():
-        print(f"\n{tables_module.SECTIONS[name][0]}\n\n{table}")
-    figures = _write_tables(results, tables, options.tables)
-    if options.docs:
-        _write_document(results, tables, figures, options)
-
-
-def _write_tables(results: dict[str, Any], tables: dict[str, str], folder: Path) -> list[str]:
+def write_tables(results: dict[str, Any], folder: Path) -> None:
+    """Write tables and figures to a folder, and print the tables."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, table in tables.items():
-        write_text(
-            folder / f"{name}.md",
-            f"# {tables_module.SECTIONS[name][0]}\n\n{table}\n\n{tables_module.origin(results)}\n",
-        )
-        write_text(folder / f"{name}.csv", tables_module.to_csv(results, name))
-    return figures_module.write_figures(results, folder)
-
-
-def _write_document(
-    results: dict[str, Any], tables: dict[str, str], figures: list[str], options: argparse.Namespace
-) -> None:
-    """Put each table, and its figure where there is one, between the document's markers."""
-    sections = {}
-    for name, table in tables.items():
-        image = os.path.relpath(options.tables / f"{name}.png", options.docs.parent)
-        picture = f"![{tables_module.SECTIONS[name][0]}]({image})\n\n" if name in figures else ""
-        sections[name] = f"{picture}{table}\n\n{tables_module.origin(results)}"
-    before = options.docs.read_text() if options.docs.is_file() else ""
-    write_text(options.docs, tables_module.replace_sections(before, sections))
+    for name, table in sections_of(results).items():
+        print(f"\n{HEADINGS[name]}\n\n{table}")
+        text = f"# {HEADINGS[name]}\n\n{table}\n\n{origin(results)}\n"
+        write_text(folder / f"{name}.md", text)
+        write_text(folder / f"{name}.csv", to_csv(results, name))
+    write_figures(results, folder)
 
 
 def to_json(results: dict[str, Any]) -> str:
@@ -227,6 +189,7 @@ def to_json(results: dict[str, Any]) -> str:
 
 
 def _describe(setup: Setup, options: argparse.Namespace) -> dict[str, Any]:
+    """What all cells share, for the results."""
     names = ("model", "data", "eval_tasks")
     return {
         **{name: setup.base[name] for name in names},
@@ -258,9 +221,6 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--tables", type=Path, help="folder for tables and figures (default: tables in --output)"
     )
     parser.add_argument(
-        "--docs", type=Path, help="also replace the marked sections of this markdown document"
-    )
-    parser.add_argument(
         "--model", help="another model than the bundled one; with --data and --config"
     )
     parser.add_argument("--data", help="its reasoning data")
@@ -270,9 +230,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         help="English text for the reference rule (default: docstrings of Python's library)",
     )
     parser.add_argument(
-        "--split", choices=list(grid.SPLITS), help="the bundled model's problems (default: test)"
+        "--split", choices=list(SPLITS), help="the bundled model's problems (default: test)"
     )
-    parser.add_argument("--studies", nargs="+", choices=list(grid.STUDIES), help="default: all")
+    parser.add_argument("--studies", nargs="+", choices=list(STUDIES), help="default: all")
     parser.add_argument("--methods", nargs="+", help="only these methods, scorers or options")
     parser.add_argument(
         "--sizes", nargs="+", type=float, help="fractions of FFN neurons that PTL keeps"
@@ -292,9 +252,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     options = parser.parse_args(arguments)
     _check_options(parser, options)
-    every = [name for name in grid.STUDIES if name != "unseen" or options.model is None]
+    every = [name for name in STUDIES if name != "unseen" or options.model is None]
     options.studies = options.studies or (QUICK_STUDIES if options.quick else every)
-    options.sizes = options.sizes or (QUICK_SIZES if options.quick else grid.SIZES)
+    options.sizes = options.sizes or (QUICK_SIZES if options.quick else SIZES)
     options.seeds = options.seeds or (2 if options.quick else 3)
     options.json = options.json or options.output / "rows.json"
     options.tables = options.tables or options.output / "tables"

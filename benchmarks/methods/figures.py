@@ -1,12 +1,14 @@
-"""The figures of benchmarks.methods.compare, as PNG files. Points are means over the seeds, bars
-reach from the lowest to the highest.
+"""The figures of benchmarks.methods.compare, as PNG files.
+
+A point is the mean over the seeds; its bar reaches from the lowest to the highest.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.methods.tables import Results, Spread, Summary, rounds_curves, summarize
+from benchmarks.harness.results import write_figure
+from benchmarks.methods.summaries import Results, Spread, Summary, rounds_curves, summarize
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +31,7 @@ def _figure(num_rows: int, num_columns: int) -> "tuple[Figure, Any]":
     return figure, figure.subplots(num_rows, num_columns, squeeze=False)
 
 
-def _line(
+def _plot_line(
     axes: "Axes",
     x: Sequence[float],
     spreads: Iterable[Spread],
@@ -38,6 +40,7 @@ def _line(
     **style: Any,
 ) -> None:
     spreads = list(spreads)
+    # matplotlib takes the distances from the mean, not the ends
     means = [spread.mean for spread in spreads]
     bars = [
         [mean - spread.lowest for mean, spread in zip(means, spreads, strict=True)],
@@ -65,7 +68,7 @@ def rounds_figure(results: Results) -> "Figure | None":
         dense = Spread((curve["dense"],))
         color = f"C{place}"
         pruned, recovered = ([each[index] for each in curve["rounds"]] for index in (2, 3))
-        _line(
+        _plot_line(
             axes,
             numbers,
             [dense, *recovered],
@@ -73,7 +76,7 @@ def rounds_figure(results: Results) -> "Figure | None":
             place,
             color=color,
         )
-        _line(
+        _plot_line(
             axes,
             numbers[1:],
             pruned,
@@ -97,7 +100,7 @@ def steps_figure(results: Results) -> "Figure | None":
     axes, task = panels[0][0], next(iter(summaries[0].scores))
     for place, keep in enumerate(dict.fromkeys(each.keep for each in summaries)):
         points = [each for each in summaries if each.keep == keep]
-        _line(
+        _plot_line(
             axes,
             [each.x or 0 for each in points],
             [each.scores[task] for each in points],
@@ -136,7 +139,7 @@ def _budget_panel(axes: "Axes", summaries: list[Summary], methods: list[str], ta
         points = [each for each in summaries if each.method == method]
         style = {"color": "black", "linewidth": 2.2, "zorder": 3} if method == "PTL" else {}
         if points:
-            _line(
+            _plot_line(
                 axes,
                 [each.x or 0 for each in points],
                 [each.scores[task] for each in points],
@@ -176,8 +179,6 @@ def write_figures(results: Results, folder: Path) -> list[str]:
     for name, make in FIGURES.items():
         figure = make(results)
         if figure is not None:
-            temporary = folder / f".{name}.png"
-            figure.savefig(temporary, format="png", metadata={"Software": None})
-            temporary.rename(folder / f"{name}.png")
+            write_figure(folder / f"{name}.png", figure, {"Software": None})
             written.append(name)
     return written

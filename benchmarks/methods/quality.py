@@ -1,5 +1,5 @@
-"""Collect the runs of gpu/quality.sh into one file: what each method leaves of the model, and what
-it answers.
+"""Collect the runs of benchmarks/gpu/quality.sh into one file: the size that each method leaves of
+the model, and its evaluation.
 
     python -m benchmarks.methods.quality RUNS --json FILE
 
@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.results import MEASURED, write_text
+from benchmarks.harness.markdown import MISSING, Table, to_markdown
+from benchmarks.harness.results import MEASURED, not_measured, write_json
 
 SIZES = ("num_parameters", "num_layers", "width", "flops_per_token")
 
@@ -20,6 +21,7 @@ def collect(runs: Path) -> dict[str, Any]:
     """The environment of the runs, the dense model's size and evaluation, and a row for each
     method.
     """
+    # in the order in which they were run
     folders = sorted(
         (folder for folder in runs.iterdir() if folder.is_dir()),
         key=lambda folder: folder.stat().st_ctime,
@@ -42,7 +44,7 @@ def row(method: str, report: dict[str, Any] | None) -> dict[str, Any]:
     last recovery.
     """
     if report is None or report["final"] is None:
-        return {"method": method, "status": "not measured: the run is not finished"}
+        return {"method": method, "status": not_measured("the run is not finished")}
     dense, final, rounds = report["dense"], report["final"], report["rounds"]
     return {
         "method": method,
@@ -63,8 +65,8 @@ def _report(folder: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text()) if file.is_file() else None
 
 
-def to_markdown(results: dict[str, Any]) -> str:
-    """A table with a column for each metric."""
+def table(results: dict[str, Any]) -> Table:
+    """A row for each method, with a column for each metric."""
     metrics = [
         (task, metric) for task, values in results["dense"]["eval"].items() for metric in values
     ]
@@ -75,7 +77,7 @@ def to_markdown(results: dict[str, Any]) -> str:
         "recovery tokens",
         *(f"{task} {metric}" for task, metric in metrics),
     ]
-    lines = [header, ["---"] * len(header)]
+    lines = [header]
     lines.append(
         [
             "dense",
@@ -87,7 +89,7 @@ def to_markdown(results: dict[str, Any]) -> str:
     )
     for each in results["rows"]:
         if each["status"] != MEASURED:
-            lines.append([each["method"], *["not measured"] * (len(header) - 1)])
+            lines.append([each["method"], *[MISSING] * (len(header) - 1)])
             continue
         values = [f"{each['eval'][task][metric]:.4g}" for task, metric in metrics]
         lines.append(
@@ -99,7 +101,7 @@ def to_markdown(results: dict[str, Any]) -> str:
                 *values,
             ]
         )
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return lines
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -110,9 +112,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="file for the results")
     options = parser.parse_args(arguments)
     results = collect(options.runs)
-    print(to_markdown(results))
+    print(to_markdown(table(results)))
     if options.json:
-        write_text(options.json, json.dumps(results, indent=1) + "\n")
+        write_json(options.json, results)
 
 
 if __name__ == "__main__":

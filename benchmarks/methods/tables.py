@@ -1,20 +1,19 @@
-"""The rows of benchmarks.methods.compare -> means and spreads over seeds, tables in markdown and
-CSV, and marked sections of a document.
-"""
+"""The rows of benchmarks.methods.compare as tables in markdown."""
 
-import csv
-import io
-import re
-import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from ptl_fast.run.tables import leading_metric
+from benchmarks.harness.markdown import to_markdown
+from benchmarks.methods.summaries import (
+    FAILED,
+    FINISHED,
+    Results,
+    Summary,
+    rounds_curves,
+    summarize,
+    verdict,
+)
 
-Results = dict[str, Any]
-Row = dict[str, Any]
-
+# by study, what its other methods are compared with
 PTL = {
     "methods": "PTL",
     "budget": "PTL",
@@ -23,158 +22,12 @@ PTL = {
     "scorers": "reconstruction",
     "order": "neurons-then-layers",
 }
-LOWER_IS_BETTER = ("nll", "perplexity", "bits_per_byte")
-COARSE = 0.02
-MARKED = "<!-- begin: {name} -->\n{content}\n<!-- end: {name} -->"
+COARSE = 0.02  # a difference in parameters, as a share of the dense model's, that a note names
 RULE = (
     "Mean over the seeds, with the lowest and the highest in brackets. *By more than the spread*:"
     " the difference of the means is"
     " larger than the larger of the two ranges (highest minus lowest over the seeds)."
 )
-
-
-@dataclass(frozen=True)
-class Spread:
-    """One number over the seeds."""
-
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        return statistics.mean(self.values)
-
-    @property
-    def lowest(self) -> float:
-        return min(self.values)
-
-    @property
-    def highest(self) -> float:
-        return max(self.values)
-
-    @property
-    def range(self) -> float:
-        return self.highest - self.lowest
-
-    def __str__(self) -> str:
-        if len(self.values) == 1:
-            return f"{self.mean:.1f} (one seed)"
-        return f"{self.mean:.1f} ({self.lowest:.1f} to {self.highest:.1f})"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """One point over its seeds. Sizes are shares of the dense model's; accuracies are in per cent."""
-
-    study: str
-    method: str
-    keep: float
-    x: float | None
-    num_seeds: int
-    """Seeds that were asked for; the scores have fewer values where cells failed or did not run."""
-    errors: tuple[str, ...]
-    num_parameters: int
-    parameters: float
-    flops: float
-    width: int
-    dense_width: int
-    num_layers: int
-    slice_hidden: float | None
-    """Fraction of the hidden dimensions that SliceGPT keeps."""
-    num_rounds: int
-    recovery_tokens: int
-    recovery_s: float
-    """Mean seconds of training."""
-    total_s: float
-    dense: dict[str, float]
-    scores: dict[str, Spread]
-    """{task: its first metric}."""
-    lower_is_better: bool
-    """Whether the first task's metric is a loss."""
-
-
-def summarize(results: Results, study: str) -> list[Summary]:
-    """One summary a point of the study that has at least one finished seed, in the order of the
-    grid.
-    """
-    return [
-        summary
-        for point in results["points"]
-        if point["study"] == study
-        if (summary := _summary(point, [results["cells"][name] for name in point["cells"]]))
-        is not None
-    ]
-
-
-def _summary(point: Row, cells: Sequence[Row]) -> Summary | None:
-    finished = [row for row in cells if row["status"] == "finished"]
-    if not finished:
-        return None
-    first = finished[0]
-    dense, final = first["dense"], first["final"]
-    return Summary(
-        study=point["study"],
-        method=point["method"],
-        keep=point["keep"],
-        x=point["x"],
-        num_seeds=len(cells),
-        errors=tuple(row["error"] for row in cells if row["status"] == "failed"),
-        num_parameters=final["num_parameters"],
-        parameters=final["num_parameters"] / dense["num_parameters"],
-        flops=final["flops_per_token"] / dense["flops_per_token"],
-        width=final["width"],
-        dense_width=dense["width"],
-        num_layers=final["num_layers"],
-        slice_hidden=first["settings"].get("slice_hidden"),
-        num_rounds=len(first["rounds"]),
-        recovery_tokens=round(
-            statistics.mean(
-                sum(record["recovery_tokens"] for record in row["rounds"]) for row in finished
-            )
-        ),
-        recovery_s=statistics.mean(
-            sum(record["seconds"]["recover"] for record in row["rounds"]) for row in finished
-        ),
-        total_s=statistics.mean(
-            sum(sum(record["seconds"].values()) for record in row["rounds"]) for row in finished
-        ),
-        dense=scores_of(dense["eval"]),
-        scores={
-            task: Spread(tuple(scores_of(row["final"]["eval"])[task] for row in finished))
-            for task in final["eval"]
-        },
-        lower_is_better=_is_loss(leading_metric(dense)[1]),
-    )
-
-
-def scores_of(evaluation: dict[str, dict[str, float]]) -> dict[str, float]:
-    """{task: its first metric}, in per cent unless it is a loss."""
-    firsts = {task: next(iter(metrics.items())) for task, metrics in evaluation.items()}
-    return {
-        task: value if _is_loss(metric) else 100 * value for task, (metric, value) in firsts.items()
-    }
-
-
-def _is_loss(metric: str) -> bool:
-    return any(name in metric for name in LOWER_IS_BETTER)
-
-
-def verdict(ours: Spread, theirs: Spread, lower_is_better: bool = False) -> str:
-    """Whether ours is better by more than the spread: the difference of means against the larger
-    range over seeds.
-    """
-    ahead = (theirs.mean - ours.mean) if lower_is_better else (ours.mean - theirs.mean)
-    if min(len(ours.values), len(theirs.values)) < 2:
-        return f"{ahead:+.1f}: one seed has no spread"
-    spread = max(ours.range, theirs.range)
-    answer = (
-        "yes"
-        if ahead > spread
-        else "no, behind by more than the spread"
-        if -ahead > spread
-        else "no"
-    )
-    return f"{ahead:+.1f}: {answer}"
-
 
 Column = tuple[str, Callable[[Summary], str]]
 BUDGET: Column = ("budget", lambda summary: f"{summary.x:,.0f}")
@@ -299,11 +152,11 @@ def _failures(results: Results, study: str) -> list[str]:
     seeds: dict[str, list[str]] = {}
     for point in results["points"]:
         for row in (results["cells"][name] for name in point["cells"] if point["study"] == study):
-            if row["status"] != "finished":
+            if row["status"] != FINISHED:
                 place = f"{point['method']} at keep {point['keep']:g}" + (
                     f", {point['x']:g}" if point["x"] else ""
                 )
-                why = f" ({row['error']})" if row["status"] == "failed" else ""
+                why = f" ({row['error']})" if row["status"] == FAILED else ""
                 seeds.setdefault(f"{place}: {row['status']}{why}", []).append(
                     str(row["settings"]["seed"])
                 )
@@ -331,44 +184,21 @@ def rounds_table(results: Results) -> str:
     return to_markdown(rows) + "\n\n" + "\n\n".join([RULE, *_failures(results, "rounds")])
 
 
-def rounds_curves(results: Results) -> list[dict[str, Any]]:
-    """For each size: the dense score, and each round's (share of parameters, recovery tokens,
-    pruned, recovered).
-    """
-    curves = []
-    for point in results["points"]:
-        cells = (
-            [results["cells"][name] for name in point["cells"]]
-            if point["study"] == "rounds"
-            else []
-        )
-        finished = [row for row in cells if row["status"] == "finished"]
-        if not finished:
-            continue
-        dense = finished[0]["dense"]
-        task = next(iter(dense["eval"]))
-        rounds = []
-        for records in zip(
-            *(row["rounds"] for row in finished), strict=False
-        ):  # a budget may end some seeds' rounds early
-            pruned, recovered = (
-                Spread(tuple(scores_of(record[name])[task] for record in records))
-                for name in ("eval_pruned", "eval")
-            )
-            share = records[0]["num_parameters"] / dense["num_parameters"]
-            rounds.append((share, records[0]["recovery_tokens"], pruned, recovered))
-        curves.append(
-            {
-                "keep": point["keep"],
-                "task": task,
-                "dense": scores_of(dense["eval"])[task],
-                "rounds": rounds,
-            }
-        )
-    return curves
+def origin(results: Results) -> str:
+    """One line: what was measured, on which machine, at which commits."""
+    setup, environment = results["setup"], results["environment"]
+    commits = sorted(
+        {commit for row in results["cells"].values() for commit in row.get("commits", [])}
+    )
+    return (
+        f"{setup['model']} on {setup['data']}, {len(setup['seeds'])} seeds,"
+        f" {', '.join(setup['eval_tasks'])};"
+        f" {environment.get('device')}, {environment.get('jobs')} cells at a time, torch"
+        f" {environment.get('torch')},"
+        f" commit {', '.join(commits) or 'unknown'}."
+    )
 
 
-# Every section of the document: its heading, and what makes its table.
 SECTIONS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "table1": (
         "Methods at equal size and equal recovery tokens (Table 1)",
@@ -394,105 +224,17 @@ SECTIONS: dict[str, tuple[str, Callable[[Results], str]]] = {
         lambda results: study_table(results, "recovery", first="option"),
     ),
 }
+"""By name, a section's heading and what makes its table."""
+HEADINGS = {name: heading for name, (heading, _) in SECTIONS.items()}
+# sections that are not called as their study is
 STUDY_OF = {"table1": "methods", "table4": "order", "figure3": "rounds", "figure4": "steps"}
 
 
-def to_csv(results: Results, section: str) -> str:
-    """A section's numbers, one line a point and task."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    if section == "figure3":
-        writer.writerow(
-            [
-                "keep",
-                "round",
-                "parameters",
-                "recovery_tokens",
-                "stage",
-                "mean",
-                "lowest",
-                "highest",
-                "values",
-            ]
-        )
-        for curve in rounds_curves(results):
-            for number, (parameters, tokens, *spreads) in enumerate(curve["rounds"], start=1):
-                for stage, spread in zip(("pruned", "recovered"), spreads, strict=True):
-                    writer.writerow(
-                        [curve["keep"], number, parameters, tokens, stage, *_numbers(spread)]
-                    )
-        return stream.getvalue()
-    columns = [
-        "study",
-        "method",
-        "keep",
-        "x",
-        "num_parameters",
-        "parameters",
-        "flops",
-        "width",
-        "num_layers",
-        "num_rounds",
-    ]
-    columns += ["recovery_tokens", "recovery_s", "total_s", "num_seeds"]
-    writer.writerow([*columns, "task", "dense", "mean", "lowest", "highest", "values"])
-    for each in summarize(results, STUDY_OF.get(section, section)):
-        for task, spread in each.scores.items():
-            writer.writerow(
-                [
-                    *(getattr(each, name) for name in columns),
-                    task,
-                    each.dense[task],
-                    *_numbers(spread),
-                ]
-            )
-    return stream.getvalue()
-
-
-def _numbers(spread: Spread) -> list[Any]:
-    return [
-        spread.mean,
-        spread.lowest,
-        spread.highest,
-        " ".join(f"{value:g}" for value in spread.values),
-    ]
-
-
-def origin(results: Results) -> str:
-    """One line: what was measured, where and when."""
-    setup, environment = results["setup"], results["environment"]
-    commits = sorted(
-        {commit for row in results["cells"].values() for commit in row.get("commits", [])}
-    )
-    return (
-        f"{setup['model']} on {setup['data']}, {len(setup['seeds'])} seeds,"
-        f" {', '.join(setup['eval_tasks'])};"
-        f" {environment.get('device')}, {environment.get('jobs')} cells at a time, torch"
-        f" {environment.get('torch')},"
-        f" commit {', '.join(commits) or 'unknown'}."
-    )
-
-
-def replace_sections(document: str, sections: dict[str, str]) -> str:
-    """Write every section between its markers; one whose markers the document lacks is added at the
-    end under its heading.
-    """
-    for name, content in sections.items():
-        written = MARKED.format(name=name, content=content)
-        pattern = re.compile(rf"<!-- begin: {name} -->\n.*?<!-- end: {name} -->", re.DOTALL)
-        if pattern.search(document):
-            document = pattern.sub(lambda _, written=written: written, document)  # type: ignore[misc]
-        else:
-            document = f"{document.rstrip()}\n\n## {SECTIONS[name][0]}\n\n{written}\n".lstrip()
-    return document
-
-
-def to_markdown(rows: list[list[str]]) -> str:
-    """A header and rows as a markdown table; numbers to the right."""
-    header, *body = rows
-    rules = [
-        "--:" if all(not row[column] or row[column][0].isdigit() for row in body) else "---"
-        for column in range(len(header))
-    ]
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], f"|{'|'.join(rules)}|", *lines[1:]])
+def sections_of(results: Results) -> dict[str, str]:
+    """By name, the tables of the studies that the results have points of."""
+    studies = {point["study"] for point in results["points"]}
+    return {
+        name: make_table(results)
+        for name, (_, make_table) in SECTIONS.items()
+        if STUDY_OF.get(name, name) in studies
+    }

@@ -1,23 +1,24 @@
 """The section of benchmarks.recovery.study on distillation: against continual pre-training with
 equal tokens, over whole runs.
 
-Every row is a run of four rounds on the bundled model. All settings that matter are named here, so
-that no default and no preset
-changes what a row means: neurons go by output-change and nothing makes up for them before recovery,
-which is then worth most."""
+Every row is a run of four rounds on the bundled model. All settings that matter are written out
+here, so that the rows keep their meaning when a default or a preset changes. Neurons go by
+output-change and are not compensated for before recovery: that leaves recovery the most to do.
+"""
 
 import functools
 import itertools
 import json
 import shutil
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.results import commit, write_text
+from benchmarks.harness import clock
+from benchmarks.harness.environment import short_commit
+from benchmarks.harness.results import write_json
+from benchmarks.harness.stopwatch import timed
 
 Settings = dict[str, Any]
 Row = dict[str, Any]
@@ -39,11 +40,12 @@ BASE: Settings = {
     "micro_batch": 1,
     "gradient_checkpointing": False,
     "calibration_tokens": 8192,
-    "eval_tasks": ["nll"],  # of each round, short; what is reported is the result's accuracy
+    # of each round, and short: the row reports the accuracy of the final model alone
+    "eval_tasks": ["nll"],
     "eval_limit": 8,
     "device": "cpu",
 }
-# What distillation's settings were chosen on: fewer steps, so that recovery is weaker.
+# Distillation's settings were chosen on runs with fewer optimizer steps.
 CHOICE: Settings = {
     **BASE,
     "steps": "equal",
@@ -64,8 +66,8 @@ METHODS: dict[str, Settings] = {
 SIZES, BUDGETS = (0.25, 0.33), (50_000, 100_000)
 
 
-def grid(split: str) -> dict[str, Settings]:
-    """{row's name: settings}."""
+def settings_by_row(split: str) -> dict[str, Settings]:
+    """The settings of every row, by the row's name without its seed."""
     if split == "test":
         return {
             f"{method}, keep {keep:g}, {tokens:,} tokens": {
@@ -93,19 +95,20 @@ def grid(split: str) -> dict[str, Settings]:
     return rows
 
 
-def run(
+def measure(
     split: str, task: str, seeds: Sequence[int], file: Path, names: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Measure what the file does not hold yet; it is written after every row. ``names`` restricts
-    to rows whose name has one.
+    """Measure what the file does not hold yet; it is written after every row.
+
+    With ``names``, only rows whose name contains one of them.
     """
     rows: dict[str, Row] = json.loads(file.read_text()) if file.is_file() else {}
-    for (name, settings), seed in itertools.product(grid(split).items(), seeds):
+    for (name, settings), seed in itertools.product(settings_by_row(split).items(), seeds):
         key, full = f"{name}, seed {seed}", {**settings, "seed": seed}
-        wanted = not names or any(part in name for part in names)
+        wanted = not names or any(each in name for each in names)
         if wanted and rows.get(key, {}).get("settings") != full:
-            rows[key] = {"settings": full, "commit": commit(), **measure(full, task)}
-            write_text(file, json.dumps(rows, indent=1) + "\n")
+            rows[key] = {"settings": full, "commit": short_commit(), **measure_run(full, task)}
+            write_json(file, rows)
             print(
                 f"{key}: {rows[key]['accuracy']}% after {rows[key]['cpu_seconds']} CPU seconds of"
                 " recovery",
@@ -114,7 +117,7 @@ def run(
     return rows
 
 
-def measure(settings: Settings, task: str) -> Row:
+def measure_run(settings: Settings, task: str) -> Row:
     """One run: size, accuracy of the result, and the CPU time of recovery, the teacher's passes
     included.
     """
@@ -124,17 +127,17 @@ def measure(settings: Settings, task: str) -> Row:
     from ptl_fast.recovery import registry
     from ptl_fast.run.start import compress
 
-    seconds, before = [0.0], registry.recover
+    seconds_of_rounds, recover = [], registry.recover
 
-    def timed(*arguments: Any) -> Any:
-        start = time.process_time()
-        spent = before(*arguments)
-        seconds[0] += time.process_time() - start
+    def timed_recover(*arguments: Any) -> Any:
+        spent, seconds = timed(functools.partial(recover, *arguments), clock.cpu_seconds)
+        seconds_of_rounds.append(seconds)
         return spent
 
     folder = Path(tempfile.mkdtemp())
     try:
-        registry.recover = timed  # type: ignore[assignment]
+        # a run reports wall seconds only, so its recovery is replaced by one that is timed
+        registry.recover = timed_recover  # type: ignore[assignment]
         report = compress(**settings, output=str(folder / "run"))
         final = str(folder / "run" / "final")
         loaded = tasks.load_lm_eval_task(tasks.parse_tasks([task])[0])
@@ -144,48 +147,13 @@ def measure(settings: Settings, task: str) -> Row:
         )
         (accuracy,) = tasks.run_lm_eval(model, tokenizer, loaded, 250, None).values()
     finally:
-        registry.recover = before
+        registry.recover = recover
         shutil.rmtree(folder)
     return {
         "accuracy": round(100 * float(accuracy), 1),
         "parameters": round(
             report["final"]["num_parameters"] / report["dense"]["num_parameters"], 4
         ),
-        "cpu_seconds": round(seconds[0], 1),
+        "cpu_seconds": round(sum(seconds_of_rounds), 1),
         "tokens": sum(each["recovery_tokens"] for each in report["rounds"]),
-    }
-
-
-def table(rows: dict[str, Row], split: str = "test") -> list[list[str]]:
-    """Accuracy of each row: mean, lowest and highest over seeds."""
-    lines = [
-        ["recovery", "seeds", "accuracy %, mean (lowest to highest)", "CPU seconds of recovery"]
-    ]
-    for name in grid(split):
-        found = [row for key, row in rows.items() if key.startswith(f"{name}, seed ")]
-        if not found:
-            lines.append([name, "0", "not measured", ""])
-            continue
-        values = [row["accuracy"] for row in found]
-        accuracy = f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
-        lines.append(
-            [
-                name,
-                str(len(found)),
-                accuracy,
-                f"{statistics.mean(row['cpu_seconds'] for row in found):.0f}",
-            ]
-        )
-    return lines
-
-
-def makers(folder: Path) -> dict[str, Callable[[], list[list[str]]]]:
-    """{marker in the document: its table} from the files of rows in a folder."""
-    files = {split: folder / f"recovery_distill_{split}.json" for split in ("test", "validation")}
-    rows = {
-        split: json.loads(file.read_text()) if file.is_file() else {}
-        for split, file in files.items()
-    }
-    return {
-        f"distillation_{split}": functools.partial(table, rows[split], split) for split in files
     }

@@ -1,20 +1,21 @@
 """Where does a whole run's time go? Seconds of each stage, and what is not recovery.
 
-    python -m benchmarks.recovery.stages --json FILE [--name NAME] -- --model DIR --data FILE --keep
-    0.8 ...
+    python -m benchmarks.recovery.stages --json FILE [--name NAME] -- --model DIR --data FILE ...
 
-After -- come the flags of ptl_fast.compress; without any, the bundled demo runs. The run is a new
-one, in a folder that goes away. Stages are those of report.json, summed over the rounds. "the rest"
-is everything else between the program's start and its end: imports, reading the data, loading and
+After -- come the flags of ptl_fast.compress; without any, the bundled demo runs. It is a new run,
+in a temporary folder. Stages are those of report.json, summed over the rounds. "the rest" is
+everything else between the program's start and its end: imports, reading the data, loading and
 saving weights, the original's evaluation.
 
-Two shares: loop overhead is scoring and removing (calibrate and compact) in what the loop must do
-(these and recover), for how much is evaluated is the user's choice; and all that is not recover in
-the whole.
+Two shares are reported. "Loop overhead" is the share of scoring and removing (calibrate and
+compact) in what the loop must do (these and recover); evaluation is not in it, since the user
+chooses how much there is. "Not recovery" is the share of everything but recover in the whole.
 """
 
 import time
 
+# Read before the imports, which are part of the run's time. So this cannot be the harness's clock,
+# whose module imports torch.
 START = time.perf_counter()
 
 import argparse  # noqa: E402
@@ -23,7 +24,7 @@ import tempfile  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from benchmarks.harness.results import write_text  # noqa: E402
+from benchmarks.harness.results import write_json  # noqa: E402
 
 STAGES = ("calibrate", "compact", "recover", "evaluate")
 
@@ -74,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     print(json.dumps(result, indent=1))
     if options.json:
-        write_text(options.json, json.dumps(result, indent=1) + "\n")
+        write_json(options.json, result)
 
 
 if __name__ == "__main__":

@@ -12,286 +12,98 @@ step, beside plain TRL's.
   longest document
 
 All train the same model with the same optimizer, without gradient checkpointing, on about as many
-tokens a step, in turns: each starts with a copy of the model, and its first step is not timed.
-Tokens are those of documents, padding not counted. Utilisation is the FLOPs of three forward passes
-(flops.py) for these tokens, over the rate of a large matrix product on this device. Where another
-attention or kernel changes ours' first loss by more than its rounding could, the program stops.
+tokens a step. They take turns: each starts with a copy of the model, and its first step is not
+timed. Tokens are those of documents, padding not counted. Utilisation (MFU) is the FLOPs of three
+forward passes (ptl_fast/model/flops.py) for these tokens, over the rate of a large matrix product
+on this device. Where another attention or kernel changes the first loss of ours by more than its
+rounding could, the program stops.
 """
 
 import argparse
 import contextlib
 import copy
+import functools
 import importlib.util
-import json
 import statistics
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    TrainerCallback,
-    trainer,
-)
+from transformers import PreTrainedModel
 
 from benchmarks.harness import clock
 from benchmarks.harness.ceilings import ceilings
-from benchmarks.harness.environment import environment
-from benchmarks.harness.results import MEASURED, write_text
+from benchmarks.harness.environment import dtype_name, environment
+from benchmarks.harness.markdown import to_markdown
+from benchmarks.harness.results import MEASURED, not_measured, write_json
 from benchmarks.harness.stopwatch import FLUSH_BYTES, Stopwatch
+from benchmarks.harness.turns import forth_and_back
+from benchmarks.recovery.trainings import TimedSteps, TrainingSetup, train_ours, train_trl
 from ptl_fast.config.model import ModelSettings
-from ptl_fast.config.trainer import TrainerSettings
-from ptl_fast.data import packing as packing_module
 from ptl_fast.data import readers, sampling
 from ptl_fast.model import flops, loading
-from ptl_fast.model.families import feed_forwards, find_family
-from ptl_fast.recovery import continual_pretraining
 from ptl_fast.recovery import liger as liger_kernels
-from ptl_fast.recovery.task import RecoveryTask
-from ptl_kernels import fused_ffns
 
-LOSS_TOLERANCE = 0.02
-SEED = 0
-PACKED = (
-    "ours",
-    "ours, fused FFN",
-    "ours, flash attention",
-    "ours, Liger",
-)  # the same sequences in the same order
+LOSS_TOLERANCE = 0.02  # of the first loss, relative
+# These train on the same sequences in the same order, so their first losses must agree.
+PACKED = ("ours", "ours, fused FFN", "ours, flash attention", "ours, Liger")
+COLUMNS = ["way", "tokens/s", "utilisation", "/ TRL (lowest to highest)"]
+
+Training = Callable[[TrainingSetup, PreTrainedModel], TimedSteps]
 
 
-@dataclass
-class Steps:
-    """What one training did: seconds of each step and the losses."""
-
-    seconds: list[float] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    tokens_per_step: float = 0.0
-
-
-class StepTimer(TrainerCallback):
-    """Notes when steps begin and end."""
-
-    def __init__(self, steps: Steps, device: torch.device) -> None:
-        self.steps, self.device, self.start = steps, device, 0.0
-
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.start = clock.now(self.device)
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.steps.seconds.append(clock.now(self.device) - self.start)
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if "loss" in kwargs["logs"]:
-            self.steps.losses.append(float(kwargs["logs"]["loss"]))
-
-
-@contextlib.contextmanager
-def timed(device: torch.device) -> Iterator[Steps]:
-    """Inside, every Trainer is timed, whoever makes it."""
-    steps = Steps()
-    callbacks: list[Any] = trainer.DEFAULT_CALLBACKS
-    callbacks.append(StepTimer(steps, device))
-    try:
-        yield steps
-    finally:
-        callbacks.pop()
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What every contender trains, and how much."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    documents: list[list[int]]
-    sequence_length: int
-    batch: int
-    num_steps: int
-
-    def settings(self, **settings: Any) -> TrainerSettings:
-        """Settings of our own training."""
-        sizes = {"global_batch": self.batch, "micro_batch": self.batch}
-        return TrainerSettings(
-            **{
-                **sizes,
-                "gradient_checkpointing": False,
-                "checkpoint_minutes": 1e6,
-                **settings,
-            }
-        )
-
-    def packed(self) -> packing_module.PackedTokens:
-        """The documents as a round packs them."""
-        return packing_module.pack(
-            self.documents, self.sequence_length, packing_module.padding_token(self.tokenizer)
-        )
-
-    def documents_per_step(self) -> int:
-        """As many as hold about the tokens of a step on packed sequences."""
-        mean = sum(map(len, self.documents)) / len(self.documents)
-        return max(1, round(self.batch * self.packed().num_tokens / len(self.packed()) / mean))
-
-
-def ours(
-    bench: Bench, model: PreTrainedModel, fused: bool = False, packing: bool = True, **settings: Any
-) -> Steps:
-    """Train as a round's recovery does."""
-    tokens, batch = (
-        (bench.packed(), bench.batch)
-        if packing
-        else (a_document_a_row(bench), bench.documents_per_step())
-    )
-    trainer = bench.settings(global_batch=batch, micro_batch=batch, fused_ffn=fused, **settings)
-    order = continual_pretraining.Sequences(tokens, bench.num_steps * batch, SEED).order
-    per_step = float(tokens.rows(order).num_tokens / bench.num_steps)
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        if fused:
-            stack.enter_context(fused_ffns(feed_forwards(model, find_family(model))))
-        task = RecoveryTask(
-            tokens=tokens,
-            num_tokens=round(bench.num_steps * batch * tokens.num_tokens / len(tokens)),
-            name="ours",
-            folder=Path(folder) / "recovery",
-            log_folder=Path(folder) / "log",
-            tokenizer=bench.tokenizer,
-            trainer=trainer,
-            seed=SEED,
-            has_own_ffn=fused,
-        )
-        steps = stack.enter_context(timed(model.device))
-        continual_pretraining.train(model, task)
-    steps.tokens_per_step = per_step
-    return steps
-
-
-def a_document_a_row(bench: Bench) -> packing_module.PackedTokens:
-    """Documents without packing: each in a row of its own, padded to the longest."""
-    pieces = [document[: bench.sequence_length] for document in bench.documents]
-    length, pad = max(map(len, pieces)), packing_module.padding_token(bench.tokenizer)
-    input_ids = torch.tensor([[*piece, *[pad] * (length - len(piece))] for piece in pieces])
-    mask = torch.tensor([[True] * len(piece) + [False] * (length - len(piece)) for piece in pieces])
-    return packing_module.PackedTokens(
-        input_ids, torch.arange(length).expand_as(input_ids).where(mask, 0), mask
-    )
-
-
-def plain_trl(bench: Bench, model: PreTrainedModel, liger: bool = False) -> Steps:
-    """trl's SFTTrainer on the documents, already tokenized."""
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
-
-    seen: list[int] = []
-
-    class Counting(SFTTrainer):
-        def training_step(
-            self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
-        ) -> Any:
-            seen.append(
-                int(inputs["attention_mask"].sum())
-                if "attention_mask" in inputs
-                else inputs["input_ids"].numel()
-            )
-            return super().training_step(model, inputs, *args, **kwargs)
-
-    with tempfile.TemporaryDirectory() as folder, timed(model.device) as steps:
-        arguments = SFTConfig(
-            output_dir=folder,
-            max_steps=bench.num_steps,
-            per_device_train_batch_size=bench.documents_per_step(),
-            max_length=bench.sequence_length,
-            packing=False,
-            learning_rate=bench.settings().learning_rate,
-            gradient_checkpointing=False,
-            bf16=model.dtype == torch.bfloat16,
-            use_cpu=model.device.type == "cpu",
-            dataloader_pin_memory=model.device.type != "cpu",
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_liger_kernel=liger,
-            seed=SEED,
-        )
-        rows = Dataset.from_list([{"input_ids": list(document)} for document in bench.documents])
-        plain = Counting(
-            model=model, args=arguments, train_dataset=rows, processing_class=bench.tokenizer
-        )
-        plain.remove_callback(PrinterCallback)
-        plain.train()
-    steps.tokens_per_step = sum(seen) / max(1, len(seen))
-    return steps
-
-
-Contender = Callable[[Bench, PreTrainedModel], Steps]
-
-
-def contenders(model: PreTrainedModel, liger: bool) -> dict[str, Contender | str]:
+def trainings(model: PreTrainedModel, liger: bool) -> dict[str, Training | str]:
     """Each way to train, or why it is not measured."""
     on_gpu = model.device.type == "cuda"
     flash = on_gpu and importlib.util.find_spec("flash_attn") is not None
 
-    def with_flash(bench: Bench, model: PreTrainedModel) -> Steps:
+    def with_flash(setup: TrainingSetup, model: PreTrainedModel) -> TimedSteps:
         model.set_attn_implementation("flash_attention_2")
-        return ours(bench, model)
+        return train_ours(setup, model)
 
     no_liger = "a GPU and --liger are needed"
     return {
-        "ours": ours,
-        "ours, fused FFN": lambda bench, model: ours(bench, model, fused=True),
-        "ours, without packing": lambda bench, model: ours(bench, model, packing=False),
+        "ours": train_ours,
+        "ours, fused FFN": functools.partial(train_ours, fused=True),
+        "ours, without packing": functools.partial(train_ours, packing=False),
         "ours, flash attention": with_flash if flash else "a GPU and flash-attn are needed",
-        "ours, Liger": (lambda bench, model: ours(bench, model, liger=True)) if liger else no_liger,
-        "TRL": plain_trl,
-        "TRL, Liger": (lambda bench, model: plain_trl(bench, model, liger=True))
-        if liger
-        else no_liger,
+        "ours, Liger": functools.partial(train_ours, liger=True) if liger else no_liger,
+        "TRL": train_trl,
+        "TRL, Liger": functools.partial(train_trl, liger=True) if liger else no_liger,
     }
 
 
-def measure(bench: Bench, num_rounds: int, peak: float, liger: bool) -> list[dict[str, Any]]:
-    """A row for each contender; they take turns ``num_rounds`` times."""
-    every = contenders(bench.model, liger)
-    run: dict[str, Contender] = {
-        name: way for name, way in every.items() if not isinstance(way, str)
-    }
-    results: dict[str, list[Steps]] = {name: [] for name in run}
-    for number in range(num_rounds):
-        for name in list(run) if number % 2 == 0 else list(run)[::-1]:
-            context = (
-                liger_kernels.unpatched_afterwards(bench.model)
-                if "Liger" in name
-                else contextlib.nullcontext()
-            )
-            with context:
-                results[name].append(run[name](bench, copy.deepcopy(bench.model)))
-        check_losses({name: steps[-1].losses[0] for name, steps in results.items()})
-    rates = {name: [rate(steps) for steps in each] for name, each in results.items()}
-    per_token = (
-        3 * flops.model_size(bench.model.config, bench.sequence_length // 2)["flops_per_token"]
-    )
+def measure(
+    setup: TrainingSetup, num_rounds: int, peak: float, liger: bool
+) -> list[dict[str, Any]]:
+    """A row for each way to train; they take turns ``num_rounds`` times.
+
+    ``peak`` is the device's rate of matrix products, in FLOP/s.
+    """
+    every = trainings(setup.model, liger)
+    measured = {name: train for name, train in every.items() if not isinstance(train, str)}
+    results = train_in_turns(setup, measured, num_rounds)
+    rates = {name: [rate(steps) for steps in of_name] for name, of_name in results.items()}
+    # three forward passes: the backward pass computes about twice what the forward pass does; a
+    # token of a sequence attends to half of it on average
+    sizes = flops.model_size(setup.model.config, setup.sequence_length // 2)
+    flops_per_token = 3 * sizes["flops_per_token"]
     rows: list[dict[str, Any]] = []
-    for name, way in every.items():
-        if isinstance(way, str):
-            rows.append({"way": name, "status": f"not measured: {way}"})
+    for name, train in every.items():
+        if isinstance(train, str):
+            rows.append({"way": name, "status": not_measured(train)})
             continue
         ratios = sorted(mine / other for mine, other in zip(rates[name], rates["TRL"], strict=True))
         median = statistics.median(rates[name])
-        row: dict[str, Any] = {
-            "way": name,
-            "status": MEASURED,
-            "tokens_per_second": median,
-            "utilisation": median * per_token / peak,
-        }
-        row |= {"vs_trl": statistics.median(ratios), "vs_trl_range": [ratios[0], ratios[-1]]}
         rows.append(
             {
-                **row,
+                "way": name,
+                "status": MEASURED,
+                "tokens_per_second": median,
+                "utilisation": median * flops_per_token / peak,
+                "vs_trl": statistics.median(ratios),
+                "vs_trl_range": [ratios[0], ratios[-1]],
                 "tokens_per_step": results[name][0].tokens_per_step,
                 "first_loss": results[name][0].losses[0],
             }
@@ -299,15 +111,34 @@ def measure(bench: Bench, num_rounds: int, peak: float, liger: bool) -> list[dic
     return rows
 
 
-def rate(steps: Steps) -> float:
+def train_in_turns(
+    setup: TrainingSetup, measured: dict[str, Training], num_rounds: int
+) -> dict[str, list[TimedSteps]]:
+    """The steps of every training, by name; each training starts with a copy of the model."""
+    results: dict[str, list[TimedSteps]] = {name: [] for name in measured}
+    for number in range(num_rounds):
+        for name in forth_and_back(list(measured), number):
+            # Liger patches transformers' classes, which the trainings after it must not inherit
+            patched = (
+                liger_kernels.unpatched_afterwards(setup.model)
+                if "Liger" in name
+                else contextlib.nullcontext()
+            )
+            with patched:
+                results[name].append(measured[name](setup, copy.deepcopy(setup.model)))
+        check_losses({name: steps[-1].losses[0] for name, steps in results.items()})
+    return results
+
+
+def rate(steps: TimedSteps) -> float:
     """Tokens per second after the first step, which warms up."""
     return steps.tokens_per_step / statistics.median(steps.seconds[1:])
 
 
 def check_losses(first: dict[str, float]) -> None:
-    """Stop where a faster kernel trains on something else. Others see other documents in their
-    first step.
-    """
+    """Stop the program where another kernel changes the first loss by more than rounding could.
+
+    Ways that are not in PACKED have other documents in their first step and are not compared."""
     for name in PACKED:
         if name in first and abs(first[name] / first["ours"] - 1) > LOSS_TOLERANCE:
             raise SystemExit(
@@ -317,9 +148,9 @@ def check_losses(first: dict[str, float]) -> None:
 
 
 def table_row(row: dict[str, Any]) -> list[str]:
-    """Cells of one line: way, tokens/s, utilisation, against TRL."""
+    """The cells of one row, by COLUMNS."""
     if row["status"] != MEASURED:
-        return [row["way"], *[row["status"]] * 3]
+        return [row["way"], *[row["status"]] * (len(COLUMNS) - 1)]
     low, high = row["vs_trl_range"]
     return [
         row["way"],
@@ -367,30 +198,25 @@ def main(arguments: list[str] | None = None) -> None:
         list(ids)
         for ids in sampling.tokenize(readers.load_documents(options.data), tokenizer, needed)
     ]
-    bench = Bench(
+    setup = TrainingSetup(
         model, tokenizer, documents, options.sequence_length, options.batch, options.steps
     )
-    kind, dtype_name = device.partition(":")[0], str(model.dtype).removeprefix("torch.")
-    peak = (
-        1e12
-        * ceilings(kind, Stopwatch(device, FLUSH_BYTES[kind]), quick=False)["gemm_tflops"][
-            dtype_name
-        ]
-    )
+    device_type, dtype = device.partition(":")[0], dtype_name(model.dtype)
+    stopwatch = Stopwatch(device, FLUSH_BYTES[device_type])
+    reached = ceilings(device_type, [model.dtype], stopwatch, quick=False)
+    peak = 1e12 * reached["gemm_tflops"][dtype]
     results: dict[str, Any] = {
-        "environment": environment(kind),
+        "environment": environment(device_type),
         "model": Path(options.model).name,
-        "dtype": dtype_name,
+        "dtype": dtype,
         "sequence_length": options.sequence_length,
         "batch": options.batch,
         "gemm_tflops": peak / 1e12,
-        "rows": measure(bench, options.rounds, peak, options.liger),
+        "rows": measure(setup, options.rounds, peak, options.liger),
     }
-    print("| way | tokens/s | utilisation | / TRL (lowest to highest) |\n|---|--:|--:|--:|")
-    for row in results["rows"]:
-        print(f"| {' | '.join(table_row(row))} |")
+    print(to_markdown([COLUMNS, *map(table_row, results["rows"])]))
     if options.json:
-        write_text(options.json, json.dumps(results, indent=1) + "\n")
+        write_json(options.json, results)
 
 
 if __name__ == "__main__":

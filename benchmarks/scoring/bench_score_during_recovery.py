@@ -3,21 +3,22 @@ time do they save?
 
     python -m benchmarks.scoring.bench_score_during_recovery --json FILE
 
-Runs the demo with --score-during-recovery, keeps every round's weights, and then scores each of
-those models again with a separate pass over the next round's data, as a run without the flag would.
-The overlap is |kept by both| / |kept|: the mean over layers, and the lowest layer.
+Runs the demo with --score-during-recovery and keeps every round's weights. Each of those models is
+then scored again with a separate pass over the next round's data, as a run without the flag would
+do. The overlap is |kept by both| / |kept|: the mean over layers, and the lowest layer.
 """
 
 import argparse
-import json
-import time
+import functools
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import ptl_fast
 from benchmarks.harness.environment import environment
-from benchmarks.harness.results import write_text
+from benchmarks.harness.markdown import to_markdown
+from benchmarks.harness.results import write_json
+from benchmarks.harness.stopwatch import timed
 from ptl_fast.evaluation.tasks import parse_tasks
 from ptl_fast.model import families, loading
 from ptl_fast.pruning import plan
@@ -29,6 +30,15 @@ from ptl_fast.scoring import statistics as statistics_module
 from ptl_fast.scoring.scorers import SCORERS, Evidence
 
 SCORER = "output-change"
+COLUMNS = [
+    "round",
+    "width",
+    "kept by both",
+    "lowest layer",
+    "tokens",
+    "separate pass, s",
+    "from recovery, s",
+]
 
 
 def compare_rounds(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
@@ -53,9 +63,10 @@ def compare_rounds(settings: dict[str, Any], folder: Path) -> list[dict[str, Any
         model = loading.load_model(str(before.model().path), config.model, "cpu")
         family = families.find_family(model)
         tokens = data.training[step.number - 1].first(config.score.calibration_tokens)
-        start = time.perf_counter()
-        statistics = statistics_module.collect(model, family, tokens, config.trainer.micro_batch)
-        seconds = time.perf_counter() - start
+        collect = functools.partial(
+            statistics_module.collect, model, family, tokens, config.trainer.micro_batch
+        )
+        statistics, seconds = timed(collect)
         evidence = Evidence(statistics=statistics, model=model, family=family, seed=0)
         scores = SCORERS[SCORER].compute(evidence)
         separate = plan.plan_neurons(step, scores, None, SCORER).kept_neurons
@@ -80,6 +91,19 @@ def compare_rounds(settings: dict[str, Any], folder: Path) -> list[dict[str, Any
     return rows
 
 
+def table_row(row: dict[str, Any]) -> list[str]:
+    """The cells of one row, by COLUMNS."""
+    return [
+        str(row["round"]),
+        str(row["width"]),
+        f"{row['overlap']:.1%}",
+        f"{row['lowest_overlap']:.1%}",
+        str(row["num_tokens_during_recovery"]),
+        f"{row['separate_pass_seconds']:.2f}",
+        f"{row['calibrate_seconds']:.2f}",
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -89,21 +113,10 @@ def main() -> None:
     arguments = parser.parse_args()
     with TemporaryDirectory() as folder:
         rows = compare_rounds({"seed": arguments.seed, "eval_limit": 50}, Path(folder) / "run")
-    print(
-        "| round | width | overlap of kept sets | lowest layer | tokens | separate pass s | with"
-        " the flag s |"
-    )
-    print("|--:|--:|--:|--:|--:|--:|--:|")
-    for row in rows:
-        overlap = f"{row['overlap']:.1%} | {row['lowest_overlap']:.1%}"
-        seconds = f"{row['separate_pass_seconds']:.2f} | {row['calibrate_seconds']:.2f}"
-        print(
-            f"| {row['round']} | {row['width']} | {overlap} | {row['num_tokens_during_recovery']}"
-            f" | {seconds} |"
-        )
+    print(to_markdown([COLUMNS, *map(table_row, rows)]))
     if arguments.json:
         content = {"environment": environment("cpu"), "seed": arguments.seed, "rows": rows}
-        write_text(arguments.json, json.dumps(content, indent=1) + "\n")
+        write_json(arguments.json, content)
 
 
 if __name__ == "__main__":

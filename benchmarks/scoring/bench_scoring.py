@@ -5,20 +5,22 @@ the same run.
 
 - vs_plain_forward: the model's forward pass on the same batches, with logits and without any
   statistics
-- vs_packed_forward: the same with several documents in a sequence and a mask between them, as in
-  training
+- vs_packed_forward: the same on packed sequences, several documents each with no attention across
+  them, as in training
 - vs_plain_decoder: vs_plain_forward without the language-model head, which scoring does not need
   either
 - vs_eager_hooks: the decoder with hooks in plain PyTorch that take the same statistics
 - vs_reference_rule: the detection rule that the authors of arXiv 2602.04919 published
-  (ptl_fast/baselines/authors_rule.py), without its English samples: batch 1, whole logits, the last
-  position of three views of each layer, and sets of the least active neurons intersected on the
-  host
+  (ptl_fast/baselines/authors_rule.py), without its samples of English text: batch 1, the logits of
+  every position, the last position of three views of each layer, and sets of the least active
+  neurons intersected on the host
 
 Above 1, ours is faster. All of them take turns, in an order that rotates; the median ratio counts.
-Wrong statistics are not timed."""
+Wrong statistics end the program before anything is timed.
+"""
 
 import argparse
+import functools
 import json
 import random
 import statistics
@@ -32,9 +34,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from benchmarks.harness import clock
-from benchmarks.harness.environment import environment
+from benchmarks.harness.environment import dtype_name, environment
 from benchmarks.harness.models import SHAPES, random_model, shape_config
-from benchmarks.harness.results import write_text
+from benchmarks.harness.results import write_json
+from benchmarks.harness.stopwatch import timed
+from benchmarks.harness.turns import rotated
 from ptl_fast.baselines import authors_rule
 from ptl_fast.config.model import ModelSettings
 from ptl_fast.data import batching, packing, readers, sampling
@@ -43,6 +47,7 @@ from ptl_fast.model.families import Family, decoder_layers, feed_forwards, find_
 from ptl_fast.scoring import statistics as statistics_module
 from ptl_kernels import reference
 
+# largest relative error of our statistics against the hooks'
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 
@@ -59,6 +64,8 @@ class EagerHooks:
 
     @contextmanager
     def attached(self, mask: Tensor) -> Iterator[None]:
+        """Add up the statistics of the forward passes inside, of the tokens of the mask."""
+
         def add_neurons(index: int) -> Callable[[nn.Module, tuple], None]:
             def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
                 reference.add_neuron_sums_((self.square[index],), args[0].flatten(0, -2), mask)
@@ -88,13 +95,17 @@ class EagerHooks:
                 handle.remove()
 
 
-Ways = dict[str, Callable[[], Any]]
+Passes = dict[str, Callable[[], Any]]
+"""By name, a whole pass over the same tokens; "ours" first."""
 
 
-def ways_to_run(
+def make_passes(
     model: PreTrainedModel, tokens: packing.PackedTokens, documents: list[list[int]], batch: int
-) -> Ways:
-    """Our scoring pass and its peers, over the same tokens, after our statistics were checked."""
+) -> Passes:
+    """Our scoring pass and its peers, over the same tokens, after our statistics were checked.
+
+    ``batch`` is the number of sequences, or of documents, in a forward pass.
+    """
     family = find_family(model)
     eager = EagerHooks(model, family)
 
@@ -149,19 +160,17 @@ def measure(
     batch: int,
     samples: int,
 ) -> dict[str, Any]:
-    """Time every way in turns over the same tokens; return medians and ratios."""
-    ways = ways_to_run(model, tokens, documents, batch)
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    names = list(ways)
+    """Time every pass in turns; return our tokens per second and its ratio to each other's."""
+    passes = make_passes(model, tokens, documents, batch)
+    rates: dict[str, list[float]] = {name: [] for name in passes}
+    now = functools.partial(clock.now, model.device)
     for sample in range(samples + 1):
-        for name in names[sample % len(names) :] + names[: sample % len(names)]:
-            start = clock.now(model.device)
-            ways[name]()
-            seconds = clock.now(model.device) - start
-            if sample:  # the first round warms up
+        for name in rotated(list(passes), sample):
+            _, seconds = timed(passes[name], now)
+            if sample:  # the first turn warms up
                 rates[name].append(tokens.num_tokens / seconds)
     result: dict[str, Any] = {"tokens_per_second": round(statistics.median(rates["ours"]), 1)}
-    for name in names[1:]:
+    for name in list(passes)[1:]:
         ratios = sorted(
             mine / other for mine, other in zip(rates["ours"], rates[name], strict=True)
         )
@@ -171,9 +180,8 @@ def measure(
 
 
 def check(ours: statistics_module.Statistics, eager: EagerHooks, dtype: torch.dtype) -> None:
-    """Stop where our statistics are not those of the hooks: half precision differs by its
-    roundings, which the layers add up.
-    """
+    """Stop the program where our statistics are not those of the hooks."""
+    # half precision has a wide tolerance: the two round differently, and errors grow over layers
     for mine, other in ((ours.square_LI, eager.square), (ours.change_L3, eager.change)):
         error = float((mine - other.cpu()).norm() / other.norm().cpu())
         if not error < TOLERANCE[dtype]:
@@ -183,11 +191,12 @@ def check(ours: statistics_module.Statistics, eager: EagerHooks, dtype: torch.dt
             )
 
 
-Inputs = tuple[PreTrainedModel, list[list[int]], int]  # model, documents, padding token
+Inputs = tuple[PreTrainedModel, list[list[int]], int]
+"""Model, documents as token ids, padding token."""
 
 
 def loaded_inputs(arguments: argparse.Namespace, device: str) -> Inputs:
-    """A model from a folder or the hub, and text."""
+    """A model from a folder or the hub, and documents of the text that --data names."""
     model = loading.load_model(arguments.model, ModelSettings(dtype=arguments.dtype), device)
     tokenizer = loading.load_tokenizer(arguments.model)
     documents = list(
@@ -197,8 +206,8 @@ def loaded_inputs(arguments: argparse.Namespace, device: str) -> Inputs:
 
 
 def random_inputs(arguments: argparse.Namespace, device: str) -> Inputs:
-    """A known shape with random weights, and documents of an eighth to half a sequence: neither is
-    downloaded.
+    """A known shape with random weights, and random documents of an eighth to half a sequence's
+    length, so that nothing is downloaded.
     """
     default = "float32" if device == "cpu" else "bfloat16"
     config = shape_config(arguments.shape)
@@ -255,14 +264,14 @@ def main() -> None:
     result = {
         "environment": environment(device.partition(":")[0]),
         "model": arguments.shape or Path(arguments.model).name,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": dtype_name(model.dtype),
         "num_tokens": tokens.num_tokens,
         "num_documents": len(documents),
         **measure(model, tokens, documents, arguments.batch, arguments.samples),
     }
     print(json.dumps(result, indent=1))
     if arguments.json:
-        write_text(arguments.json, json.dumps(result, indent=1) + "\n")
+        write_json(arguments.json, result)
 
 
 if __name__ == "__main__":

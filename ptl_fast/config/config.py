@@ -80,7 +80,6 @@ class Config:
             self.model,
             self.data,
             self.prune,
-            self.score,
             self.recovery,
             self.trainer,
             self.gate,

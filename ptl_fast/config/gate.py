@@ -9,7 +9,7 @@ class GateSettings:
     """The quality gate: what a round must reach."""
 
     gate: str | None = None
-    """The guard: TASK:METRIC, one of the results of --eval-tasks (nll:nll, or a label and a
+    """The quality gate: TASK:METRIC, one of the results of --eval-tasks (nll:nll, or a label and a
     metric), that a round must keep within --max-drop of the original model's. A round that fails
     first trains longer (--max-extra-recovery). Then the run goes back to the model before it, and
     from there on removes half as much at once. If one --width-multiple, or one layer, is still too

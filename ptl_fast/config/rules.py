@@ -8,7 +8,6 @@ from ptl_fast.config.gate import GateSettings
 from ptl_fast.config.model import ModelSettings
 from ptl_fast.config.prune import PruneSettings
 from ptl_fast.config.recovery import RecoverySettings
-from ptl_fast.config.score import ScoreSettings
 from ptl_fast.config.trainer import TrainerSettings
 
 
@@ -16,7 +15,6 @@ def check(
     model: ModelSettings,
     data: DataSettings,
     prune: PruneSettings,
-    score: ScoreSettings,
     recovery: RecoverySettings,
     trainer: TrainerSettings,
     gate: GateSettings,
@@ -36,12 +34,6 @@ def check(
         raise ValueError(
             "--keep-optimizer-state is not supported with --deepspeed yet: DeepSpeed keeps the"
             " moments in flat buffers, a part of them on each rank; leave one of the two out"
-        )
-    if score.score_during_recovery and (score.score_once or recovery.anticipate):
-        raise ValueError(
-            "--score-during-recovery takes statistics from the end of each round; --score-once"
-            " needs none after the first round, and --anticipate needs them before the end; leave"
-            " it out"
         )
     if gate.gate is not None and prune.threshold is not None:
         raise ValueError(

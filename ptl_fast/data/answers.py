@@ -1,9 +1,11 @@
-"""Is a response's final answer the right one? math-verify decides, in a child process with limits.
+"""Check a response's final answer with math-verify, in a child process with resource limits.
 
 Answers that models make up, such as 9^{9^{9^9}}, can keep sympy busy for ever, inside C code that
-no signal interrupts. So one child judges all answers; the kernel ends it where one takes too long
-or too much memory, that answer counts as wrong, and another child goes on. It counts processor
-time, so that a busy machine does not change results, and works from any thread.
+Python's signal handlers cannot interrupt. So one child process judges all answers. The kernel kills
+it when an answer takes too much processor time; an answer that the child does not survive counts as
+wrong, and a new child judges the next one. Limits are on processor time and not on wall time, so
+that a busy machine does not change results. Any thread may ask, which math-verify's own time limit,
+being a signal handler, would not allow.
 """
 
 import functools
@@ -19,19 +21,22 @@ from typing import Any
 
 from ptl_fast.base import restricted_child
 
-CPU_SECONDS = 10  # for one answer
-MEMORY_BYTES = 4 * 2**30
+CPU_SECONDS = 10  # per answer
+MEMORY_BYTES = 4 * 2**30  # address space of the child
 NUM_OPEN_FILES = 64
 BOXED = re.compile(r"\\(?:boxed|fbox)\s*")
+# GSM8K's "#### 18", or "The answer is 18." up to the end of the sentence (not the dot in 18.5)
 MARKED = re.compile(
     r"####\s*(.+)|\banswer is:?\s*(.+?)\s*(?:\.(?=\s|$)|$)", re.MULTILINE | re.IGNORECASE
 )
 
 
 def final_answer(response: str) -> str | None:
-    """The response's answer: its last ``\\boxed{...}``; else what follows the last ``####`` or
-    "answer is"; else None.
+    """Extract a response's final answer, or None if it marks none.
+
+    That is its last ``\\boxed{...}``, or else what follows the last ``####`` or "answer is".
     """
+    # backwards: a response that was cut off may end with a box that never closes
     for match in reversed(list(BOXED.finditer(response))):
         boxed = _group(response[match.end() :])
         if boxed is not None:
@@ -43,30 +48,32 @@ def final_answer(response: str) -> str | None:
 
 
 def is_right(gold: str, response: str) -> bool:
-    """Whether the response's final answer equals ``gold``, an answer in LaTeX or plain text.
+    """Return whether the response's final answer equals ``gold`` mathematically.
 
-    A response that marks no answer is searched for one as math-verify does: the last number or
-    formula.
+    If the response marks no answer, math-verify looks for one: the last number or formula.
+
+    Args:
+        gold: the right answer, in LaTeX or plain text.
 
     Raises:
         ValueError: math-verify is not installed.
+
+    Costs at most CPU_SECONDS of processor time; an answer that needs more counts as wrong.
     """
     answer = final_answer(response)
-    # the end of a response holds its answer; regular expressions over a very long one would only
-    # take time
+    # an unmarked answer is at the end, and math-verify's regular expressions are slow on long texts
     return _judge().ask([gold, answer, response[-4000:]])
 
 
 class _Judge:
-    """The child process; started when first asked, and again after an answer that it did not
-    survive.
-    """
+    """The parent's side: starts the child at the first question, and again after it was killed."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.child: subprocess.Popen[str] | None = None
 
     def ask(self, question: list[str | None]) -> bool:
+        """Send [gold, answer, response] and return the verdict: False if the child dies over it."""
         with self.lock:
             if self.child is None:
                 self.child = self._start()
@@ -77,12 +84,14 @@ class _Judge:
             return said == "true\n"
 
     def _start(self) -> "subprocess.Popen[str]":
-        # the same modules as here, wherever Python has them from; the child ends when this process
-        # does, for then its input does
+        """Start a child and wait until it has imported math-verify."""
+        # with this process's sys.path, so that the child imports the same modules. It needs no
+        # clean-up: when this process ends its standard input closes, which ends its loop
         code = (
             f"import sys; sys.path[:] = {sys.path!r}; from ptl_fast.data.answers import serve;"
             f" serve({CPU_SECONDS})"
         )
+        # sympy's results can depend on the order of sets, and so on the seed of str hashes
         environment = {**os.environ, "PYTHONHASHSEED": "0"}
         pipe = subprocess.PIPE
         child = subprocess.Popen(
@@ -96,6 +105,7 @@ class _Judge:
 
     @staticmethod
     def _exchange(child: "subprocess.Popen[str]", line: str) -> str:
+        """Write a line and return the next line of output: empty if the child has ended."""
         assert child.stdin is not None
         assert child.stdout is not None
         try:
@@ -108,20 +118,28 @@ class _Judge:
 
 @functools.cache
 def _judge() -> _Judge:
+    """The one judge of this process."""
     return _Judge()
 
 
 def serve(cpu_seconds: int) -> None:
-    """The child's loop: a line [gold, answer, response] in, a line true or false out."""
+    """The child's loop: read [gold, answer, response] from a line, print true or false.
+
+    Args:
+        cpu_seconds: processor time per answer, after which the kernel kills this process.
+    """
     import resource
 
     import math_verify
 
-    logging.disable()  # math-verify warns that its own time limit, which signals keep, is off
+    # math-verify warns at every answer that its own time limit is off
+    logging.disable()
     restricted_child.restrict(MEMORY_BYTES, NUM_OPEN_FILES)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     print("ready", flush=True)
     for line in sys.stdin:
+        # RLIMIT_CPU counts from the start of the process, so the limit moves with each answer; only
+        # the soft one, because a hard limit cannot be raised again
         used = resource.getrusage(resource.RUSAGE_SELF)
         resource.setrlimit(
             resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + cpu_seconds, hard)
@@ -130,7 +148,11 @@ def serve(cpu_seconds: int) -> None:
 
 
 def _equal(math_verify: Any, gold: str, answer: str | None, response: str) -> bool:
-    """Whether math-verify finds the answer equal, read as LaTeX or, as in "18 dollars", as text."""
+    """Whether math-verify finds the answer equal to ``gold``, read as LaTeX or as plain text.
+
+    Plain text helps with answers such as "18 dollars". Without an answer the response is searched.
+    """
+    # no time limits: math-verify's rely on signals; the processor time limit of ``serve`` holds
     parse: Callable[[str], list] = functools.partial(math_verify.parse, parsing_timeout=None)
     expected = parse(f"\\boxed{{{gold}}}")
     readings = [response] if answer is None else [f"\\boxed{{{answer}}}", answer]
@@ -140,12 +162,14 @@ def _equal(math_verify: Any, gold: str, answer: str | None, response: str) -> bo
 
 
 def _group(text: str) -> str | None:
-    """What a leading {...} holds, with braces inside; without one the first token, as in ``\\boxed
-    5``; None if it never closes.
+    """The content of the braces that the text begins with; None if they never close.
+
+    Without braces, the first token: LaTeX also takes ``\\boxed 5``.
     """
     if not text.startswith("{"):
         token = re.match(r"[^\s$]+", text)
         return token[0].rstrip(".,") if token else None
+    # count braces, as an answer may hold more of them, such as \frac{1}{2}; \{ and \} are text
     depth = 0
     for position, letter in enumerate(text):
         escaped = position > 0 and text[position - 1] == "\\"

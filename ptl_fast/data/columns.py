@@ -1,4 +1,4 @@
-"""Which columns of a row hold the question, the answer or the text."""
+"""Find the columns of a row that hold the question, the answer or plain text."""
 
 import functools
 import itertools
@@ -6,8 +6,9 @@ from typing import Any
 
 from ptl_fast.data.documents import Form
 
-# Columns that belong together, in the order in which they are looked for: {problem, solution,
-# answer} is a problem with its solution, of which the answer is only the last line.
+# (question, answer) columns, in the order in which they are looked for. Where both columns of a
+# pair exist they beat mixed ones: of {problem, solution, answer} the solution is taken, because the
+# answer is only its last line.
 PAIRS = (
     ("question", "answer"),
     ("query", "response"),
@@ -21,8 +22,15 @@ TEXT_COLUMNS = ("text", "content")
 
 
 def _question_and_answer(row: dict, where: str, form: Form) -> tuple[str, str]:
-    """What a row holds, without white space around it; plain text has no question."""
-    # null is how tables say that a row lacks a column
+    """Return a row's (question, answer), stripped; the question of plain text is empty.
+
+    Args:
+        where: file and line, for messages.
+
+    Raises:
+        ValueError: the row lacks known columns, holds no text in them, or has an empty question.
+    """
+    # a table's null means that this row lacks the column
     columns = _find_columns(
         tuple(column for column, value in row.items() if value is not None), form
     )
@@ -43,16 +51,22 @@ def _question_and_answer(row: dict, where: str, form: Form) -> tuple[str, str]:
         _check_text(value, where)
     if not question.strip() and (question_column is not None or answer_column == MESSAGES_COLUMN):
         raise ValueError(f"{where} has an empty question; remove that line, or give {{text}} alone")
+    # Alpaca's columns are instruction, input and output; the input is part of the question
     if question and isinstance(row.get("input"), str):
-        question = f"{question}\n{row['input']}"  # Alpaca's form: instruction, input, output
+        question = f"{question}\n{row['input']}"
     return question.strip(), answer.strip()
 
 
 @functools.lru_cache(1024)
 def _find_columns(present: tuple[str, ...], form: Form) -> tuple[str | None, str] | None:
-    """The columns of a row's (question, answer); messages and plain text have no question column."""
+    """Return the names of the (question, answer) columns, or None if no known ones are present.
+
+    Named columns come first, then the pairs, messages and plain text; the last two have no question
+    column. Cached, because the rows of a file mostly have the same columns.
+    """
     if form.text_column is not None and form.text_column in present:
         return None, form.text_column
+    # only the text column is named, and this row lacks it: do not guess another
     if form.text_column is not None and form.question_column is None and form.answer_column is None:
         return None
     questions, answers = (
@@ -65,14 +79,17 @@ def _find_columns(present: tuple[str, ...], form: Form) -> tuple[str | None, str
     pairs = list(itertools.product(questions, answers))
     if pairs:
         return next((pair for pair in PAIRS if pair in pairs), pairs[0])
+    # a named column must be used, so there is nothing to fall back to
     if form.flags:
         return None
     if MESSAGES_COLUMN in present:
         return None, MESSAGES_COLUMN
+    # text beside a question without an answer is ambiguous: rather an error than a guess
     return next(((None, name) for name in TEXT_COLUMNS if name in present and not questions), None)
 
 
 def _expected(row: dict, form: Form) -> str:
+    """The second half of the error for unknown columns: what was expected, and the flag to give."""
     named = (
         (form.question_column, "--answer-column", ANSWER_COLUMNS),
         (form.answer_column, "--question-column", QUESTION_COLUMNS),
@@ -94,8 +111,9 @@ def _expected(row: dict, form: Form) -> str:
 
 
 def _last_exchange(messages: Any, where: str) -> tuple[str, str]:
-    """The last assistant turn, and all turns before it (system, user, earlier answers) as its
-    question, a blank line between.
+    """Split a chat into (question, answer): the last assistant turn is the answer.
+
+    The question is all turns before it (system, user, earlier answers), joined by blank lines.
     """
     if not isinstance(messages, list) or not all(
         isinstance(turn, dict)
@@ -116,8 +134,10 @@ def _last_exchange(messages: Any, where: str) -> tuple[str, str]:
 
 
 def _check_text(value: Any, where: str) -> None:
+    """Raise ValueError unless the value is text that UTF-8 can hold."""
     if not isinstance(value, str):
         raise ValueError(f"{where}: question and answer must be text, not {type(value).__name__}")
+    # JSON escapes such as "\ud800" decode to lone surrogates, on which tokenizers fail much later
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -127,10 +147,10 @@ def _check_text(value: Any, where: str) -> None:
 
 
 def first_present(row: dict[str, Any], *names: str) -> Any:
-    """What the row has in the first of these columns that it has.
+    """Return the row's value in the first of the named columns that is present and not null.
 
     Raises:
-        ValueError: it has none.
+        ValueError: none of them is.
     """
     for name in names:
         if row.get(name) is not None:

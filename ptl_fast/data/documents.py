@@ -1,10 +1,10 @@
-"""A document: a question and its answer, or plain text, and the template that joins them."""
+"""Documents (a question with its answer, or plain text), and the template that joins the two."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
-# lines is what few-shot prompts look like; paper is the form of arXiv 2602.04919's published code,
-# where nothing stands between.
+# "lines" is the usual format of few-shot prompts; "paper" that of arXiv 2602.04919's published
+# code, which puts nothing between the question and the word Answer
 TEMPLATES = {
     "lines": "Question: {question}\nAnswer: {answer}",
     "paper": "Question: {question}Answer: {answer}",
@@ -12,16 +12,18 @@ TEMPLATES = {
 
 
 class Document(NamedTuple):
-    """One example; ``question`` is empty for plain text. ``text`` is the prompt and the answer;
-    evaluation counts the answer.
-    """
+    """One example: a question with its answer, or plain text."""
 
     question: str
+    """Empty for plain text."""
     answer: str
+    """The answer, or the plain text itself. Evaluation scores these tokens only."""
     template: str = TEMPLATES["lines"]
 
     @property
     def prompt(self) -> str:
+        """The text before the answer: empty for plain text."""
+        # replace and not format: a template of the user's may hold other braces
         return (
             self.template.removesuffix("{answer}").replace("{question}", self.question)
             if self.question
@@ -30,16 +32,16 @@ class Document(NamedTuple):
 
     @property
     def text(self) -> str:
+        """Prompt and answer: what is tokenized for training."""
         return self.prompt + self.answer
 
 
 @dataclass(frozen=True)
 class Form:
-    """How rows become documents: named columns instead of the detected ones, and the template that
-    joins question and answer.
+    """How rows become documents: which columns to read, and the template.
 
-    A row must then have a named column; where only the question's or the answer's is named, the
-    other is detected.
+    None detects a column. Columns that are named must be present: either the text column, or those
+    of question and answer; if only one of these two is named, the other is detected.
     """
 
     question_column: str | None = None
@@ -49,7 +51,7 @@ class Form:
 
     @property
     def flags(self) -> str:
-        """The named columns as the user gave them, for messages."""
+        """The named columns as command-line flags, for messages; empty if none is named."""
         names = ("question_column", "answer_column", "text_column")
         return " ".join(
             f"--{name.replace('_', '-')} {getattr(self, name)}"
@@ -59,12 +61,13 @@ class Form:
 
 
 def make_template(template: str) -> str:
-    r"""The template of a name, or one's own with ``\n`` for a new line.
+    r"""Return a template by its name in TEMPLATES, or a custom one, in which ``\n`` is a new line.
 
     Raises:
-        ValueError: neither a known name, nor a text that holds {question} once and ends with its
-            only {answer}.
+        ValueError: it is no known name, and not a text that holds {question} once and {answer}
+            once, at the end.
     """
+    # the answer must come last: all that precedes it is the prompt
     text = TEMPLATES.get(template, template.replace("\\n", "\n"))
     if (
         text.count("{question}") != 1

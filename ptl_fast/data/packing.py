@@ -1,4 +1,8 @@
-"""Documents' token ids -> packed sequences, and the batches that they are unpacked into."""
+"""Packing: documents' token ids -> sequences of one length, and back into batches of documents.
+
+Several documents share a sequence. Position ids restart at each, which is where transformers
+separates them, so that attention stays inside a document.
+"""
 
 import bisect
 import itertools
@@ -12,29 +16,36 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-IGNORED = -100
+IGNORED = -100  # label without a loss: cross_entropy's default ignore_index
+# sequences that may still receive documents: more of them leave less padding, but move documents
+# further from the order of the data
 OPEN_SEQUENCES = 32
-BATCH_COST = 64  # what a batch costs besides its tokens, in tokens, roughly: one product of SmolLM2's FFN costs 23 on a CPU
+# fixed cost of a batch, in tokens; an estimate: one matrix product of SmolLM2's FFN has a fixed
+# cost of 23 tokens on a CPU
+BATCH_COST = 64
 
 
 @dataclass(frozen=True)
 class PackedTokens:
-    """Sequences of documents, padded at the end. All three are (num_sequences, length).
-
-    ``position_ids`` (int64) restart at each document; each padding token is a document of its own,
-    so nothing attends to it. ``mask`` (bool) is False on padding.
-    """
+    """Sequences of packed documents, padded on the right. All tensors: (num_sequences, length)."""
 
     input_ids: "Tensor"
+    """int64."""
     position_ids: "Tensor"
+    """int64, 0 at each document's first token. It is 0 on every padding token too: each counts as a
+    document of its own, so no other token attends to it.
+    """
     mask: "Tensor"
+    """bool, False on padding."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def __getitem__(self, index: int | slice) -> dict[str, "Tensor"]:
-        """One training example, or some, and the mask. No document's first token is predicted from
-        the document before it.
+        """Training examples with input_ids, position_ids, labels and mask.
+
+        Labels are not shifted (transformers shifts them). They are -100 on padding and on each
+        document's first token, which would be predicted from the document before it.
         """
         input_ids, position_ids = self.input_ids[index], self.position_ids[index]
         labels = input_ids.where(self.mask[index] & (position_ids > 0), IGNORED)
@@ -47,27 +58,30 @@ class PackedTokens:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens without padding."""
+        """Number of tokens, without padding."""
         return int(self.mask.sum())
 
     def first(self, num_tokens: int) -> "PackedTokens":
-        """The first sequences that hold ``num_tokens`` tokens together, or all."""
+        """The fewest first sequences that hold ``num_tokens`` tokens, or all of them."""
+        # tokens in the sequences before each one
         before = self.mask.sum(1).cumsum(0) - self.mask.sum(1)
         return self.rows(before < num_tokens)
 
     def rows(self, chosen: "Tensor | slice") -> "PackedTokens":
-        """Some of the sequences, by index or by mask."""
+        """Some of the sequences, chosen by indices, by a bool mask or by a slice."""
         return PackedTokens(self.input_ids[chosen], self.position_ids[chosen], self.mask[chosen])
 
     def unpacked(self, max_tokens: int) -> "list[PackedTokens]":
-        """The documents, a row each, longest first, in batches of like lengths with at most
-        ``max_tokens``, padding included.
+        """Batches with one document per row, longest first, cut so that padding costs least.
 
-        Here padding continues its row, so that causal attention needs no mask: no document sees
-        what comes after it. A document longer than ``max_tokens`` is a batch of its own.
+        A batch has at most ``max_tokens`` tokens with padding; a longer document is a batch of its
+        own. Unlike in packed sequences, position ids count on through the padding: it lies to the
+        right of the row's document, where causal attention does not look, so no mask is needed.
         """
         import torch
 
+        # a document starts where a position of 0 is no padding; all indices below are into the
+        # flattened tokens without padding
         tokens = self.mask.flatten().nonzero()[:, 0]
         starts = (self.position_ids.flatten()[tokens] == 0).nonzero()[:, 0]
         lengths, order = starts.diff(append=torch.tensor([len(tokens)])).sort(
@@ -77,12 +91,13 @@ class PackedTokens:
         for first, end in itertools.pairwise(_least_padding(lengths.tolist(), max_tokens)):
             positions = torch.arange(int(lengths[first])).expand(end - first, -1)
             mask = positions < lengths[first:end, None]
+            # padding reads token 0 and is overwritten below, so that no index is out of range
             places = (starts[order[first:end], None] + positions).where(mask, 0)
             batches.append(PackedTokens(ids[places].where(mask, 0), positions, mask))
         return batches
 
     def followed_by(self, other: "PackedTokens") -> "PackedTokens":
-        """These sequences and then the other's."""
+        """These sequences, followed by the other's."""
         import torch
 
         names = ("input_ids", "position_ids", "mask")
@@ -94,11 +109,15 @@ class PackedTokens:
 def pack(
     documents: Iterable[Sequence[int]], length: int, pad: int, source: str = "the data"
 ) -> PackedTokens:
-    """Pack tokenized documents into sequences of ``length`` tokens: each goes into the fullest open
-    sequence where it fits.
+    """Pack tokenized documents into sequences of ``length`` tokens (best-fit bin packing).
 
-    Documents longer than ``length`` are cut into pieces. Sequences keep the order of their first
-    documents.
+    Each document goes into the open sequence that it leaves with the least free space; at most
+    OPEN_SEQUENCES are open. A document longer than ``length`` is cut into pieces, each of which
+    counts as a document. Sequences are ordered by their first documents.
+
+    Args:
+        pad: token id on padding; it has no effect on any result.
+        source: where the documents come from, for the error.
 
     Raises:
         ValueError: there are fewer tokens than one sequence holds.
@@ -106,7 +125,8 @@ def pack(
     import torch
 
     sequences: list[list[Sequence[int]]] = []
-    open_sequences: list[tuple[int, int]] = []  # (free tokens, index), in order
+    # (free tokens, index), sorted, so that a binary search finds the best fit
+    open_sequences: list[tuple[int, int]] = []
     num_tokens = 0
     for document in documents:
         num_tokens += len(document)
@@ -118,6 +138,7 @@ def pack(
             else:
                 free, index = length, len(sequences)
                 sequences.append([])
+                # close the fullest: it is the least likely to fit another document
                 if len(open_sequences) == OPEN_SEQUENCES:
                     del open_sequences[0]
             sequences[index].append(piece)
@@ -132,6 +153,7 @@ def pack(
     mask = torch.zeros_like(input_ids, dtype=torch.bool)
     positions = torch.arange(length)
     for row, pieces in enumerate(sequences):
+        # through array: torch reads nested lists several times slower
         flat = array("q", itertools.chain.from_iterable(pieces))
         input_ids[row, : len(flat)], mask[row, : len(flat)] = (
             torch.frombuffer(flat, dtype=torch.int64),
@@ -142,13 +164,22 @@ def pack(
 
 
 def _least_padding(lengths: Sequence[int], max_tokens: int) -> list[int]:
-    """Where to cut lengths, in descending order, into batches padded to their first: the cheapest
-    of all ways.
+    """Split documents into consecutive batches at the least total cost, by dynamic programming.
 
-    Returns the index at which each batch begins, and the end. A batch costs its tokens, padding
-    included, and BATCH_COST."""
+    A batch is padded to its longest document and costs its tokens, padding included, plus
+    BATCH_COST.
+
+    Args:
+        lengths: tokens per document, descending.
+        max_tokens: of a batch with more than one document.
+
+    Returns:
+        The index at which each batch begins, ascending, and len(lengths) at the end.
+    """
     import numpy as np
 
+    # costs[end] is the least cost of the documents before ``end``, begins[end] the begin of the
+    # last batch in that split, and ``first`` the earliest begin that max_tokens allows
     sizes, costs, begins = np.array(lengths), np.zeros(len(lengths) + 1, np.int64), [0]
     first = 0
     for end in range(1, len(lengths) + 1):
@@ -157,6 +188,7 @@ def _least_padding(lengths: Sequence[int], max_tokens: int) -> list[int]:
         options = costs[first:end] + sizes[first:end] * np.arange(end - first, 0, -1) + BATCH_COST
         begins.append(first + int(options.argmin()))
         costs[end] = options.min()
+    # follow the best splits back from the end
     cuts = [len(lengths)]
     while cuts[-1]:
         cuts.append(begins[cuts[-1]])
@@ -164,7 +196,7 @@ def _least_padding(lengths: Sequence[int], max_tokens: int) -> list[int]:
 
 
 def padding_token(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """A token id for padding; what it is does not matter, for nothing attends to it."""
+    """A token id for padding. Any would do, as no other token attends to it and it has no loss."""
     if tokenizer.pad_token_id is not None:
         return tokenizer.pad_token_id
     return tokenizer.eos_token_id or 0

@@ -1,8 +1,7 @@
-"""Where documents come from: files, folders and hub data sets, their columns, and how a question is
-joined with its answer.
+"""Read documents from files, folders and data sets of the Hugging Face hub.
 
-Every source is read one row at a time, so that no more of it is in memory than what the caller
-keeps.
+Documents are yielded one at a time, so that memory holds only what the caller keeps. The one
+exception is .json, which is parsed as a whole.
 """
 
 import contextlib
@@ -21,51 +20,55 @@ from ptl_fast.data.documents import Document, Form
 
 FILE_TYPES = (".jsonl", ".json", ".parquet", ".txt")
 DEMO = "ptl-demo"
+# the demo's corpus is generated, so that it needs no download
 DEMO_NUM_PROBLEMS, DEMO_SEED = 60_000, 1000
-ROWS_IN_MEMORY = 1000  # of a parquet file
-SHUFFLE_BUFFER = 10_000  # rows of a hub data set that is streamed
+ROWS_IN_MEMORY = 1000  # rows per batch that is read from a parquet file
+SHUFFLE_BUFFER = 10_000  # rows in the shuffle buffer of a streamed data set
 
 
 class Source(NamedTuple):
-    """One entry of a list of sources; ``text`` is the entry as given, without its weight. The rest
-    is for datasets.load_dataset.
-    """
+    """One file, folder or hub data set of a setting such as --data."""
 
     text: str
+    """The entry as the user gave it, without its weight; for messages."""
     name: str
+    """Path, OWNER/NAME on the hub, or DEMO."""
     folder: str | None = None
+    """load_dataset's ``data_dir``, as the next two are its arguments of the same name."""
     config: str | None = None
     split: str = "train"
 
     @property
     def from_datasets(self) -> bool:
-        """A hub data set or a local folder, which the datasets library reads."""
+        """Whether the datasets library reads it: a hub data set or a local folder."""
         return self.name != DEMO and not os.path.isfile(self.name)
 
 
 class Part(NamedTuple):
-    """Documents that make ``weight`` of the training tokens; the weights of a corpus sum to 1.
-
-    ``shuffled``: the documents come in an order drawn by the seed, so that the first ones are a
-    sample.
-    """
+    """One component of a data mixture."""
 
     name: str
     weight: float
+    """Fraction of the training tokens; the weights of a corpus sum to 1."""
     documents: Iterable[Document]
+    """Read while iterated; some can be iterated only once."""
     shuffled: bool = False
+    """Whether the documents come in a random order, so that the first ones are a random sample."""
 
 
 def open_parts(data: str, form: Form, streaming_seed: int | None = None) -> list[Part]:
-    """The parts of a corpus, from SOURCE[@WEIGHT][,SOURCE@WEIGHT...]. Nothing is read before the
-    documents are asked for.
+    """Parse SOURCE[@WEIGHT][,SOURCE@WEIGHT...] into the parts of a corpus; their weights sum to 1.
 
-    Sources without weights are one part, joined in the order given. With ``streaming_seed``, hub
-    data sets and folders are streamed in an order drawn by that seed.
+    Nothing is read until the documents are iterated. Sources without weights are concatenated, in
+    the order given, into one part.
+
+    Args:
+        streaming_seed: stream hub data sets and folders, shuffled with this seed, instead of
+            downloading them whole; None does not stream.
 
     Raises:
-        ValueError: an entry is malformed, or only some have weights; sources without weights cannot
-            be streamed together.
+        ValueError: an entry is malformed, only some entries have weights, or several sources are to
+            be streamed without weights.
     """
     sources, weights = _parse(data)
     parts = [
@@ -80,6 +83,7 @@ def open_parts(data: str, form: Form, streaming_seed: int | None = None) -> list
     if weights or len(parts) == 1:
         total = math.fsum(part.weight for part in parts)
         return [part._replace(weight=part.weight / total) for part in parts]
+    # a streamed corpus is read only as far as needed, so the later sources might never be reached
     if any(part.shuffled for part in parts):
         raise ValueError(
             f"--streaming stops early, so {data} needs weights: SOURCE@WEIGHT,SOURCE@WEIGHT"
@@ -88,12 +92,15 @@ def open_parts(data: str, form: Form, streaming_seed: int | None = None) -> list
 
 
 def load_documents(data: str, form: Form | None = None, limit: int | None = None) -> list[Document]:
-    """The first ``limit`` documents (or all) of a file, a folder, a hub data set or the demo's
-    generator, or of several, joined.
+    """Return the first ``limit`` documents (None: all) of a source, or of several, concatenated.
+
+    Args:
+        data: files, folders, hub data sets or the demo's generator, separated by commas.
+        form: columns and template; None detects the columns.
 
     Raises:
-        ValueError: nothing there, empty, malformed (with the line), without known columns, or with
-            weights.
+        ValueError: a source is missing, empty or malformed (names the line), its columns are not
+            known, or several sources have weights.
     """
     parts = open_parts(data, form or Form())
     if len(parts) > 1:
@@ -104,9 +111,8 @@ def load_documents(data: str, form: Form | None = None, limit: int | None = None
 
 
 def _parse(data: str) -> tuple[list[Source], list[float]]:
-    """The sources and their weights, or no weights. What exists under a name that holds a comma or
-    an @ is that file.
-    """
+    """Split a setting into its sources and their weights; the weights are empty if none has one."""
+    # a path that exists is taken literally, even if it holds a comma or an @
     entries = [data] if os.path.exists(data) else [entry.strip() for entry in data.split(",")]
     sources, weights = [], []
     for entry in entries:
@@ -124,6 +130,7 @@ def _parse(data: str) -> tuple[list[Source], list[float]]:
 
 
 def _weight(text: str, entry: str) -> float:
+    """Parse the weight of an entry; it must be positive and finite."""
     try:
         weight = float(text)
     except ValueError:
@@ -137,10 +144,15 @@ def _weight(text: str, entry: str) -> float:
 
 
 def _source(entry: str, data: str) -> Source:
-    """A source from PATH, FOLDER[:[CONFIG:]SPLIT] or OWNER/NAME[/SUBFOLDER][:[CONFIG:]SPLIT]."""
+    """Parse PATH, FOLDER[:[CONFIG:]SPLIT] or OWNER/NAME[/SUBFOLDER][:[CONFIG:]SPLIT].
+
+    Args:
+        data: the whole setting, for messages.
+    """
     if entry == DEMO or os.path.isfile(entry):
         return Source(entry, entry)
-    name, *rest = re.split(r":(?![^\[]*\])", entry)  # not the colon of a split such as train[:1000]
+    # a colon in brackets belongs to a slice of a split, such as train[:1000]
+    name, *rest = re.split(r":(?![^\[]*\])", entry)
     if not name or len(rest) > 2:
         raise ValueError(
             f"{entry!r} in {data!r} is no source; give a file, a folder or a hub data set"
@@ -152,6 +164,8 @@ def _source(entry: str, data: str) -> Source:
     )
     if os.path.isdir(name):
         return Source(entry, name, None, config, split)
+    # what looks like a path and is none would otherwise be looked up on the hub, with an error
+    # that says nothing of files
     path = Path(name)
     if os.path.exists(name):
         raise ValueError(f"{entry}: a file has no configurations or splits; give {name} alone")
@@ -163,7 +177,8 @@ def _source(entry: str, data: str) -> Source:
 
 
 def _documents(source: Source, form: Form, streaming_seed: int | None) -> Iterator[Document]:
-    """Yield a source's documents; rows with an empty answer or text are left out."""
+    """Yield a source's documents; raise ValueError if there are none."""
+    # look at the first one only: a list of all would hold the source in memory
     documents = _read(source, form, streaming_seed)
     first = next(documents, None)
     if first is None:
@@ -175,6 +190,7 @@ def _documents(source: Source, form: Form, streaming_seed: int | None) -> Iterat
 
 
 def _read(source: Source, form: Form, streaming_seed: int | None) -> Iterator[Document]:
+    """Yield a source's documents with the reader that its type calls for."""
     path = Path(source.name)
     if source.name == DEMO:
         from ptl_fast.demo.problems import generate
@@ -190,6 +206,7 @@ def _read(source: Source, form: Form, streaming_seed: int | None) -> Iterator[Do
 
 
 def _from_rows(name: str, rows: Iterable[tuple[int, dict]], form: Form) -> Iterator[Document]:
+    """Turn (number, row) into documents; skip and count rows with an empty answer or text."""
     num_empty = 0
     try:
         for number, row in rows:
@@ -198,13 +215,13 @@ def _from_rows(name: str, rows: Iterable[tuple[int, dict]], form: Form) -> Itera
                 yield Document(question, answer, form.template)
             else:
                 num_empty += 1
-    finally:  # the caller may have enough before the end
+    finally:  # reached too when the caller stops before the end
         if num_empty:
             say(f"{name}: {num_empty:,} rows with an empty answer or text were left out")
 
 
 def _paragraphs(path: Path) -> Iterator[str]:
-    """What blank lines separate."""
+    """Yield a text file's paragraphs, which blank lines separate; line breaks inside stay."""
     with path.open(encoding="utf-8") as lines, _utf8_errors(path):
         for blank, paragraph in itertools.groupby(lines, key=lambda line: not line.strip()):
             if not blank:
@@ -212,12 +229,14 @@ def _paragraphs(path: Path) -> Iterator[str]:
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    """Yield (line number, object) of a file with one JSON object per line; skip blank lines."""
     with path.open(encoding="utf-8") as lines, _utf8_errors(path):
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
+            # RecursionError: brackets nested too deep
             except (json.JSONDecodeError, RecursionError) as error:
                 raise ValueError(
                     f"{path} line {number} is not valid JSON ({first_line(error)}); correct or"
@@ -232,7 +251,10 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict]]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    """Rows of a list, which is read as a whole, or of JSON lines."""
+    """Yield (number, row) of a JSON list of objects, of one object, or of JSON lines.
+
+    A list or an object is parsed as a whole, so it must fit in memory.
+    """
     with _utf8_errors(path):
         content = path.read_text(encoding="utf-8")
     try:
@@ -240,6 +262,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict]]:
     except RecursionError as error:
         raise ValueError(f"{path} cannot be read: it is nested too deep") from error
     except json.JSONDecodeError as error:
+        # extra data after a whole value is what a file of JSON lines looks like
         if error.msg != "Extra data":
             raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
         yield from _jsonl_rows(path)
@@ -253,6 +276,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict]]:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    """Yield (row number, row) of a parquet file, ROWS_IN_MEMORY read at a time."""
     import pyarrow
     from pyarrow import parquet
 
@@ -265,10 +289,12 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict]]:
 
 
 def file_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    """(line or row number from 1 on, row) of a file, one at a time.
+    """Yield (number, row) of a .jsonl, .json or .parquet file.
+
+    ``number`` counts from 1: lines of JSON lines, rows otherwise.
 
     Raises:
-        ValueError: the file is of another type, or malformed; names the line.
+        ValueError: the file is of another type, or malformed (names the line).
     """
     if path.suffix not in FILE_READERS:
         raise ValueError(f"{path}: unknown file type; give {', '.join(FILE_TYPES)}")
@@ -279,8 +305,14 @@ FILE_READERS = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet
 
 
 def dataset_rows(source: Source, streaming_seed: int | None = None) -> Iterator[tuple[int, dict]]:
-    """Rows of a hub data set or a folder: mapped from the disk, or streamed from shards in an order
-    drawn by the seed.
+    """Yield (number from 1, row) of a hub data set or a folder, read by the datasets library.
+
+    Args:
+        streaming_seed: stream the rows, with the shards and a buffer of SHUFFLE_BUFFER rows
+            shuffled by this seed; None downloads the data set and memory-maps it.
+
+    Raises:
+        ValueError: there is no such data set, or it cannot be read.
     """
     import datasets
 
@@ -308,6 +340,7 @@ def dataset_rows(source: Source, streaming_seed: int | None = None) -> Iterator[
 
 @contextlib.contextmanager
 def _utf8_errors(path: Path) -> Iterator[None]:
+    """Turn a UnicodeDecodeError inside into a ValueError that names the file."""
     try:
         yield
     except UnicodeDecodeError as error:

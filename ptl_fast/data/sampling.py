@@ -1,10 +1,10 @@
-"""Corpora -> packed token sequences; one non-overlapping subset a round.
+"""Draw a run's documents from its corpora: a held-out set, and one disjoint subset per round.
 
-Which documents a run sees follows from their content and the seed alone: each has a random number
-made of both, and those with the smallest numbers are taken. So one pass over the data chooses them
-and holds no more than what it chooses.
-Documents are packed back to back, positions restart at each, and transformers keeps attention
-inside a document where they restart."""
+A document's sort key is a hash of the seed and its content, and the documents with the smallest
+keys are taken: a random sample that depends on neither the order of the data nor the number of
+ranks. One pass over the data finds it, and only the sample is held in memory. Streamed sources
+arrive shuffled and are read only until there are enough documents.
+"""
 
 import hashlib
 import heapq
@@ -23,27 +23,29 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-BATCH = 1000  # documents that are tokenized together
-HELD_OUT_SHARE = 1 / 20  # at most, of a corpus that is used as a whole
+BATCH = 1000  # documents per call of the tokenizer
+HELD_OUT_SHARE = 1 / 20  # upper limit when all of a corpus is used: the rest is for training
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a run trains on and what it keeps aside."""
+    """A run's data: the training documents of each round, and the documents held out."""
 
     held_out: list[Document]
+    """Never trained on."""
     subsets: list[list[Sequence[int]]]
-    """Token ids of each round's documents, which no other round sees."""
+    """Token ids of each round's training documents. No two rounds share a document."""
     documents: list[list[Document]]
-    """The same documents as text, in the same order; empty lists unless they were asked for."""
+    """The same documents as text, in the same order; empty lists without ``keep_documents``."""
     fingerprint: str
-    """SHA-256 of all documents read and of the parts' weights, so that a run does not continue on
-    other data.
-    """
+    """SHA-256 of the documents read and the parts' weights: resuming on other data is refused."""
 
     def cut(self, weights: Sequence[Sequence[float]]) -> "Corpus":
-        """Cut each subset into pieces in proportion to its weights, whatever they sum to. A subset
-        with one weight stays whole.
+        """Return a corpus in which each subset is split in proportion to its list of weights.
+
+        Args:
+            weights: one list per subset, with one weight per piece; they need not sum to 1. A
+                single weight leaves the subset whole.
         """
         subsets: list[list[Sequence[int]]] = []
         documents: list[list[Document]] = []
@@ -55,11 +57,10 @@ class Corpus:
 
 
 class _Candidate(NamedTuple):
-    """A document and its random number, ``order``: 128 bits of the seed and the content, so equal
-    documents have equal ones.
-    """
+    """A tokenized document and its sort key."""
 
     order: int
+    """128-bit hash of the seed and the content: duplicates have the same key."""
     document: Document
     ids: Sequence[int]
 
@@ -74,19 +75,26 @@ def split_corpus(
     seed: int,
     keep_documents: bool = False,
 ) -> Corpus:
-    """Choose documents by seed, keep some aside, and cut the rest into one subset a round; every
-    subset has the parts' weights.
+    """Sample documents by seed, hold some out, and split the others into one subset per round.
 
-    The same seed gives the same subsets whatever the number of ranks. ``shares`` (summing to 1) are
-    the subsets' parts of ``num_tokens``, or of all there is when that is None or more than there
-    is; with several parts, there is no more than the one that ends first allows at its weight.
-    ``num_held_out`` documents are kept aside, in the same weights, but of a part that is used as a
-    whole no more than a twentieth. ``keep_documents`` keeps the subsets' text in memory too.
+    The held-out set and every subset mix the parts in proportion to their weights. The same seed
+    gives the same subsets for any number of ranks. Duplicates of a document count once. Subsets
+    are cut between documents, so their sizes are right to within about a document.
+
+    Args:
+        parts: the sources of documents; their weights sum to 1.
+        shares: each subset's fraction of the training tokens; they sum to 1.
+        num_tokens: training tokens in total; None takes all. If the parts hold fewer, the one that
+            runs out first at its weight limits the total.
+        num_held_out: documents to hold out; at most a twentieth of a part that is used up.
+        keep_documents: also keep the subsets' text in memory.
 
     Raises:
-        ValueError: a part holds too few documents for a subset each.
+        ValueError: a part holds too few documents to give each subset one.
     """
     digest = hashlib.sha256()
+    # keys that an earlier part took: a duplicate in a later part must not be trained on twice, or
+    # be trained on here and held out there
     taken: set[int] = set()
     samples = []
     for part in parts:
@@ -96,6 +104,7 @@ def split_corpus(
         sample.fill(part, tokenizer, seed, digest)
         taken |= sample.orders
         samples.append(sample.result())
+    # a part with n tokens and weight w supports a mixture of at most n / w tokens
     available = min(
         sum(len(item.ids) for item in training) / part.weight
         for part, (_, training) in zip(parts, samples, strict=True)
@@ -122,10 +131,10 @@ def split_corpus(
 
 
 class _Sample:
-    """The documents of one part that come first in the order of their random numbers: as few as
-    what is needed.
+    """The documents of one part with the smallest sort keys, and no more of them than needed.
 
-    First the held-out ones, then as many as hold ``num_tokens`` tokens (None: all).
+    The first ``num_held_out`` of them are held out; the next ones are for training, until they
+    hold ``num_tokens`` tokens (None: all). Keys in ``taken`` are skipped.
     """
 
     def __init__(self, num_tokens: float | None, num_held_out: int, taken: set[int]) -> None:
@@ -133,15 +142,18 @@ class _Sample:
         self.num_held_out = num_held_out
         self.taken = taken
         self.orders: set[int] = set()
+        # whether the sample is the whole part: nothing was dropped or left unread
         self.complete = True
-        self._limit: float = math.inf  # documents from this number on are not needed
-        # heaps with the largest number first
+        # documents with this key or a larger one are not needed
+        self._limit: float = math.inf
+        # heapq pops the smallest entry: with negated keys, the document with the largest key
         self._held_out: list[tuple[int, _Candidate]] = []
         self._training: list[tuple[int, _Candidate]] = []
         self._num_training_tokens = 0
 
     @property
     def full(self) -> bool:
+        """Whether both the held-out set and the training tokens are complete."""
         return (
             len(self._held_out) == self.num_held_out
             and self._num_training_tokens >= self.num_tokens
@@ -150,11 +162,14 @@ class _Sample:
     def fill(
         self, part: Part, tokenizer: "PreTrainedTokenizerBase", seed: int, digest: "hashlib._Hash"
     ) -> None:
-        """Read the part, or of one that comes shuffled as much as is needed. All that is read
-        enters the digest.
+        """Read the part and add all that is read to the digest.
+
+        A part that comes shuffled is read only until the sample is full: its beginning is already
+        a random sample.
         """
         documents = iter(part.documents)
         while batch := list(itertools.islice(documents, BATCH)):
+            # decide by key first: only documents that may stay are tokenized, which costs the most
             new: dict[int, Document] = {}
             for document in batch:
                 content = _content(document)
@@ -171,25 +186,31 @@ class _Sample:
                 break
 
     def result(self) -> tuple[list[_Candidate], list[_Candidate]]:
-        """(held out, training), each in the order of the random numbers."""
+        """(held out, training), each in ascending order of the sort keys."""
+        # entries are (-key, candidate), so descending entries are ascending keys
         ordered = [
             candidate for _, candidate in sorted([*self._held_out, *self._training], reverse=True)
         ]
         num_held_out = self.num_held_out
-        if self.complete:  # nothing is left over: what is held out is missing in training
+        # there is no surplus to hold out, so each held-out document is one less to train on
+        if self.complete:
             num_held_out = min(num_held_out, int(len(ordered) * HELD_OUT_SHARE))
         return ordered[:num_held_out], ordered[num_held_out:]
 
     def _add(self, candidate: _Candidate) -> None:
+        """Insert a candidate, and drop those with the largest keys that are no longer needed."""
+        # the limit may have fallen since ``fill`` checked this document's batch
         if candidate.order >= self._limit:
             return
         self.orders.add(candidate.order)
         heapq.heappush(self._held_out, (-candidate.order, candidate))
         if len(self._held_out) <= self.num_held_out:
             return
+        # the held-out heap keeps the smallest keys; its largest moves on to training
         _, last = heapq.heappop(self._held_out)
         heapq.heappush(self._training, (-last.order, last))
         self._num_training_tokens += len(last.ids)
+        # drop while enough tokens are left without the document with the largest key
         while self._num_training_tokens - len(self._training[0][1].ids) >= self.num_tokens:
             _, last = heapq.heappop(self._training)
             self._num_training_tokens -= len(last.ids)
@@ -199,18 +220,21 @@ class _Sample:
 
 
 def _content(document: Document) -> bytes:
+    """The bytes that identify a document, its template aside."""
+    # the question's length tells ("ab", "c") from ("a", "bc")
     return f"{len(document.question)} {document.question}{document.answer}".encode()
 
 
 def _random_number(content: bytes, seed: int) -> int:
-    """128 bits of the content and the seed; the same in every process."""
+    """A document's sort key: 128 bits, uniform over documents."""
+    # not hash(): Python salts it in each process, and all ranks must draw the same documents
     return int.from_bytes(
         hashlib.blake2b(content, digest_size=16, key=str(seed).encode()).digest(), "big"
     )
 
 
 def _until(documents: Iterable[_Candidate], num_tokens: float) -> Iterator[_Candidate]:
-    """The first documents that hold ``num_tokens`` tokens together, or all."""
+    """Yield documents until they hold ``num_tokens`` tokens together, or all of them."""
     seen = 0
     for document in documents:
         if seen >= num_tokens:
@@ -220,19 +244,20 @@ def _until(documents: Iterable[_Candidate], num_tokens: float) -> Iterator[_Cand
 
 
 def _cut(documents: Sequence[T], sizes: Sequence[int], shares: Sequence[float]) -> list[list[T]]:
-    """Cut into one piece a share; a piece's tokens (``sizes``) differ from its share by less than a
-    document at either end.
+    """Split documents into consecutive pieces, one per share; a document is never split.
+
+    Args:
+        sizes: tokens per document. Each border is less than one document away from the exact one.
+        shares: each piece's fraction of the tokens; they sum to 1.
     """
     total = sum(sizes)
     ends = list(itertools.accumulate(shares))
     subsets: list[list[T]] = [[] for _ in shares]
     seen, subset = 0, 0
-    for document, size in zip(
-        documents, sizes, strict=False
-    ):  # no documents where the text was not kept
-        while subset < len(shares) - 1 and seen >= round(
-            ends[subset] * total, 6
-        ):  # 0.6000000000000001 of 50 are 30
+    # not strict: ``documents`` is empty where the text was not kept
+    for document, size in zip(documents, sizes, strict=False):
+        # rounded, because sums of shares are inexact: 0.6000000000000001 of 50 must be 30
+        while subset < len(shares) - 1 and seen >= round(ends[subset] * total, 6):
             subset += 1
         subsets[subset].append(document)
         seen += size
@@ -240,9 +265,11 @@ def _cut(documents: Sequence[T], sizes: Sequence[int], shares: Sequence[float]) 
 
 
 def _mix(lists: Sequence[Sequence[tuple[int, T]]]) -> list[T]:
-    """Join lists of (size, item) so that each advances evenly: every beginning of the result holds
-    them in the same proportion.
+    """Interleave lists of (size, item) evenly, by size: every prefix holds the same mixture.
+
+    Calibration and training may stop before a subset's end and must still see every part.
     """
+    # sort by the fraction of its own list that comes before an item
     positions = []
     for number, items in enumerate(lists):
         total, seen = sum(size for size, _ in items), 0
@@ -253,7 +280,7 @@ def _mix(lists: Sequence[Sequence[tuple[int, T]]]) -> list[T]:
 
 
 def fingerprint(documents: Iterable[Document]) -> str:
-    """SHA-256 of the documents, so that a run does not continue on other data."""
+    """SHA-256 of the documents, in order: resuming a run on other data is refused."""
     digest = hashlib.sha256()
     for document in documents:
         digest.update(document.template.encode() + _content(document))
@@ -265,8 +292,9 @@ def tokenize(
     tokenizer: "PreTrainedTokenizerBase",
     num_tokens: int | None = None,
 ) -> Iterator[list[int]]:
-    """Yield each document's token ids, with the end-of-sequence token at the end, until
-    ``num_tokens`` are reached.
+    """Yield each document's token ids with one end-of-sequence token, if the tokenizer has one.
+
+    Stops after the document that reaches ``num_tokens``; None takes all documents.
     """
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     total = 0
@@ -276,4 +304,5 @@ def tokenize(
             if num_tokens is not None and total >= num_tokens:
                 return
             total += len(ids) + len(end)
+            # some tokenizers add the end-of-sequence token themselves
             yield ids if ids[-1:] == end else ids + end

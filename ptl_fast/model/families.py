@@ -1,7 +1,7 @@
-"""Where a model family keeps its decoder layers and its feed-forward network (FFN).
+"""Where each model family keeps its decoder layers and their feed-forward networks (FFNs).
 
-Any model whose layers carry an ``mlp`` with ``gate_proj``, ``up_proj`` and ``down_proj`` works by
-structure. A family that differs gets one row in FAMILIES.
+Any model whose layers have an ``mlp`` with ``gate_proj``, ``up_proj`` and ``down_proj`` is
+supported, whatever its name. A family with other names gets one row in FAMILIES.
 """
 
 from dataclasses import dataclass
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Attribute paths: ``layers`` from the model, the others from a layer."""
+    """Attribute paths of a family's modules: ``layers`` from the model, the others from a layer."""
 
     layers: str = "model.layers"
     ffn: str = "mlp"
     inputs: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
-    """Projections into the FFN. A single one holds gate and up, one above the other."""
+    """The FFN's input projections: gate and up, or one that fuses them, gate's rows first."""
     down: str = "mlp.down_proj"
+    """The FFN's output projection."""
 
 
 STANDARD = Family()
@@ -31,11 +32,11 @@ FAMILIES = {"phi3": Family(inputs=("mlp.gate_up_proj",))}
 
 
 def find_family(model: "PreTrainedModel") -> Family:
-    """Return the model's family.
+    """Return the model's family, by its config's model_type, and check the model against it.
 
     Raises:
-        ValueError: the model does not have the structure that its family, or the standard one,
-            expects; names what is missing.
+        ValueError: a module that the family expects is missing (names it), or the FFNs of the
+            layers differ in width.
     """
     model_type = getattr(model.config, "model_type", "?")
     family = FAMILIES.get(model_type, STANDARD)
@@ -62,10 +63,9 @@ def decoder_layers(model: "PreTrainedModel", family: Family) -> "nn.ModuleList":
 
 
 def feed_forwards(model: "PreTrainedModel", family: Family) -> "dict[str, GatedFfn]":
-    """The FFN of each decoder layer, in order, by the layer's number."""
-    from ptl_kernels import (
-        GatedFfn,  # here, because it brings torch and Triton, and a dry run needs neither
-    )
+    """The FFN of each decoder layer, in order; keys are the layers' indices as strings."""
+    # imported here, because it imports torch and Triton, and a dry run needs neither
+    from ptl_kernels import GatedFfn
 
     module, down, inputs = (
         attrgetter(family.ffn),
@@ -81,7 +81,7 @@ def feed_forwards(model: "PreTrainedModel", family: Family) -> "dict[str, GatedF
 
 
 def _widths(model: "PreTrainedModel", family: Family) -> tuple[set[int], str | None]:
-    """The widths of the model's FFNs, and the first part of the family's structure that it lacks."""
+    """The widths of the model's FFNs, and the path of the first missing module (None: none is)."""
     widths = set[int]()
     try:
         layers = list(enumerate(decoder_layers(model, family)))
@@ -94,24 +94,33 @@ def _widths(model: "PreTrainedModel", family: Family) -> tuple[set[int], str | N
                 num_features = in_features(layer)
             except AttributeError:
                 return widths, f"{family.layers}.{index}.{path}"
-        widths.add(num_features)  # the loop variable is down_proj's in_features here
+        # left over from the inner loop's last path, the down projection: its in_features
+        widths.add(num_features)
     return widths, None if layers else "any layer"
 
 
 def needs_one_row(model: "PreTrainedModel") -> bool:
-    """Whether packed sequences must lie in one row: flash-attention finds documents' borders only
-    in a batch of one.
+    """Whether a batch of packed sequences must be flattened into one row.
+
+    With flash-attention, transformers switches to variable-length attention where positions
+    restart, but only in batches of one row.
     """
     return "flash" in (model.config._attn_implementation or "")
 
 
 def resize_config(config: "PretrainedConfig", width: int, kept_layers: list[int]) -> None:
-    """Set the FFN width and keep only some layers in a model's config, in place, with every list
-    that has one entry a layer.
+    """Change a config in place to FFN width ``width`` and only the layers ``kept_layers``.
+
+    Lists with one entry per layer, such as layer_types, lose the entries of the other layers.
+
+    Args:
+        kept_layers: indices of the layers that stay, ascending.
     """
     num_layers, config.intermediate_size = config.num_hidden_layers, width
     if len(kept_layers) == num_layers:
         return
+    # there is no list of the fields that are per layer, so they are told by their length; lists
+    # of token ids and of architectures may have that length by chance
     for name, value in list(vars(config).items()):
         per_layer = isinstance(value, list | tuple) and len(value) == num_layers
         if per_layer and not name.endswith("_token_id") and name != "architectures":

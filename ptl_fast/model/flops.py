@@ -1,9 +1,9 @@
-"""Parameters and forward FLOPs of a model, counted exactly from its config alone: no weights, and
-for known families no torch.
+"""Count a model's parameters and forward FLOPs exactly, from its config alone.
 
-One multiply and one add are two operations. Counted are the products with weights and attention's
-two products; norms, activations, softmax and the embedding's look-up are left out. A config is a
-transformers one, or any object with its fields.
+No weights are read, and for the families in EXTRAS torch is not imported. A multiplication and an
+addition are two FLOPs. Counted are the matrix products with weights and attention's two (queries
+with keys, probabilities with values); norms, activations, softmax and embedding lookups are not. A
+config is transformers' or any object with the same fields.
 """
 
 import copy
@@ -18,15 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Extras:
-    """What one decoder layer holds besides its linear layers' weights and the biases that its
-    config announces.
-    """
+    """Parameters of a decoder layer that its config does not tell: norms, and a fixed bias."""
 
     hidden_norms: int = 2
-    """Norms over the hidden size."""
+    """Number of norms over the hidden size."""
     head_norms: int = 0
-    """Norms over one attention head."""
+    """Number of norms over one head's size, such as those of queries and keys."""
     qkv_bias: bool = False
+    """Whether the query, key and value projections always have a bias."""
 
 
 EXTRAS = {
@@ -41,17 +40,21 @@ EXTRAS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Elements of the linear layers' weight matrices, and of everything."""
+    """Numbers of elements of a model's weights."""
 
     decoder: int
+    """The weight matrices of all linear layers but the language-model head."""
     head: int
-    """The language-model head, also where it shares the embedding's weights."""
+    """The language-model head, also where it is tied to the embedding."""
     num_parameters: int
+    """All parameters; tied weights count once."""
 
 
 def count_weights(config: "PretrainedConfig") -> Weights:
-    """Count by formula for the families in EXTRAS; build any other model without memory (torch's
-    meta device) and look.
+    """Count a model's weights.
+
+    By formula for the families in EXTRAS; any other model is built on torch's meta device, which
+    allocates no memory, and its parameters counted.
     """
     extras = EXTRAS.get(config.model_type)
     if extras is None:
@@ -62,6 +65,7 @@ def count_weights(config: "PretrainedConfig") -> Weights:
         config.num_hidden_layers,
     )
     query, key_value = attention_widths(config)
+    # query and output, key and value, gate and up and down
     layer = 2 * hidden * query + 2 * hidden * key_value + 3 * hidden * width
     others = extras.hidden_norms * hidden + extras.head_norms * head_dim(config)
     if extras.qkv_bias:
@@ -70,6 +74,7 @@ def count_weights(config: "PretrainedConfig") -> Weights:
         others += query + 2 * key_value + hidden
     if getattr(config, "mlp_bias", False):
         others += 2 * width + hidden
+    # the last ``hidden`` below is the norm after the last layer
     head = config.vocab_size * hidden
     embeddings = head if config.tie_word_embeddings else 2 * head
     return Weights(
@@ -80,12 +85,14 @@ def count_weights(config: "PretrainedConfig") -> Weights:
 
 
 def head_dim(config: "PretrainedConfig") -> int:
-    """The width of one attention head."""
+    """The size of one attention head."""
+    # some configs have no such field, or None in it
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def attention_widths(config: "PretrainedConfig") -> tuple[int, int]:
-    """(width of the queries, width of the keys, which is also the values')."""
+    """(query width, key width) over all heads; values are as wide as keys."""
+    # without the field: multi-head attention, with as many key heads as query heads
     num_kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return config.num_attention_heads * head_dim(config), num_kv_heads * head_dim(config)
 
@@ -95,8 +102,9 @@ def flops_per_token(
 ) -> int:
     """Forward FLOPs of one token that attends to ``context_length`` tokens, itself included.
 
-    Two operations for each element of a weight matrix, and 4 * num_heads * head_dim *
-    context_length a layer for attention."""
+    2 FLOPs per element of a weight matrix, and 4 * num_heads * head_dim * context_length per layer
+    for attention. ``lm_head`` says whether the token's logits are computed.
+    """
     weights = count_weights(config)
     attention = 4 * attention_widths(config)[0] * context_length * config.num_hidden_layers
     return round(2 * (weights.decoder + lm_head * weights.head) + attention)
@@ -107,19 +115,20 @@ def flops_per_sample(
 ) -> int:
     """Forward FLOPs of one sequence of ``num_tokens`` tokens.
 
-    Attention counts as the full square, as eager modules compute it and torch's FlopCounterMode and
-    calflops count it; with ``causal`` as its lower triangle, which is all that flash-attention
-    computes. A sliding window is not subtracted. Without ``lm_head``: reading a prompt for
-    generation, which needs the logits of the last token only.
+    Args:
+        causal: count attention's lower triangle only, which is all that flash-attention computes.
+            False counts the full square, as eager attention computes it and torch's
+            FlopCounterMode and calflops count it. A sliding window is not subtracted either way.
+        lm_head: False leaves out the language-model head, as in the prefill of a generation, which
+            needs the last token's logits only.
     """
+    # over a causal sequence a token attends to (num_tokens + 1) / 2 tokens on average
     context_length = (num_tokens + 1) / 2 if causal else num_tokens
     return num_tokens * flops_per_token(config, context_length, lm_head=lm_head)
 
 
 def model_size(config: "PretrainedConfig", context_length: int) -> dict[str, int]:
-    """Return {num_parameters, num_layers, width, flops_per_token}; ``flops_per_token`` as above,
-    with the language-model head.
-    """
+    """Return {num_parameters, num_layers, width, flops_per_token}, with the language-model head."""
     return {
         "num_parameters": count_weights(config).num_parameters,
         "num_layers": config.num_hidden_layers,
@@ -129,15 +138,15 @@ def model_size(config: "PretrainedConfig", context_length: int) -> dict[str, int
 
 
 def resized(config: "PretrainedConfig", width: int, num_layers: int) -> "PretrainedConfig":
-    """A copy of the config with another FFN width and number of layers. Which layers go does not
-    change any count.
-    """
+    """A copy of the config with another FFN width and number of layers, for counting."""
     smaller = copy.deepcopy(config)
+    # which layers stay does not matter: all have the same number of parameters
     resize_config(smaller, width, list(range(num_layers)))
     return smaller
 
 
 def _count_in_model(config: "PretrainedConfig") -> Weights:
+    """Build the model on the meta device and count its parameters."""
     import torch
     from torch import nn
     from transformers import AutoModelForCausalLM

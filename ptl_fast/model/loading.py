@@ -1,4 +1,4 @@
-"""Loading a model, its config and its tokenizer, with errors that name the fix."""
+"""Load a model, its config and its tokenizer, with errors that name the flag and the fix."""
 
 import hashlib
 import importlib.util
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 DEMO = "ptl-demo"
 DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "model"
-FINGERPRINT_BYTES = 2**20  # of a file's beginning, and of its end
+FINGERPRINT_BYTES = 2**20  # bytes hashed at a weight file's beginning, and as many at its end
 
 
 def resolve_device(name: str) -> str:
-    """Return the torch device for auto, cpu, cuda or cuda:N; under a launcher, this rank's own GPU.
+    """Return the torch device for auto, cpu, cuda or cuda:N, and make a GPU the current device.
+
+    Without a number it is the GPU of this rank (the launcher's LOCAL_RANK), or the first one.
 
     Raises:
         ValueError: the device is unknown or not present.
@@ -44,16 +46,20 @@ def resolve_device(name: str) -> str:
             f"--device {name} is not present (found {count} CUDA devices); use --device"
             f" {'cuda' if count else 'cpu'}"
         )
+    # Triton and NCCL use the current device, not that of their tensors
     torch.cuda.set_device(number)
     return f"cuda:{number}"
 
 
 def load_config(name: str) -> "PretrainedConfig":
-    """Read a model's config; no weights are loaded.
+    """Read a model's config, without its weights.
+
+    Args:
+        name: a folder, a name on the Hugging Face hub, or ``ptl-demo``.
 
     Raises:
-        ValueError: no such folder or hub name, or it holds no causal language model with an FFN
-            width and a number of layers.
+        ValueError: there is no such model, or its config lacks one of the fields that give the
+            model's size.
     """
     name = _bundled(name)
     path = Path(name)
@@ -83,10 +89,13 @@ def load_config(name: str) -> "PretrainedConfig":
 
 
 def load_tokenizer(name: str, flag: str = "--model") -> "PreTrainedTokenizerBase":
-    """Load a tokenizer; ``flag`` is the setting that errors name.
+    """Load a model's tokenizer; it must be a fast one.
+
+    Args:
+        flag: the command-line flag that errors name.
 
     Raises:
-        ValueError: the folder has none.
+        ValueError: there is no such model, it has no tokenizer, or only a slow one.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(_bundled(name))
@@ -107,11 +116,11 @@ def load_tokenizer(name: str, flag: str = "--model") -> "PreTrainedTokenizerBase
 
 
 def check_teacher(teacher: str, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Check what --teacher is without loading its weights.
+    """Check that --teacher can be used with the tokenizer of --model, without loading its weights.
 
     Raises:
-        ValueError: it gives other ids to tokens than the tokenizer of --model does, has no
-            embedding for some of them, or its weights are missing or cut off.
+        ValueError: its vocabulary differs from the tokenizer's, it has fewer embeddings than there
+            are token ids, or its weight files are missing or truncated.
     """
     theirs, ours = load_tokenizer(teacher, "--teacher").get_vocab(), tokenizer.get_vocab()
     different = sorted(
@@ -139,6 +148,8 @@ def check_teacher(teacher: str, tokenizer: "PreTrainedTokenizerBase") -> None:
         raise ValueError(
             f"--teacher {teacher} has no weights; give a folder saved by save_pretrained"
         )
+    # opening reads the header and compares it with the file's size, so a copy that was cut off
+    # shows here and not after hours
     for file in folder.glob("*.safetensors"):
         try:
             safe_open(file, framework="pt")
@@ -151,12 +162,14 @@ def check_teacher(teacher: str, tokenizer: "PreTrainedTokenizerBase") -> None:
 def load_model(
     name: str, settings: "ModelSettings", device: str, flag: str = "--model"
 ) -> "PreTrainedModel":
-    """Load the weights in the type, on the device and with the attention that the settings ask for;
-    errors name ``flag``.
+    """Load a causal language model in eval mode, with the settings' dtype and attention.
+
+    Args:
+        flag: the command-line flag that errors name.
 
     Raises:
-        ValueError: the weights are missing or do not fit the config, or the attention cannot be
-            used.
+        ValueError: the weights are missing or do not fit the config, or the attention
+            implementation is not available.
     """
     dtype = _dtype(settings.dtype, device)
     try:
@@ -166,6 +179,8 @@ def load_model(
     except Exception as error:  # safetensors, torch and transformers raise many types
         raise ValueError(f"{flag} {name} cannot be loaded: {first_line(error)}") from error
     model, info = loaded
+    # transformers only warns of missing weights, and initializes them at random. Left-over weights
+    # outside the decoder layers do no harm
     unplaced = [key for key in info["unexpected_keys"] if ".layers." in key]
     for keys in (info["missing_keys"], info["mismatched_keys"], unplaced):
         if keys:
@@ -186,10 +201,10 @@ def load_model(
 
 
 def weights_fingerprint(name: str) -> dict[str, str]:
-    """By file of a local model's weights, what tells them from others, so that a run does not
-    continue on those.
+    """Return {file name: fingerprint} of a local model's weights: resuming on others is refused.
 
-    Its size and a hash of its beginning and end, not of gigabytes. Empty for a hub name.
+    A fingerprint is the file's size and a hash of its first and last MiB; reading gigabytes would
+    delay every start. Empty for a model of the hub.
     """
     folder = Path(_bundled(name))
     return (
@@ -200,6 +215,7 @@ def weights_fingerprint(name: str) -> dict[str, str]:
 
 
 def _fingerprint(file: Path) -> str:
+    """SIZE-HASH of a file: 16 hex digits of the SHA-256 of its first and last MiB."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         beginning = stream.read(FINGERPRINT_BYTES)
@@ -208,26 +224,28 @@ def _fingerprint(file: Path) -> str:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed every generator that a stage may use, so that a stage does not depend on what ran before
-    it.
-    """
+    """Seed Python's and torch's generators: a stage must not depend on what ran before it."""
     random.seed(seed)
     torch.manual_seed(seed)
 
 
 def _bundled(name: str) -> str:
+    """The folder of the bundled demo model for its name; any other name as it is."""
     return str(DEMO_FOLDER) if name == DEMO else name
 
 
 def _dtype(name: str, device: str) -> torch.dtype | str:
+    """The dtype to load; auto is fp32 on a CPU, and the checkpoint's own on a GPU."""
     if name == "auto":
         return torch.float32 if device == "cpu" else "auto"
     return getattr(torch, name)
 
 
 def _attention(name: str, device: str, model: "PreTrainedModel") -> str:
+    """The attention implementation; auto is the fastest that is installed and fits the model."""
     if name != "auto":
         return name
+    # flash-attention has kernels for bf16 and fp16 only
     half_on_gpu = device != "cpu" and model.dtype != torch.float32
     if (
         half_on_gpu
@@ -240,8 +258,9 @@ def _attention(name: str, device: str, model: "PreTrainedModel") -> str:
 
 @torch.no_grad()
 def _align_parameters_(model: torch.nn.Module) -> None:
-    """Copy parameters out of the mapped file: GEMM libraries may round differently on memory that
-    is not aligned.
+    """Copy CPU parameters out of the memory-mapped file into aligned memory.
+
+    On unaligned memory GEMM libraries may take another code path, which rounds differently.
     """
     for parameter in model.parameters():
         if parameter.device.type == "cpu":

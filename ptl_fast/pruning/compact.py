@@ -1,6 +1,4 @@
-"""PruningPlan -> the smaller model and its config, in place. What comes out is an ordinary
-transformers model.
-"""
+"""Apply a PruningPlan to a model and its config in place; the result is plain transformers."""
 
 from array import array
 from typing import TYPE_CHECKING, Any
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
 
     from ptl_fast.pruning.plan import PruningPlan
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq")  # the tensors of Adam's state, in torch's names
 
 
 @torch.no_grad()
@@ -26,11 +24,17 @@ def compact_(
     plan: "PruningPlan",
     optimizer_state: dict[str, dict[str, Tensor]] | None = None,
 ) -> None:
-    """Remove the plan's neurons or layers from the model physically, and repair its config.
+    """Remove the plan's neurons or layers from the weights, and update the model's config.
 
-    The result equals, to rounding, the original with the removed neurons' activations set to zero.
-    Peak extra memory: one matrix. ``optimizer_state``, Adam's by parameter name, follows in place: those of removed
-    neurons and layers go, the others move as the weights do."""
+    Up to rounding, the result computes what the model would with the removed neurons' activations
+    set to zero, or with the removed layers skipped. Kept neurons may change their order. Peak extra
+    memory: one weight matrix.
+
+    Args:
+        optimizer_state: Adam's state by parameter name. Changed in place like the parameters:
+            entries of removed neurons and layers go, and keys follow the layers' new numbers.
+    """
+    # by parameter, as the names of layers change
     state_of: dict[Tensor, dict[str, Tensor]] = {}
     if optimizer_state:
         state_of = {
@@ -45,6 +49,7 @@ def compact_(
         _compact_neurons_(ffns, kept_LK)
     layers = decoder_layers(model, family)
     kept_layers = [index for index in range(len(layers)) if index not in set(plan.dropped_layers)]
+    # from the end, so that the indices of those still to be deleted stay valid
     for index in reversed(plan.dropped_layers):
         del layers[index]
     if plan.dropped_layers:
@@ -63,25 +68,26 @@ def compact_(
 
 
 def _configs(model: "PreTrainedModel", family: Family) -> list[Any]:
-    """The configs, each once, of the model and of all modules outside its layers, whose modules
-    share theirs with the model.
+    """The distinct configs of the model and its modules, such as a multimodal model's text config.
+
+    Modules inside decoder layers are not searched: they share their config with the model.
     """
     layers, configs = decoder_layers(model, family), dict[int, Any]()
     modules: list[nn.Module] = [model]
+    # the list grows while it is iterated: a breadth-first search
     for module in modules:
         modules += [child for child in module.children() if child is not layers]
-        if (
-            config := vars(module).get("config")
-        ) is not None:  # hasattr would search the module's parameters too
+        # vars: getattr would also search the module's parameters, buffers and submodules
+        if (config := vars(module).get("config")) is not None:
             configs[id(config)] = config
     return list(configs.values())
 
 
 def follow(scores: Tensor, plan: "PruningPlan") -> Tensor:
-    """Scores of what ``plan`` leaves, in the order in which it lies afterwards.
+    """Return the scores of what ``plan`` leaves, in the order of the compacted model.
 
     Args:
-        scores: (num_layers, width) of neurons, or (num_layers,) of layers.
+        scores: neuron scores, (num_layers, width), or layer scores, (num_layers,).
     """
     if plan.kept_neurons is not None and scores.dim() == 2:
         scores = scores.gather(
@@ -91,9 +97,8 @@ def follow(scores: Tensor, plan: "PruningPlan") -> Tensor:
 
 
 def kept_indices(kept_neurons: list[list[int]]) -> Tensor:
-    """(num_layers, num_kept) int64; by way of an array, which reads lists several times faster than
-    torch.
-    """
+    """A plan's ``kept_neurons`` as a tensor, (num_layers, num_kept) int64 on the CPU."""
+    # through array, which reads lists several times faster than torch does
     flat = array("q")
     for kept_K in kept_neurons:
         flat.fromlist(kept_K)
@@ -103,6 +108,7 @@ def kept_indices(kept_neurons: list[list[int]]) -> Tensor:
 def _compact_moments_(
     ffns: dict[str, GatedFfn], kept_LK: Tensor, state_of: dict[Tensor, dict[str, Tensor]]
 ) -> None:
+    """Compact the FFNs' optimizer state in place, in the same way as the weights."""
     for key in MOMENTS:
         layers = []
         for ffn in ffns.values():
@@ -112,8 +118,10 @@ def _compact_moments_(
 
 
 def _compact_neurons_(feed_forwards: dict[str, GatedFfn], kept_LK: Tensor) -> None:
-    """Kept neurons of an FFN's tail move into the holes of its head: ``ptl_kernels.hole_filling``
-    gives the order.
+    """Compact the FFNs' weights in place, and set the layers' recorded sizes.
+
+    Only kept neurons beyond the new width move, into the places of removed ones, in the order of
+    ``ptl_kernels.hole_filling``: far less is copied than by moving every kept neuron.
     """
     compact_ffn_(
         [(_input_tensors(ffn), ffn.down.weight) for ffn in feed_forwards.values()], kept_LK
@@ -122,18 +130,20 @@ def _compact_neurons_(feed_forwards: dict[str, GatedFfn], kept_LK: Tensor) -> No
         for linear in ffn.inputs:
             linear.out_features = linear.weight.shape[0]
         ffn.down.in_features = kept_LK.shape[1]
+        # many transformers MLPs keep a copy of the config's width
         if hasattr(ffn.module, "intermediate_size"):
             ffn.module.intermediate_size = ffn.width  # type: ignore[assignment]
 
 
 def _input_tensors(ffn: GatedFfn) -> list[Tensor]:
+    """The tensors with one row per neuron: weights of the input projections, then their biases."""
     return [linear.weight for linear in ffn.inputs] + [
         linear.bias for linear in ffn.inputs if linear.bias is not None
     ]
 
 
 def _number_layers(layers: nn.ModuleList) -> None:
-    """Give each layer's modules their new index, which selects their part of the KV cache."""
+    """Renumber the layers' modules: ``layer_idx`` selects their entry in the KV cache."""
     for index, layer in enumerate(layers):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):

@@ -1,4 +1,7 @@
-"""The PruningPlan of a round: what goes and what stays."""
+"""Decide what a round removes: importance scores -> PruningPlan.
+
+Shape suffixes: L layers, I FFN width, K neurons kept or protected per layer.
+"""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -11,40 +14,44 @@ from ptl_fast.pruning.schedule import Round
 
 @dataclass(frozen=True, kw_only=True)
 class PruningPlan:
-    """What one round removes. Indices are those of the model before the round."""
+    """What one round removes. Indices refer to the model before the round."""
 
     round: int
+    """The round's number, from 1."""
     kind: str
+    """A key of ROUND_KINDS."""
     scorer: str
+    """The scorer that ranked the neurons or layers; empty if nothing was ranked."""
     width: int
+    """FFN width after the round."""
     num_layers: int
+    """Number of layers after the round."""
     kept_neurons: list[list[int]] | None
-    """Per layer, ascending; None when no neurons go."""
+    """Indices of the neurons that stay in each layer, ascending; None if none are removed."""
     dropped_layers: list[int]
+    """Indices of the layers that are removed, ascending."""
     num_rescued: int
-    """Neurons a layer (mean) that would have gone, had --protect not kept them. Scorer
-    reconstruction keeps none by rank: 0.
+    """Neurons per layer (mean) that only --protect kept from being removed. 0 with scorers such as
+    reconstruction that read the protected text themselves: there no neuron is exempt by rank.
     """
     layer_scores: list[float] | None
-    """For a layer round: the score of every layer."""
+    """In a layer round, the score of every layer."""
     num_redundant: list[int] | None = None
-    """Neurons of each layer that --threshold, or the rule of scorer reference, calls redundant;
-    protected ones do not count.
+    """Number of redundant neurons in each layer, by --threshold or by the rule of the scorer
+    reference. Protected neurons do not count.
     """
     hidden_size: int | None = None
-    """For a hidden round: the dimensions of the residual stream that stay."""
+    """In a hidden round, the size of the residual stream that is left."""
     highest_removed: list[float] | None = None
-    """The highest score that went: of each layer's neurons, or of the layers. Above ``lowest_kept``
-    where --protect kept others.
+    """Highest score among the removed neurons, one per layer (in a layer round, one in all, among
+    the removed layers). It exceeds ``lowest_kept`` where --protect kept a lower score.
     """
     lowest_kept: list[float] | None = None
-    """The lowest score that stayed, likewise."""
+    """Lowest score among those that stay, in the same form."""
 
     @property
     def removes_nothing(self) -> bool:
-        """Whether no neuron went although the round was there for that: --threshold found too few
-        redundant ones.
-        """
+        """Whether --threshold found too few redundant neurons for the round to remove any."""
         return self.num_redundant is not None and self.kept_neurons is None
 
 
@@ -55,17 +62,19 @@ def plan_neurons(
     scorer: str,
     redundant_LI: "Tensor | None" = None,
 ) -> PruningPlan:
-    """Keep the ``step.width`` most important neurons of each layer, protected ones first.
+    """Keep the ``step.width`` neurons with the highest scores in each layer, after protected ones.
 
     Args:
-        scores_LI: (num_layers, width) importance.
-        protected_LK: (num_layers, num_protected) int64 indices that must stay, or None.
-        redundant_LI: (num_layers, width) bool, which neurons some rule calls redundant: the plan
-            says how many there were.
+        scores_LI: importance, (num_layers, width).
+        protected_LK: indices of neurons that must stay, (num_layers, num_protected) int64; None
+            protects none.
+        redundant_LI: (num_layers, width) bool; only counted, for the plan's ``num_redundant``.
     """
+    # a copy, because the margins below and the rescued neurons need the true scores
     ranked_LI = scores_LI.clone()
     if protected_LK is not None:
         ranked_LI.scatter_(1, protected_LK, float("inf"))
+    # stable, so that ties (dead neurons, all with score 0) are broken in the same way on each rank
     kept_LK = (
         ranked_LI.argsort(dim=1, descending=True, stable=True)[:, : step.width].sort(dim=1).values
     )
@@ -94,22 +103,24 @@ def plan_redundant(
     redundant_LI: "Tensor",
     multiple: int,
 ) -> PruningPlan:
-    """Remove neurons that are redundant (Eq. 3 of arXiv 2602.04919), as many in each layer as in
-    the layer that has fewest.
+    """Remove redundant neurons (Eq. 3 of arXiv 2602.04919), lowest scores first.
 
-    The width that stays is a multiple of ``multiple``, and at least ``step.width``; the lowest
-    scores go first. Protected neurons are not redundant. If nothing can go, the plan's
-    ``removes_nothing`` says so.
+    Each layer loses the same number, since all layers have one width: at most as many as are
+    redundant in the layer with the fewest. The width is then rounded up to a multiple of
+    ``multiple`` and is at least ``step.width``. If it does not shrink, ``removes_nothing`` is True.
 
     Args:
-        redundant_LI: (num_layers, width) bool, the neurons whose score is at most the threshold;
-            the others are as in plan_neurons.
+        redundant_LI: neurons whose score is at most the threshold, (num_layers, width) bool;
+            protected ones are taken out. The other arguments are those of ``plan_neurons``.
     """
     if protected_LK is not None:
         redundant_LI = redundant_LI.scatter(1, protected_LK, False)
     before = scores_LI.shape[1]
+    # the smallest width for which no layer loses a neuron that is not redundant
     lowest = before - int(redundant_LI.sum(1).min())
     width = min(before, max(step.width, -(-lowest // multiple) * multiple))
+    # ranking all neurons removes only redundant ones: these have the lowest scores, and the width
+    # leaves room for every other one
     decided = plan_neurons(
         replace(step, width=width), scores_LI, protected_LK, scorer, redundant_LI
     )
@@ -121,9 +132,7 @@ def plan_redundant(
 
 
 def plan_layers(step: Round, scores_L: "Tensor", scorer: str) -> PruningPlan:
-    """Drop the least important layers, (num_layers,) importance, until ``step.num_layers`` are
-    left.
-    """
+    """Drop the layers with the lowest scores, (num_layers,), until ``step.num_layers`` are left."""
     ranked = scores_L.argsort(stable=True)
     dropped, kept = (
         each.sort().values
@@ -146,8 +155,9 @@ def plan_layers(step: Round, scores_L: "Tensor", scorer: str) -> PruningPlan:
 
 
 def plan_nothing(step: Round) -> PruningPlan:
-    """A round that only trains, or slices the residual stream: which directions go is found while
-    slicing, block after block.
+    """The plan of a round without scores: it only trains, or it slices the residual stream.
+
+    Slicing finds the directions to remove itself, from each block's outputs in turn.
     """
     return PruningPlan(
         round=step.number,
@@ -166,11 +176,13 @@ def plan_nothing(step: Round) -> PruningPlan:
 def _margins(
     scores_LI: "Tensor", kept_LK: "Tensor"
 ) -> tuple[list[float] | None, list[float] | None]:
-    """highest_removed and lowest_kept of each row of scores, to six digits, which ranks agree on;
-    None where nothing goes.
+    """``highest_removed`` and ``lowest_kept`` of each row of scores; None if nothing is removed.
+
+    To six significant digits, to which ranks agree whatever the order of their sums.
     """
     if kept_LK.shape[1] == scores_LI.shape[1]:
         return None, None
+    # of the removed ones: put the kept ones out of the maximum's reach
     margins = (
         scores_LI.scatter(1, kept_LK, float("-inf")).amax(1),
         scores_LI.gather(1, kept_LK).amin(1),
@@ -180,15 +192,22 @@ def _margins(
 
 
 def protect(scores_LI: "Tensor", share: float) -> "Tensor":
-    """Return the indices of each layer's neurons that score highest on the protected corpus,
-    (num_layers, num_protected).
+    """Return the neurons to protect, those that score highest on the protected corpus.
+
+    Args:
+        scores_LI: importance on that corpus, (num_layers, width).
+        share: fraction of each layer's neurons to protect; the number is rounded down.
+
+    Returns:
+        Indices, (num_layers, num_protected) int64.
     """
     return scores_LI.topk(int(share * scores_LI.shape[1]), dim=1).indices
 
 
 def _num_rescued(scores_LI: "Tensor", protected_LK: "Tensor | None", width: int) -> int:
-    """Mean number of neurons a layer that would have gone without protection."""
+    """Mean number of neurons per layer that would have been removed without protection."""
     if protected_LK is None:
         return 0
+    # argsort of argsort: each neuron's rank, 0 for the highest score
     rank_LI = scores_LI.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return round((rank_LI.gather(1, protected_LK) >= width).sum().item() / len(scores_LI))

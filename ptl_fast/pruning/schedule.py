@@ -1,6 +1,4 @@
-"""The schedule of a run: which rounds there are, the size that each leaves, and its share of the
-recovery tokens.
-"""
+"""The pruning schedule: the rounds of a run, the size that each leaves, and its recovery tokens."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,29 +15,35 @@ Step = tuple[str, dict[str, int]]
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One round of the schedule: the size that it leaves, and its share of the recovery tokens.
-
-    Shares sum to 1, without that of a last round of kind final: --final-recovery, which removes
-    nothing, has its tokens on top."""
+    """One round of the schedule: what it removes, and how long the model then trains (recovery)."""
 
     number: int
+    """From 1."""
     kind: str
     """A key of ROUND_KINDS."""
     width: int
-    """With --threshold, the lowest width that the round may leave."""
+    """FFN width after the round; with --threshold, the smallest width that it may leave."""
     num_layers: int
+    """Number of layers after the round."""
     recovery_share: float
+    """Fraction of the recovery tokens. The shares of a schedule sum to 1, without the round of kind
+    final: --final-recovery has tokens of its own, on top.
+    """
     hidden_size: int | None = None
-    """For a hidden round: the dimensions of the residual stream that stay."""
+    """In a hidden round, the size of the residual stream that is left."""
 
 
 def make_schedule(
     prune: "PruneSettings", shares: Callable[[int], list[float]], width: int, num_layers: int
 ) -> list[Round]:
-    """Return the rounds that take an FFN of ``width`` and ``num_layers`` to the target.
+    """Return the rounds that take a model of ``width`` and ``num_layers`` to the settings' target.
+
+    If nothing is to be removed, the rounds are of kind none and only train.
 
     Args:
-        shares: from the number of rounds to each one's share of the recovery tokens.
+        shares: function from the number of rounds to each round's share of the recovery tokens.
+        width: FFN width of the original model.
+        num_layers: number of layers of the original model.
 
     Raises:
         ValueError: the target cannot be reached; names the setting to change.
@@ -49,11 +53,13 @@ def make_schedule(
         ("layers", {"num_layers": each}) for each in _layer_counts(prune, num_layers)
     ]
     steps = ORDERS[prune.order](neuron_steps, layer_steps)
+    # each step changes one size, and the round states both
     size = {"width": width, "num_layers": num_layers}
     schedule: list[Round] = []
     for kind, smaller in steps or [("none", {})] * (prune.rounds or 1):
         size |= smaller
         schedule.append(Round(number=len(schedule) + 1, kind=kind, recovery_share=0.0, **size))
+    # the shares depend on the number of rounds, which is known only now
     return [
         replace(step, recovery_share=share)
         for step, share in zip(schedule, shares(len(schedule)), strict=True)
@@ -61,16 +67,18 @@ def make_schedule(
 
 
 def with_final(schedule: list[Round]) -> list[Round]:
-    """The schedule, followed by a round for --final-recovery, which removes nothing."""
+    """Append the round of --final-recovery, which removes nothing and only trains."""
     return [*schedule, replace(schedule[-1], number=len(schedule) + 1, kind="final")]
 
 
 def check_protection(schedule: Sequence[Round], width: int, share: float) -> None:
-    """Raise ValueError where a round would have to remove neurons that --protect keeps.
+    """Raise ValueError if some round must remove protected neurons to reach its width.
 
     Args:
-        width: of the original model.
+        width: FFN width of the original model.
+        share: fraction of each layer's neurons that --protect keeps.
     """
+    # neurons are protected anew in each round, as a share of the width before it
     for step in schedule:
         if step.width < width and int(share * width) > step.width:
             raise ValueError(
@@ -82,8 +90,9 @@ def check_protection(schedule: Sequence[Round], width: int, share: float) -> Non
 
 
 def _widths(prune: "PruneSettings", width: int) -> list[int]:
-    """The width after each neuron round (with --threshold, the lowest allowed), descending
-    multiples of ``width_multiple``.
+    """The FFN width after each neuron round, descending; all are multiples of ``width_multiple``.
+
+    With --threshold, the smallest width allowed in each round, which is always the target.
     """
     multiple = prune.width_multiple
     assert isinstance(multiple, int), "--width-multiple auto is decided before"
@@ -102,8 +111,10 @@ def _widths(prune: "PruneSettings", width: int) -> list[int]:
             f" --width-multiple {multiple};"
             " lower --keep or --width-multiple, or give --keep 1 to remove no neurons"
         )
+    # the data decides how many neurons each round removes, so only the target is a limit
     if prune.threshold is not None:
         return [target] * (prune.rounds or DEFAULT_ROUNDS)
+    # the most rounds that can all end at different multiples
     available = -(-(width - target) // multiple)
     rounds = prune.rounds or min(DEFAULT_ROUNDS, available)
     if prune.neurons_per_round:
@@ -121,9 +132,11 @@ def _widths(prune: "PruneSettings", width: int) -> list[int]:
         exact = [width - (width - target) * (index + 1) / rounds for index in range(rounds - 1)]
     else:
         exact = [width * (target / width) ** ((index + 1) / rounds) for index in range(rounds - 1)]
+    # widths between rounds may miss the exact ones by rounding; the target is exact
     widths = [round(value / multiple) * multiple for value in exact] + [target]
     if prune.steps == "proportional" and not prune.neurons_per_round and rounds <= available:
         widths = _apart(widths, multiple)
+    # some round would remove nothing
     if len(set(widths)) < len(widths) or widths[0] >= width:
         raise ValueError(
             f"{rounds} rounds from width {width} to {target} need smaller steps than"
@@ -135,7 +148,10 @@ def _widths(prune: "PruneSettings", width: int) -> list[int]:
 
 
 def _apart(widths: list[int], multiple: int) -> list[int]:
-    """Widths at least ``multiple`` apart, the last one as it was: small steps may round to none."""
+    """Raise widths until they are at least ``multiple`` apart; the last one stays.
+
+    Proportional steps shrink, so that late ones may be rounded to zero.
+    """
     apart = list(widths)
     for index in reversed(range(len(widths) - 1)):
         apart[index] = max(apart[index], apart[index + 1] + multiple)
@@ -143,6 +159,7 @@ def _apart(widths: list[int], multiple: int) -> list[int]:
 
 
 def _layer_counts(prune: "PruneSettings", num_layers: int) -> list[int]:
+    """The number of layers after each layer round, descending; the last step may be smaller."""
     left = num_layers - prune.drop_layers
     if left < 1:
         raise ValueError(
@@ -154,6 +171,7 @@ def _layer_counts(prune: "PruneSettings", num_layers: int) -> list[int]:
 
 
 def _alternate(neurons: list[Step], layers: list[Step]) -> list[Step]:
+    """Take steps from both lists in turn, neurons first; what is left of the longer one follows."""
     alternating: list[Step] = []
     while neurons or layers:
         alternating += neurons[:1] + layers[:1]
@@ -166,23 +184,27 @@ ORDERS: dict[str, Callable[[list[Step], list[Step]], list[Step]]] = {
     "layers-then-neurons": lambda neurons, layers: layers + neurons,
     "alternate": _alternate,
 }
-"""{--order: how the steps of both kinds follow one another}"""
+"""{value of --order: function that merges (neuron steps, layer steps) into one list}"""
 
 
 def token_shares(
     num_rounds: int, *, growth: float, num_tokens: int | None, smallest_tokens: int
 ) -> list[float]:
-    """Each round's part of the recovery tokens, as long as no round ends early; they sum to 1.
+    """Return each round's share of the recovery tokens; they sum to 1.
+
+    A round may use less of its share if it stops early.
 
     Args:
-        growth: how many times the tokens of the round before each round gets.
-        num_tokens: of all rounds, or None where the data decides.
-        smallest_tokens: a smaller part is raised to this.
+        growth: ratio of each round's tokens to those of the round before.
+        num_tokens: recovery tokens of all rounds; None if the amount of data decides.
+        smallest_tokens: minimum per round. Smaller shares are raised to it, at most to an equal
+            split, and the others shrink in proportion. Not applied if ``num_tokens`` is None.
     """
     weights = [growth**index for index in range(num_rounds)]
     if num_tokens is None:
         return [weight / sum(weights) for weight in weights]
     smallest = min(1 / num_rounds, smallest_tokens / num_tokens)
+    # raising one share scales the others down, which may push more of them below the minimum
     raised: set[int] = set()
     while True:
         scale = (1 - smallest * len(raised)) / (

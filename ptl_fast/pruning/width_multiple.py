@@ -1,10 +1,9 @@
-"""Which FFN widths suit a device: --width-multiple auto.
+"""Choose the multiple for FFN widths that runs fast on a device: --width-multiple auto.
 
-On a GPU the rule is that of tensor cores: whole tiles of 128. On a CPU it depends on the processor
-and the library, so products are
-timed. What counts is time per neuron: a width's excess is its time per neuron above that of widths
-that are multiples of the largest multiple, so that a width pays only for being odd and not for
-being wide.
+On a GPU it is the tile size of tensor cores, 128. On a CPU it depends on the processor and the GEMM
+library, so matrix products of several widths are timed. They are compared by their excess: a
+width's time per neuron relative to that of multiples of 128 (the largest multiple that is tried),
+so that a width counts as slow for being awkward, not for being large.
 """
 
 import random
@@ -18,17 +17,20 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 TENSOR_CORE_MULTIPLE = 128
-MULTIPLES = (8, 16, 32, 64, 128)
-ALLOWED_EXCESS = 0.02  # above it, a multiple is not good enough
-WIDTHS_EACH = 3
-ROUNDS = 9
-MOST_FLOP = 1e9  # of one product, so that all of them take seconds
+MULTIPLES = (8, 16, 32, 64, 128)  # tried on a CPU
+ALLOWED_EXCESS = 0.02  # a multiple whose widths are slower than this per neuron is rejected
+WIDTHS_EACH = 3  # widths timed per multiple
+ROUNDS = 9  # timed runs of each product; the fastest counts
+MOST_FLOP = 1e9  # per product, so that all measurements together take seconds
 Call = Callable[[], object]
 
 
 def choose(device: str, hidden_size: int, width: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Decide on the multiple for FFNs of up to this width: {multiple, reason, excess by multiple
-    (measured on a CPU)}.
+    """Choose the multiple for FFNs of up to this width; times matrix products if on a CPU.
+
+    Returns:
+        {"multiple": the choice, "reason": for the report, "excess": {multiple: its worst excess, as
+        a fraction}, empty on a GPU}.
     """
     if device != "cpu":
         return {
@@ -36,10 +38,12 @@ def choose(device: str, hidden_size: int, width: int, dtype: torch.dtype) -> dic
             "reason": "tensor cores work in tiles of 128",
             "excess": {},
         }
+    # a narrow FFN has too few multiples of the large ones to choose a width from
     multiples = [multiple for multiple in MULTIPLES if 4 * multiple <= width] or [MULTIPLES[0]]
     widths = candidates(width, multiples)
     num_tokens = max(16, min(512, int(MOST_FLOP / (2 * hidden_size * width))))
     times = measure(hidden_size, widths, num_tokens, dtype)
+    # (multiple, excess) of the input and of the output projection
     lines = []
     for product in times.values():
         above = excess(product, multiples[-1])
@@ -56,7 +60,10 @@ def choose(device: str, hidden_size: int, width: int, dtype: torch.dtype) -> dic
 
 
 def candidates(width: int, multiples: Sequence[int]) -> list[int]:
-    """Widths up to ``width`` to time: a few of each multiple that are multiples of no larger one."""
+    """Widths to time, ascending: for each multiple the largest few up to ``width``.
+
+    They are multiples of no larger one, so that each shows its own multiple's speed.
+    """
     return sorted(
         {
             each
@@ -73,14 +80,18 @@ def candidates(width: int, multiples: Sequence[int]) -> list[int]:
 def measure(
     hidden: int, widths: list[int], num_tokens: int, dtype: torch.dtype
 ) -> dict[str, dict[int, float]]:
-    """Seconds of an FFN's input and output projection by width: the shortest of several rounds, as
-    others may use the machine.
+    """Time an FFN's input ("up") and output ("down") projection for each width on the CPU.
+
+    Returns:
+        {"up" or "down": {width: seconds}}, the shortest of ROUNDS runs: other processes on the
+        machine can only add time.
     """
     calls = products(hidden, widths, num_tokens, dtype, "cpu")
     times: dict[str, dict[int, float]] = {"up": {}, "down": {}}
     order, shuffle = list(calls), random.Random(0)
     with torch.inference_mode():
         for number in range(ROUNDS + 1):
+            # a new order in each round, so that no width always follows the same other one
             shuffle.shuffle(order)
             for name, width in order:
                 start = time.perf_counter()
@@ -94,8 +105,9 @@ def measure(
 def products(
     hidden: int, widths: list[int], num_tokens: int, dtype: torch.dtype, device: str
 ) -> dict[tuple[str, int], Call]:
-    """The input (up) and output (down) projection of each width, all in the same memory: all of
-    them together might not fit.
+    """Return a call that runs the projection, by ("up" or "down", width).
+
+    All calls share the memory of their operands, since those of all widths might not fit at once.
     """
     largest = max(hidden, *widths)
     operands = [
@@ -109,6 +121,7 @@ def products(
 
 
 def _product(name: str, hidden: int, width: int, num_tokens: int, operands: list[Tensor]) -> Call:
+    """One projection, its operands contiguous views of the beginning of the shared memory."""
     inputs, outputs = (hidden, width) if name == "up" else (width, hidden)
     sizes = ((num_tokens, inputs), (outputs, inputs))
     tokens, weight = (
@@ -119,21 +132,29 @@ def _product(name: str, hidden: int, width: int, num_tokens: int, operands: list
 
 
 def excess(times: dict[int, float], base: int) -> dict[int, float]:
-    """Each width's time per neuron above the median of the widths that are multiples of ``base``,
-    as a fraction.
+    """Return {width: its time per neuron relative to the reference, minus 1}.
+
+    Args:
+        times: {width: seconds}.
+        base: the reference is the median time per neuron of the multiples of this.
     """
     best = statistics.median(time / width for width, time in times.items() if width % base == 0)
     return {width: time / width / best - 1 for width, time in times.items()}
 
 
 def largest_multiple(width: int, multiples: Sequence[int]) -> int:
-    """The largest of the multiples that divides the width; 0 if none does."""
+    """The largest of the multiples that divides ``width``; 0 if none does."""
     return max((multiple for multiple in multiples if width % multiple == 0), default=0)
 
 
 def rule(excesses: list[tuple[int, float]], multiples: Sequence[int]) -> int:
-    """The smallest multiple from which on every excess, of (multiple, excess), is allowed; those of
-    the largest always are.
+    """Return the smallest multiple that has, like all larger ones, no excess above ALLOWED_EXCESS.
+
+    The largest multiple is the reference and always allowed.
+
+    Args:
+        excesses: (multiple, excess); a multiple may occur several times.
+        multiples: ascending.
     """
     bad = {
         multiple
@@ -144,6 +165,8 @@ def rule(excesses: list[tuple[int, float]], multiples: Sequence[int]) -> int:
 
 
 def _median_excess(above: dict[int, float], multiple: int, multiples: Sequence[int]) -> float:
+    """The median excess of the widths whose largest multiple this is."""
+    # the median: a single width may be slow for reasons of its own, such as cache conflicts
     return statistics.median(
         value for width, value in above.items() if largest_multiple(width, multiples) == multiple
     )

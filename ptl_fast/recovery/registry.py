@@ -116,8 +116,11 @@ def recover(names: Sequence[str], model: "PreTrainedModel", task: RecoveryTask) 
     """Recover by one method, or by several after another, of which each finished one is kept in the
     task's folder.
 
-    Those that train on text share the round's tokens equally; all have the round's problems.
+    Those that train on text share the round's tokens equally; all have the round's problems. Without
+    a name nothing is trained.
     """
+    if not names:
+        return _train_nothing(model, task)
     if len(names) == 1:
         return RECOVERIES[names[0]].train(model, task)
     num_on_text = sum(RECOVERIES[name].on_text for name in names)

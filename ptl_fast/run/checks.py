@@ -69,6 +69,12 @@ def _check_training(config: "Config") -> None:
             "--score-during-recovery takes its statistics from training on text; it needs"
             " --recovery cpt or distill alone"
         )
+    if config.score.score_during_recovery and (config.score.score_once or recovery.anticipate):
+        raise ValueError(
+            "--score-during-recovery takes statistics from the end of each round; --score-once"
+            " needs none after the first round, and --anticipate needs them before the end; leave"
+            " it out"
+        )
     until_recovered = recovery.recovery_split == "until-recovered"
     given = {
         "--recovery-split until-recovered": until_recovered,

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ptl_fast.recovery import registry
+from ptl_fast.run.rounds import kind_of
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -72,13 +75,9 @@ class RunContext:
 
     def recoveries(self, step: "Round") -> list[str]:
         """The names of a round's recoveries."""
-        from ptl_fast.run.rounds import kind_of
-
         own = self.config.recovery
         return own.final_recoveries if kind_of(step).is_final else own.recoveries
 
-    def any_recovery(self) -> "list[Recovery]":
+    def all_recoveries(self) -> "list[Recovery]":
         """Every recovery that the run has."""
-        from ptl_fast.recovery import registry
-
         return registry.find(self.config.recovery.all_recoveries)

@@ -2,7 +2,6 @@
 fits.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from ptl_fast.config.checking import flag
 from ptl_fast.evaluation import tasks as eval_tasks
 from ptl_fast.model import families, loading
 from ptl_fast.pruning import width_multiple
-from ptl_fast.recovery import trainer
+from ptl_fast.recovery import registry, trainer
 from ptl_fast.recovery.distillation import teacher_cache
 from ptl_fast.recovery.grpo.train import rollout_split
 from ptl_fast.run import checks, inputs, quality_gate, rounds, sizes
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from ptl_fast.config.config import Config
-    from ptl_fast.recovery.registry import Recovery
 
 
 def prepare(config: "Config") -> RunContext:
@@ -42,13 +40,13 @@ def prepare(config: "Config") -> RunContext:
     if config.model.device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     identity, device = config.identity(), loading.resolve_device(config.model.device)
+    distributed.join(device)  # before anything is said: once for all ranks
     checks.check_installation(config, device)
     if config.trainer.deepspeed is not None and device == "cpu" and "WORLD_SIZE" not in os.environ:
         say("--deepspeed has no use in one process on a CPU: recovery runs without it.")
     original = loading.load_config(config.model.model)
     checks.check_lengths(config, original)
     output = output_folder(config)
-    distributed.join(device)
     chosen = None
     if config.prune.width_multiple == "auto":
         chosen = _choose_width_multiple(config, output, device, original)
@@ -122,10 +120,7 @@ def _choose_width_multiple(
     """Decide what auto is, or take what the run decided before: a second measurement might say
     something else.
     """
-    chosen = None
-    kept = RunFolder(output).width_multiple.path
-    if kept.is_file() and not config.run.overwrite:
-        chosen = json.loads(kept.read_text())
+    chosen = None if config.run.overwrite else RunFolder(output).width_multiple.read()
     if distributed.is_main() and chosen is None:
         name = config.model.dtype
         dtype = getattr(torch, "float32" if name == "auto" else name)
@@ -152,14 +147,8 @@ def _rounds(config: "Config", original: "PretrainedConfig") -> rounds.Rounds:
 def _check_batches(config: "Config") -> None:
     """Say now, and not after the first pruning, where a batch does not divide among the ranks."""
     trainer.batch_split(config.trainer)
-    if any(each.on_problems for each in _recoveries(config)):
+    if any(each.on_problems for each in registry.find(config.recovery.all_recoveries)):
         rollout_split(config.grpo, config.trainer.micro_batch * config.data.sequence_length)
-
-
-def _recoveries(config: "Config") -> "list[Recovery]":
-    from ptl_fast.recovery import registry
-
-    return registry.find(config.recovery.all_recoveries)
 
 
 def _open_folder(context: RunContext, chosen: dict[str, Any] | None) -> None:
@@ -197,7 +186,7 @@ def _needed_bytes(context: RunContext) -> int:
     num_models = config.run.keep_rounds + 1 + (context.rounds.gate_on is not None)
     size = sizes.predicted_size(context.original, None, config.data.sequence_length)
     weights = size["num_parameters"] * 4 * (num_models + 3 + num_moments)
-    if not any(each.has_teacher for each in _recoveries(config)):
+    if not any(each.has_teacher for each in registry.find(config.recovery.all_recoveries)):
         return weights
     row_bytes = teacher_cache.row_bytes(
         config.data.sequence_length, config.distill.distill_top_k, context.original.vocab_size

@@ -1,4 +1,4 @@
-"""The guard: is the model still good enough after a round, and what happens if it is not?
+"""The quality gate: is the model still good enough after a round, and what happens if it is not?
 
 A round that fails the gate (--gate, --max-drop) first trains longer: on what it was given and did
 not use, and up to --max-extra-recovery on top. Then it is undone: back to the model before it, and
@@ -214,7 +214,7 @@ def sentence(decision: Decision) -> str:
             f"{decision.task} {decision.metric} is {measured}, {bound} {limit} passes (dense"
             f" {dense})"
         )
-    return f"Guard, {name}: {found}: {consequence(decision)}."
+    return f"Quality gate, {name}: {found}: {consequence(decision)}."
 
 
 def unit(decision: Decision) -> str:
@@ -260,7 +260,7 @@ def stopped_sentence(history: Sequence[Decision]) -> str | None:
     if last is None:
         return None
     return (
-        f"The guard stopped this run before its target: round {last.round} failed the gate"
+        f"The quality gate stopped this run before its target: round {last.round} failed the gate"
         f" {last.task}:{last.metric}, and"
         f" {last.reason}. The result is {_result(last)}."
     )

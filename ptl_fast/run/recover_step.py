@@ -37,7 +37,7 @@ def recover_round(context: "RunContext", step: "Round", extension: int) -> None:
         elif _has_own_ffn(context):
             stack.enter_context(fused_ffns(families.feed_forwards(now.model, now.family)))
         task = _task(context, step, extension, collector)
-        result = registry.recover(names if trains else ["none"], now.model, task)
+        result = registry.recover(names if trains else [], now.model, task)
     if collector is not None and result.num_steps:
         files.next_statistics(extension).write(collector.total().tensors())
     if result.optimizer_state is not None:
@@ -121,7 +121,7 @@ def _task(
             statistics=collector,
             statistics_tokens=config.score.calibration_tokens,
         ),
-        trains_on_template=any(each.on_text for each in context.any_recovery()),
+        trains_on_template=any(each.on_text for each in context.all_recoveries()),
         has_own_ffn=_has_own_ffn(context),
     )
     return _extended(context, task, step, extension) if extension else task

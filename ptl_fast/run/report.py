@@ -75,7 +75,7 @@ def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
         parts.append(_summary(dense, final))
         parts.append(how_to_load)
     if report.get("decisions"):
-        parts.append("## The guard\n\n" + _decisions(report["decisions"]))
+        parts.append("## The quality gate\n\n" + _decisions(report["decisions"]))
     parts.append("## What went, and why\n\n" + _reasons(report))
     redundant = _redundant(report)
     if redundant:

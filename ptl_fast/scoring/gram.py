@@ -1,13 +1,14 @@
-"""Which neurons the others can replace, and how the others take their place: least squares on a
-layer's output.
+"""Gram matrices of FFN activations, for scoring and compensating neurons by least squares.
 
 Let A (T, I) be an FFN's activations on the corpus, W (H, I) its down projection, and S the neurons
-that stay. The columns of S that come nearest to the layer's output A W^T are W G[:, S] inv(G[S, S])
-with the Gram matrix G = A^T A. Removing neurons one after another, always the one whose removal
-then changes the output least, is backward elimination; one neuron's price is ||w_j||^2 / inv(G)[j,
-j] (Optimal Brain Surgeon, Hassibi and Stork 1993, with a layer's output as the objective; as in
-OBC, arXiv 2208.11580, and for whole neurons ZipLM, arXiv 2302.04089). What goes is what the rest
-can say as well, not what is quiet.
+that stay. The down projection of S that best reproduces the layer's output A W^T has the columns
+W G[:, S] inv(G[S, S]), where G = A^T A is the Gram matrix: ``pruning.compensate``.
+
+Removing neurons one after another, always the one whose removal, thus compensated, changes the
+output least, is backward elimination: ``scoring.reconstruction``. Removing neuron j alone costs
+||w_j||^2 / inv(G)[j, j]. This is Optimal Brain Surgeon (Hassibi and Stork 1993) with a layer's
+output as the objective, as in OBC (arXiv 2208.11580) and, for whole neurons, ZipLM (arXiv
+2302.04089). It removes the neurons that the others can replace, however active they are.
 
 Shape suffixes: L layers, I FFN width, K kept neurons, H hidden size, T tokens.
 """
@@ -30,32 +31,31 @@ if TYPE_CHECKING:
     from ptl_fast.data.packing import PackedTokens
 
 
-RIDGE = 1e-4  # of the mean diagonal of G: neurons that say the same make it singular
-GRAM_BLOCKS = 8  # of rows: 36 of their 64 blocks of columns are computed
-# Gram matrices in memory at once; more layers take more passes over the corpus
+# added to G's diagonal, as a fraction of its mean: linearly dependent neurons make G singular
+RIDGE = 1e-4
+# blocks of rows in which G is computed: as it is symmetric, 36 of its 8 x 8 blocks are enough
+GRAM_BLOCKS = 8
+# memory for Gram matrices: layers that do not fit together take several passes over the corpus
 GRAM_BYTES = 8 * 2**30
 
 
 class GramMatrices:
-    """Each layer's A^T A on a corpus with the ridge on its diagonal, (width, width) fp64 on the
-    model's device: all ranks' tokens.
+    """Iterable of each layer's G = A^T A + ridge on a corpus, over the tokens of all ranks.
 
-    It is symmetric (to rounding, in the blocks on the diagonal), so products are taken of its
-    blocks on and below the diagonal, and mirrored at the end.
+    Each G is (width, width) fp64, on the model's device. Where a few neurons have massive
+    activations on single tokens, a thousand times those of the others as in many large models,
+    fp32's rounding errors of their products exceed the ridge, and G is not positive definite.
 
-    In float64: where a few neurons are a thousand times louder than the rest on one token, as in
-    many large models, float32's rounding of what they say together is larger than the ridge, and
-    the matrix no longer positive definite.
-
-    Iterating takes a pass over the corpus for as many layers as fit in GRAM_BYTES, or none for
-    those that a ``watch`` has taken during another pass. If all fit they are kept, and good until
-    the model changes.
+    Iterating runs one pass over the corpus for every group of layers that fits in GRAM_BYTES; the
+    first group needs none if ``watch`` has collected it during another pass. If all layers fit they
+    are kept, so that iterating again is free; they are outdated once the model changes.
 
     Args:
-        tokens: the corpus.
-        protected: other text on which the layers' outputs shall not change either. However many its
-            tokens are, they have the share ``protect_share`` of the weight; all weights add up to
-            the number of the corpus's tokens.
+        tokens: the calibration corpus.
+        batch_size: packed sequences per batch.
+        protected: other text on which the layers' outputs should be preserved too.
+        protect_share: fraction of the total weight that ``protected`` gets, however many tokens it
+            has. The weights of all tokens add up to the number of the corpus's tokens.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class GramMatrices:
         protect_share: float = 0.0,
     ) -> None:
         self.model, self.batch_size = model, batch_size
+        # (tokens, weight of each token)
         self.texts = [(tokens, 1.0)]
         if protected is not None and protect_share > 0:
             others = protect_share * tokens.num_tokens / protected.num_tokens
@@ -76,18 +77,22 @@ class GramMatrices:
         self.at_once = max(1, GRAM_BYTES // (8 * self.ffns[0].width ** 2))
         self.mask: Tensor | None = None
         self.sums: list[Tensor] = []
-        """Of the layers that are being taken, on the texts that are not in ``unread``."""
+        """Unfinished matrices of the current group of layers, without the texts in ``unread``."""
         self.unread: list[tuple[PackedTokens, float]] = []
         self.taken: list[Tensor] = []
-        """The finished ones."""
+        """Finished matrices of the current group of layers."""
 
     def expect(self, mask: Tensor) -> None:
-        """Say which tokens of the next forward pass count: bool, one entry a token."""
+        """Set the mask of the next forward pass, one bool per token: False leaves a token out."""
         self.mask = mask
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Inside, forward passes on the corpus add to the matrices of the first layers that fit."""
+        """Collect the first group of layers during the caller's pass over the corpus.
+
+        The caller calls ``expect`` before each batch. For these layers, iterating then reads only
+        the protected text.
+        """
         self._begin(0)
         _, weight = self.unread.pop(0)
         with self._adding(0, weight):
@@ -102,24 +107,23 @@ class GramMatrices:
                 self.taken = []
 
     def _begin(self, first: int) -> None:
+        """Start the group of layers from ``first`` on with zero matrices, and all texts unread."""
         width, device = self.ffns[first].width, self.model.device
         group = self.ffns[first : first + self.at_once]
-        with torch.inference_mode(
-            False
-        ):  # they are finished outside of the pass in which they begin
+        # inference tensors could not be changed in place after the caller's inference mode ends
+        with torch.inference_mode(False):
             self.sums = [
                 torch.zeros(width, width, dtype=torch.float64, device=device) for _ in group
             ]
         self.unread, self.taken = list(self.texts), []
 
     def _take(self, first: int) -> None:
-        """Finish the layers from ``first`` on, by a pass over every text that they have not had."""
+        """Finish the group of layers from ``first`` on: read the unread texts, add the ridge."""
         if not self.sums:
             self._begin(first)
         description = f"reconstruct layers {first}-{first + len(self.sums) - 1}"
-        was_training = (
-            self.model.training
-        )  # --anticipate plans in the middle of a recovery, and dropout would add noise
+        # --anticipate plans a round in the middle of a recovery, and dropout would add noise
+        was_training = self.model.training
         self.model.eval()
         for tokens, weight in self.unread:
             with self._adding(first, weight), torch.inference_mode():
@@ -127,6 +131,7 @@ class GramMatrices:
                     self.model, tokens, self.batch_size, description
                 ):
                     self.expect(mask)
+                    # base_model: the language-model head is not needed
                     self.model.base_model(**batch, use_cache=False)
         self.model.train(was_training)
         if distributed.world_size() > 1:
@@ -136,8 +141,10 @@ class GramMatrices:
                 ).values()
             )
         for gram_II in self.sums:
+            # ``_add`` computes the blocks on and below the diagonal: mirror those below
             for start, end in _blocks(len(gram_II)):
                 gram_II[:start, start:end] = gram_II[start:end, :start].T
+            # not zero even if all activations are, so that the Cholesky factorization exists
             gram_II.diagonal().add_(
                 RIDGE * gram_II.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
             )
@@ -145,9 +152,7 @@ class GramMatrices:
 
     @contextmanager
     def _adding(self, first: int, weight: float) -> Iterator[None]:
-        """Inside, forward passes add to the matrices of the layers from ``first`` on, each token
-        with this weight.
-        """
+        """Hook the layers from ``first`` on: forward passes inside add tokens with this weight."""
         with ExitStack() as stack:
             for gram_II, ffn in zip(self.sums, self.ffns[first:], strict=False):
                 stack.callback(
@@ -155,8 +160,10 @@ class GramMatrices:
                 )
             yield
 
-    @torch.no_grad()  # the pass may be one with gradients, which would keep every batch's activations
+    # a pass that computes gradients would otherwise record this in its graph
+    @torch.no_grad()
     def _add(self, gram_II: Tensor, weight: float, module: nn.Module, args: tuple) -> None:
+        """Forward pre-hook of a down projection: its input is the FFN's activations."""
         assert self.mask is not None
         activations_TI = args[0].flatten(0, -2)[self.mask.flatten()].double()
         for start, end in _blocks(len(gram_II)):
@@ -166,6 +173,6 @@ class GramMatrices:
 
 
 def _blocks(width: int) -> list[tuple[int, int]]:
-    """(start, end) of each block of rows."""
+    """(start, end) of each of the GRAM_BLOCKS blocks of rows; the last may be smaller."""
     size = -(-width // GRAM_BLOCKS)
     return [(start, min(start + size, width)) for start in range(0, width, size)]

@@ -1,5 +1,6 @@
-"""In which order neurons should go if the others take their place: backward elimination by least
-squares.
+"""Score FFN neurons by backward elimination: how well the others can replace each of them.
+
+``scoring.gram`` explains the least-squares problem. Shape suffixes: I FFN width, H hidden size.
 """
 
 import torch
@@ -7,17 +8,19 @@ from torch import Tensor
 
 from ptl_fast.scoring.gram import GramMatrices
 
-CHUNK = 32  # one part in this many of the neurons that are left is priced and removed together
+# each step removes 1/32 of the neurons that are left: one at a time would mean rank-1 updates of
+# whole matrices, which memory bandwidth limits
+CHUNK = 32
 
 
 def prices(grams: GramMatrices) -> Tensor:
-    """Return the order in which neurons should go, (num_layers, width) fp64 on the CPU, and what
-    that costs.
+    """Return each neuron's price, (num_layers, width) fp64 on the CPU; lowest prices go first.
 
-    price[l, i] = sqrt(sum_t ||y_t - y'_t||^2), y the layer's output, and y' what it is at best
-    without i and all of a lower price.
+    price[l, i] = sqrt(sum_t ||y_t - y'_t||^2), the error of layer l's output when neuron i and all
+    cheaper ones are removed: y is the output, and y' its best approximation by the other neurons
+    (least squares, with the ridge of G). So prices grow along the order of removal.
 
-    Costs about 3 I^3 operations a layer in float64.
+    Costs about 3 I^3 floating-point operations per layer, in fp64.
     """
     return torch.stack(
         [
@@ -28,23 +31,32 @@ def prices(grams: GramMatrices) -> Tensor:
 
 
 def eliminate(gram_II: Tensor, down_HI: Tensor) -> Tensor:
-    """The price of every neuron of a layer, (width,) fp64: see ``prices``.
+    """Return the price of every neuron of one layer, (width,) fp64; see ``prices``.
 
-    The inverse of what is left of G, and the columns that make up for what is gone, are updated
-    chunk by chunk. Within a chunk the order is by single prices; what it costs is exact.
+    Neurons are removed in chunks. Within a chunk the order is by the price of removing each alone,
+    which is approximate; the error that this order causes is exact.
+
+    Args:
+        gram_II: G with the ridge, (width, width) fp64; positive definite.
+        down_HI: down projection, (hidden_size, width).
     """
+    # for the neurons that are left: the inverse of their block of G, and their compensated columns
     inverse, columns = torch.cholesky_inverse(torch.linalg.cholesky(gram_II)), down_HI.double()
     left = torch.arange(len(gram_II), device=gram_II.device)
     price_I = torch.zeros(len(gram_II), dtype=torch.float64, device=gram_II.device)
     total = torch.zeros((), dtype=torch.float64, device=gram_II.device)
     while len(left):
+        # Optimal Brain Surgeon's price of removing each neuron alone
         single = columns.square().sum(0) / inverse.diagonal()
         order = single.argsort(stable=True)
         gone, stays = order[: -(-len(left) // CHUNK)], order[-(-len(left) // CHUNK) :].sort().values
+        # a Cholesky factor L of inv(G) on the chunk: the squared norm of row j of inv(L) columns^T
+        # is the error that neuron j adds after the ones before it in the chunk
         factor = torch.linalg.cholesky(inverse[gone][:, gone])
         solved = torch.linalg.solve_triangular(factor, columns[:, gone].T, upper=False)
         cumulative = total + solved.square().sum(1).cumsum(0)
         price_I[left[gone]], total = cumulative, cumulative[-1]
+        # block elimination updates the inverse and the columns without a new factorization
         across = torch.linalg.solve_triangular(factor, inverse[gone][:, stays], upper=False)
         columns = columns[:, stays] - solved.T @ across
         inverse = inverse[stays][:, stays] - across.T @ across

@@ -1,4 +1,7 @@
-"""model + tokens -> Statistics: how strongly each FFN neuron and each layer acts on a corpus.
+"""Collect activation statistics of FFN neurons and decoder layers over a calibration corpus.
+
+Forward hooks add to running sums, so memory does not grow with the corpus. A neuron's activation is
+its entry in the input of the down projection, act(gate) * up.
 
 Shape suffixes: L layers, I FFN width, T tokens.
 """
@@ -23,57 +26,56 @@ if TYPE_CHECKING:
     from ptl_fast.data.packing import PackedTokens
     from ptl_fast.scoring.gram import GramMatrices
 
+# what is collected only if a scorer asks for it: see ``Statistics``
 Extra = Literal["sums", "angles", "gradients"]
 NOTHING: frozenset[Extra] = frozenset()
 
 
 @dataclass(kw_only=True)
 class Statistics:
-    """Sums over the corpus's tokens; they add up across batches and ranks. What was not asked for
-    is None.
+    """Sums over a corpus's tokens, which add up across batches and ranks.
+
+    The optional ones are None unless the extra that they belong to was asked for.
     """
 
     num_tokens: Tensor
-    """() int64: the tokens that counted."""
+    """() int64: number of tokens in the sums, without padding."""
     square_LI: Tensor
     """(num_layers, width) fp64: sum of squared activations per neuron."""
     change_L3: Tensor
-    """(num_layers, 3) fp64: sums of ||dh||, ||dh||^2 and cosine(h_in, h_out) per layer."""
+    """(num_layers, 3) fp64: sums of ||h_out - h_in||, of its square, and of cosine(h_in, h_out), h
+    the residual stream before and after each layer.
+    """
     sum_LI: Tensor | None = None
-    """(num_layers, width) fp64: sum of activations per neuron; with "sums", as the next two."""
+    """(num_layers, width) fp64: sum of activations per neuron; "sums"."""
     absolute_LI: Tensor | None = None
-    """(num_layers, width) fp64: sum of the activation's magnitude."""
+    """(num_layers, width) fp64: sum of absolute activations per neuron; "sums"."""
     maximum_LI: Tensor | None = None
-    """(num_layers, width) fp64: largest magnitude. Not a sum: ranks take the largest."""
+    """(num_layers, width) fp64: largest absolute activation, over ranks too; "sums"."""
     angle_L: Tensor | None = None
-    """(num_layers,) fp64: sum of the angular distance between a layer's input and output; with
-    "angles".
-    """
+    """(num_layers,) fp64: sum of the angular distance from layer input to output; "angles"."""
     gradient_LI: Tensor | None = None
-    """(num_layers, width) fp64: sum of |a * dL/da|, L the sum of the predicted tokens' losses; with
-    "gradients".
-    """
+    """(num_layers, width) fp64: sum of |a * dL/da|, L the loss summed over tokens; "gradients"."""
     num_predicted: Tensor | None = None
-    """() int64: the tokens whose loss is in L: all that counted but each document's first; with
-    "gradients".
-    """
+    """() int64: number of tokens with a loss, all but each document's first; "gradients"."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What was taken, by name."""
+        """The statistics that were collected, by field name."""
         return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
 
 @dataclass(kw_only=True)
 class StatisticsCollector:
-    """Statistics in the making: every forward pass of the watched model adds to them while
-    ``enabled``.
-    """
+    """Statistics that every forward pass adds to while ``enabled``; made by ``collecting``."""
 
     statistics: Statistics
+    """This rank's sums so far."""
     neurons: FfnStatistics
+    """The same per-neuron tensors, as the fused FFN kernels take them."""
 
     @property
     def enabled(self) -> bool:
+        """Whether forward passes add to the statistics."""
         return self.neurons.enabled
 
     @enabled.setter
@@ -81,27 +83,28 @@ class StatisticsCollector:
         self.neurons.enabled = value
 
     def expect(self, mask: Tensor) -> None:
-        """Say which tokens of the next forward pass count: bool, one entry a token."""
+        """Set the mask of the next forward pass, one bool per token: False leaves a token out."""
         self.neurons.token_mask = mask
         self.statistics.num_tokens += mask.sum()
 
     def tensors(self) -> dict[str, Tensor]:
-        """This rank's sums, by name."""
+        """This rank's sums, by field name."""
         return self.statistics.tensors()
 
     def over_ranks(self) -> dict[str, Tensor]:
-        """All ranks' tensors as one: sums add up, a maximum is the largest."""
+        """The statistics of all ranks together, by field name, on every rank."""
         mine = self.tensors()
         totals = distributed.summed(mine)
         if "maximum_LI" in mine:
+            # the only field that is not a sum
             totals["maximum_LI"] = distributed.largest(mine["maximum_LI"])
         return totals
 
     def total(self) -> Statistics:
-        """The statistics of all ranks, on the CPU.
+        """The statistics of all ranks together, on the CPU.
 
         Raises:
-            ValueError: an activation was NaN or infinite; names the layer.
+            ValueError: an activation or gradient was NaN or infinite; names an activation's layer.
         """
         total = Statistics(**{name: tensor.cpu() for name, tensor in self.over_ranks().items()})
         _check_finite(total)
@@ -112,16 +115,19 @@ class StatisticsCollector:
 def collecting(
     model: "PreTrainedModel", family: Family, extra: frozenset[Extra] = NOTHING
 ) -> Iterator[StatisticsCollector]:
-    """Inside, forward passes of ``model`` add to the statistics; on the way out it is as before,
-    also after an exception.
+    """Collect statistics of all forward passes of ``model`` inside the context.
+
+    FFNs run in fused kernels that also compute the sums. On exit the model is as before, also after
+    an exception.
 
     Args:
-        extra: what to take besides squares and changes. "sums" costs no pass over the activations;
-            "angles" a few more of each layer's input and output, in plain PyTorch; "gradients" a
-            backward pass, which the caller runs.
+        extra: what to collect besides square_LI and change_L3. "sums" is free, as the kernels read
+            the activations anyway; "angles" reads each layer's input and output a few more times,
+            in plain PyTorch; "gradients" needs the caller to run backward passes.
     """
     ffns, layers = feed_forwards(model, family), decoder_layers(model, family)
     statistics = _zeros(model, len(layers), ffns["0"].width, extra)
+    # in the order of NeuronSums' fields; the optional ones are None together, so none is skipped
     per_neuron = (
         statistics.square_LI,
         statistics.sum_LI,
@@ -138,11 +144,12 @@ def collecting(
         index: int, module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple
     ) -> None:
         if watched.enabled:
+            # families differ in how they pass and return the hidden states
             before = args[0] if args else kwargs["hidden_states"]
             after = output[0] if isinstance(output, tuple) else output
-            if (
-                before.shape != after.shape
-            ):  # a model that SliceGPT sliced widens in its last layer, and drops no layers
+            # the last layer of a model that SliceGPT sliced has a wider output; such models drop no
+            # layers, so no statistic of layers is missed
+            if before.shape != after.shape:
                 return
             residual_change(before, after, statistics.change_L3[index], neurons.token_mask)
             if statistics.angle_L is not None:
@@ -167,14 +174,19 @@ def collect(
     extra: frozenset[Extra] = NOTHING,
     grams: "GramMatrices | None" = None,
 ) -> Statistics:
-    """Run the decoder over the corpus once and return its statistics, on the CPU.
+    """Run the model over the corpus once and return its statistics, on the CPU.
 
-    The language-model head is computed for "gradients" only, which also need a backward pass and
-    hold one batch's activations. With several ranks each takes every world_size-th batch, and all
-    get the total. The first of ``grams`` come with the same pass.
+    Each rank takes every world_size-th batch, and all ranks get the total.
+
+    Args:
+        batch_size: packed sequences per batch.
+        description: of the progress bar.
+        extra: what else to collect. "gradients" also runs the language-model head and a backward
+            pass, and so keeps one batch's activations; without it neither is run.
+        grams: Gram matrices to collect in the same pass, for the first layers that fit in memory.
 
     Raises:
-        ValueError: an activation is NaN or infinite; names the layer.
+        ValueError: an activation or gradient is NaN or infinite; names an activation's layer.
     """
     model_was_training, gradients = model.training, "gradients" in extra
     model.eval()
@@ -201,12 +213,15 @@ def collect(
 def angular_distance(before: Tensor, after: Tensor) -> Tensor:
     """Return arccos(cosine(before, after)) / pi of each token, in [0, 1]: arXiv 2403.17887.
 
-    Computed as 2 atan2(||u - v||, ||u + v||) of the unit vectors: near a cosine of one, arccos
-    would lose half of the digits.
+    Computed as 2 atan2(||u - v||, ||u + v||) / pi of the unit vectors u and v: arccos loses half of
+    the digits near a cosine of one.
 
     Args:
-        before: a layer's input, (..., hidden_size); anything but fp64 is computed in fp32.
+        before: a layer's input, (..., hidden_size); computed in fp64 if it is fp64, else in fp32.
         after: the layer's output, same shape.
+
+    Returns:
+        (...), fp64 or fp32.
     """
     unit_before, unit_after = (
         nn.functional.normalize(_wide(tensor), dim=-1) for tensor in (before, after)
@@ -221,7 +236,7 @@ def angular_distance(before: Tensor, after: Tensor) -> Tensor:
 def _zeros(
     model: "PreTrainedModel", num_layers: int, width: int, extra: frozenset[Extra]
 ) -> Statistics:
-    """Statistics of no tokens."""
+    """Statistics of no tokens, on the model's device."""
     options: dict[str, Any] = {"dtype": torch.float64, "device": model.device}
     statistics = Statistics(
         num_tokens=torch.zeros((), dtype=torch.int64, device=model.device),
@@ -241,10 +256,9 @@ def _zeros(
 
 
 def _add_angles(before: Tensor, after: Tensor, total: Tensor, token_mask: Tensor | None) -> None:
-    """Add the angular distances of the tokens that count to ``total``, () fp64, in place."""
-    if (
-        torch._C._current_graph_task_id() != -1
-    ):  # inside a backward pass: gradient checkpointing repeats this forward pass
+    """Add the angular distances of the unmasked tokens to ``total``, () fp64, in place."""
+    # inside a backward pass, gradient checkpointing repeats a forward pass that is already counted
+    if torch._C._current_graph_task_id() != -1:
         return
     angle_T = angular_distance(before, after).flatten()
     if token_mask is not None:
@@ -256,10 +270,10 @@ def _add_angles(before: Tensor, after: Tensor, total: Tensor, token_mask: Tensor
 def _watch_gradients(
     model: "PreTrainedModel", family: Family, gradient_LI: Tensor
 ) -> Iterator[None]:
-    """Inside, a backward pass adds |a * dL/da| of every neuron and token; no parameter takes part,
-    or gets a gradient.
+    """Add |a * dL/da|, summed over tokens, to each neuron's total in backward passes inside.
 
-    Tokens without a loss that nothing attends to (padding) have no gradient, so they add nothing.
+    Parameters are frozen meanwhile: nobody reads their gradients, which take memory and time.
+    Padding adds nothing, as its gradient is zero: it has no loss, and no other token attends to it.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
@@ -269,8 +283,8 @@ def _watch_gradients(
     def watch_neurons(
         total_I: Tensor, module: nn.Module, args: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
-        # nothing before the first layer's activation needs a gradient, so it is where the graph
-        # begins
+        # with frozen parameters no tensor requires a gradient, so the first layer's activation is
+        # made the leaf of the graph; those of later layers depend on it
         activation = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
         activation.register_hook(partial(add, total_I, activation.detach()))
         return (activation, *args[1:])
@@ -289,10 +303,12 @@ def _watch_gradients(
 def _backward(
     model: "PreTrainedModel", batch: dict[str, Tensor], labels: Tensor, statistics: Statistics
 ) -> None:
-    """Forward and backward of the summed loss: a batch's share of the corpus's gradient does not
-    depend on how it is cut.
+    """Forward and backward pass of a batch; the loss is summed, not averaged, over its tokens.
+
+    So dL/da does not depend on which other tokens are in the batch.
     """
     logits = model(**batch, use_cache=False).logits
+    # labels are not shifted yet: position t predicts label t + 1
     loss = nn.functional.cross_entropy(
         _wide(logits[:, :-1].flatten(0, 1)), labels[:, 1:].flatten(), reduction="sum"
     )
@@ -302,10 +318,13 @@ def _backward(
 
 
 def _wide(tensor: Tensor) -> Tensor:
+    """The tensor in fp32, or as it is if fp64: bf16 and fp16 are too coarse for sums."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _check_finite(statistics: Statistics) -> None:
+    """Raise ValueError if a sum is NaN or infinite, naming the first such layer and the fix."""
+    # one bad token makes a sum NaN or infinite, so checking the sums checks every activation
     finite_L = statistics.square_LI.isfinite().all(1) & statistics.change_L3.isfinite().all(1)
     if not finite_L.all():
         layer = int((~finite_L).nonzero()[0])

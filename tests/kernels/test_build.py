@@ -62,31 +62,3 @@ def test_installation_goes_on_without_a_compiler(tmp_path: Path) -> None:
         'building extension "ptl_kernels._cpu" failed'
     ) == 1
     assert not list((tmp_path / "lib").rglob("*.so"))
-
-
-def test_missing_library_warns_once_and_plain_pytorch_does_the_work(tmp_path: Path) -> None:
-    """A copy of the package without the library, as an installation without a compiler leaves it."""
-    shutil.copytree(
-        ROOT / "kernels" / "torch-ext" / "ptl_kernels",
-        tmp_path / "ptl_kernels",
-        ignore=shutil.ignore_patterns("*.so"),
-    )
-    program = """
-import torch, ptl_kernels
-for _ in range(2):
-    sums, gate = ptl_kernels.NeuronSums.zeros(8, "cpu"), torch.randn(5, 8)
-    out = ptl_kernels.gated_activation(gate, gate, sums=sums)
-    torch.testing.assert_close(sums.square, out.double().square().sum(0), rtol=1e-5, atol=1e-6)
-print(ptl_kernels.__file__)
-"""
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "TRITON_INTERPRET": "0"}
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    assert str(tmp_path) in result.stdout
-    assert result.stderr.count("the CPU kernels are not in use") == 1

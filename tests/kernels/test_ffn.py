@@ -322,10 +322,8 @@ print(float(sums.square.sum()) > 0)
 
 
 def test_needs_only_torch_and_triton(tmp_path: Path) -> None:
-    environment = {
-        **os.environ,
-        "TRITON_INTERPRET": "0",
-    }  # Triton's interpreter, unlike Triton, needs NumPy
+    # Triton's interpreter, unlike Triton, needs NumPy.
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
     command = [sys.executable, "-c", WITHOUT_OTHERS]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.stdout.strip() == "True", result.stderr

@@ -36,7 +36,7 @@ def test_build_file_is_valid() -> None:
 
 
 def test_loads_as_a_hugging_face_kernel(tmp_path: Path, environment: dict[str, str]) -> None:
-    """Laid out as kernel-builder does for a kernel of pure Python, and loaded by get_local_kernel."""
+    """Laid out as kernel-builder lays out a kernel of pure Python, loaded by get_local_kernel."""
     kernels = pytest.importorskip(
         "kernels", reason="Hugging Face's kernels package is not installed"
     )

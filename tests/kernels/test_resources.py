@@ -1,4 +1,4 @@
-"""Every shipped kernel fits its GPU's registers and shared memory, and the gate that says so can
+"""Every shipped kernel fits its GPU's registers and shared memory, and the check that says so can
 fail.
 """
 
@@ -14,7 +14,8 @@ import pytest
 from support import kernel_resources
 from support.kernel_resources import judge
 
-PACKAGE = Path(__file__).parents[2] / "kernels" / "torch-ext" / "ptl_kernels"
+TESTS = Path(__file__).parents[1]
+PACKAGE = TESTS.parent / "kernels" / "torch-ext" / "ptl_kernels"
 LOG = """ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function '_dual_gemm_kernel' for 'sm_80'
 ptxas info    : Function properties for _dual_gemm_kernel
@@ -37,16 +38,20 @@ WARNING = (
 def finished(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[subprocess.CompletedProcess[str], list[dict]]:
-    """A process of its own: where this one interprets kernels, they cannot be compiled here."""
+    """A process of its own: where this one interprets kernels, it cannot compile them. It runs as a
+    module, because a script's folder is on the path, and support/triton.py is not Triton.
+    """
     file = tmp_path_factory.mktemp("resources") / "rows.json"
-    command = [sys.executable, kernel_resources.__file__, "--json", str(file)]
+    command = [sys.executable, "-m", "support.kernel_resources", "--json", str(file)]
     environment = {**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        command, cwd=TESTS, env=environment, capture_output=True, text=True, timeout=900
+    )
     return done, json.loads(file.read_text()) if file.exists() else []
 
 
 def kernels_in_the_package() -> set[str]:
-    """Names of the functions under @triton.jit that end in _kernel, which is what a launch starts."""
+    """Names of the functions under @triton.jit that end in _kernel: launches start those."""
     trees = (ast.walk(ast.parse(file.read_text())) for file in PACKAGE.glob("**/*.py"))
     functions = (
         node
@@ -79,7 +84,7 @@ def test_every_kernel_is_compiled_for_every_gpu_it_runs_on(finished):
 
 
 def test_kernels_are_found():
-    """So that the test before cannot pass because nothing was found."""
+    """The test before cannot pass because nothing was found."""
     known = {
         "_gated_activation_kernel",
         "_gated_activation_backward_kernel",

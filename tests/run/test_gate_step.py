@@ -129,7 +129,7 @@ def test_run_in_smaller_steps_reaches_its_target(
     assert report["stopped"] is None
     assert (report["final"]["width"], report["final"]["num_layers"]) == (24, 3)
     said = capsys.readouterr().out
-    assert "Guard, round 1, attempt 1, extension 1: nll nll is" in said
+    assert "Quality gate, round 1, attempt 1, extension 1: nll nll is" in said
     assert (
         "back to the original model, with steps of at most 8 neurons a layer instead of 24." in said
     )
@@ -149,8 +149,8 @@ def test_run_without_a_round_that_passes_ends_with_the_original(
     report = compress(**gated, output=tmp_path)
     assert actions(report) == "1.1e 1.1b 1.2e 1.2s"
     sentence = (
-        "The guard stopped this run before its target: round 1 failed the gate nll:nll, and 8"
-        " neurons a layer is the smallest step"
+        "The quality gate stopped this run before its target: round 1 failed the gate nll:nll, and"
+        " 8 neurons a layer is the smallest step"
         " (--width-multiple 8). The result is the original model, unchanged: no round has passed."
     )
     assert report["stopped"] == sentence
@@ -202,7 +202,7 @@ def test_what_cannot_help_is_not_tried(
     assert report["stopped"]
 
 
-def test_run_that_the_guard_stops_has_no_final_recovery(
+def test_run_that_the_gate_stops_has_no_final_recovery(
     gated: dict[str, Any], follow: Callable[[str, Path], None], tmp_path: Path
 ) -> None:
     follow("fpf", tmp_path)

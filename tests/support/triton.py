@@ -2,8 +2,7 @@
 
 import torch
 
-# Where Triton kernels run in the tests, and with which types: Triton's interpreter computes bf16
-# products wrongly.
+# Without a GPU they run in Triton's interpreter, which computes bf16 products wrongly.
 TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TRITON_DTYPES = [
     torch.float32,

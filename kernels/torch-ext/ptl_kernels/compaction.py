@@ -1,9 +1,10 @@
-"""Removing FFN neurons from weights by hole filling: rows in place, columns with the same
-permutation, on a CPU in place too.
+"""Removing FFN neurons from weights by hole filling: rows of gate and up in place, columns of down
+with the same permutation.
 
-The order of neurons inside an FFN is free. So the kept neurons whose index is below the new width
-stay where they are, and the kept ones of the tail move into the holes. Shape suffixes: L layers, I
-FFN width, K kept neurons, M moves, H hidden size.
+The order of neurons inside an FFN is free. So of the kept neurons, those whose index is below the
+new width stay where they are, and those of the tail move into the holes that removed ones leave.
+
+Shape suffixes: L layers, I FFN width, K kept neurons, M moves, H hidden size.
 """
 
 import itertools
@@ -18,22 +19,25 @@ from torch import Tensor
 
 from . import cpu, reference
 
-ROW_MOVES = {"BLOCK": 1024, "num_warps": 4, "num_stages": 1}  # not tuned on a GPU yet
+# Not tuned on a GPU yet.
+ROW_MOVES = {"BLOCK": 1024, "num_warps": 4, "num_stages": 1}
 COLUMN_GATHER = {"BLOCK_H": 4, "BLOCK_K": 1024, "num_warps": 8, "num_stages": 1}
+# Moving needs no arithmetic: elements move as integers of their size, whatever their type.
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
 class HoleFilling:
-    """Which neuron of each layer moves where. Lists of moves are padded with -1; all tensors are
-    int64 on the CPU.
-    """
+    """Which neuron of each layer moves where; all tensors are int64 on the CPU."""
 
     order_LK: Tensor
     """order[l, j]: the neuron that lies at place j afterwards."""
     sources_LM: Tensor
+    """Neurons that move, ascending; -1 where a layer has fewer moves than another."""
     destinations_LM: Tensor
+    """Where they move, ascending; padded likewise."""
     num_moves: list[int]
+    """Each layer's number of moves."""
 
     def of_layers(self, layers: list[int]) -> "HoleFilling":
         """The moves of some layers."""
@@ -49,7 +53,8 @@ class HoleFilling:
 
 
 def hole_filling(kept_LK: Tensor, width: int) -> HoleFilling:
-    """Plan the moves that keep these neurons: min(removed, kept in the tail) of them in each layer.
+    """Plan the moves that bring the kept neurons into places 0..num_kept - 1: one for each kept
+    neuron whose index is num_kept or more, which are never more than the removed ones.
 
     Args:
         kept_LK: indices of the neurons that stay, (num_layers, num_kept) int64, in any order.
@@ -79,11 +84,14 @@ def hole_filling(kept_LK: Tensor, width: int) -> HoleFilling:
 @triton.jit
 def _move_rows_kernel(address_ptr, sources_ptr, destinations_ptr, num_layers, max_moves, row_length,
                       ELEMENT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """A program copies BLOCK elements of one row of one tensor. No row is both a source and a
+    destination, so programs may run in any order.
+    """
     tensor, move = tl.program_id(2), tl.program_id(0)
     layer = tensor % num_layers
     source = tl.load(sources_ptr + layer * max_moves + move)
     destination = tl.load(destinations_ptr + layer * max_moves + move)
-    if source >= 0:
+    if source >= 0:  # padding is -1
         base = tl.load(address_ptr + tensor).to(tl.pointer_type(ELEMENT))
         columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         values = tl.load(base + source * row_length + columns, mask=columns < row_length)
@@ -93,6 +101,7 @@ def _move_rows_kernel(address_ptr, sources_ptr, destinations_ptr, num_layers, ma
 @triton.jit
 def _gather_columns_kernel(in_ptr, out_ptr, order_ptr, num_rows, num_kept, in_stride,
                            BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+    """out[h, k] = in[h, order[k]], for a block of rows and kept columns."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_H + tl.arange(0, BLOCK_H)
     columns = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     inside = (rows < num_rows)[:, None] & (columns < num_kept)[None, :]
@@ -106,12 +115,13 @@ def compact_ffn_(layers: Sequence[tuple[Sequence[Tensor], Tensor]], kept_LK: Ten
     """Remove all neurons but the kept ones from each layer's FFN tensors, in place, and return the
     order in which they lie now.
 
-    The tensors themselves change shape, so whoever holds them (a module, an optimizer) sees the
-    small ones. Rows of the inputs move within their memory, and so do columns on a CPU; that memory
-    keeps its size until the tensor is copied (and torch.save writes all of it). Elsewhere the down
-    projection gets tight memory, and so do fused inputs everywhere.
-    Peak extra memory: one matrix. One launch for all inputs of a shape, one per down projection;
-    the host never waits for a device.
+    The tensor objects stay and change shape, so whoever holds them (a module, an optimizer) sees
+    the small ones. Rows of the inputs move within their memory, and so do columns on a CPU; that
+    memory keeps its size until the tensor is copied (and torch.save writes all of it). On a GPU the
+    down projection gets new memory of the small size, and so do fused inputs everywhere.
+
+    Peak extra memory: one matrix. On a GPU one launch moves the rows of all inputs of a shape, and
+    one more compacts each down projection; the host never waits for the device.
 
     Args:
         layers: for each layer (inputs, down). An input holds one neuron a row, (width, ...): the
@@ -127,17 +137,20 @@ def compact_ffn_(layers: Sequence[tuple[Sequence[Tensor], Tensor]], kept_LK: Ten
         ValueError: layers differ in shape or type, do not fit the kept indices or share a tensor,
             or a tensor is not contiguous. Nothing has moved then.
 
-    Moves min(removed, kept in the tail) rows of each input: at a tenth removed, a tenth of a copy's
-    traffic.
+    Moves as many rows of each input as ``hole_filling`` plans: with a tenth removed at random,
+    about a tenth of the rows that a copy of the kept ones would move.
     """
     width = _check_layers(layers, kept_LK)
     moves = hole_filling(kept_LK, width)
     num_kept = kept_LK.shape[1]
-    together: dict[tuple, list[Tensor]] = defaultdict(list)  # gate_proj and up_proj, in one launch
+    # Tensors of one shape and type move in one launch: gate_proj and up_proj, of all layers.
+    together: dict[tuple, list[Tensor]] = defaultdict(list)
     for kind in zip(*(inputs for inputs, _ in layers), strict=True):
         if kind[0].shape[0] == width:
             together[kind[0].shape, kind[0].dtype].extend(kind)
-        else:  # both halves must end up side by side, which no moves in place can do
+        else:
+            # Fused: the rows of up must follow those of gate directly, so nearly all of them move,
+            # and filling holes in place gains nothing.
             for tensor, order_K in zip(kind, moves.order_LK, strict=True):
                 both_K = torch.cat([order_K, order_K + width]).to(tensor.device, non_blocking=True)
                 _become(tensor, reference.compact_rows(tensor, both_K))
@@ -180,6 +193,7 @@ def _check_layers(layers: Sequence[tuple[Sequence[Tensor], Tensor]], kept_LK: Te
         for each in tensors
     ):
         raise ValueError("FFN tensors must be contiguous, and neither sparse nor quantized")
+    # Two tensors of one memory would both be compacted in it: look for neighbours that overlap.
     spans = sorted((each.device.index or 0, each.data_ptr(), each.nbytes) for each in tensors)
     if any(
         one == other and start and start + size > following
@@ -198,8 +212,8 @@ def _shapes_text(description: list[tuple[torch.Size, torch.dtype]]) -> str:
 
 
 def move_rows_(tensors: Sequence[Tensor], moves: HoleFilling) -> None:
-    """Move rows within tensors of one shape and type, every layer's of one kind and then of
-    another; one launch for each device.
+    """Move rows within tensors of one shape and type: every layer's gate_proj, say, and then every
+    layer's up_proj. One launch for each device.
     """
     for device, here, planned in _by_device(tensors, moves):
         if device.type == "cuda":
@@ -213,8 +227,8 @@ def move_rows_(tensors: Sequence[Tensor], moves: HoleFilling) -> None:
 
 
 def compact_columns_(tensors: Sequence[Tensor], moves: HoleFilling) -> None:
-    """Leave of every layer's down projection (hidden_size, width) its kept columns in the moves'
-    order: (hidden_size, num_kept).
+    """Make (hidden_size, num_kept) of every layer's down projection (hidden_size, width): its kept
+    columns, in the order of the moves.
     """
     num_kept = moves.order_LK.shape[1]
     for device, here, planned in _by_device(tensors, moves):
@@ -233,8 +247,8 @@ def compact_columns_(tensors: Sequence[Tensor], moves: HoleFilling) -> None:
 def _by_device(
     tensors: Sequence[Tensor], moves: HoleFilling
 ) -> Iterator[tuple[torch.device, Sequence[Tensor], HoleFilling]]:
-    """The tensors of each device, and the moves of their layers; those of ``moves`` repeat if there
-    are several kinds.
+    """The tensors of each device, and the moves of their layers. Tensors may be several times as
+    many as layers: tensor i belongs to layer i % num_layers.
     """
     devices = [tensor.device for tensor in tensors]
     if len(set(devices)) == 1:
@@ -250,11 +264,12 @@ def _by_device(
 
 
 def launch_moves(tensors: Sequence[Tensor], sources_LM: Tensor, destinations_LM: Tensor) -> None:
-    """Run the Triton kernel on all tensors at once: it reads their addresses from a table. Moves
-    repeat, as in ``move_rows_``.
+    """Run the Triton kernel on all tensors at once: it reads their addresses from a table. Tensors
+    are in the order of ``move_rows_``.
     """
     device, row_bytes = tensors[0].device, tensors[0][0].numel() * tensors[0].element_size()
     addresses = [tensor.data_ptr() for tensor in tensors]
+    # The widest integer by which every row's address and length can be divided.
     item = next(
         size
         for size in (8, 4, 2, 1)
@@ -265,7 +280,8 @@ def launch_moves(tensors: Sequence[Tensor], sources_LM: Tensor, destinations_LM:
     length, (num_layers, max_moves) = row_bytes // item, sources_LM.shape
     with torch.cuda.device_of(tensors[0]):
         _move_rows_kernel[(max_moves, triton.cdiv(length, ROW_MOVES["BLOCK"]), len(tensors))](
-            table_L, sources_LM.to(device, non_blocking=True), destinations_LM.to(device, non_blocking=True),
+            table_L, sources_LM.to(device, non_blocking=True),
+            destinations_LM.to(device, non_blocking=True),
             num_layers, max_moves, length,
             ELEMENT=element, enable_fp_fusion=True, **ROW_MOVES,
         )  # fmt: skip
@@ -276,9 +292,14 @@ def launch_gather(weight_HI: Tensor, order_K: Tensor) -> Tensor:
     num_rows, num_kept = weight_HI.shape[0], len(order_K)
     out_HK = torch.empty(num_rows, num_kept, dtype=weight_HI.dtype, device=weight_HI.device)
     integer = INTEGERS[weight_HI.element_size()]
+    grid = (
+        triton.cdiv(num_rows, COLUMN_GATHER["BLOCK_H"]),
+        triton.cdiv(num_kept, COLUMN_GATHER["BLOCK_K"]),
+    )
     with torch.cuda.device_of(weight_HI):
-        _gather_columns_kernel[(triton.cdiv(num_rows, COLUMN_GATHER["BLOCK_H"]), triton.cdiv(num_kept, COLUMN_GATHER["BLOCK_K"]))](
-            weight_HI.view(integer), out_HK.view(integer), order_K, num_rows, num_kept, weight_HI.stride(0),
+        _gather_columns_kernel[grid](
+            weight_HI.view(integer), out_HK.view(integer), order_K,
+            num_rows, num_kept, weight_HI.stride(0),
             enable_fp_fusion=True, **COLUMN_GATHER,
         )  # fmt: skip
     return out_HK

@@ -1,5 +1,9 @@
-"""Binding of csrc's kernels for the CPU. Where they were not built, ``available`` is False and the
-plain twins do the work.
+"""The C++ kernels for CPUs (csrc), loaded with ctypes. Where they were not built, ``available`` is
+False, and the operations run on their twins in ``reference``.
+
+Nothing here checks arguments: the operations do, and then ask ``takes`` or ``holds_memory``.
+
+Shape suffixes: T tokens, I FFN width, H hidden size, L layers, K kept neurons, M moves.
 """
 
 import ctypes
@@ -12,10 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+# The codes of csrc/kernels.h.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, None: 2}
 
 _POINTER, _SIZE, _CODE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+# The functions of csrc/api.cpp.
 _SIGNATURES = {
     "ptl_gated_activation": [*[_POINTER] * 3, *[_SIZE] * 5, *[_CODE] * 2, *[_POINTER] * 5],
     "ptl_gated_activation_backward": [*[_POINTER] * 5, *[_SIZE] * 7, *[_CODE] * 2],
@@ -32,30 +38,28 @@ def available() -> bool:
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Whether a kernel that computes can work on these tensors, of one type: ordinary CPU memory,
-    of a type that it knows.
+    """Whether a kernel that does arithmetic can work on these tensors, which are all of one type:
+    fp32 or bf16, in ordinary CPU memory. Kernels that only move rows or columns take any type.
     """
     return tensors[0].dtype in DTYPES and all(map(holds_memory, tensors)) and available()
 
 
 def holds_memory(tensor: Tensor) -> bool:
-    """Whether the tensor is ordinary CPU memory: no other device, and no subclass that only looks
-    like it.
+    """Whether the tensor is ordinary CPU memory: on no other device, and of no subclass (fake,
+    functional, distributed, quantised tensors), whose data_ptr may not lead to its values.
     """
     return tensor.device.type == "cpu" and type(tensor) in (Tensor, torch.nn.Parameter)
 
 
 def instruction_set() -> str:
-    """The instruction set in use: avx512, avx2, baseline; or none, where the kernels were not
-    built.
-    """
+    """The instruction set in use: avx512, avx2 or baseline; none where nothing was built."""
     library = _library()
     return library.ptl_instruction_set().decode() if library else "none"
 
 
 def use_instruction_set(name: str) -> bool:
-    """Use another one than the processor's best ("" for that); return False where the processor
-    lacks it.
+    """For tests: use this instruction set ("" is the processor's best), everywhere in the process.
+    Return False, and change nothing, where the processor lacks it or the kernels were not built.
     """
     library = _library()
     return library is not None and library.ptl_use_instruction_set(name.encode()) == 0
@@ -133,12 +137,10 @@ def hole_filling(kept_LK: Tensor, width: int) -> tuple[Tensor, ...] | None:
     (num_layers, num_kept), kept_LK = kept_LK.shape, kept_LK.contiguous()
     max_moves = max(1, min(num_kept, width - num_kept))
     shapes = (num_layers, num_kept), (num_layers, max_moves), (num_layers, max_moves), (num_layers,)
-    outputs = tuple(
-        torch.empty(shape, dtype=torch.int64, device="cpu") for shape in shapes
-    )  # whatever the default device is
-    stays_I = torch.empty(
-        width, dtype=torch.uint8, device="cpu"
-    )  # not the C++ side's: what it throws would end the process
+    # device="cpu": torch.set_default_device may say otherwise.
+    outputs = tuple(torch.empty(shape, dtype=torch.int64, device="cpu") for shape in shapes)
+    # Scratch memory comes from here: where C++ cannot allocate, its exception ends the process.
+    stays_I = torch.empty(width, dtype=torch.uint8, device="cpu")
     wrong = _call(
         "ptl_hole_filling", kept_LK, num_layers, num_kept, width, max_moves, *outputs, stays_I
     )
@@ -146,10 +148,10 @@ def hole_filling(kept_LK: Tensor, width: int) -> tuple[Tensor, ...] | None:
 
 
 def move_rows(tensors: Sequence[Tensor], sources_LM: Tensor, destinations_LM: Tensor) -> None:
-    """Copy rows within contiguous tensors of one shape and type: moves l are those of tensors l, l
-    + num_layers and so on.
+    """Copy rows within contiguous tensors of one shape and type: those of layer l are tensors l,
+    l + num_layers and so on.
 
-    No row is in both lists, which end in -1.
+    No row is both a source and a destination. Each layer's lists end in -1 where they are shorter.
     """
     row_bytes = tensors[0].nbytes // len(tensors[0])
     _call(
@@ -166,8 +168,8 @@ def move_rows(tensors: Sequence[Tensor], sources_LM: Tensor, destinations_LM: Te
 def compact_columns(
     tensors: Sequence[Tensor], num_kept: int, sources_LM: Tensor, destinations_LM: Tensor
 ) -> None:
-    """Leave in the memory of each layer's contiguous (rows, width) tensor the (rows, num_kept) that
-    these moves make of it.
+    """In the memory of each layer's contiguous tensor (rows, width), make the contiguous (rows,
+    num_kept) that these moves leave of it. The tensors keep their shape; the caller changes it.
     """
     sizes = len(tensors), *tensors[0].shape, num_kept, tensors[0].element_size()
     _call(
@@ -201,16 +203,13 @@ def _argument(value: "Tensor | array[int] | int | None") -> int | None:
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     reason = "they are not there (installing ptl_fast builds them, where there is a C++ compiler)"
-    for file in sorted(
-        Path(__file__).parent.glob("_cpu*.so")
-    ):  # one for each Python that built here
+    # There may be several: each version of Python that built here left one of its name.
+    for file in sorted(Path(__file__).parent.glob("_cpu*.so")):
         try:
             _share_openmp()
             return _declared(ctypes.CDLL(str(file)))
-        except (
-            OSError,
-            AttributeError,
-        ) as error:  # for another machine, or of another version of the source
+        except (OSError, AttributeError) as error:
+            # OSError: for another machine. AttributeError: an older source, without a function.
             reason = f"{file.name}: {error}; install again"
     warnings.warn(
         f"ptl_kernels: the CPU kernels are not in use, plain PyTorch is (slower): {reason}",
@@ -220,6 +219,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Tell ctypes the functions' types; AttributeError where one is missing."""
     for name, types in _SIGNATURES.items():
         getattr(library, name).argtypes = types
         getattr(library, name).restype = None
@@ -230,11 +230,11 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def _share_openmp() -> None:
-    """Make torch's own OpenMP library visible to ours, which leaves its symbols open.
+    """Make the OpenMP library that torch has loaded visible to ours, which is linked with none.
 
-    One pool of threads then serves both. With a second OpenMP library, its threads would fight
-    torch's, which spin for a while after each of torch's operations, and ``torch.set_num_threads``
-    would not reach it.
+    One pool of threads then serves both. A second OpenMP library would have threads of its own:
+    they would compete for cores with torch's, which spin for a while after each of torch's
+    operations, and ``torch.set_num_threads`` would not reach them.
     """
     loaded = Path("/proc/self/maps")
     names = (

@@ -1,5 +1,5 @@
-"""Gate and up projections, activation(gate) * up and each neuron's sums over the tokens in one
-kernel, for inference.
+"""A GEMM with two weight matrices (gate_proj and up_proj), activation(gate) * up and each neuron's
+sums over the tokens in one kernel, for inference: gate and up are never in memory.
 
 Shape suffixes: T tokens, H hidden size, I FFN width, M token tiles, N statistics.
 """
@@ -12,8 +12,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .gated_activation import (
-    CODES,
+from ._common import (
+    ACTIVATION_CODES,
     Activation,
     Mode,
     NeuronSums,
@@ -22,30 +22,26 @@ from .gated_activation import (
     check_arguments,
     describe,
     gate_times_up,
-    gated_activation,
+    is_recomputation,
 )
+from .gated_activation import gated_activation
 
 # Two 128 x 128 fp32 accumulators are 128 registers a thread with 8 warps;
 # tests/support/kernel_resources.py shows that both kernels fit. Their speed has not been measured
 # on any GPU, so nothing chooses this op by itself.
-POINTERS = {
-    "BLOCK_T": 128,
-    "BLOCK_I": 128,
-    "BLOCK_H": 32,
-    "GROUP": 8,
-    "num_warps": 8,
-    "num_stages": 4,
-}
-TMA = {"BLOCK_T": 128, "BLOCK_I": 128, "BLOCK_H": 64, "GROUP": 8, "num_warps": 8, "num_stages": 3}
-ALIGNMENT = 16  # bytes, of a matrix's first element and of its rows: what TMA needs, and what a thread loads at once
+_TILE = {"BLOCK_T": 128, "BLOCK_I": 128, "GROUP": 8}
+POINTERS = {**_TILE, "BLOCK_H": 32, "num_warps": 8, "num_stages": 4}
+TMA = {**_TILE, "BLOCK_H": 64, "num_warps": 8, "num_stages": 3}
+# Bytes, of a matrix's address and of its rows: what TMA needs, and what a thread loads at once.
+ALIGNMENT = 16
 
 
 @triton.jit
 def _tile_of_program(
     num_tokens, width, BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr, GROUP: tl.constexpr
 ):
-    """(token tile, width tile): GROUP token tiles share a width tile one after another, so that its
-    weights stay in L2.
+    """(token tile, width tile) of this program, in the grouped order of Triton's matmul tutorial:
+    GROUP token tiles take the same width tile one after another, so that its weights stay in L2.
     """
     program = tl.program_id(0)
     group_size = GROUP * tl.cdiv(width, BLOCK_I)
@@ -57,8 +53,8 @@ def _tile_of_program(
 
 @triton.jit
 def _first_value(bias_ptr, tile_i, width, BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr):
-    """What an accumulator starts from. Added after the products, two biases need 64 registers
-    beside the accumulators.
+    """What an accumulator starts from: the bias, or zero. Added after the products instead, two
+    biases need 64 registers beside the accumulators.
     """
     value = tl.zeros((BLOCK_T, BLOCK_I), tl.float32)
     if bias_ptr is not None:
@@ -71,23 +67,28 @@ def _first_value(bias_ptr, tile_i, width, BLOCK_T: tl.constexpr, BLOCK_I: tl.con
 
 @triton.jit
 def _finish_tile(
-    gate, up, tile_t, tile_i, dtype: tl.constexpr, out_ptr, partials_ptr, mask_ptr, num_tokens, width,
-    ACTIVATION: tl.constexpr, MATCH_HF: tl.constexpr, NUM_STATISTICS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr,
+    gate, up, tile_t, tile_i, dtype: tl.constexpr,
+    out_ptr, partials_ptr, mask_ptr, num_tokens, width,
+    ACTIVATION: tl.constexpr, MATCH_HF: tl.constexpr, NUM_STATISTICS: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """The activation, the store and the statistics of one tile, from its two fp32 accumulators."""
+    """The epilogue: activation, store and statistics of one tile, from its two fp32 accumulators.
+    The sums over its BLOCK_T tokens become partials[statistic, token tile, column].
+    """
     rows = tile_t * BLOCK_T + tl.arange(0, BLOCK_T)
     columns = tile_i * BLOCK_I + tl.arange(0, BLOCK_I)
-    if MATCH_HF:  # each linear returns its dtype. Adding zero keeps ptxas from converting accumulators too early on sm_90 (C7514).
+    if MATCH_HF:
+        # Two linear layers would return gate and up in their dtype. Adding zero keeps ptxas from
+        # converting the accumulators too early on sm_90, which serialises its products (C7514).
         gate, up = (gate + 0.0).to(dtype).to(tl.float32), (up + 0.0).to(dtype).to(tl.float32)
     out = gate_times_up(gate, up, ACTIVATION, MATCH_HF, dtype)
     if out_ptr is not None:
-        at = (
-            out_ptr + rows.to(tl.int64)[:, None] * width + columns[None, :]
-        )  # tokens * width passes 2^31
+        # 64-bit: tokens * width passes 2^31
+        at = out_ptr + rows.to(tl.int64)[:, None] * width + columns[None, :]
         tl.store(at, out, mask=(rows < num_tokens)[:, None] & (columns < width)[None, :])
     if NUM_STATISTICS > 0:
-        # The statistic is masked, not only the load: a token that does not count may hold anything,
-        # NaN included.
+        # A token that does not count may hold anything, NaN included: select, since multiplying by
+        # zero would keep a NaN.
         counts = rows < num_tokens
         if mask_ptr is not None:
             counts = counts & (tl.load(mask_ptr + rows, mask=counts, other=0) != 0)
@@ -97,45 +98,42 @@ def _finish_tile(
         tl.store(to, tl.sum(value * value, 0), mask=columns < width)
         if NUM_STATISTICS > 1:
             magnitude = tl.abs(value)
-            absolute = tl.sum(magnitude, 0)  # NaN where a value is one, which tl.max would drop
+            absolute = tl.sum(magnitude, 0)
             tl.store(to + step, tl.sum(value, 0), mask=columns < width)
             tl.store(to + 2 * step, absolute, mask=columns < width)
-            tl.store(
-                to + 3 * step,
-                tl.where(absolute != absolute, absolute, tl.max(magnitude, 0)),
-                mask=columns < width,
-            )
+            # tl.max drops a NaN; the sum of |a| keeps it.
+            largest = tl.where(absolute != absolute, absolute, tl.max(magnitude, 0))
+            tl.store(to + 3 * step, largest, mask=columns < width)
 
 
 @triton.jit
 def _dual_gemm_kernel(
-    hidden_ptr, gate_weight_ptr, up_weight_ptr, gate_bias_ptr, up_bias_ptr, out_ptr, partials_ptr, mask_ptr,
+    hidden_ptr, gate_weight_ptr, up_weight_ptr, gate_bias_ptr, up_bias_ptr,
+    out_ptr, partials_ptr, mask_ptr,
     num_tokens, width, hidden_size, hidden_stride, gate_stride, up_stride,
     ACTIVATION: tl.constexpr, MATCH_HF: tl.constexpr, NUM_STATISTICS: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_H: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    # Rows are multiples of 16 bytes, 8 elements, and only arithmetic can say so of an argument:
-    # without it loads are of 2 bytes.
+    """A program computes a tile of BLOCK_T tokens x BLOCK_I neurons, and loads through pointers."""
+    # choose_launcher lets rows of 16-byte multiples in only: 8 elements. This arithmetic tells the
+    # compiler, which knows no divisor of an argument but 16; otherwise it loads 2 bytes at a time.
     hidden_size, hidden_stride = hidden_size // 8 * 8, hidden_stride // 8 * 8
     gate_stride, up_stride = gate_stride // 8 * 8, up_stride // 8 * 8
-    # Otherwise the loop may run zero times, and ptxas then serialises the asynchronous products of
-    # sm_90 (C7514).
+    # Without this the loop below may run zero times, and ptxas then serialises the asynchronous
+    # products of sm_90 (C7514).
     tl.assume(hidden_size > 0)
     tile_t, tile_i = _tile_of_program(num_tokens, width, BLOCK_T, BLOCK_I, GROUP)
     # One 64-bit address a matrix (tokens * hidden_size passes 2^31) and 32-bit offsets in the tile:
-    # 64-bit addresses of all rows spill on sm_80. Rows beyond the end repeat the last one, which
-    # takes no mask; _finish_tile leaves them out.
+    # 64-bit addresses of all rows spill on sm_80. Rows beyond a matrix's end read its last row
+    # again instead of being masked; _finish_tile leaves them out.
     hidden_ptr += tile_t.to(tl.int64) * BLOCK_T * hidden_stride
     gate_weight_ptr += tile_i.to(tl.int64) * BLOCK_I * gate_stride
     up_weight_ptr += tile_i.to(tl.int64) * BLOCK_I * up_stride
     rows = tl.minimum(tl.arange(0, BLOCK_T), num_tokens - 1 - tile_t * BLOCK_T)[:, None]
     columns = tl.minimum(tl.arange(0, BLOCK_I), width - 1 - tile_i * BLOCK_I)[:, None]
     depth = tl.arange(0, BLOCK_H)[None, :]
-    hidden_at, gate_at, up_at = (
-        rows * hidden_stride + depth,
-        columns * gate_stride + depth,
-        columns * up_stride + depth,
-    )
+    hidden_at = rows * hidden_stride + depth
+    gate_at, up_at = columns * gate_stride + depth, columns * up_stride + depth
     gate = _first_value(gate_bias_ptr, tile_i, width, BLOCK_T, BLOCK_I)
     up = _first_value(up_bias_ptr, tile_i, width, BLOCK_T, BLOCK_I)
     for start in range(0, hidden_size, BLOCK_H):
@@ -154,11 +152,12 @@ def _dual_gemm_kernel(
 
 @triton.jit
 def _dual_gemm_tma_kernel(
-    hidden_descriptor, gate_weight_descriptor, up_weight_descriptor, gate_bias_ptr, up_bias_ptr, out_ptr, partials_ptr, mask_ptr,
-    num_tokens, width, hidden_size,
+    hidden_descriptor, gate_weight_descriptor, up_weight_descriptor, gate_bias_ptr, up_bias_ptr,
+    out_ptr, partials_ptr, mask_ptr, num_tokens, width, hidden_size,
     ACTIVATION: tl.constexpr, MATCH_HF: tl.constexpr, NUM_STATISTICS: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_H: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
+    """The same tile through tensor descriptors, which the TMA unit of sm_90 loads by itself."""
     tl.assume(hidden_size > 0)  # see _dual_gemm_kernel
     tile_t, tile_i = _tile_of_program(num_tokens, width, BLOCK_T, BLOCK_I, GROUP)
     row, column = tile_t * BLOCK_T, tile_i * BLOCK_I
@@ -166,12 +165,10 @@ def _dual_gemm_tma_kernel(
     up = _first_value(up_bias_ptr, tile_i, width, BLOCK_T, BLOCK_I)
     for start in range(0, hidden_size, BLOCK_H):  # what lies beyond a matrix reads as zero
         hidden = hidden_descriptor.load([row, start])
-        gate = tl.dot(
-            hidden, gate_weight_descriptor.load([column, start]).T, gate, input_precision="ieee"
-        )
-        up = tl.dot(
-            hidden, up_weight_descriptor.load([column, start]).T, up, input_precision="ieee"
-        )
+        gate_weight = gate_weight_descriptor.load([column, start])
+        gate = tl.dot(hidden, gate_weight.T, gate, input_precision="ieee")
+        up_weight = up_weight_descriptor.load([column, start])
+        up = tl.dot(hidden, up_weight.T, up, input_precision="ieee")
     _finish_tile(
         gate, up, tile_t, tile_i, hidden_descriptor.dtype,
         out_ptr, partials_ptr, mask_ptr, num_tokens, width,
@@ -192,12 +189,13 @@ def dual_gemm(
     mode: Mode = "fast",
     store: bool = True,
 ) -> Tensor | None:
-    """Return activation(gate) * up, where gate = hidden @ gate_weight.T + gate_bias and up
-    likewise, and add to ``sums``.
+    """Return a = activation(gate) * up, where gate = hidden @ gate_weight.T + gate_bias and up =
+    hidden @ up_weight.T + up_bias, and add each neuron's sums over the tokens to ``sums``.
 
-    For inference. The sums are those of ``gated_activation``, of the values as returned: summed in
-    fp32 over a tile of 128 tokens, in fp64 beyond, in a fixed order (deterministic). A forward pass
-    that gradient checkpointing repeats adds nothing.
+    For inference: no gradient. The sums are those of ``gated_activation``, of the values as
+    returned: added in fp32 over a tile of 128 tokens and in fp64 beyond, in a fixed order, so that
+    the same input gives the same bits. A forward pass that gradient checkpointing repeats adds
+    nothing.
 
     Args:
         hidden: the feed-forward network's input, (..., hidden_size), fp32/bf16/fp16, rows
@@ -224,21 +222,18 @@ def dual_gemm(
 
     4 * num_tokens * width * hidden_size FLOP. Besides the GEMMs' inputs it moves num_tokens * width
     * itemsize bytes (none with ``store=False``), where two linear layers, the activation and the
-    product in eager mode move 7 times as many. CUDA with fp16 or
-    bf16: Triton. Elsewhere, and where rows are not multiples of 16 bytes: two linear layers, which
-    round gate and up in both modes, and ``gated_activation`` in place.
+    product in eager mode move 7 times as many. CUDA with fp16 or bf16: Triton. Elsewhere, and where
+    rows are not multiples of 16 bytes: two linear layers, which round gate and up in both modes,
+    and ``gated_activation`` in place.
     """
     weights, biases = (gate_weight_IH, up_weight_IH), (gate_bias_I, up_bias_I)
     _check_inputs(hidden, weights, biases, sums, store)
     shape = *hidden.shape[:-1], len(gate_weight_IH)
-    stand_in = hidden.new_empty(()).expand(
-        shape
-    )  # of the result: its shape, type and device without its memory
+    # Shape, type and device of the result without its memory.
+    stand_in = hidden.new_empty(()).expand(shape)
     check_arguments(stand_in, stand_in, activation, sums, token_mask, mode)
     hidden_TH = as_rows(hidden, "hidden")
-    if (
-        torch._C._current_graph_task_id() != -1
-    ):  # inside a backward pass: gradient checkpointing repeats this forward pass
+    if is_recomputation():
         sums = None
         if not store:
             return None
@@ -260,8 +255,8 @@ def dual_gemm(
 
 
 def choose_launcher(hidden_TH: Tensor, *weights: Tensor) -> Callable[..., None] | None:
-    """Which kernel can take these matrices: ``launch_tma``, ``launch``, or None for two linear
-    layers.
+    """The kernel that can take these matrices: ``launch_tma`` on sm_90, ``launch`` on other GPUs,
+    or None where two linear layers must do.
     """
     matrices = hidden_TH, *weights
     if (
@@ -298,9 +293,11 @@ def launch(
     grid, partials_NMI = _grid_and_partials(hidden_TH, width, len(totals), config)
     with torch.cuda.device_of(hidden_TH):
         _dual_gemm_kernel[grid](
-            hidden_TH, gate_weight_IH, up_weight_IH, gate_bias_I, up_bias_I, out, partials_NMI, mask_T,
-            num_tokens, width, hidden_TH.shape[1], hidden_TH.stride(0), gate_weight_IH.stride(0), up_weight_IH.stride(0),
-            ACTIVATION=CODES[activation], MATCH_HF=mode == "match_hf", NUM_STATISTICS=len(totals), enable_fp_fusion=True, **config,
+            hidden_TH, gate_weight_IH, up_weight_IH, gate_bias_I, up_bias_I,
+            out, partials_NMI, mask_T, num_tokens, width, hidden_TH.shape[1],
+            hidden_TH.stride(0), gate_weight_IH.stride(0), up_weight_IH.stride(0),
+            ACTIVATION=ACTIVATION_CODES[activation], MATCH_HF=mode == "match_hf",
+            NUM_STATISTICS=len(totals), enable_fp_fusion=True, **config,
         )  # fmt: skip
     add_splits(partials_NMI, totals)
 
@@ -318,7 +315,7 @@ def launch_tma(
     mode: Mode,
     config: dict[str, int] = TMA,
 ) -> None:
-    """Run the kernel that loads through tensor descriptors; the arguments are checked already."""
+    """Run the kernel that loads through descriptors; the arguments are checked already."""
     num_tokens, width = len(hidden_TH), len(gate_weight_IH)
     grid, partials_NMI = _grid_and_partials(hidden_TH, width, len(totals), config)
     hidden = TensorDescriptor.from_tensor(hidden_TH, [config["BLOCK_T"], config["BLOCK_H"]])
@@ -328,9 +325,10 @@ def launch_tma(
     )
     with torch.cuda.device_of(hidden_TH):
         _dual_gemm_tma_kernel[grid](
-            hidden, gate_weight, up_weight, gate_bias_I, up_bias_I, out, partials_NMI, mask_T,
-            num_tokens, width, hidden_TH.shape[1],
-            ACTIVATION=CODES[activation], MATCH_HF=mode == "match_hf", NUM_STATISTICS=len(totals), enable_fp_fusion=True, **config,
+            hidden, gate_weight, up_weight, gate_bias_I, up_bias_I,
+            out, partials_NMI, mask_T, num_tokens, width, hidden_TH.shape[1],
+            ACTIVATION=ACTIVATION_CODES[activation], MATCH_HF=mode == "match_hf",
+            NUM_STATISTICS=len(totals), enable_fp_fusion=True, **config,
         )  # fmt: skip
     add_splits(partials_NMI, totals)
 
@@ -352,6 +350,7 @@ def _check_inputs(
     sums: NeuronSums | None,
     store: bool,
 ) -> None:
+    """Raise ValueError where what ``gated_activation`` does not have does not fit."""
     if not store and sums is None:
         raise ValueError(
             "store=False returns nothing, and without sums nothing is computed; give sums or leave"

@@ -1,8 +1,8 @@
-"""Run a model's gated feed-forward networks (FFNs) on the fused activation, with each neuron's
-statistics taken on the way.
+"""Run a model's gated feed-forward networks (FFNs) on the fused activation, which takes each
+neuron's statistics on the way.
 
-Nothing here knows a model family: FFNs are found by the names of their projections, and each is
-checked against the module's own forward pass before it is swapped.
+Nothing here knows a model family. FFNs are found by the names of their projections, and before the
+forward pass of one is swapped, it and ours run on two made-up tokens and are compared.
 """
 
 import warnings
@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from . import reference
+from ._common import Activation, Mode, NeuronSums, is_recomputation
 from .dual_gemm import dual_gemm
-from .gated_activation import Activation, Mode, NeuronSums, gated_activation
+from .gated_activation import gated_activation
 
-# The check before a swap compares two orders of rounding: a few units in the last place of each
-# type.
+# Relative error of a whole output that the check before a swap allows: a fused kernel rounds less
+# often than separate modules do, and a difference of two roundings is no other computation.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
-_checking: ContextVar[bool] = ContextVar(
-    "checking", default=False
-)  # made-up tokens are running, which must not count
+# Whether the made-up tokens of that check are running, which must not count.
+_checking: ContextVar[bool] = ContextVar("checking", default=False)
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def collect_statistics(
     ffns: dict[str, GatedFfn] | None = None,
     use_dual_gemm: bool = False,
 ) -> Iterator[FfnStatistics]:
-    """Inside, every forward pass of ``model`` adds to the statistics that are yielded; afterwards
-    the model is as before.
+    """Inside this context every forward pass of ``model`` adds to the statistics that it yields;
+    afterwards the model is as it was, also after an exception.
 
     The FFNs run on ``gated_activation``, so taking statistics costs no pass over the activations.
     Works with and without gradients, under gradient checkpointing (a repeated forward pass is not
@@ -117,9 +117,13 @@ def collect_statistics(
         every: take sum, sum of |a| and maximum of |a| besides the squares.
         mode: fast rounds the activation once; match_hf rounds as transformers' modules do.
         ffns: which FFNs, by name (default: find_gated_ffns(model)).
-        use_dual_gemm: compute both projections, activation and sums in one kernel where no gradient
-            is needed: no gate and up in memory. Its speed is not known on any GPU yet, so it is
-            off.
+        use_dual_gemm: where no gradient is needed, run ``dual_gemm``: both projections, activation
+            and sums in one kernel, without gate and up in memory. Its speed is not known on any GPU
+            yet, so it is off.
+
+    Yields:
+        the sums so far of each FFN, on its device. Set ``token_mask`` before a forward pass with
+        padding.
 
     Raises:
         ValueError: no gated FFN was found.
@@ -138,12 +142,19 @@ def fused_ffns(
     mode: Mode = "fast",
     use_dual_gemm: bool = False,
 ) -> Iterator[None]:
-    """Inside, these FFNs run on ``gated_activation``: in training this keeps one activation less
-    than eager modules do.
+    """Inside this context these FFNs run on ``gated_activation``. In training this keeps one tensor
+    (num_tokens, width) less for the backward pass than separate modules keep.
 
     An FFN whose own forward pass computes something else, or that cannot be checked, keeps it, with
-    a warning, and its statistics come from a hook. Experts that see only some of the tokens
-    (mixture of experts) cannot use a token mask.
+    one warning for its class, and its statistics come from a hook: an extra pass over the
+    activation. Experts that see only some of the tokens (mixture of experts) cannot use a token
+    mask.
+
+    Args:
+        ffns: the FFNs by name, as ``find_gated_ffns`` returns them.
+        statistics: where to add, with sums for each of these names; None takes none.
+        mode: fast or match_hf, as in ``gated_activation``.
+        use_dual_gemm: as in ``collect_statistics``.
     """
     warned: set[type] = set()
     with ExitStack() as stack:
@@ -166,8 +177,8 @@ def fused_ffns(
 
 
 class _FusedForward:
-    """The forward pass of one FFN. An object, so that a copy of the model made inside has a copy of
-    it.
+    """The forward pass of one FFN, in place of the module's. An object and no closure: deepcopy of
+    the model copies it too, and the copy then runs on its own weights.
     """
 
     def __init__(
@@ -195,6 +206,7 @@ class _FusedForward:
             sums, mask = self.statistics.sums[self.name], self.statistics.token_mask
             mask = None if mask is None else mask.to(hidden.device)
         options: dict[str, Any] = {"sums": sums, "token_mask": mask, "mode": self.mode}
+        # Somebody's hook on the activation function must see it run.
         act_fn_is_watched = isinstance(ffn.act_fn, nn.Module) and _has_hooks(ffn.act_fn)
         activation = None if act_fn_is_watched else self.activation
         if (
@@ -212,8 +224,8 @@ class _FusedForward:
             if ffn.fused
             else (inputs[0](hidden), inputs[1](hidden))
         )
-        # Without gradients and hooks nobody else holds the gate, and writing over it spares an
-        # allocation as large.
+        # Without gradients and hooks nobody else holds the gate projection's output: the result may
+        # overwrite it, which saves a tensor of this size.
         reusable = not (
             torch.is_grad_enabled() or ffn.fused or activation is None or _has_hooks(inputs[0])
         )
@@ -235,16 +247,16 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _may_skip(inputs: list[nn.Linear]) -> bool:
-    """Whether gate and up are nothing but their weights: one kernel can then stand for both
-    modules.
+    """Whether gate_proj and up_proj are plain linear layers that nobody watches (hooks) or loads on
+    demand (accelerate): one kernel that reads their weights can then stand for both.
     """
     plain = len(inputs) == 2 and all(type(linear) is nn.Linear for linear in inputs)
     return plain and not any(hasattr(linear, "_hf_hook") or _has_hooks(linear) for linear in inputs)
 
 
 def recognize_activation(act_fn: Callable[[Tensor], Tensor] | None) -> Activation | None:
-    """silu or gelu_tanh, if that is what the function computes, else None: the function itself then
-    has to be called.
+    """silu or gelu_tanh, if that is what the function computes on 53 values from -1000 to 1000,
+    else None: the function itself then has to be called.
     """
     if act_fn is None or (isinstance(act_fn, nn.Module) and any(True for _ in act_fn.parameters())):
         return None
@@ -262,16 +274,15 @@ def recognize_activation(act_fn: Callable[[Tensor], Tensor] | None) -> Activatio
 
 @torch.no_grad()
 def _why_not(ffn: GatedFfn, forward: _FusedForward) -> str | None:
-    """Why ours cannot stand for the module's own forward pass, or None: both run on two made-up
-    tokens, without hooks.
+    """Why ours cannot stand for the module's own forward pass, or None where it can: both run on
+    two made-up tokens, without hooks.
     """
     weight, hidden_size = ffn.down.weight, ffn.inputs[0].in_features
-    dtype = (
-        weight.dtype if weight.dtype in TOLERANCE else torch.bfloat16
-    )  # a quantised layer's weight
-    hidden = (
-        torch.sin(torch.arange(2.0 * hidden_size) * 12.9898).view(1, 2, -1).to(_device(ffn), dtype)
-    )
+    # A quantised layer's weight may be of integers; its activations are not.
+    dtype = weight.dtype if weight.dtype in TOLERANCE else torch.bfloat16
+    # Values that look random without drawing from the user's random number generator.
+    tokens = torch.sin(torch.arange(2.0 * hidden_size) * 12.9898).view(1, 2, -1)
+    hidden = tokens.to(_device(ffn), dtype)
     token = _checking.set(True)
     try:
         with _without_hooks([*ffn.inputs, ffn.down, ffn.act_fn]):
@@ -281,16 +292,15 @@ def _why_not(ffn: GatedFfn, forward: _FusedForward) -> str | None:
         return f"{type(error).__name__}: {error}"
     finally:
         _checking.reset(token)
-    if expected.shape != ours.shape or difference > TOLERANCE.get(
-        expected.dtype, 1e-1
-    ):  # NaN weights are not this check's matter
+    # With NaN weights the difference is NaN, which this comparison lets pass: not its matter.
+    if expected.shape != ours.shape or difference > TOLERANCE.get(expected.dtype, 1e-1):
         return "it does not compute down(act(gate) * up)"
     return None
 
 
 @contextmanager
 def _without_hooks(modules: list[Any]) -> Iterator[None]:
-    """Made-up tokens are nothing that hooks should see."""
+    """Take the hooks off these modules for a while: they should not see made-up tokens."""
     modules = [module for module in modules if isinstance(module, nn.Module)]
     kept = [(module, module._forward_hooks, module._forward_pre_hooks) for module in modules]
     for module in modules:
@@ -304,8 +314,8 @@ def _without_hooks(modules: list[Any]) -> Iterator[None]:
 
 @contextmanager
 def _swapped(module: nn.Module, forward: _FusedForward) -> Iterator[None]:
-    """Put another forward on one module. accelerate's hooks call the original as ``_old_forward``,
-    and stay around ours.
+    """Put another forward on one module. Where accelerate has wrapped ``forward`` in its hooks, the
+    original is ``_old_forward``: that one is replaced, and the hooks stay around ours.
     """
     attribute = "_old_forward" if hasattr(module, "_old_forward") else "forward"
     before = module.__dict__.get(attribute)
@@ -321,14 +331,13 @@ def _swapped(module: nn.Module, forward: _FusedForward) -> Iterator[None]:
 
 @contextmanager
 def _hooked(ffn: GatedFfn, statistics: FfnStatistics, name: str) -> Iterator[None]:
+    """Take the statistics of what enters the down projection, by a hook."""
+
     def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         # A pre-hook's return value replaces the input: this one must return nothing.
-        if statistics.enabled and not _checking.get() and torch._C._current_graph_task_id() == -1:
-            mask_T = (
-                None
-                if statistics.token_mask is None
-                else statistics.token_mask.reshape(-1).to(args[0].device)
-            )
+        if statistics.enabled and not _checking.get() and not is_recomputation():
+            mask = statistics.token_mask
+            mask_T = None if mask is None else mask.reshape(-1).to(args[0].device)
             reference.add_neuron_sums_(
                 statistics.sums[name].tensors(), args[0].detach().flatten(0, -2), mask_T
             )

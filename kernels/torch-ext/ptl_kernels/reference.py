@@ -1,5 +1,5 @@
-"""The plain PyTorch twin of every operation: what the kernels are compared with, and the fallback
-where none fits.
+"""Every operation in plain PyTorch, its twin: what tests compare the kernels with, and what runs
+where no kernel fits.
 
 Shape suffixes: T tokens, I FFN width, H hidden size, K kept neurons, L layers, M moves.
 """
@@ -20,8 +20,8 @@ def activate(gate: Tensor, activation: str | None) -> Tensor:
 def gated_activation(
     gate: Tensor, up: Tensor, activation: str | None = "silu", mode: str = "fast"
 ) -> Tensor:
-    """activation(gate) * up: rounded once (fast), or after the activation and after the product
-    (match_hf).
+    """activation(gate) * up, in gate's dtype: rounded once (fast), or after the activation and
+    again after the product, as transformers' modules do (match_hf).
     """
     if mode == "match_hf" or gate.dtype == torch.float64:
         return activate(gate, activation) * up
@@ -50,10 +50,9 @@ def neuron_sums(
 def add_neuron_sums_(
     totals: tuple[Tensor, ...], activation_TI: Tensor, token_mask_T: Tensor | None = None
 ) -> None:
-    """Add to (), (square,) or (square, sum, absolute, maximum), in place."""
-    if (
-        len(totals) == 1
-    ):  # the common case, without the other three and without an fp64 copy of the activation
+    """Add ``neuron_sums`` to (), (square,) or (square, sum, absolute, maximum), in place."""
+    if len(totals) == 1:
+        # The common case, without the other three sums and without an fp64 copy of the activation.
         if token_mask_T is not None:
             activation_TI = activation_TI[token_mask_T]
         wide = activation_TI if activation_TI.dtype == torch.float64 else activation_TI.float()
@@ -108,7 +107,7 @@ def dual_gemm(
 
 def hole_filling(kept_LK: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return order_LK, sources_LM, destinations_LM and num_moves_L of ``ptl_kernels.hole_filling``,
-    int64.
+    all int64.
 
     Args:
         kept_LK: indices of the neurons that stay, (num_layers, num_kept) int64 on the CPU, in any
@@ -127,13 +126,14 @@ def hole_filling(kept_LK: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor, T
         ) from None
     if (stays_LI.sum(1) != num_kept).any():
         raise ValueError("kept has the same index twice in one layer")
-    # both lists come sorted by layer, then by index, and each layer has as many holes as kept
-    # neurons in its tail
+    # Holes and kept neurons of the tails come sorted by layer, then by index, and a layer has as
+    # many of one as of the other: the i-th of one list belongs to the i-th of the other.
     layer_of_move, destinations = (~stays_LI[:, :num_kept]).nonzero(as_tuple=True)
     sources = stays_LI[:, num_kept:].nonzero(as_tuple=True)[1] + num_kept
     order_LK = torch.arange(num_kept).repeat(num_layers, 1)
     order_LK[layer_of_move, destinations] = sources
     num_moves_L = torch.bincount(layer_of_move, minlength=num_layers)
+    # A move's number within its layer: its own number less that of its layer's first one.
     place = torch.arange(len(sources)) - (num_moves_L.cumsum(0) - num_moves_L)[layer_of_move]
     padded_2LM = torch.full((2, num_layers, max(1, min(num_kept, width - num_kept))), -1)
     padded_2LM[:, layer_of_move, place] = torch.stack([sources, destinations])

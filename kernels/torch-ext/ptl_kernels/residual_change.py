@@ -1,5 +1,5 @@
-"""How much a decoder layer changes the residual stream: three sums over tokens, each tensor read
-once.
+"""How much a decoder layer changes the residual stream: three sums over the tokens, with each
+tensor read once.
 
 Shape suffixes: T tokens, H hidden size, P programs.
 """
@@ -10,16 +10,20 @@ import triton.language as tl
 from torch import Tensor
 
 from . import cpu, reference
-from .gated_activation import add_splits
+from ._common import add_splits, is_recomputation, runs_on_triton
 
 BLOCKS = {"BLOCK_T": 4, "BLOCK_H": 1024, "num_warps": 8, "num_stages": 2}  # not tuned on a GPU yet
 
 
 @triton.jit
 def _residual_change_kernel(
-    before_ptr, after_ptr, partials_ptr, mask_ptr, num_tokens, hidden_size, before_stride, after_stride,
+    before_ptr, after_ptr, partials_ptr, mask_ptr,
+    num_tokens, hidden_size, before_stride, after_stride,
     HAS_MASK: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
+    """A program takes BLOCK_T whole rows, BLOCK_H columns at a time, and writes its three sums to
+    partials[program, :].
+    """
     rows = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     counts = rows < num_tokens
     if HAS_MASK:
@@ -41,8 +45,10 @@ def _residual_change_kernel(
         dot += before * after
         norm_before += before * before
         norm_after += after * after
+    # One number a row from here on. Rows that do not count were loaded as zeros, and give zeros.
     squared = tl.sum(change, 1)
     product = tl.sqrt(tl.sum(norm_before, 1)) * tl.sqrt(tl.sum(norm_after, 1))
+    # A zero vector has no direction: its cosine counts as 0. NaN comes through.
     cosine = tl.where(product == 0, 0.0, tl.sum(dot, 1) / tl.where(product == 0, 1.0, product))
     to = partials_ptr + tl.program_id(0) * 3
     tl.store(to, tl.sum(tl.sqrt(squared), 0))
@@ -58,8 +64,10 @@ def residual_change(
     cosine(before, after).
 
     The mean of the first is Eq. 5 of arXiv 2602.04919; one minus the mean of the third is block
-    influence (arXiv 2403.03853). Give each layer a row of one (num_layers, 3) tensor, and the host
-    never waits. Deterministic. A forward pass that gradient checkpointing repeats adds nothing.
+    influence (ShortGPT, arXiv 2403.03853). Give each layer a row of one (num_layers, 3) tensor: the
+    host then waits for the device once, when it reads the tensor. The order of additions is fixed:
+    the same input gives the same bits. A forward pass that gradient checkpointing repeats adds
+    nothing.
 
     Args:
         before: the layer's input, (..., hidden_size), fp32/bf16/fp16, last dimension contiguous.
@@ -72,7 +80,7 @@ def residual_change(
         ValueError: shapes, types or devices do not fit.
 
     Reads each tensor once: 2 * num_tokens * hidden_size * itemsize bytes. CUDA: Triton; CPU: csrc,
-    for fp32 and bf16.
+    for fp32 and bf16; else plain PyTorch.
     """
     if (
         not before.dim()
@@ -101,13 +109,11 @@ def residual_change(
             f"token_mask must be bool with one entry a token of before, {tuple(before.shape)}; got"
             f" {tuple(token_mask.shape)}"
         )
-    if (
-        torch._C._current_graph_task_id() != -1 or not before.numel()
-    ):  # inside a backward pass: see gated_activation
+    if is_recomputation() or not before.numel():
         return
     before_TH, after_TH = (_rows(tensor) for tensor in (before, after))
     mask_T = None if token_mask is None else token_mask.reshape(-1).contiguous()
-    if before.is_cuda and before.dtype != torch.float64:
+    if runs_on_triton(before):
         launch(before_TH, after_TH, out_3, mask_T)
     elif cpu.takes(before, after):
         cpu.residual_change(before_TH, after_TH, out_3, mask_T)
@@ -122,12 +128,15 @@ def launch(before_TH: Tensor, after_TH: Tensor, out_3: Tensor, mask_T: Tensor | 
     partials_1P3 = torch.empty(1, num_programs, 3, dtype=torch.float32, device=before_TH.device)
     with torch.cuda.device_of(before_TH):
         _residual_change_kernel[(num_programs,)](
-            before_TH, after_TH, partials_1P3, mask_T, num_tokens, hidden_size, before_TH.stride(0), after_TH.stride(0),
+            before_TH, after_TH, partials_1P3, mask_T,
+            num_tokens, hidden_size, before_TH.stride(0), after_TH.stride(0),
             HAS_MASK=mask_T is not None, enable_fp_fusion=True, **BLOCKS,
         )  # fmt: skip
+    # The three sums take the place of three neurons of one statistic.
     add_splits(partials_1P3, (out_3,))
 
 
 def _rows(tensor: Tensor) -> Tensor:
+    """(..., H) as (T, H), copied only where there is no such view."""
     rows_TH = tensor.reshape(-1, tensor.shape[-1])
     return rows_TH if rows_TH.stride(1) == 1 else rows_TH.contiguous()

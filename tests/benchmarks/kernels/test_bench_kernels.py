@@ -1,6 +1,4 @@
-"""The kernel benchmark runs, reports what it promises, and refuses a wrong result; its document
-matches the raw results.
-"""
+"""The kernel benchmark runs, reports what it promises, and refuses a wrong result."""
 
 import json
 from pathlib import Path
@@ -10,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.documents import kernels_table
-from benchmarks.harness import environment as environment_module
-from benchmarks.kernels import bench_kernels, cases
+from benchmarks.harness.environment import dtype_name
+from benchmarks.kernels import bench_kernels, cases, ffn_cases
 from ptl_kernels import gated_activation, reference
 
 NUMBERS = ["time_ms", "peer_ms", "ratio_to_peer", "ratio_p20", "ratio_p80", "max_rel_error"]
@@ -34,7 +31,7 @@ def test_quick_run_has_a_row_for_every_op_and_peer(quick: dict[str, Any]) -> Non
         (
             case.op,
             str(case.setting.shape),
-            environment_module.dtype_name(case.setting.dtype),
+            dtype_name(case.setting.dtype),
             "cpu",
             peer,
         )
@@ -109,7 +106,7 @@ def _not_a_number(
 def test_wrong_result_is_refused_and_not_timed(
     wrong: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cases, "gated_activation", wrong)
+    monkeypatch.setattr(ffn_cases, "gated_activation", wrong)
     with pytest.raises(
         SystemExit,
         match=(
@@ -152,42 +149,3 @@ def test_peer_that_fails_keeps_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(case.peers, "eager cosine and norms", bench_kernels.Contender(fail))
     _, missing = bench_kernels.check_all(case, case.make_inputs(), {})
     assert missing == {"eager cosine and norms": "RuntimeError: no C++ compiler"}
-
-
-def test_committed_document_is_what_the_raw_results_give() -> None:
-    kernels_table.main(["--check"])
-
-
-def test_document_shows_losses_and_keeps_unmeasured_devices(tmp_path: Path) -> None:
-    case = next(cases.cases("cpu", op="residual_change"))
-    numbers = {
-        "time_ms": 2.0,
-        "peer_ms": 1.0,
-        "ratio_to_peer": 0.5,
-        "ratio_p20": 0.4,
-        "ratio_p80": 0.6,
-        "max_rel_error": 1e-6,
-    }
-    row = bench_kernels.make_row(
-        case, "eager cosine and norms", status="ok", **numbers, gbs=3.0, percent_of_copy=30.0
-    )
-    environment = {"device_type": "cpu", "device": "Some CPU"}
-    content = {"environment": environment, "ceilings": {"copy_gbs": 10.0}, "rows": [row]}
-    (tmp_path / "kernels_some.json").write_text(json.dumps(content))
-    document = tmp_path / "kernels.md"
-    document.write_text("before\n<!-- table:residual_change -->\nstale\n<!-- end -->\nafter\n")
-    flags = ["--document", str(document), "--results", str(tmp_path)]
-    with pytest.raises(SystemExit) as failure:
-        kernels_table.main([*flags, "--check"])
-    assert failure.value.code not in (0, None)
-    kernels_table.main(flags)
-    text = document.read_text()
-    assert (
-        "| Some CPU | SmolLM2-135M T1024 H576 I1536 | float32 | 2.000 | 3.0 (30%) | 1.0e-06 | 0.50"
-        " (0.40 to 0.60) |"
-    ) in text
-    assert "| GPU | Llama3-8B T8192 H4096 I14336 | bfloat16 | not measured |" in text
-    assert text.startswith("before\n")
-    assert text.endswith("\nafter\n")
-    assert "stale" not in text
-    kernels_table.main([*flags, "--check"])

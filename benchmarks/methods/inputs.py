@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.results import write_text
-from benchmarks.methods.grid import Settings, Setup, demo_base
+from benchmarks.methods.setup import Settings, Setup, demo_base
 from ptl_fast.data import readers
 from ptl_fast.demo.problems import OPERATIONS, Part, generate
 
-NUM_PROBLEMS = 250  # of each kind, so that the two tasks together take as long as the usual one
-# Modules whose docstrings are English text that every Python has.
-MODULES = (
+# of each of the two tasks, so that both together take as long as the usual one of 500 problems
+NUM_PROBLEMS = 250
+# Their docstrings are English text that every Python has.
+DOCUMENTED_MODULES = (
     "argparse asyncio base64 bisect calendar collections concurrent.futures configparser"
     " contextlib copy csv datetime"
     " decimal difflib email.message enum fractions functools gzip heapq http.client inspect io"
@@ -39,7 +40,7 @@ def make_setup(options: argparse.Namespace) -> Setup:
         ValueError: the settings do not say how many tokens the cells recover on.
     """
     folder = options.output / "data"
-    base = {**_start(options), **_common_settings(options.config)}
+    base = {**_model_settings(options), **_common_settings(options.config)}
     if not base.get("recovery_tokens"):
         raise ValueError("the cells need equal recovery tokens: give recovery_tokens in --config")
     tokens = base["recovery_tokens"]
@@ -47,9 +48,9 @@ def make_setup(options: argparse.Namespace) -> Setup:
     unseen, unseen_text = _unseen(folder, options.split or "test") if needs_unseen else (None, None)
     return Setup(
         base=base,
-        general=Path(options.protect)
+        english_text=Path(options.protect)
         if options.protect
-        else _once(folder / "general.txt", general_text),
+        else _write_once(folder / "general.txt", english_text),
         unseen=unseen,
         unseen_text=unseen_text,
         sizes=tuple(options.sizes),
@@ -57,7 +58,8 @@ def make_setup(options: argparse.Namespace) -> Setup:
     )
 
 
-def _start(options: argparse.Namespace) -> Settings:
+def _model_settings(options: argparse.Namespace) -> Settings:
+    """The bundled model's settings, or those that name another model."""
     if options.model is None:
         return demo_base(options.split or "test")
     return {"model": options.model, "data": options.data, "eval_tasks": ["nll"]}
@@ -76,11 +78,11 @@ def _common_settings(file: Path | None) -> Settings:
 
 
 def _unseen(folder: Path, split: str) -> tuple[Settings, Path]:
-    """Settings of the cells whose recovery data has no multiplication, and training problems with
-    it.
+    """What changes in the cells whose recovery data has no multiplication, and training problems
+    that have it.
     """
     files = {
-        name: _once(folder / f"{split}-{name}.jsonl", make)
+        name: _write_once(folder / f"{split}-{name}.jsonl", make)
         for name, make in unseen_problems(split).items()
     }
     tasks = [f"{name}:demo_arithmetic={files[name]}" for name in ("unseen", "seen")]
@@ -88,8 +90,8 @@ def _unseen(folder: Path, split: str) -> tuple[Settings, Path]:
 
 
 def unseen_problems(split: str) -> dict[str, Callable[[], str]]:
-    """What makes each file: recovery data without multiplication; problems of the split with
-    (unseen) and without it (seen).
+    """What makes each file: recovery data without multiplication and training problems with it;
+    problems of the split with (unseen) and without it (seen).
     """
 
     def problems(
@@ -113,12 +115,10 @@ def unseen_problems(split: str) -> dict[str, Callable[[], str]]:
     }
 
 
-def general_text() -> str:
-    """English paragraphs, one after an empty line: docstrings of Python's standard library, in an
-    order that mixes modules.
-    """
+def english_text() -> str:
+    """English paragraphs with empty lines between them: docstrings of Python's standard library."""
     paragraphs: set[str] = set()
-    for name in MODULES.split():
+    for name in DOCUMENTED_MODULES.split():
         module = importlib.import_module(name)
         owners: list[Any] = [
             module,
@@ -131,15 +131,17 @@ def general_text() -> str:
             paragraphs |= {
                 " ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text or "")
             }
+    # sentences, and no signatures, headings or examples
     english = (
         text
         for text in paragraphs
         if len(text) > 80 and re.match(r"[A-Z][a-z]+ [a-z]", text) and ">>>" not in text
     )
+    # sorted by the last letters: an order that is always the same and mixes the modules
     return "\n\n".join(sorted(english, key=lambda text: text[::-1])) + "\n"
 
 
-def _once(file: Path, make: Callable[[], str]) -> Path:
+def _write_once(file: Path, make: Callable[[], str]) -> Path:
     """Write a file that is not there yet: a grid that goes on must read what it read before."""
     if not file.is_file():
         write_text(file, make())

@@ -13,11 +13,8 @@ import torch
 from torch import nn
 
 from benchmarks.compaction import bench_compaction
-from benchmarks.harness.models import random_model, shape_config
-
-
-def model() -> Any:
-    return random_model(shape_config("tiny"), "cpu", torch.float32)
+from benchmarks.compaction.removals import REMOVALS, by_indexing, ours
+from support.benchmarks import tiny_model
 
 
 def test_results_have_every_way_or_a_reason(tmp_path: Path) -> None:
@@ -26,7 +23,7 @@ def test_results_have_every_way_or_a_reason(tmp_path: Path) -> None:
         ["--shape", "tiny", "--device", "cpu", "--samples", "2", "--json", str(file)]
     )
     rows = {row["way"]: row for row in json.loads(file.read_text())["rows"]}
-    assert list(rows) == list(bench_compaction.WAYS)
+    assert list(rows) == list(REMOVALS)
     installed = importlib.util.find_spec("torch_pruning") is not None
     for name, row in rows.items():
         if name.startswith("torch-pruning") and not installed:
@@ -42,21 +39,21 @@ def test_results_have_every_way_or_a_reason(tmp_path: Path) -> None:
 
 def test_wrong_way_is_refused() -> None:
     def drops_another(victim: Any, kept: list[list[int]]) -> Any:
-        return bench_compaction.by_indexing(
+        return by_indexing(
             victim,
             [[*indices[1:], next(i for i in range(256) if i not in indices)] for indices in kept],
             select=False,
         )
 
     kept = [list(range(230))] * 2
-    bench_compaction.check(model(), {"ours": bench_compaction.ours}, kept)
+    bench_compaction.check(tiny_model(), {"ours": ours}, kept)
     with pytest.raises(
         SystemExit, match="refusing to time 'wrong': layer 0 does not hold the neurons that stay"
     ):
-        bench_compaction.check(model(), {"wrong": drops_another}, kept)
+        bench_compaction.check(tiny_model(), {"wrong": drops_another}, kept)
 
 
-def test_peak_is_what_is_held_beside_the_given_model() -> None:
+def test_peak_is_what_is_held_beside_the_given_tiny_model() -> None:
     """Four megabytes beside it for a moment, after one was given back and before all is."""
 
     def way(victim: Any, kept: Any) -> Any:
@@ -66,7 +63,7 @@ def test_peak_is_what_is_held_beside_the_given_model() -> None:
         torch.zeros(1 << 18)
 
     given_back = 4 * 512 * 64
-    peak = bench_compaction.peak_bytes(way, model(), [])
+    peak = bench_compaction.peak_bytes(way, tiny_model(), [])
     assert (4 << 20) - given_back <= peak <= (4 << 20) + 1024
 
 
@@ -75,11 +72,11 @@ def test_least_traffic_by_hand() -> None:
     moves.
     """
     kept = [list(range(1, 256)), list(range(255))]
-    assert bench_compaction.least_bytes(model(), kept) == 2 * 64 * 4 * (2 * 1 + 2 * 255)
+    assert bench_compaction.least_bytes(tiny_model(), kept) == 2 * 64 * 4 * (2 * 1 + 2 * 255)
 
 
 def test_ways_leave_what_they_are_given_alone_only_in_copies() -> None:
-    original = model()
+    original = tiny_model()
     before = copy.deepcopy(original.state_dict())
-    bench_compaction.check(original, {"ours": bench_compaction.ours}, [list(range(200))] * 2)
+    bench_compaction.check(original, {"ours": ours}, [list(range(200))] * 2)
     assert all(torch.equal(before[name], value) for name, value in original.state_dict().items())

@@ -1,6 +1,4 @@
-"""benchmarks.recovery.study measures each way of recovering once, from the same model, and writes
-what it measured.
-"""
+"""Each way of recovering is measured once, from the same model."""
 
 import json
 from pathlib import Path
@@ -10,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.recovery import study
+from benchmarks.recovery import reinforcement, study
 
 
-class FakeSeed:
-    """Recovery adds 1 to a weight for cpt and 10 for grpo; cpt takes 0.01 s a token and grpo 30 s."""
+class FakePrunedModel:
+    """Recovery adds 1 to a weight for cpt and 10 for grpo; cpt takes 0.01 s a token, grpo 30 s."""
 
     def __init__(self, *given: Any) -> None:
         self.model = nn.Linear(1, 1)
@@ -40,8 +38,8 @@ class FakeSeed:
 
 
 def test_every_way_starts_from_the_pruned_model_and_cpt_gets_equal_time() -> None:
-    seed, rows = FakeSeed(), {}  # type: ignore[var-annotated]
-    study.reinforcement_rows(seed, rows, rows.__setitem__, 1000)  # type: ignore[arg-type]
+    seed, rows = FakePrunedModel(), {}  # type: ignore[var-annotated]
+    reinforcement.measure_arms(seed, rows, rows.__setitem__, 1000)  # type: ignore[arg-type]
     assert {arm: row["accuracy"] for arm, row in rows.items()} == {
         "untouched": 0,
         "grpo": 10,
@@ -51,14 +49,14 @@ def test_every_way_starts_from_the_pruned_model_and_cpt_gets_equal_time() -> Non
     }
     assert seed.asked == [("grpo", 0), ("cpt", 1000), ("grpo", 0), ("cpt", 4000)]
     assert rows["cpt, then grpo"]["cpu_seconds"] == rows["cpt, as long"]["cpu_seconds"] == 40
-    study.reinforcement_rows(seed, rows, rows.__setitem__, 1000)  # type: ignore[arg-type]
+    reinforcement.measure_arms(seed, rows, rows.__setitem__, 1000)  # type: ignore[arg-type]
     assert len(seed.asked) == 4, "what is measured is not measured again"
 
 
 def test_interrupted_study_goes_on_and_refuses_other_settings(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(study, "Seed", FakeSeed)
+    monkeypatch.setattr(reinforcement, "PrunedModel", FakePrunedModel)
     flags = [
         "--split",
         "validation",
@@ -76,27 +74,3 @@ def test_interrupted_study_goes_on_and_refuses_other_settings(
     assert list(rows) == ["10", "11"]
     assert all(len(arms) == 5 for arms in rows.values())
     assert study.main([*flags, "--seeds", "10", "--width", "128"]) == 2
-
-
-def test_table_has_mean_and_range_over_seeds_and_says_what_is_missing() -> None:
-    rows = {
-        str(seed): {
-            "untouched": {"accuracy": 60.0 + seed, "tokens": 0, "cpu_seconds": 0.0},
-            "grpo": {**reinforced, "cpu_seconds": 50},
-        }
-        for seed, reinforced in enumerate(
-            [{"accuracy": 70.0, "tokens": 0, "grpo": {"rollouts": 5120}}] * 3
-        )
-    }
-    table = study.reinforcement_table({"rows": rows})
-    assert table[1] == ["the pruned model, untouched", "61.0 (60.0 to 62.0)", "3", "0", "0", "0"]
-    assert table[2] == ["`grpo`", "70.0 (70.0 to 70.0)", "3", "50", "0", "5,120"]
-    assert table[3][1:] == ["not measured"] * 5
-
-
-def test_committed_document_is_what_the_rows_give(tmp_path: Path) -> None:
-    document = tmp_path / "recovery.md"
-    document.write_text(study.DOCUMENT.read_text())
-    study.render(json.loads(study.RESULTS.read_text()), document)
-    assert document.read_text() == study.DOCUMENT.read_text()
-    assert "<!-- table:reinforcement -->" in document.read_text()

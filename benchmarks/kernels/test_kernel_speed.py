@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from benchmarks.harness.environment import dtype_name
+from benchmarks.harness.results import not_measured
 from benchmarks.kernels.bench_kernels import check, expected_results
-from benchmarks.kernels.cases import SHAPES, Case, cases
+from benchmarks.kernels.case import Case
+from benchmarks.kernels.cases import SHAPES, cases
 from benchmarks.kernels.peers import Contender, Tensors
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -24,12 +26,11 @@ def contenders() -> Iterator[Any]:
         if case.setting.shape not in (first, replace(first, num_tokens=0)):
             continue
         for name, contender in {"ours": case.ours, **case.peers}.items():
-            if name.startswith(
-                "torch.compile"
-            ):  # compiling takes longer than all the rest; bench_kernels has it
+            # compiling takes longer than all the rest; bench_kernels measures it
+            if name.startswith("torch.compile"):
                 continue
             missing = case.ours.missing or contender.missing
-            mark = pytest.mark.skipif(bool(missing), reason=f"not measured: {missing}")
+            mark = pytest.mark.skipif(bool(missing), reason=not_measured(missing or ""))
             yield pytest.param(
                 case,
                 name,
