@@ -349,7 +349,7 @@ def _restore(checkpoint: Path, closing: ClosingPhase, statistics: ForwardStatist
 def _result(
     trainer: Trainer, model: nn.Module, closing: ClosingPhase, task: RecoveryTask
 ) -> RecoveryResult:
-    """Return what the finished training took, and its optimizer state if the next round wants it."""
+    """Return what the finished training took, and its optimizer state if the task asks for it."""
     steps = trainer.state.global_step
     optimizer: Any = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate's wrap
     kept = optimizer_state.take(optimizer, model) if task.options.keep_optimizer_state else None
