@@ -51,6 +51,7 @@ def detect(
     most = common_extremes(
         model, family, general[:NUM_GENERAL], largest=True, description="protect"
     )
+    # PTL keeps the same width in all layers, so the result is a matrix
     widths = [ffn.width for ffn in feed_forwards(model, family).values()]
     selected_LI = torch.zeros(len(widths), widths[0], dtype=torch.bool)
     for selected_I, least_of_views, most_of_views in zip(selected_LI, least, most, strict=True):
@@ -121,6 +122,7 @@ def common_extremes(
             disable=not (description and distributed.is_main()),
             leave=False,
         ):
+            # in place: the hooks have a reference to this list
             views[:] = [[] for _ in ffns]
             model(torch.tensor([[*document, document[-1]]], device=model.device), use_cache=False)
             found = [[_extremes(view, largest) for view in layer] for layer in views]

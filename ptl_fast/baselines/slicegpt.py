@@ -143,6 +143,7 @@ class SlicedDecoderLayer(GradientCheckpointingLayer):
         return self.mlp(self.norm(hidden_states))
 
     def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        # both additions need the shortcut: input and output axes of a block differ
         attended = self.attention_post(self.attend(hidden_states, **arguments))
         hidden_states = self.attention_shortcut(hidden_states) + attended
         return self.ffn_shortcut(hidden_states) + self.ffn_post(self.feed_forward(hidden_states))
@@ -193,6 +194,7 @@ def sliced_config(config: "PretrainedConfig", sliced_hidden_size: int) -> "Pretr
     # the embedding is sliced and the head is not, so they can no longer be one
     settings |= {"sliced_hidden_size": sliced_hidden_size, "tie_word_embeddings": False}
     sliced = _classes(config.model_type)[0].from_dict(settings)
+    # not part of to_dict
     sliced._attn_implementation = config._attn_implementation
     return sliced
 

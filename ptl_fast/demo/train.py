@@ -32,6 +32,7 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     makes any text encodable.
     """
     tokenizer = Tokenizer(models.BPE())
+    # single digits: the model should learn arithmetic on digits, not a table of two-digit tokens
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
@@ -94,6 +95,7 @@ def batches(
         longest = max(map(len, group))
         rows = torch.tensor([row + [pad] * (longest - len(row)) for row in group])
         lengths = torch.tensor([len(row) for row in group])
+        # by length and not by token id, so that the end token keeps its label in any tokenizer
         ignored = torch.arange(longest) >= lengths[:, None]
         yield rows, rows.masked_fill(ignored, -100)
 
@@ -124,7 +126,7 @@ def exact_match(
     answers = tokenizer.batch_decode(
         output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
     )
-    model.train()
+    model.train()  # training goes on after the check
     matches = [
         answer.strip() == problem["answer"]
         for answer, problem in zip(answers, problems, strict=True)

@@ -43,6 +43,7 @@ def unpatched_afterwards(model: nn.Module) -> Iterator[None]:
     Liger replaces classes and functions in transformers' modeling file of the model's family, and
     forward methods of the model's modules.
     """
+    # the modeling file's globals, where Liger puts its own classes
     namespace = vars(sys.modules[type(model).__module__])
     before, names = dict(namespace), {module: set(vars(module)) for module in model.modules()}
     yield

@@ -52,7 +52,9 @@ def common_arguments(model: "PreTrainedModel", task: "RecoveryTask") -> dict[str
         "bf16": model.dtype == torch.bfloat16,
         "fp16": model.dtype == torch.float16,
         "gradient_checkpointing": task.trainer.gradient_checkpointing,
+        # the non-reentrant variant also works with DDP and hooks
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        # the examples have columns that the model's forward does not take, such as mask
         "remove_unused_columns": False,
         "logging_steps": 1,
         # the filter would replace a NaN loss before StopAtNan sees it
@@ -63,6 +65,7 @@ def common_arguments(model: "PreTrainedModel", task: "RecoveryTask") -> dict[str
         "seed": task.seed,
         "use_cpu": on_cpu,
         "dataloader_pin_memory": not on_cpu,
+        # hours: ranks wait in a collective while the main rank evaluates
         "ddp_timeout": int(distributed.TIMEOUT.total_seconds()),
         "deepspeed": deepspeed_settings(task.trainer.deepspeed, on_cpu),
         "disable_tqdm": True,  # the Progress callback has its own bar

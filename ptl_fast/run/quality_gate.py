@@ -203,11 +203,13 @@ def decide(
     own = extra[0].tokens if extra else tokens
     # fractions of ``given``: the extra allowance, and what early stopping left unused
     allowed = max_extra_recovery + (1 - own / given if given else 0)
+    # at most what earlier extensions of this attempt have left
     next_share = min(EXTENSION, allowed - sum(each.next_share or 0 for each in extra))
     if trains and measured is not None and next_share >= SHORTEST:
         return replace(
             made, action="extend", next_share=next_share, next_tokens=round(next_share * given)
         )
+    # more training did not help, or cannot be had: remove less
     if next_step is not None:
         return replace(made, action="back-off", next_step=next_step)
     return replace(made, action="stop", reason=reason)
@@ -218,6 +220,7 @@ def sentence(decision: Decision) -> str:
     name = f"round {decision.round}, attempt {decision.attempt}"
     if decision.extension:
         name += f", extension {decision.extension}"
+    # the direction of the limit depends on the metric
     bound = "at least" if decision.higher_is_better else "at most"
     if decision.measured is None:
         found = "recovery diverged"

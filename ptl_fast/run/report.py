@@ -101,6 +101,7 @@ def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
         parts.append("## Reinforcement learning\n\n" + _reinforcement(report["rounds"]))
     parts.append("## Evaluation\n\n" + _evaluations(report))
     parts.append("## Seconds per stage\n\n" + _seconds(report["rounds"]))
+    # last, as the longest: what is needed to repeat the run
     for title in ("config", "environment"):
         parts.append(
             f"## {title.capitalize()}\n\n"
@@ -117,6 +118,7 @@ def model_card(report: dict[str, Any], model_name: str, sliced: bool) -> str:
         sliced: whether SliceGPT sliced the model, in this run or before it: loading it then needs
             ptl_fast.
     """
+    # SliceGPT runs have one round and no Prune-Tune Loop
     one_round = report["config"]["slice_hidden"] is not None
     method = (
         "SliceGPT (arXiv 2401.15024)" if one_round else "the Prune-Tune Loop (arXiv 2602.04919)"
@@ -148,7 +150,8 @@ def _reasons(report: dict[str, Any]) -> str:
     for record in report["rounds"]:
         kind = ROUND_KINDS[record["kind"]]
         went = ", ".join(f"layer {layer}" for layer in record.get("dropped_layers", []))
-        # a round kind that sets a size but changed none removed nothing
+        # a kind of round that shrinks a size (width, layers) and did not has removed nothing; of
+        # the others, such as SliceGPT's, the table names what they remove
         went = went or ("nothing" if kind.size else kind.unit)
         if record["width"] < width:
             went, width = f"{width - record['width']} neurons a layer", record["width"]
@@ -162,6 +165,7 @@ def _reasons(report: dict[str, Any]) -> str:
                 *_trained(record),
             ]
         )
+    # scores are on disk only for rounds that removed neurons
     parts = [markdown.table(rows), _about_scores(report["config"])]
     if with_neurons:
         folder = f"round-{with_neurons[0]:02d}"
@@ -216,6 +220,7 @@ def _range(values: list[float] | None) -> str:
     """Lowest to highest of the layers' values, one number if they are equal; empty without any."""
     if not values:
         return ""
+    # compared as text: values that print the same are one
     lowest, highest = f"{min(values):.4g}", f"{max(values):.4g}"
     return lowest if lowest == highest else f"{lowest} to {highest}"
 
@@ -245,7 +250,7 @@ def _decisions(decisions: list[dict[str, Any]]) -> str:
 
 def _redundant(report: dict[str, Any]) -> str:
     """A list with ``redundant_line`` of each round that looked for redundant neurons."""
-    # width before each round, to tell how many neurons it removed
+    # width before each round, to tell how many neurons it removed; one longer than the rounds
     widths = [report["dense"]["width"], *(record["width"] for record in report["rounds"])]
     lines = [
         redundant_line(record["round"], record["num_redundant"], before - record["width"])
@@ -311,6 +316,7 @@ def _reinforcement(rounds: list[dict[str, Any]]) -> str:
 
 def _evaluations(report: dict[str, Any]) -> str:
     """The table of all metrics: dense model, then each round after pruning and after recovery."""
+    # the dense model has been evaluated on every task, so it has all columns
     columns = [
         (task, metric) for task, values in report["dense"]["eval"].items() for metric in values
     ]

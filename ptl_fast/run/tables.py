@@ -28,6 +28,7 @@ def table(dense: dict[str, Any], rounds: list[dict[str, Any]]) -> str:
     header = [
         name if name not in ("pruned", "recovered") else f"{metric} {name}" for name in COLUMNS
     ]
+    # nothing is pruned in the dense model: its metric goes into the second column
     rows = [_row("dense", dense, "", show(dense["eval"][task][metric]), "")]
     for record in rounds:
         title = ROUND_KINDS[record["kind"]].title or record["kind"]
@@ -98,6 +99,7 @@ def show(value: float) -> str:
 
 def short(count: float) -> str:
     """Four significant digits and a decimal prefix (k, M, G, T), such as 8.03G."""
+    # T is the last prefix: larger counts stay in T
     for unit in ("", "k", "M", "G", "T"):
         if count < 1000 or unit == "T":
             return f"{count:.4g}{unit}"

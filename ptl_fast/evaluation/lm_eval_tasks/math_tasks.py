@@ -72,6 +72,7 @@ def judge(row: dict[str, str], responses: list[str]) -> dict[str, float]:
 
 def _gsm8k_row(row: dict[str, Any]) -> dict[str, str]:
     answer = first_present(row, "answer")
+    # an unmarked answer would make the whole chain of thought the gold answer
     if "####" not in answer:
         raise ValueError('its answer does not end in "#### N"')
     return {"question": first_present(row, "question"), "gold": answer.split("####")[-1].strip()}

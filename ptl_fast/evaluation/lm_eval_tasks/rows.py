@@ -71,6 +71,7 @@ def standard_examples(path: str) -> list[dict[str, Any]]:
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".yaml":
             return yaml.safe_load(text)["fewshot_config"]["samples"]
+        # each of the two must be unique, or the unpacking raises the ValueError caught below
         functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
         (listing,) = (node for node in functions if node.name == "list_fewshot_samples")
         (returned,) = (node for node in listing.body if isinstance(node, ast.Return))

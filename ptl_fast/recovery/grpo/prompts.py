@@ -68,6 +68,7 @@ def _rows(
     for document in filter(_is_problem, documents):
         if chat:
             prompt: Any = [{"role": "user", "content": f"{document.question}\n{INSTRUCTION}"}]
+            # the length with the template's own tokens, as the model reads it
             length = len(
                 tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
             )

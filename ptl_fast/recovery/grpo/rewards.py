@@ -18,6 +18,7 @@ def accuracy(gold: str, response: str) -> float:
     directly; math-verify decides about everything else, such as fractions and formulas.
     """
     answer = answers.final_answer(response)
+    # an empty box counts as unmarked
     if not answer:
         return 0.0
     if answer == gold:
@@ -59,6 +60,7 @@ def parse_weights(text: str) -> dict[str, float]:
                 f"--reward-weights {text}: {entry!r} is not NAME=WEIGHT, such as"
                 " accuracy=0.9,format=0.1"
             ) from None
+    # this also refuses NaN, which fails every comparison
     if not all(0 <= weight < float("inf") for weight in weights.values()) or not any(
         weights.values()
     ):
