@@ -143,7 +143,9 @@ def test_kernels_folder_is_no_package() -> None:
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
-@pytest.mark.parametrize("name", ["compress", "run/command", "run/start", "run/checks", "recovery/registry"])
+@pytest.mark.parametrize(
+    "name", ["compress", "run/command", "run/start", "run/checks", "recovery/registry"]
+)
 def test_command_line_imports_nothing_heavy(name: str) -> None:
     tree = ast.parse((PACKAGE / f"{name}.py").read_text())
     top_level = {
