@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 from ptl_fast.baselines import SCORERS, authors_rule
 from ptl_fast.model.families import find_family
 from ptl_fast.pruning.plan import plan_neurons
-from ptl_fast.pruning.schedule import Round
 from ptl_fast.scoring.scorers import Samples
 from support.models import make_model
+from support.plans import neuron_round
 from support.scores import evidence
 
 # What gate_proj and up_proj answer to the tokens 0 to 3, halved: one row a token, one column a
@@ -131,7 +131,7 @@ def test_deletion_in_index_order(width: int, kept: list[int]) -> None:
     scores = scorer.compute(given)
     assert scorer.redundant_below is not None
     selected = scores < scorer.redundant_below
-    step = Round(number=1, kind="neurons", width=width, num_layers=1, recovery_share=1.0)
+    step = neuron_round(width, 1)
     decided = plan_neurons(step, scores, None, "reference", selected)
     assert decided.kept_neurons == [kept]
     assert decided.num_redundant == [3]

@@ -1,27 +1,15 @@
-"""Files, folders and hub names become documents: columns found or named, question and answer
-joined, errors that name the line.
-"""
+"""Files, folders and hub names become documents; errors name the file and its line."""
 
 import json
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from ptl_fast.data import documents, readers, sampling
+from ptl_fast.data import readers, sampling
 from ptl_fast.data.documents import Document, Form
 from ptl_fast.data.readers import Source
-from ptl_fast.evaluation import nll
 from support.files import write_rows
-
-
-@pytest.mark.parametrize(
-    "columns", [("question", "answer"), ("query", "response"), ("problem", "solution")]
-)
-def test_question_columns_are_found(tmp_path: Path, columns: tuple[str, str]) -> None:
-    source = write_rows(tmp_path / "a.jsonl", {columns[0]: "1+1?", columns[1]: "2", "other": 3})
-    assert readers.load_documents(source) == [Document("1+1?", "2")]
 
 
 def test_text_formats_agree(tmp_path: Path) -> None:
@@ -96,138 +84,6 @@ def test_binary_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="not UTF-8"):
         readers.load_documents(str(tmp_path / "bad.jsonl"))
-
-
-NUMINA = {
-    "source": "olympiads",
-    "problem": "1+1?",
-    "solution": "It is 2.",
-    "messages": [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "It is 2."}],
-}
-METAMATH = {
-    "type": "GSM_Rephrased",
-    "query": "1+1?",
-    "original_question": "1+1=x",
-    "response": "It is 2.",
-}
-OPC = {
-    "seq_id": 7,
-    "instruction": "1+1?",
-    "output": "It is 2.",
-    "code": "1+1",
-    "entry_point": "f",
-    "testcase": ["assert f()"],
-}
-STARCODER = {"max_stars_repo_path": "a.py", "max_stars_count": 3, "id": "7", "content": "print(2)"}
-MATH = {"problem": "1+1?", "solution": "It is 2.", "answer": "2", "level": 1}
-EXAMPLE = Document("1+1?", "It is 2.")
-
-
-@pytest.mark.parametrize(
-    ("row", "expected"),
-    [
-        pytest.param(NUMINA, EXAMPLE, id="NuminaMath-CoT"),
-        pytest.param(METAMATH, EXAMPLE, id="MetaMathQA"),
-        pytest.param(OPC, EXAMPLE, id="opc-sft-stage2"),
-        pytest.param(STARCODER, Document("", "print(2)"), id="StarCoder"),
-        pytest.param(MATH, EXAMPLE, id="a-problem-belongs-to-its-solution"),
-        pytest.param({"problem": "1+1?", "answer": "2"}, Document("1+1?", "2"), id="mixed-pair"),
-        pytest.param(
-            {"messages": NUMINA["messages"], "prompt": "1+1?"},
-            EXAMPLE,
-            id="messages-go-before-half-a-pair",
-        ),
-        pytest.param(
-            {"text": "plain", "question": None, "answer": None},
-            Document("", "plain"),
-            id="null-is-absent",
-        ),
-        pytest.param(
-            {"instruction": "Add", "input": "1+1", "output": "2"},
-            Document("Add\n1+1", "2"),
-            id="alpaca",
-        ),
-    ],
-)
-@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
-def test_the_columns_of_known_data_sets_are_found(
-    tmp_path: Path, row: dict, expected: Document, suffix: str
-) -> None:
-    path = tmp_path / f"a{suffix}"
-    if suffix == ".parquet":
-        import datasets
-
-        datasets.Dataset.from_list([row]).to_parquet(path)
-    else:
-        path.write_text(json.dumps(row if suffix == ".jsonl" else [row]))
-    assert readers.load_documents(str(path)) == [expected]
-
-
-def chat(*turns: str) -> dict:
-    return {
-        "messages": [
-            dict(zip(("role", "content"), turn.split(": "), strict=True)) for turn in turns
-        ]
-    }
-
-
-@pytest.mark.parametrize(
-    ("row", "expected"),
-    [
-        (chat("system: Think.", "user: 1+1?", "assistant: 2"), Document("Think.\n\n1+1?", "2")),
-        (
-            chat("user: 1+1?", "assistant: 2", "user: +1?", "assistant: 3"),
-            Document("1+1?\n\n2\n\n+1?", "3"),
-        ),
-        (chat("user: 1+1?", "assistant: 2", "user: thanks"), Document("1+1?", "2")),
-    ],
-)
-def test_the_last_assistant_turn_is_the_answer(
-    tmp_path: Path, row: dict, expected: Document
-) -> None:
-    assert readers.load_documents(write_rows(tmp_path / "a.jsonl", row)) == [expected]
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"messages": "hello"}, r"line 1: messages must be a list of"),
-        ({"messages": [{"role": "user", "content": None}]}, r"line 1: messages must be a list of"),
-        (chat("user: 1+1?"), r"line 1: none of the messages has the role assistant"),
-        (chat("assistant: 2"), r"line 1 has an empty question"),
-        ({"question": "  ", "answer": "2"}, r"line 1 has an empty question"),
-    ],
-)
-def test_messages_without_question_or_answer_are_named(
-    tmp_path: Path, row: dict, message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        readers.load_documents(write_rows(tmp_path / "a.jsonl", row))
-
-
-@pytest.mark.parametrize(
-    ("form", "expected"),
-    [
-        (Form(answer_column="answer"), Document("1+1?", "2")),
-        (Form(question_column="level", answer_column="answer"), None),
-        (Form(question_column="solution", answer_column="problem"), Document("It is 2.", "1+1?")),
-        (Form(text_column="solution"), Document("", "It is 2.")),
-        (Form(answer_column="solutoin"), None),
-        (Form(text_column="txt"), None),
-    ],
-)
-def test_named_columns_are_taken_or_missed(
-    tmp_path: Path, form: Form, expected: Document | None
-) -> None:
-    source = write_rows(tmp_path / "a.jsonl", MATH)
-    if expected is not None:
-        assert readers.load_documents(source, form) == [expected]
-        return
-    with pytest.raises(
-        ValueError,
-        match=r"line 1(: question and answer must be text, not int| has .* does not fit them)",
-    ):
-        readers.load_documents(source, form)
 
 
 def test_json_errors_name_the_file(tmp_path: Path) -> None:
@@ -372,60 +228,3 @@ def test_streaming_reads_a_seeded_sample_without_storing(
     with pytest.raises(ValueError, match=r"--streaming stops early, so .* needs weights"):
         readers.open_parts(f"{folder}:evol:,{folder}:educational:", Form(), 1)
     assert len(readers.open_parts(f"{folder}:evol:@1,{folder}:educational:@1", Form(), 1)) == 2
-
-
-def test_question_and_answer_are_joined_by_the_template() -> None:
-    question, answer = "What is {answer} of {1}?", "42 {question}"
-    assert (
-        Document(question, answer).text
-        == "Question: What is {answer} of {1}?\nAnswer: 42 {question}"
-    )
-    paper = Document(question, answer, documents.make_template("paper"))
-    assert paper.text == "Question: What is {answer} of {1}?Answer: 42 {question}"
-    own = Document(question, answer, documents.make_template("Q {question}\\n\\nA {answer}"))
-    assert (own.prompt, own.text) == (
-        "Q What is {answer} of {1}?\n\nA ",
-        "Q What is {answer} of {1}?\n\nA 42 {question}",
-    )
-    plain = Document("", answer, documents.make_template("paper"))
-    assert (plain.prompt, plain.text) == ("", answer)
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        "papre",
-        "{question}",
-        "{question} {answer}.",
-        "{question}{question}{answer}",
-        "{answer}{question}",
-    ],
-)
-def test_bad_templates_are_explained(template: str) -> None:
-    with pytest.raises(ValueError, match=r"unknown --template .* choose lines, paper, or give"):
-        documents.make_template(template)
-
-
-@pytest.mark.parametrize("name", documents.TEMPLATES)
-def test_nll_counts_the_answer_whatever_the_template(
-    tmp_path: Path, llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
-) -> None:
-    """The oracle takes the tokens that are left when the longest beginning of tokens inside the
-    prompt is dropped.
-    """
-    form = Form(template=documents.make_template(name))
-    (document,) = readers.load_documents(write_rows(tmp_path / "a.jsonl", MATH), form)
-    ids = tokenizer(document.text)["input_ids"]
-    num_prompt = max(
-        count
-        for count in range(len(ids))
-        if document.prompt.startswith(tokenizer.decode(ids[:count]))
-    )
-    assert 3 < num_prompt < len(ids) - 2
-    with torch.inference_mode():
-        log_probabilities = llama(torch.tensor([ids])).logits[0].log_softmax(-1)
-    expected = -sum(
-        float(log_probabilities[index - 1, ids[index]]) for index in range(num_prompt, len(ids))
-    )
-    result = nll.answer_nll(llama, tokenizer, [document], 1, 100)
-    assert result["nll"] == pytest.approx(expected / (len(ids) - num_prompt), rel=1e-4)

@@ -1,158 +1,24 @@
-"""Corpora are split without overlap, in bounded memory, and packed so that documents do not see
-each other.
-"""
+"""Corpora are split among the rounds without overlap, by their shares, in bounded memory."""
 
 import itertools
 import json
-import random
 import subprocess
 import sys
-import time
 import tracemalloc
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ptl_fast.data import documents as documents_module
-from ptl_fast.data import packing, readers, sampling
+from ptl_fast.data import readers, sampling
 from ptl_fast.data.documents import Document
 from ptl_fast.data.readers import Part
-from ptl_fast.demo.problems import generate, part_of
+from ptl_fast.demo.problems import generate
 from support.files import write_rows
-
-
-@settings(deadline=None, max_examples=60)
-@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=120), length=st.integers(4, 24))
-def test_packing_keeps_every_token_once(lengths: list[int], length: int) -> None:
-    counter = iter(range(1, 10**6))
-    documents = [[next(counter) for _ in range(count)] for count in lengths]
-    if sum(lengths) < length:
-        with pytest.raises(ValueError, match="less than one sequence"):
-            packing.pack(documents, length, 0)
-        return
-    packed = packing.pack(documents, length, 0)
-    assert packed.num_tokens == sum(lengths)
-    assert sorted(packed.input_ids[packed.mask].tolist()) == list(range(1, sum(lengths) + 1))
-    pieces = {
-        tuple(document[first : first + length])
-        for document in documents
-        for first in range(0, len(document), length)
-    }
-    for row in range(len(packed)):
-        ids, positions, mask = packed.input_ids[row], packed.position_ids[row], packed.mask[row]
-        starts = [*(positions == 0).nonzero().flatten().tolist(), length]
-        for start, end in itertools.pairwise(starts):
-            if mask[start]:
-                assert tuple(ids[start:end].tolist()) in pieces
-                assert positions[start:end].tolist() == list(range(end - start))
-            else:
-                assert end == start + 1, "each padding token stands alone"
-        assert packed[row]["labels"][positions == 0].eq(packing.IGNORED).all()
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    lengths=st.lists(st.integers(1, 40), max_size=60),
-    length=st.integers(4, 24),
-    max_tokens=st.integers(1, 200),
-)
-def test_unpacked_documents_have_a_row_each(
-    lengths: list[int], length: int, max_tokens: int
-) -> None:
-    counter = itertools.count(1)
-    documents = [[next(counter) for _ in range(count)] for count in [length, *lengths]]
-    pieces = [
-        document[first : first + length]
-        for document in documents
-        for first in range(0, len(document), length)
-    ]
-    found = []
-    for batch in packing.pack(documents, length, 0).unpacked(max_tokens):
-        assert batch.mask.numel() <= max_tokens or len(batch) == 1
-        assert batch.mask.any(0).all(), "the longest one has no padding"
-        for ids, positions, mask in zip(
-            batch.input_ids, batch.position_ids, batch.mask, strict=True
-        ):
-            assert positions.tolist() == list(range(len(positions)))
-            assert torch.equal(mask, positions < mask.sum()), "padding comes last"
-            found.append(ids[mask].tolist())
-    assert sorted(found) == sorted(pieces)
-    assert list(map(len, found)) == sorted(map(len, pieces), reverse=True)
-
-
-@settings(deadline=None)
-@given(
-    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=8), max_tokens=st.integers(1, 900)
-)
-def test_unpacked_batches_cost_the_least_of_all_ways(lengths: list[int], max_tokens: int) -> None:
-    lengths = sorted(lengths, reverse=True)
-
-    def cost(cuts: list[int]) -> float:
-        batches = [lengths[first:end] for first, end in itertools.pairwise(cuts)]
-        if any(len(batch) > 1 and batch[0] * len(batch) > max_tokens for batch in batches):
-            return float("inf")
-        return sum(batch[0] * len(batch) + packing.BATCH_COST for batch in batches)
-
-    inner = [
-        cuts
-        for count in range(len(lengths))
-        for cuts in itertools.combinations(range(1, len(lengths)), count)
-    ]
-    assert cost(packing._least_padding(lengths, max_tokens)) == min(
-        cost([0, *cuts, len(lengths)]) for cuts in inner
-    )
-
-
-def test_packing_wastes_little(tokenizer: PreTrainedTokenizerBase) -> None:
-    documents = [Document(**problem) for problem in generate(500, 5, "training")]
-    packed = packing.pack(sampling.tokenize(documents, tokenizer), 256, 1)
-    assert packed.num_tokens / packed.mask.numel() > 0.9
-
-
-def test_packing_takes_time_in_proportion_to_the_documents() -> None:
-    """Four times the documents take about four times as long; where each looks at all sequences,
-    sixteen times.
-    """
-    generator = random.Random(0)
-    documents = [[7] * generator.randint(10, 256) for _ in range(32_000)]
-
-    def seconds(count: int) -> float:
-        start = time.process_time()
-        packing.pack(documents[:count], 256, 0)
-        return time.process_time() - start
-
-    assert min(seconds(32_000) for _ in range(2)) < 8 * min(seconds(8_000) for _ in range(3))
-
-
-def test_packed_documents_do_not_see_each_other(any_model: PreTrainedModel) -> None:
-    """Each document's logits in a packed sequence are those of the document alone, also under a
-    sliding window.
-    """
-    generator = torch.Generator().manual_seed(2)
-    documents = [
-        torch.randint(2, 384, (count,), generator=generator).tolist() for count in (13, 7, 5, 20)
-    ]
-    packed = packing.pack(documents, 32, 1)
-    with torch.inference_mode():
-        logits = any_model(
-            packed.input_ids, position_ids=packed.position_ids, use_cache=False
-        ).logits
-        for document in documents:
-            row, start = next(
-                (row, start)
-                for row in range(len(packed))
-                for start in range(32)
-                if packed.input_ids[row, start : start + len(document)].tolist() == document
-            )
-            alone = any_model(torch.tensor([document]), use_cache=False).logits[0]
-            torch.testing.assert_close(
-                logits[row, start : start + len(document)], alone, atol=2e-5, rtol=2e-5
-            )
 
 
 def whole(documents: Iterable[Document], name: str = "x") -> list[Part]:
@@ -486,33 +352,3 @@ def test_the_fingerprint_knows_documents_template_and_weights() -> None:
     ]
     assert len(set(fingerprints)) == len(fingerprints)
     assert len({sampling.fingerprint([document]) for document in documents}) == len(documents)
-
-
-def test_demo_parts_never_meet() -> None:
-    problems = {
-        part: {item["question"] for item in generate(2000, 7, part)}
-        for part in ("training", "validation", "test")
-    }
-    assert not problems["training"] & problems["test"]
-    assert not problems["training"] & problems["validation"]
-    assert not problems["test"] & problems["validation"]
-    assert all(
-        part_of(question) == part for part, questions in problems.items() for question in questions
-    )
-
-
-def test_demo_answers_are_right() -> None:
-    """Each thought is recomputed from its own text, and chains to the next."""
-    for problem in generate(300, 8, "training"):
-        *thoughts, last = problem["answer"].split(";")
-        value = int(problem["question"].split("start with ")[1].split(",")[0])
-        for thought in thoughts:
-            left, right = thought.split("=")
-            operator = next(symbol for symbol in "+-*" if symbol in left)
-            before, operand = map(int, left.split(operator))
-            assert before == value
-            value = {"+": before + operand, "-": before - operand, "*": before * operand}[
-                operator
-            ] % 100
-            assert int(right) == value
-        assert last == f"#### {value}"

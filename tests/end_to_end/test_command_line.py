@@ -2,25 +2,17 @@
 half-written.
 """
 
-import json
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from ptl_fast import compress
 from ptl_fast.config.config import Config
-from ptl_fast.demo.problems import generate
-from ptl_fast.run import prepare, start
-from ptl_fast.run.start import make_config, parse
+from ptl_fast.run import start
 from support.files import write_data
 from support.models import DEMO_MODEL
 from support.runs import main
@@ -244,91 +236,6 @@ def test_bad_input_is_one_clear_line(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("where", ["", "final"])
-def test_a_model_inside_its_own_run_is_refused_and_stays(
-    where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "run" / where
-    shutil.copytree(DEMO_MODEL, folder)
-    (tmp_path / "run" / "state.json").write_text("{}")
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    flags = [
-        "--model",
-        str(folder),
-        "--data",
-        str(write_data(tmp_path / "data.jsonl")),
-        "--output",
-        str(tmp_path / "run"),
-    ]
-    flags += ["--sequence-length", "128"]
-    before[tmp_path / "data.jsonl"] = (tmp_path / "data.jsonl").read_bytes()
-    assert main([*flags, "--overwrite"]) == 2
-    assert "lies in this run's own folder" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
-def test_runs_are_named_after_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(DEMO_MODEL, tmp_path / "mine" / "final")
-    names = {}
-    shutil.copytree(DEMO_MODEL, tmp_path / "other")
-    for model, place in (
-        ("mine/final", tmp_path),
-        ("other", tmp_path),
-        (".", tmp_path / "other"),
-        ("final", tmp_path / "mine"),
-    ):
-        monkeypatch.chdir(place)
-        names[model] = str(prepare.output_folder(Config.from_flat(model=model)))
-    assert names == {
-        "mine/final": "runs/mine-final",
-        "other": "runs/other",
-        ".": "runs/other",
-        "final": "runs/mine-final",
-    }
-
-
-GIVEN: list[dict[str, Any]] = [
-    {"foo": 1},
-    {"keep": "0.5"},
-    {"rounds": 2.5},
-    {"rounds": True},
-    {"data": ["a"]},
-    {"streaming": 1},
-    {"width_multiple": "64"},
-    {"recovery": Path("cpt")},
-    {"seed": None},
-]
-
-
-@pytest.mark.parametrize("given", GIVEN)
-def test_the_function_refuses_wrong_names_and_types(given: dict) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(given))}.*(is needed|--help lists them)"):
-        compress(**given)
-
-
-def test_numbers_of_numpy_are_numbers() -> None:
-    config = make_config(rounds=numpy.int64(2), keep=numpy.float32(0.5))
-    assert (config.prune.rounds, config.prune.keep) == (2, 0.5)
-    assert {type(config.prune.rounds), type(config.prune.keep)} == {int, float}
-
-
-def test_null_in_a_config_file_is_refused_where_a_value_is_needed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "settings.yaml"
-    file.write_text("seed: null\n")
-    assert main(["--config", str(file)]) == 2
-    assert "seed=None: a whole number is needed" in capsys.readouterr().err
-
-
-def test_booleans_override_a_config_file(tmp_path: Path) -> None:
-    (tmp_path / "settings.yaml").write_text("fused_ffn: true\ncompensate: false\n")
-    flags = ["--config", str(tmp_path / "settings.yaml")]
-    assert parse(flags).fused_ffn
-    changed = parse([*flags, "--fused-ffn", "false", "--compensate", "--all-statistics"])
-    assert (changed.fused_ffn, changed.compensate, changed.all_statistics) == (False, True, True)
-
-
 NO_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
     MemoryError(),
@@ -400,81 +307,6 @@ def test_nan_weights_name_the_layer_and_write_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_flags_override_config_file_and_preset(tmp_path: Path) -> None:
-    file = tmp_path / "settings.yaml"
-    file.write_text("keep: 0.25\nrounds: 3\neval_tasks: [nll, demo_arithmetic]\n")
-    config = parse(["--config", str(file), "--rounds", "2"])
-    assert (config.preset, config.model, config.keep, config.rounds) == (
-        "demo",
-        "ptl-demo",
-        0.25,
-        2,
-    )
-    assert config.eval_tasks == ["nll", "demo_arithmetic"]
-    assert config.width_multiple == 32, "from the preset"
-    assert parse(["--model", "m", "--data", "d"]).preset is None
-
-
-def test_statistics_from_recovery_decide_the_next_round(
-    command_line: CommandLine, tmp_path: Path
-) -> None:
-    """Also where one round drops a layer and the other neurons; the round that ends the run takes
-    none.
-    """
-    flags = (
-        "--rounds 1 --keep 0.75 --drop-layers 1 --order layers-then-neurons --recovery-tokens"
-        " 6000 --sequence-length 128"
-    )
-    flags += (
-        " --global-batch 8 --micro-batch 8 --calibration-tokens 2000 --eval-limit 10 --device cpu"
-    )
-    flags += " --score-during-recovery --scorer output-change --recovery-split growing"
-    result = command_line(*flags.split(), "--output", "run")
-    assert result.returncode == 0, result.stderr
-    taken = load_file(tmp_path / "run" / "round-01" / "next_statistics.safetensors")
-    used = load_file(tmp_path / "run" / "round-02" / "statistics.safetensors")
-    assert int(taken["num_tokens"]) > 0
-    assert all(torch.equal(tensor, used[name]) for name, tensor in taken.items())
-    assert not (tmp_path / "run" / "round-02" / "next_statistics.safetensors").exists()
-    refused = command_line(*flags.split(), "--recovery", "none", "--output", "other")
-    assert refused.returncode == 2
-    assert "needs --recovery cpt" in refused.stderr
-
-
-def test_data_settings_reach_the_run_and_belong_to_its_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Two weighted sources, named columns and an own template; another template does not continue
-    the run.
-    """
-    monkeypatch.chdir(tmp_path)
-    problems = generate(300, 9, "training")
-    rows = ({"frage": problem["question"], "antwort": problem["answer"]} for problem in problems)
-    Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    Path("b.jsonl").write_text(
-        "".join(
-            json.dumps({"antwort": f"{row} = {row}", "frage": "Same?"}) + "\n" for row in range(500)
-        )
-    )
-    Path("c.txt").write_text("\n\n".join(f"{row} + 0 = {row}" for row in range(100)))
-    flags = (
-        "--model ptl-demo --data a.jsonl@3,b.jsonl@1 --question-column frage --answer-column"
-        " antwort --protect c.txt --rounds 1"
-    )
-    flags += (
-        " --keep 0.75 --width-multiple 32 --recovery-tokens 3000 --sequence-length 128"
-        " --calibration-tokens 500 --eval-limit 8"
-    )
-    flags += " --global-batch 8 --micro-batch 8 --device cpu --output run"
-    assert main([*flags.split(), "--template", r"Q {question}\nA {answer}"]) == 0, (
-        capsys.readouterr().err
-    )
-    report = json.loads(Path("run/report.json").read_text())
-    assert report["final"]["eval"]["nll"]["nll"] > 0
-    assert main([*flags.split(), "--template", "paper"]) == 2
-    assert "template" in capsys.readouterr().err
-
-
 def test_dry_run_prints_the_schedule_and_writes_nothing(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
@@ -488,22 +320,3 @@ def test_dry_run_prints_the_schedule_and_writes_nothing(
     assert rows[2][:3] == ["dense", "768", "4"]
     assert rows[-1][:3] == ["5 layers", "384", "3"]
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize(
-    "name",
-    [
-        "learning_rate",
-        "recovery_growth",
-        "checkpoint_minutes",
-        "grpo_learning_rate",
-        "grpo_temperature",
-        "grpo_kl",
-    ],
-)
-def test_a_number_that_is_not_finite_is_refused_by_name(name: str, value: float) -> None:
-    with pytest.raises(
-        ValueError, match=f"--{name.replace('_', '-')} {value} must be a finite number"
-    ):
-        Config.from_flat(**{name: value}).check()

@@ -1,6 +1,6 @@
-"""Published strategies as settings: one round of layers (ShortGPT, Just CHOP, the angular
-distance), or one round of neurons by any scorer; and settings that exclude one another are
-refused."""
+"""Published strategies as settings: one round of layers (ShortGPT, Just CHOP, the angular distance),
+or one round of neurons by any scorer; and settings that exclude one another.
+"""
 
 import json
 from pathlib import Path
@@ -10,10 +10,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from ptl_fast.data import packing
-from ptl_fast.model.families import find_family
-from ptl_fast.scoring import scorers
-from ptl_fast.scoring import statistics as statistics_module
 from support.files import write_data
 from support.models import make_model
 from support.runs import main
@@ -191,37 +187,3 @@ def test_settings_that_exclude_one_another(
     assert main(["--model", "model", "--data", "data.jsonl", *flags.split()]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_two_ranks_share_the_new_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each rank takes every second batch: the sums of both are the whole, the maximum is the
-    larger, the scores are the same.
-    """
-    model, extra = make_model("llama"), frozenset({"sums", "angles", "gradients"})
-    generator = torch.Generator().manual_seed(2)
-    documents = [
-        torch.randint(2, 384, (count,), generator=generator).tolist()
-        for count in (13, 7, 5, 20, 11, 3, 9)
-    ]
-    tokens, family = packing.pack(documents, 24, 1), find_family(model)
-    whole = statistics_module.collect(model, family, tokens, 1, extra=extra)
-    shares = []
-    for rank in range(2):
-        with monkeypatch.context() as patch:
-            patch.setattr(statistics_module.ranks, "rank", lambda rank=rank: rank)
-            patch.setattr(statistics_module.ranks, "world_size", lambda: 2)
-            patch.setattr(statistics_module.ranks, "summed", dict)
-            patch.setattr(statistics_module.ranks, "largest", lambda tensor: tensor)
-            shares.append(
-                statistics_module.collect(model, family, tokens, 1, extra=extra).tensors()
-            )
-    both = {name: shares[0][name] + shares[1][name] for name in shares[0]}
-    both["maximum_LI"] = torch.maximum(shares[0]["maximum_LI"], shares[1]["maximum_LI"])
-    for name, tensor in whole.tensors().items():
-        torch.testing.assert_close(both[name], tensor, rtol=1e-6, atol=1e-9, msg=name)
-    for name in ("fluctuation", "gradient"):
-        scores = [
-            scorers.SCORERS[name](taken, model, family, 0)
-            for taken in (whole, statistics_module.Statistics(**both))
-        ]
-        torch.testing.assert_close(*scores, rtol=1e-5, atol=1e-12)

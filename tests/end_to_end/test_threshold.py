@@ -1,10 +1,9 @@
-"""--threshold removes what scores low enough, alike in every layer, and a run that it steers can be
+"""A run that --threshold steers removes what scores low enough, alike in every layer, and can be
 killed like any other.
 """
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,79 +12,14 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from ptl_fast.evaluation import tasks
 from ptl_fast.pruning import compact
-from ptl_fast.pruning.plan import PruningPlan, plan_redundant
-from ptl_fast.pruning.schedule import Round
 from ptl_fast.run import stored
 from support.files import write_data
 from support.models import make_model
-from support.plans import rounds
 from support.runs import kill_at, main, without_seconds
 
-SCORES = torch.tensor([[1.0, 2, 3, 4, 5, 6, 7, 8], [9, 1, 1, 1, 2, 2, 3, 3]])
-
-
-def plan(
-    threshold: float, protected: list[list[int]] | None = None, multiple: int = 1, floor: int = 2
-) -> PruningPlan:
-    step = Round(number=1, kind="neurons", width=floor, num_layers=2, recovery_share=1.0)
-    protected_LK = None if protected is None else torch.tensor(protected)
-    return plan_redundant(step, SCORES, protected_LK, "activation", SCORES.le(threshold), multiple)
-
-
-def test_every_layer_loses_as_many_as_the_one_with_fewest_redundant_neurons() -> None:
-    """At most 3: three in the first layer, seven in the second; of those the three lowest."""
-    decided = plan(3)
-    assert (decided.num_redundant, decided.width) == ([3, 7], 5)
-    assert decided.kept_neurons == [[3, 4, 5, 6, 7], [0, 4, 5, 6, 7]]
-    assert not decided.removes_nothing
-
-
-@pytest.mark.parametrize(
-    ("settings", "width"),
-    [
-        pytest.param({"threshold": 3, "multiple": 2}, 6, id="width-multiple"),
-        pytest.param({"threshold": 3, "multiple": 4}, 8, id="less-than-a-multiple"),
-        pytest.param({"threshold": 7, "floor": 2}, 2, id="at-the-floor"),
-        pytest.param({"threshold": 7, "floor": 3}, 3, id="below-the-floor"),
-        pytest.param({"threshold": 0}, 8, id="none-redundant"),
-        pytest.param(
-            {"threshold": 3, "multiple": 5}, 5, id="multiple-that-does-not-divide-the-width"
-        ),
-        pytest.param({"threshold": 2, "multiple": 5}, 8, id="multiple-above-what-stays"),
-    ],
-)
-def test_width_that_stays(settings: dict[str, Any], width: int) -> None:
-    decided = plan(**settings)
-    assert decided.width == width
-    assert decided.removes_nothing == (width == 8)
-    assert decided.kept_neurons is None or [len(kept) for kept in decided.kept_neurons] == [
-        width,
-        width,
-    ]
-
-
-def test_protected_neurons_are_not_redundant() -> None:
-    decided = plan(3, protected=[[0, 7], [1, 2]])
-    assert (decided.num_redundant, decided.width) == ([2, 5], 6)
-    assert decided.kept_neurons == [[0, 3, 4, 5, 6, 7], [0, 1, 2, 4, 6, 7]], (
-        "of two equal scores, the lower index stays"
-    )
-
-
-def test_schedule_has_the_lowest_widths() -> None:
-    steps = rounds(1536, 12, threshold=0.1, keep=0.5, rounds=2, drop_layers=1)
-    assert [(step.kind, step.width) for step in steps] == [
-        ("neurons", 768),
-        ("neurons", 768),
-        ("layers", 768),
-    ]
-    protected = {"protect": "general.txt", "protect_share": 0.8}
-    assert rounds(1536, 12, threshold=0.1, keep=0.5, rounds=1, **protected), (
-        "protection limits what goes, not what may be asked for"
-    )
-
-
 THRESHOLD = ["--threshold", "0.005"]
+
+
 FLAGS = (
     "--keep 0.5 --rounds 2 --drop-layers 1 --width-multiple 8 --recovery-tokens 4000"
     " --sequence-length 64"

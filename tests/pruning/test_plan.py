@@ -1,169 +1,14 @@
-"""Schedules reach their target in equal, aligned steps; plans remove the least important and keep
-the protected.
-"""
+"""Plans remove the least important and keep the protected."""
 
-import itertools
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given
-from hypothesis import strategies as st
 
-from ptl_fast.baselines import SCORERS
-from ptl_fast.pruning.plan import plan_layers, plan_neurons, protect
-from ptl_fast.pruning.schedule import Round
-from ptl_fast.scoring.scorers import LAYER_SCORERS
-from support.plans import rounds
+from ptl_fast.pruning.plan import PruningPlan, plan_layers, plan_neurons, plan_redundant, protect
+from support.plans import layer_round, neuron_round
 
-
-def schedule(
-    width: int = 1536, num_layers: int = 12, **settings: object
-) -> list[tuple[str, int, int]]:
-    return [
-        (step.kind, step.width, step.num_layers) for step in rounds(width, num_layers, **settings)
-    ]
-
-
-def test_two_rounds_to_five_sixths() -> None:
-    assert schedule(keep=0.83, rounds=2) == [("neurons", 1408, 12), ("neurons", 1280, 12)]
-
-
-def test_default_is_five_rounds_or_as_many_as_fit() -> None:
-    assert len(schedule(keep=0.5, width=14336)) == 5
-    assert [width for _, width, _ in schedule(keep=0.65)] == [1408, 1280, 1152, 1024]
-
-
-def test_equal_steps_remove_as_many_neurons_in_every_round() -> None:
-    assert [width for _, width, _ in schedule(keep=0.5, width=14336, steps="equal")] == [
-        12928,
-        11520,
-        9984,
-        8576,
-        7168,
-    ]
-
-
-def test_proportional_steps_remove_the_same_fraction_in_every_round() -> None:
-    assert [width for _, width, _ in schedule(keep=1 / 16, width=4096, rounds=4)] == [
-        2048,
-        1024,
-        512,
-        256,
-    ]
-    assert [
-        width for _, width, _ in schedule(keep=0.125, width=768, rounds=4, width_multiple=32)
-    ] == [448, 256, 160, 96]
-
-
-@given(
-    multiple=st.sampled_from([1, 8, 128]),
-    num_multiples=st.integers(2, 120),
-    rest=st.integers(0, 127),
-    kept=st.floats(0.01, 0.99),
-    data=st.data(),
-)
-def test_as_many_proportional_steps_as_fit_reach_the_target(
-    multiple: int, num_multiples: int, rest: int, kept: float, data: st.DataObject
-) -> None:
-    width = multiple * num_multiples + rest % multiple
-    target = round(kept * width / multiple) * multiple
-    assume(0 < target < width)
-    rounds = data.draw(st.integers(1, -(-(width - target) // multiple)))
-    widths = [
-        each
-        for _, each, _ in schedule(keep=kept, width=width, rounds=rounds, width_multiple=multiple)
-    ]
-    assert len(widths) == rounds
-    assert widths[-1] == target
-    assert all(
-        before > after and after % multiple == 0
-        for before, after in itertools.pairwise([width, *widths])
-    )
-
-
-def test_neurons_per_round_sets_the_number_of_rounds() -> None:
-    assert [
-        width for _, width, _ in schedule(keep=0.5, neurons_per_round=300, width_multiple=4)
-    ] == [1236, 936, 768]
-
-
-@pytest.mark.parametrize(
-    ("order", "kinds"),
-    [("neurons-then-layers", "nnll"), ("layers-then-neurons", "llnn"), ("alternate", "nlnl")],
-)
-def test_order_of_rounds(order: str, kinds: str) -> None:
-    steps = schedule(keep=0.83, rounds=2, drop_layers=2, order=order)
-    assert "".join(kind[0] for kind, _, _ in steps) == kinds
-    assert steps[-1][1:] == (1280, 10)
-
-
-def test_layers_per_round() -> None:
-    assert [count for _, _, count in schedule(keep=1.0, drop_layers=5, layers_per_round=2)] == [
-        10,
-        8,
-        7,
-    ]
-
-
-def test_keep_one_only_trains() -> None:
-    assert schedule(keep=1.0, rounds=3) == [("none", 1536, 12)] * 3
-
-
-@pytest.mark.parametrize(
-    ("split", "expected"), [("equal", [0.25] * 4), ("growing", [1 / 15, 2 / 15, 4 / 15, 8 / 15])]
-)
-def test_recovery_shares(split: str, expected: list[float]) -> None:
-    steps = rounds(1536, 4, keep=0.5, rounds=4, recovery_split=split)
-    assert [step.recovery_share for step in steps] == pytest.approx(expected)
-
-
-def test_small_shares_are_raised_to_an_optimizer_step_and_the_others_keep_their_growth() -> None:
-    """100 tokens a step of 10,000: shares 1, 8, 64, 512 of 585 become 1%, and 1, 8, 64 of 73 of the
-    other 99%.
-    """
-    common = {
-        "keep": 0.5,
-        "rounds": 4,
-        "recovery_growth": 8.0,
-        "sequence_length": 25,
-        "recovery_tokens": 10_000,
-    }
-    shares = [step.recovery_share for step in rounds(1536, 4, **common, global_batch=4)]
-    assert shares == pytest.approx([0.01, 0.99 / 73, 0.99 * 8 / 73, 0.99 * 64 / 73])
-    two_sequences = [step.recovery_share for step in rounds(1536, 4, **common, global_batch=1)]
-    assert two_sequences[0] == pytest.approx(0.005)
-
-
-def test_shares_are_equal_where_the_budget_has_no_step_for_each_round() -> None:
-    batch = {"sequence_length": 256, "global_batch": 4}
-    steps = rounds(1536, 4, keep=0.5, rounds=4, recovery_tokens=1000, **batch)
-    assert [step.recovery_share for step in steps] == pytest.approx([0.25] * 4)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        pytest.param({"keep": 0.01}, "rounds to zero width", id="zero-width"),
-        pytest.param({"keep": 0.99}, "rounds to the full width", id="full-width"),
-        pytest.param(
-            {"keep": 1.0, "drop_layers": 12},
-            "leaves none of the model's 12 layers",
-            id="every-layer",
-        ),
-        pytest.param({"keep": 0.83, "rounds": 3}, "use at most 2 rounds", id="too-many-rounds"),
-        pytest.param(
-            {"keep": 0.5, "rounds": 3, "neurons_per_round": 128},
-            "give one of the two",
-            id="contradiction",
-        ),
-    ],
-)
-def test_impossible_schedules_name_the_setting(settings: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        schedule(**settings)
-
-
-STEP = Round(number=1, kind="neurons", width=3, num_layers=2, recovery_share=1.0)
+STEP = neuron_round(3, 2)
 
 
 def test_least_important_neurons_go() -> None:
@@ -180,37 +25,60 @@ def test_protected_neurons_stay_and_are_counted() -> None:
     assert decided.num_rescued == 2
 
 
-def test_too_much_protection_names_the_setting() -> None:
-    with pytest.raises(
-        ValueError, match=r"round 1 keeps 768 .* protects 1228; lower --protect-share"
-    ):
-        schedule(keep=0.5, rounds=1, protect="general.txt", protect_share=0.8, scorer="activation")
-    assert schedule(
-        keep=0.5, rounds=4, protect="general.txt", protect_share=0.5, scorer="activation"
-    )
-    assert schedule(keep=0.5, rounds=1, protect="general.txt", protect_share=0.8), (
-        "reconstruction keeps none by rank"
-    )
-
-
 def test_least_important_layers_go() -> None:
-    step = Round(number=1, kind="layers", width=8, num_layers=2, recovery_share=1.0)
+    step = layer_round(8, 2)
     assert plan_layers(step, torch.tensor([3.0, 1.0, 2.0, 4.0]), "residual").dropped_layers == [
         1,
         2,
     ]
 
 
-def test_registries_hold_the_documented_names() -> None:
-    neuron_scorers = {
-        "reconstruction",
-        "activation",
-        "output-change",
-        "fluctuation",
-        "gradient",
-        "magnitude",
-        "reference",
-        "random",
-    }
-    assert set(SCORERS) == neuron_scorers
-    assert set(LAYER_SCORERS) == {"residual", "block-influence", "angular", "last"}
+SCORES = torch.tensor([[1.0, 2, 3, 4, 5, 6, 7, 8], [9, 1, 1, 1, 2, 2, 3, 3]])
+
+
+def plan(
+    threshold: float, protected: list[list[int]] | None = None, multiple: int = 1, floor: int = 2
+) -> PruningPlan:
+    step = neuron_round(floor, 2)
+    protected_LK = None if protected is None else torch.tensor(protected)
+    return plan_redundant(step, SCORES, protected_LK, "activation", SCORES.le(threshold), multiple)
+
+
+def test_every_layer_loses_as_many_as_the_one_with_fewest_redundant_neurons() -> None:
+    """At most 3: three in the first layer, seven in the second; of those the three lowest."""
+    decided = plan(3)
+    assert (decided.num_redundant, decided.width) == ([3, 7], 5)
+    assert decided.kept_neurons == [[3, 4, 5, 6, 7], [0, 4, 5, 6, 7]]
+    assert not decided.removes_nothing
+
+
+@pytest.mark.parametrize(
+    ("settings", "width"),
+    [
+        pytest.param({"threshold": 3, "multiple": 2}, 6, id="width-multiple"),
+        pytest.param({"threshold": 3, "multiple": 4}, 8, id="less-than-a-multiple"),
+        pytest.param({"threshold": 7, "floor": 2}, 2, id="at-the-floor"),
+        pytest.param({"threshold": 7, "floor": 3}, 3, id="below-the-floor"),
+        pytest.param({"threshold": 0}, 8, id="none-redundant"),
+        pytest.param(
+            {"threshold": 3, "multiple": 5}, 5, id="multiple-that-does-not-divide-the-width"
+        ),
+        pytest.param({"threshold": 2, "multiple": 5}, 8, id="multiple-above-what-stays"),
+    ],
+)
+def test_width_that_stays(settings: dict[str, Any], width: int) -> None:
+    decided = plan(**settings)
+    assert decided.width == width
+    assert decided.removes_nothing == (width == 8)
+    assert decided.kept_neurons is None or [len(kept) for kept in decided.kept_neurons] == [
+        width,
+        width,
+    ]
+
+
+def test_protected_neurons_are_not_redundant() -> None:
+    decided = plan(3, protected=[[0, 7], [1, 2]])
+    assert (decided.num_redundant, decided.width) == ([2, 5], 6)
+    assert decided.kept_neurons == [[0, 3, 4, 5, 6, 7], [0, 1, 2, 4, 6, 7]], (
+        "of two equal scores, the lower index stays"
+    )

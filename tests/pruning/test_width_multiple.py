@@ -8,11 +8,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ptl_fast.config.config import Config
-from ptl_fast.config.prune import PruneSettings
 from ptl_fast.pruning import width_multiple
 from ptl_fast.run import recover_step
-from ptl_fast.run.dry_run import dry_run
 from support.files import write_data
 from support.models import make_model
 from support.runs import kill_at, main
@@ -118,22 +115,3 @@ def test_run_keeps_what_auto_was_when_it_goes_on(
     assert "width" in capsys.readouterr().err
     assert main([*flags.split(), "--overwrite"]) == 0
     assert json.loads((tmp_path / "out" / "width_multiple.json").read_text())["multiple"] == 8
-
-
-def test_dry_run_takes_the_gpus_rule() -> None:
-    settings: dict[str, Any] = {
-        "model": "ptl-demo",
-        "keep": 0.5,
-        "rounds": 2,
-        "dry_run": True,
-        "sequence_length": 256,
-    }
-    assert dry_run(Config.from_flat(**settings, width_multiple="auto")) == dry_run(
-        Config.from_flat(**settings, width_multiple=128)
-    )
-
-
-def test_a_multiple_that_is_neither_is_refused() -> None:
-    with pytest.raises(ValueError, match="--width-multiple 0 must be at least 1"):
-        PruneSettings(width_multiple=0).check()
-    PruneSettings(width_multiple="auto").check()

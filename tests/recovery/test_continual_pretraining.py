@@ -1,4 +1,4 @@
-"""Recovery trains on what it should, several rounds in one process, and goes on from its
+"""Continual pre-training trains on what it should, ends when it has recovered, and goes on from its
 checkpoints.
 """
 
@@ -10,13 +10,18 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from ptl_fast.base.atomic_files import WHOLE
 from ptl_fast.data import batching, packing
 from ptl_fast.model.families import find_family
-from ptl_fast.recovery import checkpoints, continual_pretraining
+from ptl_fast.recovery import (
+    continual_pretraining,
+)
+from ptl_fast.recovery.task import (
+    OptimizerState,
+    TrainingOptions,
+)
 from ptl_fast.scoring import statistics
 from support.models import make_model
-from support.recovery import cast, config, killed_at_step, packed, train
+from support.recovery import cast, config, held_out, killed_at_step, packed, train, train_steps
 
 
 def loss(model: PreTrainedModel, tokens: packing.PackedTokens) -> float:
@@ -59,20 +64,6 @@ def test_cpt_lowers_the_loss_and_keeps_type_and_tying(
     assert model.config.use_cache
 
 
-def test_gradient_checkpointing_changes_nothing(llama: PreTrainedModel, tmp_path: Path) -> None:
-    other = copy.deepcopy(llama)
-    for model, flag in ((llama, True), (other, False)):
-        train(
-            model,
-            packed(),
-            500,
-            config(gradient_checkpointing=flag),
-            tmp_path / str(flag) / "recovery",
-        )
-    for name, parameter in llama.named_parameters():
-        torch.testing.assert_close(parameter, other.get_parameter(name), atol=1e-6, rtol=1e-5)
-
-
 def test_padding_and_document_starts_are_not_trained_on(llama: PreTrainedModel) -> None:
     """The packed loss is that of the documents one by one, each predicting its own tokens only."""
     documents = [[2, 3, 4, 5, 6], [7, 8, 9], [10, 11, 12, 13]]
@@ -83,26 +74,6 @@ def test_padding_and_document_starts_are_not_trained_on(llama: PreTrainedModel) 
             total += llama(ids, labels=ids).loss.item() * (len(document) - 1)
             count += len(document) - 1
     assert loss(llama, packing.pack(documents, 12, 1)) == pytest.approx(total / count, rel=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rounds_in_one_process_do_not_disturb_each_other(
-    llama: PreTrainedModel, tmp_path: Path, dtype: torch.dtype
-) -> None:
-    """The second recovery equals the same recovery by a fresh copy of the weights; nothing of the
-    first stays attached.
-    """
-    llama = cast(llama, dtype)
-    train(llama, packed(), 400, config(), tmp_path / "round-01" / "recovery")
-    assert not {"forward", "_is_accelerate_prepared"} & set(llama.__dict__)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in llama.modules())
-    assert llama.model.rotary_emb.inv_freq.dtype == torch.float32
-    fresh = cast(make_model("llama"), dtype)
-    fresh.load_state_dict(llama.state_dict())
-    train(llama, packed(seed=6), 400, config(), tmp_path / "round-02" / "recovery")
-    train(fresh, packed(seed=6), 400, config(), tmp_path / "round-03" / "recovery")
-    for name, parameter in llama.named_parameters():
-        assert torch.equal(parameter, fresh.get_parameter(name)), name
 
 
 def test_interrupted_recovery_ends_bit_identical(llama: PreTrainedModel, tmp_path: Path) -> None:
@@ -174,25 +145,45 @@ def test_interrupted_watch_ends_bit_identical(llama: PreTrainedModel, tmp_path: 
     )
 
 
-def test_half_written_checkpoint_is_not_used(tmp_path: Path) -> None:
-    for step in (3, 12, 20):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-    assert checkpoints.newest_checkpoint(tmp_path) is None
-    for step in (3, 12):
-        (tmp_path / f"checkpoint-{step}" / "optimizer.pt").write_bytes(b"moments")
-        (tmp_path / f"checkpoint-{step}" / WHOLE).write_text('{"optimizer.pt": 7}')
-    assert checkpoints.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
-    (tmp_path / "checkpoint-12" / "optimizer.pt").write_bytes(b"mom")  # as after a power failure
-    assert checkpoints.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
+def test_round_ends_when_it_has_recovered(llama: PreTrainedModel, tmp_path: Path) -> None:
+    """Checked at every second step; recovered at the sixth; then two steps with a falling learning
+    rate.
+    """
+    check = held_out(6.0, 5.0, 2.0, 0.5, num_tokens=60)
+    spent, logs = train_steps(llama, tmp_path, 20, TrainingOptions(held_out=check))
+    assert spent.checks == [(0, 6.0), (2, 5.0), (4, 2.0), (6, 0.5)]
+    assert spent.num_steps == 8
+    full = round(20 * packed().num_tokens / len(packed()) * 4)
+    assert spent.num_tokens == round(full * 8 / 20)
+    assert [log["learning_rate"] for log in logs] == pytest.approx([0.0, *[1e-2] * 6, 0.5e-2])
 
 
-def test_nan_loss_names_the_step(llama: PreTrainedModel, tmp_path: Path) -> None:
-    with torch.no_grad():
-        llama.lm_head.weight[5] = float("nan")
-    with pytest.raises(ValueError, match="loss is nan at step 1 of"):
-        train(llama, packed(), 1500, config(), tmp_path / "round-01" / "recovery")
+def test_round_that_begins_recovered_does_not_train(llama: PreTrainedModel, tmp_path: Path) -> None:
+    before = {name: parameter.clone() for name, parameter in llama.named_parameters()}
+    kept: OptimizerState = {"weight": {"exp_avg": torch.ones(1)}}
+    check = held_out(0.5, num_tokens=60)
+    spent, logs = train_steps(
+        llama,
+        tmp_path,
+        20,
+        TrainingOptions(held_out=check, optimizer_state=kept, keep_optimizer_state=True),
+    )
+    assert logs == []
+    assert (spent.num_steps, spent.num_tokens, spent.checks) == (0, 0, [(0, 0.5)])
+    assert spent.optimizer_state is kept, "they wait for the next round"
+    assert all(torch.equal(before[name], parameter) for name, parameter in llama.named_parameters())
 
 
-def test_global_batch_must_divide(llama: PreTrainedModel, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--global-batch 5 is no multiple of --micro-batch 2"):
-        train(llama, packed(), 1500, config(global_batch=5), tmp_path / "recovery")
+def test_sequences_that_a_round_leaves_go_to_the_next() -> None:
+    parts = [packed(seed=seed) for seed in (5, 6, 7)]
+    left = continual_pretraining.last_part(parts, [2, 1], 4, 0)
+
+    assert len(left) == sum(map(len, parts)) - 3 * 4, "three steps of four sequences"
+    assert torch.equal(left.input_ids[: len(parts[2])], parts[2].input_ids)
+    everything = [tuple(row.tolist()) for part in parts for row in part.input_ids]
+    rest = [tuple(row.tolist()) for row in left.input_ids]
+    assert all(rest.count(row) <= everything.count(row) for row in set(rest))
+
+    assert len(continual_pretraining.last_part(parts[:2], [100], 4, 0)) == len(parts[1]), (
+        "nothing is left of a part that was seen whole"
+    )

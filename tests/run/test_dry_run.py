@@ -1,40 +1,28 @@
-"""Presets and their dry runs: what they print, that they need nothing, and what the estimates under
-them rest on.
+"""Dry runs: what they print, that they need neither network nor weights, and what their numbers rest
+on.
 """
 
-import itertools
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.documents import flops_table
-from ptl_fast.config.config import Config
-from ptl_fast.config.presets import PRESETS, shipped_config
+from ptl_fast.config.presets import shipped_config
 from ptl_fast.model import flops
-from ptl_fast.pruning.schedule import Round
 from ptl_fast.run import dry_run as estimates
 from ptl_fast.run.dry_run import dry_run
 from ptl_fast.run.start import parse
+from support.models import DEMO_MODEL
+from support.presets import TARGETS
+from support.recovery import config, grpo_config
 from support.runs import main
+from support.settings import settings
 
-# (width, layers) that each preset reaches
-TARGETS = {
-    "demo": (384, 4),
-    "llama3-8b-paper": (9336, 30),
-    "llama3-8b-code-paper": (9336, 30),
-    "gemma2-9b-paper": (6336, 36),
-    "qwen2.5-7b-paper": (8944, 26),
-    "qwen2.5-7b-rl-paper": (8944, 26),
-    "llama3-8b": (9216, 30),
-    "gemma2-9b": (6144, 36),
-    "qwen2.5-7b": (9216, 26),
-}
-ALIGNED = ["llama3-8b", "gemma2-9b", "qwen2.5-7b"]
-PAPERS = [name for name in TARGETS if name.endswith("-paper")]
 ALONE = """
 import socket, sys
 def refuse(*args, **kwargs):
@@ -57,14 +45,6 @@ def cells(text: str) -> list[dict[str, str]]:
     return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
 
 
-def schedule_of(preset: str) -> list[Round]:
-    return flops_table.dry_run_of(preset)[2]
-
-
-def test_every_preset_is_tested() -> None:
-    assert {file.stem for file in PRESETS.glob("*.yaml")} == set(TARGETS)
-
-
 @pytest.mark.parametrize("preset", TARGETS)
 def test_dry_run_needs_no_network_no_weights_and_no_torch(
     preset: str, environment: dict[str, str], tmp_path: Path
@@ -82,50 +62,6 @@ def test_dry_run_needs_no_network_no_weights_and_no_torch(
         assert float(row["train GiB"]) >= float(row["serve GiB"])
         assert int(row["recovery tokens"].replace(",", "")) > 0
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("preset", PAPERS)
-def test_paper_presets_remove_steps_of_1000_neurons(preset: str) -> None:
-    settings, config, schedule = flops_table.dry_run_of(preset)
-    widths = [
-        config.intermediate_size,
-        *(step.width for step in schedule if step.kind == "neurons"),
-    ]
-    assert {before - after for before, after in itertools.pairwise(widths)} == {1000}
-    assert (
-        settings.model.dtype,
-        settings.trainer.deepspeed,
-        settings.trainer.gradient_checkpointing,
-    ) == (
-        "bfloat16",
-        "zero2",
-        True,
-    )
-
-
-@pytest.mark.parametrize("preset", [name for name in PAPERS if "-rl-" not in name])
-def test_paper_presets_train_as_published(preset: str) -> None:
-    """Global batch 32 at cut-off 512 on four ranks, 100,000 sequences a round; 8e-6 for Gemma2,
-    4e-6 for the others.
-    """
-    settings, _, schedule = flops_table.dry_run_of(preset)
-    assert (
-        settings.data.sequence_length,
-        settings.trainer.global_batch,
-        settings.trainer.micro_batch * 4 * 4,
-    ) == (
-        512,
-        32,
-        32,
-    )
-    assert settings.recovery.recovery_tokens == len(schedule) * 100_000 * 512
-    assert settings.recovery.recovery_split == "equal"
-    assert settings.trainer.learning_rate == (8e-6 if "gemma" in preset else 4e-6)
-
-
-@pytest.mark.parametrize("preset", ALIGNED)
-def test_aligned_presets_keep_widths_divisible_by_128_times_8(preset: str) -> None:
-    assert {step.width % 1024 for step in schedule_of(preset)} == {0}
 
 
 def test_dry_run_prints_the_papers_flops(capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,15 +123,6 @@ def test_real_run_needs_the_real_model(
     assert "--model google/gemma-2-9b cannot be loaded" in capsys.readouterr().err
 
 
-def test_local_folder_wins_over_a_shipped_architecture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert shipped_config("google/gemma-2-9b") is not None
-    (tmp_path / "google" / "gemma-2-9b").mkdir(parents=True)
-    assert shipped_config("google/gemma-2-9b") is None
-
-
 def test_dry_run_and_real_run_count_the_demo_alike() -> None:
     from ptl_fast.model import loading
 
@@ -224,23 +151,6 @@ def test_hours_are_work_over_speed() -> None:
     """2 GPUs at 40% of 312 TFLOP/s do 2 * 0.4 * 312e12 * 3600 operations in an hour."""
     num_gpus, gpu = estimates.parse_gpus("2xA100-80GB")
     assert estimates.hours(3 * 2 * 0.4 * 312e12 * 3600, num_gpus, gpu) == pytest.approx(3)
-
-
-def per_token(model: Any, settings: Config, recovery: str) -> float:
-    """FLOPs that a recovery executes for one token."""
-    return estimates.estimates(model, model, settings, [recovery], 1)[0].flops_per_token
-
-
-def test_training_flops_count_the_recomputed_decoder_but_not_the_head_again() -> None:
-    config: Any = shipped_config("ptl-demo")
-    settings = parse(["--sequence-length", "128", "--gradient-checkpointing", "false"])
-    forward = flops.flops_per_sample(config, 128, causal=True) / 128
-    plain = per_token(config, settings, "cpt")
-    assert plain == pytest.approx(3 * forward)
-    settings.trainer.gradient_checkpointing = True
-    again = per_token(config, settings, "cpt") - plain
-    assert again == pytest.approx(forward - 2 * config.vocab_size * config.hidden_size)
-    assert per_token(config, settings, "none") == 0
 
 
 @pytest.mark.parametrize(
@@ -286,3 +196,45 @@ def test_gradient_checkpointing_keeps_one_layer_and_every_input() -> None:
     assert estimates._activation_bytes(config, settings) == 30 * (4 * 2 * 128 + layer + 10 * 306)
     settings.trainer.gradient_checkpointing = False
     assert estimates._activation_bytes(config, settings) == 30 * (4 * layer + 10 * 306)
+
+
+def test_dry_run_counts_the_teachers_pass() -> None:
+    """One forward pass of the original for a token, whatever the student's size."""
+    dense = types.SimpleNamespace(**json.loads((DEMO_MODEL / "config.json").read_text()))
+    smaller = flops.resized(dense, 192, 4)
+    plans = [
+        config(dry_run=True, recovery=name, sequence_length=256) for name in ("cpt", "distill")
+    ]
+    cpt_hours, distill_hours = (
+        estimates.predict(smaller, dense, plan, plan.recovery.recoveries, 10**9)["recovery_hours"]
+        for plan in plans
+    )
+    teacher_flops = flops.flops_per_sample(dense, 256, causal=True) / 256 * 1e9
+    assert distill_hours - cpt_hours == pytest.approx(
+        estimates.hours(teacher_flops, *estimates.parse_gpus("1xA100-80GB"))
+    )
+
+
+def test_reference_costs_a_forward_pass_and_a_copy_of_the_weights() -> None:
+    demo: Any = shipped_config("ptl-demo")
+    plain, with_kl = grpo_config(), grpo_config(grpo_kl=0.1)
+    costs = [
+        estimates.estimates(demo, demo, each, ["grpo"], None)[0].flops_per_token
+        for each in (plain, with_kl)
+    ]
+    assert costs[1] / costs[0] == pytest.approx(4 / 3)
+    num_bytes = [estimates.training_bytes(demo, demo, each, 1) for each in (plain, with_kl)]
+    assert num_bytes[1] - num_bytes[0] == 2 * 1_416_576
+
+
+def test_dry_run_takes_the_gpus_rule() -> None:
+    values: dict[str, Any] = {
+        "model": "ptl-demo",
+        "keep": 0.5,
+        "rounds": 2,
+        "dry_run": True,
+        "sequence_length": 256,
+    }
+    assert dry_run(settings(**values, width_multiple="auto")) == dry_run(
+        settings(**values, width_multiple=128)
+    )

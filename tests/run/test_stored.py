@@ -1,11 +1,10 @@
-"""What a run keeps appears whole or not at all, and what is there is not computed again."""
+"""What a run keeps is read back as it was, and is not computed again."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from ptl_fast.base import atomic_files
 from ptl_fast.run.stored import JsonFile, TensorFile, remove
 
 
@@ -15,19 +14,6 @@ def test_once_computes_once(tmp_path: Path) -> None:
     for _ in range(2):
         assert file.once(lambda: calls.append(1) or {"x": 1}) == {"x": 1}
     assert calls == [1]
-
-
-def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = JsonFile(tmp_path / "a.json")
-    file.write(1)
-
-    def full_disk(descriptor: int) -> None:
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(atomic_files.os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        file.write(2)
-    assert file.read() == 1
 
 
 def test_damaged_file_is_named(tmp_path: Path) -> None:

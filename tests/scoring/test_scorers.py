@@ -3,7 +3,6 @@ looking at the loss.
 """
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,14 +12,11 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from ptl_fast.data import packing
 from ptl_fast.model.families import decoder_layers, feed_forwards, find_family
-from ptl_fast.recovery import continual_pretraining
 from ptl_fast.scoring import scorers
 from ptl_fast.scoring import statistics as statistics_module
 from support.models import make_model
-from support.recovery import config, packed, train
 from support.scores import evidence
 
-EVERYTHING = frozenset({"sums", "angles"})
 CLOSE = 1e-5  # models in float64, but transformers' norms compute in float32
 
 
@@ -236,19 +232,6 @@ def test_gradient_of_half_precision_weights_is_summed_in_double(
     assert (taken - expected).norm() < 0.05 * expected.norm()
 
 
-def test_angular_distance_by_hand() -> None:
-    right = torch.tensor([2.0, 0.0])
-    others = torch.tensor([[5.0, 0.0], [0.0, 1.0], [3.0, 3.0], [-1.0, 0.0], [0.0, 0.0]])
-    assert statistics_module.angular_distance(right.expand(5, 2), others).tolist() == pytest.approx(
-        [0, 0.5, 0.25, 1, 0.5], abs=1e-6
-    )
-    tiny = 1e-5  # float32's cosine of this angle is exactly 1
-    turned = torch.tensor([math.cos(tiny), math.sin(tiny)])
-    assert statistics_module.angular_distance(right, turned).item() == pytest.approx(
-        tiny / math.pi, rel=1e-4
-    )
-
-
 def test_angular_scores_of_a_model(any_model: PreTrainedModel, documents: list[list[int]]) -> None:
     """The definition: the mean over tokens of arccos(cosine) / pi, document by document."""
     model, family = any_model.double(), find_family(any_model)
@@ -276,53 +259,6 @@ def test_angular_scores_of_a_model(any_model: PreTrainedModel, documents: list[l
     )
 
 
-@pytest.mark.parametrize("gradient_checkpointing", [False, True])
-def test_watching_training_takes_sums_and_angles_once(
-    llama: PreTrainedModel, tmp_path: Path, gradient_checkpointing: bool
-) -> None:
-    """With a learning rate that changes nothing, all statistics are those of a pass over the same
-    sequences.
-    """
-    tokens, family = packed(num_documents=20), find_family(llama)
-    settings = config(
-        learning_rate=1e-12, calibration_tokens=10**6, gradient_checkpointing=gradient_checkpointing
-    )
-    with statistics_module.collecting(llama, family, EVERYTHING) as watch:
-        train(llama, tokens, tokens.num_tokens, settings, tmp_path / "round-01" / "recovery", watch)
-    order = continual_pretraining.Sequences(
-        tokens,
-        continual_pretraining.num_steps(tokens, tokens.num_tokens, 4) * 4,
-        settings.run.seed,
-    ).order
-    rows = packing.PackedTokens(
-        tokens.input_ids[order], tokens.position_ids[order], tokens.mask[order]
-    )
-    expected, total = (
-        statistics_module.collect(llama, family, rows, 2, extra=EVERYTHING),
-        watch.total(),
-    )
-    assert (
-        total.tensors().keys()
-        == expected.tensors().keys()
-        >= {"sum_LI", "absolute_LI", "maximum_LI", "angle_L"}
-    )
-    for name, tensor in expected.tensors().items():
-        torch.testing.assert_close(total.tensors()[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
-
-
-def test_only_what_is_asked_for_is_taken(
-    llama: PreTrainedModel, documents: list[list[int]]
-) -> None:
-    taken = statistics_module.collect(llama, find_family(llama), packing.pack(documents, 16, 1), 2)
-    assert taken.tensors().keys() == {"num_tokens", "square_LI", "change_L3"}
-    every = {**scorers.SCORERS, **scorers.LAYER_SCORERS}
-    assert {name for name, each in every.items() if each.needs} == {
-        "fluctuation",
-        "gradient",
-        "angular",
-    }
-
-
 def test_per_token_scores_do_not_depend_on_the_corpus_size(
     llama: PreTrainedModel, documents: list[list[int]]
 ) -> None:
@@ -347,3 +283,60 @@ def test_per_token_scores_do_not_depend_on_the_corpus_size(
     assert scorers.SCORERS["activation"].per_token(
         torch.tensor([6.0]), torch.tensor(9)
     ).tolist() == [2.0]
+
+
+def test_output_change_is_the_norm_of_what_a_neuron_adds(
+    any_model: PreTrainedModel, documents: list[list[int]]
+) -> None:
+    """Eq. 2 by brute force: the change of the FFN's output when one neuron is silenced."""
+    family = find_family(any_model)
+    statistics = statistics_module.collect(any_model, family, packing.pack(documents, 16, 1), 2)
+    scores = scorers.output_change(evidence(statistics, any_model))
+    any_model.double()
+    part = list(feed_forwards(any_model, family).values())[2]
+    total = 0.0
+    for document in documents:
+        captured: list[torch.Tensor] = []
+        handle = part.down.register_forward_pre_hook(
+            lambda module, args, captured=captured: captured.append(args[0][0])
+        )
+        with torch.inference_mode():
+            any_model(torch.tensor([document]), use_cache=False)
+            silenced = captured[0].clone()
+            handle.remove()
+            silenced[:, 9] = 0
+            total += ((part.down(captured[0]) - part.down(silenced)) ** 2).sum().item()
+    assert scores[2, 9].item() == pytest.approx(total**0.5, rel=1e-5)
+
+
+def test_magnitude_counts_all_weights_of_a_neuron(any_model: PreTrainedModel) -> None:
+    family = find_family(any_model)
+    scores = scorers.magnitude(evidence(None, any_model))  # type: ignore[arg-type]
+    part = list(feed_forwards(any_model, family).values())[1]
+    weights = [linear.weight for linear in part.inputs]
+    if part.fused:
+        weights = list(weights[0].chunk(2))
+    expected = (
+        torch.cat([*(weight[7] for weight in weights), part.down.weight[:, 7]]).double().norm()
+    )
+    assert scores[1, 7].item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_random_scores_follow_the_seed() -> None:
+    model = make_model("llama")
+    packed = packing.pack([[2] * 40], 32, 1)
+    statistics = statistics_module.collect(model, find_family(model), packed, 2)
+    first, again, other = (scorers.random(evidence(statistics, model, seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_layer_scores() -> None:
+    statistics = statistics_module.Statistics(
+        num_tokens=torch.tensor(4),
+        square_LI=torch.zeros(2, 1),
+        change_L3=torch.tensor([[8.0, 16.0, 3.0], [2.0, 1.0, 4.0]], dtype=torch.float64),
+    )
+    assert scorers.residual(statistics).tolist() == [2.0, 0.5]
+    assert scorers.block_influence(statistics).tolist() == [0.25, 0.0]
+    assert scorers.last(statistics).argsort().tolist() == [1, 0]

@@ -1,14 +1,20 @@
-"""Statistics and scores equal their definitions, computed another way in float64."""
+"""Statistics equal their definitions, computed another way in float64, however the corpus is packed."""
+
+import math
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
+from ptl_fast.base import distributed
 from ptl_fast.data import batching, packing
 from ptl_fast.model.families import decoder_layers, feed_forwards, find_family
+from ptl_fast.recovery import continual_pretraining
 from ptl_fast.scoring import scorers
 from ptl_fast.scoring import statistics as statistics_module
 from support.models import make_model
+from support.recovery import config, packed, train
 from support.scores import evidence
 
 RELATIVE = 1e-5  # float32 activations, squared and summed
@@ -109,58 +115,98 @@ def test_nan_activations_name_the_layer(
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in llama.modules())
 
 
-def test_output_change_is_the_norm_of_what_a_neuron_adds(
-    any_model: PreTrainedModel, documents: list[list[int]]
+EVERYTHING = frozenset({"sums", "angles"})
+
+
+def test_angular_distance_by_hand() -> None:
+    right = torch.tensor([2.0, 0.0])
+    others = torch.tensor([[5.0, 0.0], [0.0, 1.0], [3.0, 3.0], [-1.0, 0.0], [0.0, 0.0]])
+    assert statistics_module.angular_distance(right.expand(5, 2), others).tolist() == pytest.approx(
+        [0, 0.5, 0.25, 1, 0.5], abs=1e-6
+    )
+    tiny = 1e-5  # float32's cosine of this angle is exactly 1
+    turned = torch.tensor([math.cos(tiny), math.sin(tiny)])
+    assert statistics_module.angular_distance(right, turned).item() == pytest.approx(
+        tiny / math.pi, rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_watching_training_takes_sums_and_angles_once(
+    llama: PreTrainedModel, tmp_path: Path, gradient_checkpointing: bool
 ) -> None:
-    """Eq. 2 by brute force: the change of the FFN's output when one neuron is silenced."""
-    family = find_family(any_model)
-    statistics = statistics_module.collect(any_model, family, packing.pack(documents, 32, 1), 2)
-    scores = scorers.output_change(evidence(statistics, any_model))
-    any_model.double()
-    part = list(feed_forwards(any_model, family).values())[2]
-    total = 0.0
-    for document in documents:
-        captured: list[torch.Tensor] = []
-        handle = part.down.register_forward_pre_hook(
-            lambda module, args, captured=captured: captured.append(args[0][0])
-        )
-        with torch.inference_mode():
-            any_model(torch.tensor([document]), use_cache=False)
-            silenced = captured[0].clone()
-            handle.remove()
-            silenced[:, 9] = 0
-            total += ((part.down(captured[0]) - part.down(silenced)) ** 2).sum().item()
-    assert scores[2, 9].item() == pytest.approx(total**0.5, rel=RELATIVE)
-
-
-def test_magnitude_counts_all_weights_of_a_neuron(any_model: PreTrainedModel) -> None:
-    family = find_family(any_model)
-    scores = scorers.magnitude(evidence(None, any_model))  # type: ignore[arg-type]
-    part = list(feed_forwards(any_model, family).values())[1]
-    weights = [linear.weight for linear in part.inputs]
-    if part.fused:
-        weights = list(weights[0].chunk(2))
-    expected = (
-        torch.cat([*(weight[7] for weight in weights), part.down.weight[:, 7]]).double().norm()
+    """With a learning rate that changes nothing, all statistics are those of a pass over the same
+    sequences.
+    """
+    tokens, family = packed(num_documents=20), find_family(llama)
+    settings = config(
+        learning_rate=1e-12, calibration_tokens=10**6, gradient_checkpointing=gradient_checkpointing
     )
-    assert scores[1, 7].item() == pytest.approx(expected.item(), rel=1e-9)
-
-
-def test_random_scores_follow_the_seed() -> None:
-    model = make_model("llama")
-    packed = packing.pack([[2] * 40], 32, 1)
-    statistics = statistics_module.collect(model, find_family(model), packed, 2)
-    first, again, other = (scorers.random(evidence(statistics, model, seed)) for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
-def test_layer_scores() -> None:
-    statistics = statistics_module.Statistics(
-        num_tokens=torch.tensor(4),
-        square_LI=torch.zeros(2, 1),
-        change_L3=torch.tensor([[8.0, 16.0, 3.0], [2.0, 1.0, 4.0]], dtype=torch.float64),
+    with statistics_module.collecting(llama, family, EVERYTHING) as watch:
+        train(llama, tokens, tokens.num_tokens, settings, tmp_path / "round-01" / "recovery", watch)
+    order = continual_pretraining.Sequences(
+        tokens,
+        continual_pretraining.num_steps(tokens, tokens.num_tokens, 4) * 4,
+        settings.run.seed,
+    ).order
+    rows = packing.PackedTokens(
+        tokens.input_ids[order], tokens.position_ids[order], tokens.mask[order]
     )
-    assert scorers.residual(statistics).tolist() == [2.0, 0.5]
-    assert scorers.block_influence(statistics).tolist() == [0.25, 0.0]
-    assert scorers.last(statistics).argsort().tolist() == [1, 0]
+    expected, total = (
+        statistics_module.collect(llama, family, rows, 2, extra=EVERYTHING),
+        watch.total(),
+    )
+    assert (
+        total.tensors().keys()
+        == expected.tensors().keys()
+        >= {"sum_LI", "absolute_LI", "maximum_LI", "angle_L"}
+    )
+    for name, tensor in expected.tensors().items():
+        torch.testing.assert_close(total.tensors()[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_only_what_is_asked_for_is_taken(
+    llama: PreTrainedModel, documents: list[list[int]]
+) -> None:
+    taken = statistics_module.collect(llama, find_family(llama), packing.pack(documents, 16, 1), 2)
+    assert taken.tensors().keys() == {"num_tokens", "square_LI", "change_L3"}
+    every = {**scorers.SCORERS, **scorers.LAYER_SCORERS}
+    assert {name for name, each in every.items() if each.needs} == {
+        "fluctuation",
+        "gradient",
+        "angular",
+    }
+
+
+def test_two_ranks_share_the_new_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank takes every second batch: the sums of both are the whole, the maximum is the
+    larger, the scores are the same.
+    """
+    model, extra = make_model("llama"), frozenset({"sums", "angles", "gradients"})
+    generator = torch.Generator().manual_seed(2)
+    documents = [
+        torch.randint(2, 384, (count,), generator=generator).tolist()
+        for count in (13, 7, 5, 20, 11, 3, 9)
+    ]
+    tokens, family = packing.pack(documents, 24, 1), find_family(model)
+    whole = statistics_module.collect(model, family, tokens, 1, extra=extra)
+    shares = []
+    for rank in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(distributed, "rank", lambda rank=rank: rank)
+            patch.setattr(distributed, "world_size", lambda: 2)
+            patch.setattr(distributed, "summed", dict)
+            patch.setattr(distributed, "largest", lambda tensor: tensor)
+            shares.append(
+                statistics_module.collect(model, family, tokens, 1, extra=extra).tensors()
+            )
+    both = {name: shares[0][name] + shares[1][name] for name in shares[0]}
+    both["maximum_LI"] = torch.maximum(shares[0]["maximum_LI"], shares[1]["maximum_LI"])
+    for name, tensor in whole.tensors().items():
+        torch.testing.assert_close(both[name], tensor, rtol=1e-6, atol=1e-9, msg=name)
+    for name in ("fluctuation", "gradient"):
+        scores = [
+            scorers.SCORERS[name].compute(evidence(taken, model))
+            for taken in (whole, statistics_module.Statistics(**both))
+        ]
+        torch.testing.assert_close(*scores, rtol=1e-5, atol=1e-12)

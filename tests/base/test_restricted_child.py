@@ -1,0 +1,124 @@
+"""A restricted process can neither write, nor start others, nor raise its limits."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ptl_fast.evaluation import sandbox
+from ptl_fast.evaluation.sandbox import Limits, passes
+
+MISSING = sandbox.missing_protections()
+
+
+needs_seccomp = pytest.mark.skipif(
+    "seccomp" in MISSING, reason="this system has no seccomp filters"
+)
+
+
+needs_landlock = pytest.mark.skipif("landlock" in MISSING, reason="this kernel has no Landlock")
+
+
+# refused(action) is True where the action raised an error
+REFUSED = (
+    "def refused(action):\n    try:\n        action()\n    except (OSError, RuntimeError,"
+    " ValueError):\n        return True\n"
+)
+
+
+QUICK = Limits(cpu_seconds=1, wall_seconds=5.0)
+
+
+@needs_seccomp
+@pytest.mark.parametrize(
+    "action",
+    [
+        "import os\naction = os.fork",
+        "import subprocess\naction = lambda: subprocess.run(['true'])",
+        "import os\naction = lambda: os.posix_spawn('/bin/true', ['true'], {})",
+        "import threading\naction = threading.Thread(target=print).start",
+        "import socket\naction = socket.socket",
+        "import os\naction = lambda: os.kill(os.getppid(), 0)",
+        "import os\naction = lambda: os.kill(-1, 0)",
+    ],
+    ids=["fork", "subprocess", "spawn", "thread", "socket", "kill-parent", "kill-all"],
+)
+def test_no_processes_threads_sockets_or_signals(action: str) -> None:
+    assert passes(REFUSED + action, "assert refused(action)")
+    assert not passes(REFUSED + "action = print", "assert refused(action)"), "the check can fail"
+
+
+def test_a_fork_that_gets_through_would_count(tmp_path: Path) -> None:
+    """Sixteen tries, not a bomb: none may leave a process behind."""
+    program = (
+        "import os\nstarted = 0\nfor _ in range(16):\n    try:\n        started +="
+        " bool(os.fork())\n    except OSError: pass"
+    )
+    if "seccomp" in MISSING and os.geteuid() == 0:
+        pytest.skip("root has no limit on processes, and this system has no seccomp filters")
+    assert passes(program, "assert started == 0", QUICK)
+
+
+@needs_landlock
+def test_nothing_is_written_removed_or_executed(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("data")
+    for action in (
+        f"open({str(precious)!r}, 'w')",
+        f"open({str(precious)!r}, 'a')",
+        f"os.truncate({str(precious)!r}, 0)",
+        f"os.remove({str(precious)!r})",
+        f"os.rename({str(precious)!r}, {str(tmp_path / 'moved')!r})",
+        f"os.mkdir({str(tmp_path / 'folder')!r})",
+        f"os.symlink('a', {str(tmp_path / 'link')!r})",
+        f"os.chmod({str(precious)!r}, 0)",
+        "open('here', 'w')",
+        "os.execv('/bin/true', ['true'])",
+    ):
+        assert passes(
+            REFUSED + f"import os\naction = lambda: {action}", "assert refused(action)"
+        ), action
+    assert precious.read_text() == "data"
+    assert list(tmp_path.iterdir()) == [precious]
+
+
+def test_no_file_grows_even_without_landlock(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    without = (
+        "from ptl_fast.base import restricted_child as child\n"
+        "child.PROTECTIONS = dict.fromkeys(child.PROTECTIONS, lambda libc: False)\n"
+    )
+    path, *rest = sandbox.CHILD.split("\n")
+    monkeypatch.setattr(sandbox, "CHILD", "\n".join([path, without, *rest]))
+    assert sandbox.missing_protections() == ["privileges", "landlock", "seccomp"]
+    file = tmp_path / "file"
+    program = REFUSED + (
+        f"def action():\n    with open({str(file)!r}, 'w') as file:\n        file.write('x' *"
+        " 100_000)"
+    )
+    assert passes(program, "assert refused(action)")
+    assert file.stat().st_size == 0
+
+
+@needs_landlock
+def test_the_parents_environment_cannot_be_read() -> None:
+    assert passes(
+        REFUSED + "import os\naction = lambda: open(f'/proc/{os.getppid()}/environ').read()",
+        "assert refused(action)",
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has capabilities to give up")
+def test_root_gives_up_its_capabilities() -> None:
+    capabilities = "status = open('/proc/self/status').read().split('CapEff:')[1].split()[0]"
+    assert passes(capabilities, "assert int(status, 16) == 0")
+
+
+def test_limits_cannot_be_raised() -> None:
+    action = (
+        "import resource\naction = lambda: resource.setrlimit(resource.RLIMIT_AS, (2**40, 2**40))"
+    )
+    if "privileges" in MISSING and os.geteuid() == 0:
+        pytest.skip("root could not give up its capabilities here")
+    assert passes(REFUSED + action, "assert refused(action)")

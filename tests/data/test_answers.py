@@ -1,0 +1,66 @@
+"""The final answer is found in a response, and equal answers are equal however they are written."""
+
+import threading
+
+import pytest
+
+from ptl_fast.data import answers
+from support.eval_tasks import MATH_PROBLEMS, read
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("The answer is 8.", "8"),
+        ("The answer is 3.5. I am sure.", "3.5"),
+        ("the answer is: $1,200", "1,200"),
+        ("#### 5", "5"),
+        ("The answer is 4.\nNo: the answer is 5.", "5"),
+        ("$\\boxed{\\frac{1}{2}}$, so the answer is one half.", "\\frac{1}{2}"),
+        ("\\boxed{1} and \\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
+        ("$\\boxed 7$.", "7"),
+        ("\\fbox{3}", "3"),
+        ("\\boxed{3} and \\boxed{4", "3"),
+        ("Final Answer: The final answer is $\\sqrt{2}$. I hope it is correct.", "\\sqrt{2}"),
+        ("Eight.", None),
+        ("", None),
+    ],
+)
+def test_final_answers(response: str, answer: str | None) -> None:
+    assert answers.final_answer(response) == answer
+
+
+@pytest.mark.parametrize(
+    "say",
+    [
+        "Final Answer: The final answer is ${}$. I hope it is correct.",
+        "Therefore $\\boxed{{{}}}$.",
+        "#### {}",
+    ],
+)
+def test_equal_answers_are_right_however_written_and_others_wrong(say: str) -> None:
+    for row in read(MATH_PROBLEMS):
+        gold = answers.final_answer(row["solution"])
+        assert gold is not None
+        assert answers.is_right(gold, say.format(row["same"])), (gold, row["same"])
+        assert not answers.is_right(gold, say.format(row["wrong"])), (gold, row["wrong"])
+
+
+def test_an_answer_that_no_one_can_compute_is_wrong_and_the_next_is_judged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(answers, "CPU_SECONDS", 2)
+    judge = answers._Judge()
+    tower = "9" + "^{9" * 4 + "}" * 4
+    assert not judge.ask(["5", tower, ""])
+    assert judge.ask(["5", "5", ""])
+
+
+def test_answers_are_judged_from_any_thread() -> None:
+    judged: list[bool] = []
+    thread = threading.Thread(
+        target=lambda: judged.append(answers.is_right("\\frac12", "\\boxed{0.5}"))
+    )
+    thread.start()
+    thread.join()
+    assert judged == [True]

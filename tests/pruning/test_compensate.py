@@ -1,0 +1,116 @@
+"""Compensated columns equal least squares, and the layer's output is off by the price."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ptl_fast.data import packing
+from ptl_fast.model.families import feed_forwards, find_family
+from ptl_fast.pruning import compact
+from ptl_fast.pruning import compensate as compensate_module
+from ptl_fast.pruning.plan import plan_neurons
+from ptl_fast.scoring import gram as gram_module
+from ptl_fast.scoring import reconstruction
+from support.least_squares import activations, best_columns, gram, long_documents, projection
+from support.models import make_model
+from support.plans import neuron_round
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "width", "hidden"),
+    [(200, 37, 11), (20, 50, 8)],
+    ids=["T200-I37", "T20-I50-singular"],
+)
+def test_columns_equal_least_squares_on_the_tokens(
+    num_tokens: int, width: int, hidden: int
+) -> None:
+    a_TI, down_HI = activations(num_tokens, width, 9, 0), projection(hidden, width)
+    kept = list(range(0, width, 3))
+    columns_HK = compensate_module.least_squares(gram(a_TI), down_HI, torch.tensor(kept))
+    torch.testing.assert_close(
+        columns_HK, best_columns(a_TI, down_HI, kept)[0], rtol=1e-6, atol=1e-6
+    )
+
+
+@pytest.fixture
+def tokens() -> packing.PackedTokens:
+    return long_documents()
+
+
+def first_outputs(model: PreTrainedModel, tokens: packing.PackedTokens) -> Tensor:
+    """The first FFN's output on all tokens that count: its input does not depend on what was
+    pruned.
+    """
+    found: list[Tensor] = []
+    ffn = next(iter(feed_forwards(model, find_family(model)).values()))
+    handle = ffn.down.register_forward_hook(
+        lambda module, args, output: found.append(output[tokens.mask])
+    )
+    with torch.inference_mode():
+        model(input_ids=tokens.input_ids, position_ids=tokens.position_ids, use_cache=False)
+    handle.remove()
+    return found[0]
+
+
+def prune(
+    model: PreTrainedModel,
+    tokens: packing.PackedTokens,
+    width: int,
+    compensate: bool,
+    protected: packing.PackedTokens | None = None,
+    share: float = 0.0,
+) -> float:
+    """Return what the first layer's dearest removed neuron was priced at."""
+    family = find_family(model)
+    step = neuron_round(width, 5)
+    grams = gram_module.GramMatrices(model, family, tokens, 2, protected, share)
+    price_LI = reconstruction.prices(grams)
+    plan = plan_neurons(step, price_LI, None, "reconstruction")
+    assert plan.kept_neurons is not None
+    if compensate:
+        compensate_module.compensate_(grams.ffns, grams, plan.kept_neurons)
+    compact.compact_(model, family, plan)
+    return float(price_LI[0].sort().values[-width - 1])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi3", "qwen2"])
+def test_a_compensated_layer_is_off_by_the_price_and_otherwise_by_more(
+    family: str, tokens: packing.PackedTokens
+) -> None:
+    before = first_outputs(make_model(family), tokens)
+    off = {}
+    for compensate in (True, False):
+        model = make_model(family)
+        price = prune(model, tokens, 24, compensate)
+        off[compensate] = float((first_outputs(model, tokens) - before).norm())
+    assert off[True] == pytest.approx(price, rel=1e-3)
+    assert off[False] > 1.05 * price
+
+
+def test_protected_output_changes_less(tokens: packing.PackedTokens) -> None:
+    generator = torch.Generator().manual_seed(6)
+    protected = packing.pack([torch.randint(2, 384, (200,), generator=generator).tolist()], 96, 1)
+    before, off = first_outputs(make_model("llama"), protected), []
+    for share in (0.0, 0.5, 0.9):
+        model = make_model("llama")
+        prune(model, tokens, 24, True, protected, share)
+        off.append(float((first_outputs(model, protected) - before).norm()))
+    assert off[0] > 1.05 * off[1] > 1.05 * off[2]
+
+
+def test_nothing_is_left_on_the_model(llama: PreTrainedModel, tokens: packing.PackedTokens) -> None:
+    llama.train()
+    modes = []
+    llama.model.layers[0].register_forward_pre_hook(
+        lambda module, args: modes.append(module.training)
+    )
+    prune(llama, tokens, 24, True)
+    llama.model.layers[0]._forward_pre_hooks.clear()
+    assert llama.training
+    assert not any(modes), "dropout would be in the prices"
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in llama.modules())
+    assert all(
+        parameter.requires_grad and parameter.dtype == torch.float32
+        for parameter in llama.parameters()
+    )

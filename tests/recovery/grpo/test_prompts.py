@@ -1,0 +1,106 @@
+"""Prompts of reinforcement learning: as training text asks, or as a chat, and none that is too long."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from ptl_fast.config.config import Config
+from ptl_fast.data.documents import Document
+from ptl_fast.recovery import registry
+from ptl_fast.recovery.grpo import prompts, rewards
+from support.recovery import PROBLEMS, grpo_config
+
+
+def asked(
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Config,
+    problems: Sequence[Document] = PROBLEMS,
+) -> tuple[list[dict[str, Any]], int]:
+    on_text = registry.trains_on_text(",".join(settings.recovery.all_recoveries))
+    return prompts.make_prompts(problems, tokenizer, settings.grpo, on_text, "round-01")
+
+
+def test_prompts_end_where_training_text_goes_on(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """A base model is asked as cpt trains it; the space before the answer is the model's to write."""
+    rows, num_too_long = asked(tokenizer, grpo_config())
+    assert num_too_long == 0
+    assert [row["prompt"] for row in rows] == [
+        f"Question: {problem.question}\nAnswer:" for problem in PROBLEMS
+    ]
+    assert [row["answer"] for row in rows] == [
+        problem.answer.split("#### ")[1] for problem in PROBLEMS
+    ]
+
+
+def test_long_prompts_are_left_out_and_counted(tokenizer: PreTrainedTokenizerBase) -> None:
+    lengths = [
+        len(tokenizer(f"Question: {problem.question}\nAnswer:")["input_ids"])
+        for problem in PROBLEMS
+    ]
+    limit = sorted(lengths)[10]
+    rows, num_too_long = asked(tokenizer, grpo_config(grpo_prompt_tokens=limit))
+    assert num_too_long == sum(length > limit for length in lengths) > 0
+    assert len(rows) == len(PROBLEMS) - num_too_long
+    with pytest.raises(
+        ValueError, match="24 documents, and none with a question of at most 3 tokens"
+    ):
+        asked(tokenizer, grpo_config(grpo_prompt_tokens=3))
+    with pytest.raises(ValueError, match=r"grpo needs more \{question, answer\} data"):
+        asked(tokenizer, grpo_config(), [Document("", "plain text")])
+
+
+@pytest.mark.parametrize(
+    ("form", "recovery", "final", "chat"),
+    [
+        ("auto", "grpo", None, True),
+        ("auto", "cpt,grpo", None, False),
+        ("auto", "cpt", "grpo", False),
+        ("auto", "none", "grpo", True),
+        ("chat", "cpt,grpo", None, True),
+        ("template", "grpo", None, False),
+    ],
+)
+def test_chat_is_used_where_nothing_trains_on_the_template(
+    tokenizer: PreTrainedTokenizerBase, form: str, recovery: str, final: str | None, chat: bool
+) -> None:
+    settings = grpo_config(
+        grpo_prompt=form, recovery=recovery, final_recovery=final, grpo_prompt_tokens=500
+    )
+    talks = copy.deepcopy(tokenizer)
+    talks.chat_template = (
+        "{% for message in messages %}<{{ message.role }}>{{ message.content"
+        " }}{% endfor %}<assistant>"
+    )
+    prompt = asked(talks, settings)[0][0]["prompt"]
+    assert (
+        prompt == [{"role": "user", "content": f"{PROBLEMS[0].question}\n{prompts.INSTRUCTION}"}]
+    ) == chat
+    if form == "chat":
+        with pytest.raises(ValueError, match="has no chat template"):
+            asked(tokenizer, settings)
+    else:
+        assert isinstance(asked(tokenizer, settings)[0][0]["prompt"], str)
+
+
+def test_empty_box_is_no_answer(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    assert rewards.accuracy("", "so \\boxed{}") == 0.0
+    assert rewards.format_("4", "so \\boxed{}") == 0.0
+    problems = [Document("1 + 1 = ?", answer) for answer in ("so \\boxed{}", "#### $$", "#### 2")]
+    rows, num_too_long = prompts.make_prompts(
+        problems, tokenizer, grpo_config().grpo, False, "data"
+    )
+    assert ([row["answer"] for row in rows], num_too_long) == (["2"], 0)
+    with pytest.raises(
+        ValueError, match=r"none with a question of at most 256 tokens and a final answer"
+    ):
+        prompts.check(
+            problems[:2], tokenizer, grpo_config(grpo_prompt_tokens=256).grpo, False, "data"
+        )
+    with pytest.raises(ValueError, match="names accuracy twice"):
+        rewards.parse_weights("accuracy=1,accuracy=0")

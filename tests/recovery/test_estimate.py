@@ -1,0 +1,44 @@
+"""What a recovery costs, for the dry run: tokens, and FLOPs for each."""
+
+from typing import Any
+
+import pytest
+
+from ptl_fast.config.config import Config
+from ptl_fast.config.presets import shipped_config
+from ptl_fast.model import flops
+from ptl_fast.run import dry_run
+from ptl_fast.run.start import parse
+from support.recovery import grpo_config
+
+
+def per_token(model: Any, settings: Config, recovery: str) -> float:
+    """FLOPs that a recovery executes for one token."""
+    return dry_run.estimates(model, model, settings, [recovery], 1)[0].flops_per_token
+
+
+def test_training_flops_count_the_recomputed_decoder_but_not_the_head_again() -> None:
+    config: Any = shipped_config("ptl-demo")
+    settings = parse(["--sequence-length", "128", "--gradient-checkpointing", "false"])
+    forward = flops.flops_per_sample(config, 128, causal=True) / 128
+    plain = per_token(config, settings, "cpt")
+    assert plain == pytest.approx(3 * forward)
+    settings.trainer.gradient_checkpointing = True
+    again = per_token(config, settings, "cpt") - plain
+    assert again == pytest.approx(forward - 2 * config.vocab_size * config.hidden_size)
+    assert per_token(config, settings, "none") == 0
+
+
+def counted(settings: Config, num_tokens: int | None, names: list[str]) -> list[float | None]:
+    """Tokens that each of these recoveries trains on, in the demo's dry run."""
+    demo: Any = shipped_config("ptl-demo")
+    parts = dry_run.estimates(demo, demo, settings, names, num_tokens)
+    return [part.num_tokens for part in parts]
+
+
+def test_dry_run_counts_rollouts_and_text() -> None:
+    settings = grpo_config(grpo_kl=0.1)
+    assert counted(settings, 1000, ["cpt", "grpo"]) == [1000, 4 * 2 * 4 * 6]
+    assert counted(settings, None, ["cpt"]) == [None]
+    assert counted(grpo_config(grpo_steps=None), 1000, ["grpo"]) == [None]
+    assert counted(settings, 1000, ["none"]) == [0]

@@ -1,0 +1,122 @@
+"""Checks before any work: unknown methods, tasks and teachers end in one line that names the choices."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from ptl_fast import compress
+from support.files import write_rows
+from support.models import DEMO_MODEL, make_model
+from support.runs import DEMO, main
+from support.settings import check, settings
+
+DISTILL = {**DEMO, "recovery": "distill", "recovery_growth": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nll", "'nll' is not of the form TASK:METRIC"),
+        ("gsm8k:exact_match", "gsm8k is none of --eval-tasks; choose nll, demo_arithmetic"),
+        ("nll:perplexity", "nll has no metric perplexity; choose nll:nll"),
+        (
+            "demo_arithmetic:acc",
+            "demo_arithmetic has no metric acc; choose demo_arithmetic:exact_match/final-number",
+        ),
+    ],
+)
+def test_wrong_gate_lists_the_choices_before_work_begins(
+    name: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = [
+        "--eval-tasks",
+        "nll,demo_arithmetic",
+        "--max-drop",
+        "0.1",
+        "--recovery-tokens",
+        "9000",
+        "--device",
+        "cpu",
+    ]
+    assert main([*flags, "--gate", name]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_names_and_missing_vllm_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {**DEMO, "rounds": 1, "output": tmp_path / "run"}
+    with pytest.raises(
+        ValueError, match="unknown --recovery hope; choose none, cpt, distill, grpo"
+    ):
+        compress(**given, recovery="cpt,hope")
+    with pytest.raises(ValueError, match="unknown --final-recovery hope"):
+        compress(**given, final_recovery="hope")
+    write_rows(
+        tmp_path / "plain.jsonl",
+        *({"text": f"Text number {number}, with no question."} for number in range(300)),
+    )
+    with pytest.raises(ValueError, match=r"none with a question of at most .* and a final answer"):
+        compress(
+            **{**given, "recovery_tokens": None, "eval_tasks": "demo_arithmetic"},
+            data=tmp_path / "plain.jsonl",
+            recovery="grpo",
+        )
+    with pytest.raises(ValueError, match="has no chat template"):
+        compress(**given, recovery="grpo", grpo_prompt="chat")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="vllm is not installed"):
+        compress(**given, recovery="grpo", rollouts="vllm")
+    assert not (tmp_path / "run").exists()
+
+
+def test_teachers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(tmp_path / "other")
+    with pytest.raises(
+        ValueError,
+        match="other has another vocabulary than --model: 1 tokens differ, such as '<new>'",
+    ):
+        compress(**DISTILL, teacher=str(tmp_path / "other"), output=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"--teacher .*nowhere': no such folder"):
+        compress(**DISTILL, teacher=str(tmp_path / "nowhere"), output=str(tmp_path / "run"))
+    few = make_model("llama", vocab_size=200)
+    few.save_pretrained(tmp_path / "few")
+    AutoTokenizer.from_pretrained(DEMO_MODEL).save_pretrained(tmp_path / "few")
+    with pytest.raises(
+        ValueError,
+        match=r"--teacher .*few: its tokenizer gives ids beyond the model's 200 embeddings",
+    ):
+        compress(**DISTILL, teacher=str(tmp_path / "few"), output=str(tmp_path / "run"))
+    weights = tmp_path / "few" / "model.safetensors"
+    make_model("llama").save_pretrained(tmp_path / "few")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"--teacher .*few: model.safetensors is damaged"):
+        compress(**DISTILL, teacher=str(tmp_path / "few"), output=str(tmp_path / "run"))
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"--teacher .*few has no weights"):
+        compress(**DISTILL, teacher=str(tmp_path / "few"), output=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"distill_weight": 0.0}, "--distill-weight 0.0 is outside"),
+        ({"distill_temperature": 0.0}, "--distill-temperature 0.0 must be"),
+        ({"distill_top_k": 0}, "--distill-top-k 0 must be at least 1"),
+        ({"liger": True}, "--liger never stores the logits"),
+        ({"recovery": "cpt", "teacher": "x"}, "--teacher is for .* distill, and --recovery is cpt"),
+    ],
+)
+def test_distillation_without_sense_is_refused(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(settings(**{"recovery": "distill", **values}))

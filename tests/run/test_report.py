@@ -1,0 +1,115 @@
+"""The report says what happened, and what to do where a reward never came."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ptl_fast import compress
+from ptl_fast.run import report
+from support.runs import DEMO
+
+
+def test_report_has_the_promised_form(
+    command_line: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    flags = (
+        "--rounds 2 --recovery none --recovery-tokens 9000 --sequence-length 128 --eval-limit"
+        " 10 --calibration-tokens 2000"
+    )
+    assert command_line(*flags.split(), "--device", "cpu", "--output", "run").returncode == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert set(report) == {"environment", "config", "dense", "rounds", "final"}
+    size = {"num_parameters", "num_layers", "width", "flops_per_token", "eval"}
+    assert set(report["dense"]) == set(report["final"]) == size
+    assert [record["round"] for record in report["rounds"]] == [1, 2]
+    for record in report["rounds"]:
+        assert size | {"round", "kind", "seconds"} <= set(record)
+        assert set(record["seconds"]) == {"calibrate", "compact", "recover", "evaluate"}
+    assert report["final"]["eval"] == report["rounds"][-1]["eval"]
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert "| 2 neurons |" in text
+    assert "neurons a layer" in text
+    for record, plan in (
+        (record, json.loads((tmp_path / f"run/round-0{record['round']}/plan.json").read_text()))
+        for record in report["rounds"]
+    ):
+        scores = load_file(tmp_path / f"run/round-0{record['round']}/statistics.safetensors")[
+            "scores"
+        ]
+        kept = torch.tensor(plan["kept_neurons"])
+        went = torch.ones_like(scores, dtype=torch.bool).scatter_(1, kept, False)
+        highest = [float(row[gone].max()) for row, gone in zip(scores, went, strict=True)]
+        assert record["highest_removed"] == pytest.approx(highest, rel=1e-5)
+        assert record["lowest_kept"] == pytest.approx(
+            scores.gather(1, kept).amin(1).tolist(), rel=1e-5
+        )
+        assert (
+            max(
+                a - b for a, b in zip(record["highest_removed"], record["lowest_kept"], strict=True)
+            )
+            <= 0
+        )
+    for file in (
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "generation_config.json",
+        "README.md",
+    ):
+        assert (tmp_path / "run" / "final" / file).is_file(), file
+    modes = {file.stat().st_mode for file in (tmp_path / "run" / "final").iterdir()}
+    assert len(modes) == 1, "weights must be as readable as the rest"
+
+
+def test_reward_that_never_comes_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A response of two tokens marks no answer. And the same command continues a run that died
+    after its last round.
+    """
+    settings = {
+        **DEMO,
+        "rounds": 1,
+        "recovery": "none",
+        "final_recovery": "grpo",
+        "grpo_steps": 1,
+        "grpo_prompts": 2,
+    }
+    settings |= {"grpo_response_tokens": 2, "output": tmp_path / "run"}
+    content = compress(**settings)
+    line = (
+        "Round 2: accuracy and format were 0 for each of 16 rollouts, so there was nothing to"
+        " learn from; 100% of the responses"
+    )
+    assert line in capsys.readouterr().out
+    details = content["rounds"][1]["grpo"]
+    assert (details["reward"], details["truncated"], details["steps"]) == ([0.0], [1.0], 1)
+    assert (
+        json.loads((tmp_path / "run" / "report.json").read_text())["rounds"][1]["grpo"] == details
+    )
+    assert line in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_line_for_one_reward() -> None:
+    details: dict[str, Any] = {
+        "always_zero": ["accuracy"],
+        "rollouts": 1024,
+        "reward": [0.1, 0.0],
+        "truncated": [0.1, 0.2],
+    }
+    line = report.unrewarded_line(3, details)
+    assert line.startswith(
+        "Round 3: accuracy was 0 for each of 1024 rollouts; try more continual pre-training"
+    )
+    assert "smaller step (more --rounds)" in line
+    line = report.unrewarded_line(3, {**details, "reward": [0.0, 0.0], "truncated": [0.9, 0.7]})
+    assert (
+        "so there was nothing to learn from; 80% of the responses were cut off: try a higher"
+        " --grpo-response-tokens"
+    ) in line

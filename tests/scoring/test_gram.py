@@ -1,0 +1,148 @@
+"""Gram matrices are products of the activations with a ridge, with --protect's text at its share."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ptl_fast.data import packing
+from ptl_fast.model.families import feed_forwards, find_family
+from ptl_fast.scoring import gram as gram_module
+from ptl_fast.scoring import reconstruction, statistics
+from support.least_squares import gram, long_documents
+
+
+@pytest.fixture
+def tokens() -> packing.PackedTokens:
+    return long_documents()
+
+
+def prices(model: PreTrainedModel, tokens: packing.PackedTokens) -> Tensor:
+    return reconstruction.prices(gram_module.GramMatrices(model, find_family(model), tokens, 2))
+
+
+def test_layers_in_several_passes_give_the_same(
+    llama: PreTrainedModel, tokens: packing.PackedTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once = prices(llama, tokens)
+    monkeypatch.setattr(gram_module, "GRAM_BYTES", 2 * 8 * 48**2)
+    torch.testing.assert_close(prices(llama, tokens), at_once, rtol=1e-4, atol=1e-6)
+
+
+def test_matrices_come_with_the_statistics_pass_and_are_kept_if_all_fit(
+    llama: PreTrainedModel, tokens: packing.PackedTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of five layers, all or two fit: no further pass, or one for the second two and one for the
+    last, each time.
+    """
+    family, passes = find_family(llama), []
+    num_batches = len(tokens.unpacked(tokens.input_ids.numel()))
+    llama.model.layers[0].register_forward_pre_hook(lambda module, args: passes.append(module))
+    expected = list(gram_module.GramMatrices(llama, family, tokens, len(tokens)))
+    for layers_that_fit, further in ((5, [0, 0]), (2, [2, 3])):
+        monkeypatch.setattr(gram_module, "GRAM_BYTES", layers_that_fit * 8 * 48**2)
+        grams = gram_module.GramMatrices(llama, family, tokens, len(tokens))
+        statistics.collect(llama, family, tokens, len(tokens), grams=grams)
+        for num_passes in further:
+            passes.clear()
+            for gram_II, expected_II in zip(grams, expected, strict=True):
+                torch.testing.assert_close(gram_II, expected_II, rtol=1e-4, atol=1e-6)
+            assert len(passes) == num_passes * num_batches
+
+
+@pytest.mark.parametrize("num_blocks", [1, 5, 8, 100])
+def test_matrices_are_products_of_the_activations_with_a_ridge(
+    llama: PreTrainedModel,
+    tokens: packing.PackedTokens,
+    monkeypatch: pytest.MonkeyPatch,
+    num_blocks: int,
+) -> None:
+    monkeypatch.setattr(gram_module, "GRAM_BLOCKS", num_blocks)
+    family, inputs = find_family(llama.double()), list[Tensor]()
+    grams = list(gram_module.GramMatrices(llama, family, tokens, len(tokens)))
+    for ffn in feed_forwards(llama, family).values():
+        ffn.down.register_forward_pre_hook(lambda module, args: inputs.append(args[0][tokens.mask]))
+    llama(input_ids=tokens.input_ids, position_ids=tokens.position_ids, use_cache=False)
+    for gram_II, a_TI in zip(grams, inputs, strict=True):
+        torch.testing.assert_close(gram_II, gram(a_TI), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_protected_text_has_its_share_of_the_weight_however_long_it_is(
+    llama: PreTrainedModel,
+    tokens: packing.PackedTokens,
+    monkeypatch: pytest.MonkeyPatch,
+    share: float,
+) -> None:
+    """Also where the corpus comes with the statistics, which count the corpus alone, and where not
+    all layers fit at once.
+    """
+    family = find_family(llama)
+    generator = torch.Generator().manual_seed(6)
+    protected = packing.pack(
+        [torch.randint(2, 384, (count,), generator=generator).tolist() for count in (90, 21)], 96, 1
+    )
+
+    def products(of: packing.PackedTokens) -> list[Tensor]:
+        monkeypatch.setattr(gram_module, "RIDGE", 0.0)
+        return list(gram_module.GramMatrices(llama, family, of, 2))
+
+    weight = share * tokens.num_tokens / protected.num_tokens
+    expected = [
+        (1 - share) * corpus + weight * other
+        for corpus, other in zip(products(tokens), products(protected), strict=True)
+    ]
+    alone = statistics.collect(llama, family, tokens, 2)
+    for layers_that_fit in (5, 2):
+        monkeypatch.setattr(gram_module, "GRAM_BYTES", layers_that_fit * 8 * 48**2)
+        for with_statistics in (True, False):
+            grams = gram_module.GramMatrices(llama, family, tokens, 2, protected, share)
+            if with_statistics:
+                counted = statistics.collect(llama, family, tokens, 2, grams=grams)
+                assert all(
+                    torch.equal(value, alone.tensors()[name])
+                    for name, value in counted.tensors().items()
+                )
+            for _ in range(2):
+                for gram_II, expected_II in zip(grams, expected, strict=True):
+                    torch.testing.assert_close(gram_II, expected_II, rtol=1e-4, atol=1e-6)
+
+
+def test_a_pass_with_gradients_does_not_run_through_the_matrices(
+    llama: PreTrainedModel, tokens: packing.PackedTokens
+) -> None:
+    """It would hold the activations of all batches."""
+    family = find_family(llama)
+    grams = gram_module.GramMatrices(llama, family, tokens, 2)
+    statistics.collect(llama, family, tokens, 2, extra=frozenset({"gradients"}), grams=grams)
+    assert grams.sums
+    assert not any(sums_II.requires_grad for sums_II in grams.sums)
+
+
+def test_padding_does_not_count(llama: PreTrainedModel, tokens: packing.PackedTokens) -> None:
+    assert not tokens.mask.all()
+    ids = tokens.input_ids.where(tokens.mask, 7)
+    other = packing.PackedTokens(ids, tokens.position_ids, tokens.mask)
+    assert torch.equal(prices(llama, other), prices(llama, tokens))
+
+
+def test_neurons_that_shout_at_one_token_leave_the_gram_matrix_positive_definite(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    width = 1536
+    a_TI = torch.randn(256, width, generator=torch.Generator().manual_seed(0))
+    a_TI[0, :8] = 1000 * torch.linspace(1, 3, 8)
+    down = torch.nn.Linear(width, 1)
+    model = torch.nn.Sequential(down)
+    model.device = torch.device("cpu")
+    monkeypatch.setattr(
+        gram_module, "feed_forwards", lambda *_: {"0": SimpleNamespace(down=down, width=width)}
+    )
+    grams = gram_module.GramMatrices(model, None, None, 1)
+    with grams.watch():
+        grams.expect(torch.ones(1, 256, dtype=torch.bool))
+        down(a_TI.unsqueeze(0))
+    (gram_II,) = grams
+    assert torch.linalg.cholesky_ex(gram_II).info == 0
