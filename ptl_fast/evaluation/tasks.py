@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ptl_fast.base import distributed
 from ptl_fast.base.console import first_line
 from ptl_fast.base.errors import Diverged
+from ptl_fast.data.files import FILE_TYPES, file_type
 from ptl_fast.evaluation.nll import NLL, NLL_MAX_LENGTH, answer_nll
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _check_file(task: EvalTask) -> None:
     """Raise ValueError unless the task's file exists or may name a hub data set."""
     assert task.file is not None
     # data/test.jsonl looks like a hub name too
-    is_data = Path(task.file).suffix in (".jsonl", ".json", ".parquet")
+    is_data = file_type(Path(task.file)) in FILE_TYPES
     may_be_on_hub = task.task in shipped_tasks() and HUB_NAME.fullmatch(task.file) and not is_data
     if not Path(task.file).is_file() and not may_be_on_hub:
         raise ValueError(f"evaluation task {task.label}: no file {task.file}")

@@ -4,15 +4,17 @@ Prompts are Python functions and not Jinja templates: lm-eval compiles a templat
 few-shot example of every prompt, which takes most of a minute for GSM8K.
 """
 
+import re
 from typing import Any
 
 import datasets
 
 from ptl_fast.data import answers
-from ptl_fast.data.columns import first_present
+from ptl_fast.data.columns import as_text, first_present
 from ptl_fast.evaluation.lm_eval_tasks.rows import load_rows, standard_examples
 
 # Configs of the hub data set: the benchmark is all of them together.
+NUMBER = re.compile(r"[+-]?[\d,]*\.?\d+")
 MATH_SUBJECTS = (
     "algebra",
     "counting_and_probability",
@@ -71,9 +73,9 @@ def judge(row: dict[str, str], responses: list[str]) -> dict[str, float]:
 
 
 def _gsm8k_row(row: dict[str, Any]) -> dict[str, str]:
-    answer = first_present(row, "answer")
-    # an unmarked answer would make the whole chain of thought the gold answer
-    if "####" not in answer:
+    answer = as_text(first_present(row, "answer"), "its answer").strip()
+    # an unmarked answer would make the whole chain of thought the gold answer; a number is one
+    if "####" not in answer and not NUMBER.fullmatch(answer):
         raise ValueError('its answer does not end in "#### N"')
     return {"question": first_present(row, "question"), "gold": answer.split("####")[-1].strip()}
 

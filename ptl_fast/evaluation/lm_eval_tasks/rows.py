@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import yaml
 
-from ptl_fast.data import readers
+from ptl_fast.data import files, readers
 
 
 def load_rows(
@@ -31,7 +31,7 @@ def load_rows(
         ValueError: the data is malformed or empty, or a row does not fit (names the row).
     """
     if source is not None and Path(source).is_file():
-        rows = [row for _, row in readers.file_rows(Path(source))]
+        rows = [row for _, row in files.file_rows(Path(source))]
     else:
         name, _, split = (source or hub_name).partition(":")
         # another data set than the benchmark's need not have its configs
