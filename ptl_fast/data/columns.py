@@ -19,6 +19,7 @@ PAIRS = (
 )
 QUESTION_COLUMNS, ANSWER_COLUMNS = zip(*PAIRS, strict=True)
 CHAT_COLUMNS = ("messages", "conversations")
+MESSAGES = 'must be a list of {"role": ..., "content": ...} with text in both'
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant"}
 TEXT_COLUMNS = ("text", "content")
 
@@ -127,10 +128,10 @@ def _turns(
         if isinstance(question, str):
             before = [{"role": "user", "content": question}]
         after = answer
-        if isinstance(answer, str):
+        if isinstance(answer, str) and answer_column not in CHAT_COLUMNS:
             after = [{"role": "assistant", "content": answer}]
         if not isinstance(after, list):
-            raise ValueError(f"{where}: {answer_column} must be a list of messages")
+            raise ValueError(f"{where}: {answer_column} {MESSAGES}")
         return [_turn(each, where) for each in [*before, *after]]
     return None
 
@@ -141,9 +142,7 @@ def _turn(message: Any, where: str) -> dict[str, str]:
         role = SHAREGPT_ROLES.get(message["from"], message["from"])
         message = {"role": role, "content": message["value"]}
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise ValueError(
-            f'{where}: messages must be a list of {{"role": ..., "content": ...}} with text in both'
-        )
+        raise ValueError(f"{where}: messages {MESSAGES}")
     content = message.get("content")
     if isinstance(content, list):  # content parts, of which only text can be read
         content = "".join(_part(part, where) for part in content)
@@ -151,6 +150,8 @@ def _turn(message: Any, where: str) -> dict[str, str]:
     if calls:  # what the model wrote to call a tool
         written = json.dumps(calls, ensure_ascii=False)
         content = f"{content}\n{written}" if content else written
+    if content is None:
+        raise ValueError(f"{where}: messages {MESSAGES}")
     return {"role": message["role"], "content": as_text(content, where)}
 
 

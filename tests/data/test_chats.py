@@ -66,7 +66,7 @@ def test_system_turns_tool_calls_and_results_are_part_of_the_question(tmp_path: 
     ("row", "message"),
     [
         ({"messages": [USER]}, "none of the messages has the role assistant"),
-        ({"messages": "text"}, "messages must be a list of messages"),
+        ({"messages": "text"}, "messages must be a list of"),
         ({"messages": [{"content": "x"}]}, "messages must be a list of"),
         (
             {"messages": [{**USER, "content": [{"type": "image", "url": "x"}]}, ANSWER]},

@@ -96,7 +96,7 @@ def test_dates_and_other_values_of_a_parquet_file_come_as_they_are(tmp_path: Pat
     ("name", "content", "message"),
     [
         ("a.csv", b"question,answer\na,b\nc,d,e\n", "line 3 has more cells than the 2 columns"),
-        ("a.csv", b'question,answer\n"a,b\n', r"line 2 is not valid CSV \(unexpected end"),
+        ("a.csv", b'question,answer\n"a,b\n', r"line 1 is not valid CSV \(unexpected end"),
         ("a.csv", b"question,answer\n\xff,b\n", "is not UTF-8 text"),
         ("a.jsonl.gz", b"no gzip", "cannot be read"),
         ("a.jsonl.zst", b"no zstd", "cannot be read"),
