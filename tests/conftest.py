@@ -2,6 +2,7 @@
 line.
 """
 
+import gc
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+# before anything imports Hugging Face's libraries: a name that is no file must not wait for the hub
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # before anything imports Triton kernels: without a GPU its interpreter runs them on the CPU
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -20,6 +23,19 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from ptl_fast.demo.problems import generate
 from support.files import write_rows
 from support.models import DEMO_MODEL, FAMILIES, make_model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections() -> None:
+    """Every recovery ends with several garbage collections, and most of what they would look at are
+    the libraries.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(params=FAMILIES)

@@ -1,9 +1,7 @@
 """Runs of a tiny model whose quality gate finds what a script says."""
 
-import gc
 import json
-from collections.abc import Callable, Iterator
-from importlib import import_module
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +32,6 @@ def gated(tiny_run: dict[str, str]) -> dict[str, Any]:
         "gate": "nll:nll",
         "max_drop": 0.5,
     }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collections() -> Iterator[None]:
-    """Every recovery ends with several garbage collections; most of what they would look at are the
-    libraries.
-    """
-    import_module("transformers.trainer")
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

@@ -149,8 +149,8 @@ def test_run_without_a_round_that_passes_ends_with_the_original(
     report = compress(**gated, output=tmp_path)
     assert actions(report) == "1.1e 1.1b 1.2e 1.2s"
     sentence = (
-        "The quality gate stopped this run before its target: round 1 failed the gate nll:nll, and 8"
-        " neurons a layer is the smallest step"
+        "The quality gate stopped this run before its target: round 1 failed the gate nll:nll, and"
+        " 8 neurons a layer is the smallest step"
         " (--width-multiple 8). The result is the original model, unchanged: no round has passed."
     )
     assert report["stopped"] == sentence

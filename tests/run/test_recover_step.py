@@ -61,8 +61,9 @@ def test_final_recovery_is_not_judged_and_stays_last(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its tokens stay on top, and its documents its own, also where the quality gate has made three rounds
-    of one. Killed, it goes on.
+    """Its tokens stay on top, and its documents its own, also where the quality gate has made
+    three rounds of one. Killed, it goes on.
+    """
     """
     settings = {
         **gated,

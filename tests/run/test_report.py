@@ -1,8 +1,6 @@
 """The report says what happened, and what to do where a reward never came."""
 
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +10,11 @@ from safetensors.torch import load_file
 
 from ptl_fast import compress
 from ptl_fast.run import report
-from support.runs import DEMO
+from support.runs import DEMO, RUN
 
 
-def test_report_has_the_promised_form(
-    command_line: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
-    flags = (
-        "--rounds 2 --recovery none --recovery-tokens 9000 --sequence-length 128 --eval-limit"
-        " 10 --calibration-tokens 2000"
-    )
-    assert command_line(*flags.split(), "--device", "cpu", "--output", "run").returncode == 0
+def test_report_has_the_promised_form(tiny_run: dict[str, str], tmp_path: Path) -> None:
+    compress(**tiny_run, **{**RUN, "rounds": 2, "recovery": "none"}, output=tmp_path / "run")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert set(report) == {"environment", "config", "dense", "rounds", "final"}
     size = {"num_parameters", "num_layers", "width", "flops_per_token", "eval"}
