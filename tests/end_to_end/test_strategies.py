@@ -1,5 +1,5 @@
-"""Published strategies as settings: one round of layers (ShortGPT, Just CHOP, the angular distance),
-or one round of neurons by any scorer; and settings that exclude one another.
+"""Published strategies as settings: one round of layers (ShortGPT, Just CHOP, the angular
+distance), or one round of neurons by any scorer; and settings that exclude one another.
 """
 
 import json

@@ -1,5 +1,5 @@
-"""What a round's recovery is given: the tokens that earlier rounds left, its share of a schedule, and
-its extensions.
+"""What a round's recovery is given: the tokens that earlier rounds left, its share of a schedule,
+and its extensions.
 """
 
 import gc
@@ -63,7 +63,6 @@ def test_final_recovery_is_not_judged_and_stays_last(
 ) -> None:
     """Its tokens stay on top, and its documents its own, also where the quality gate has made
     three rounds of one. Killed, it goes on.
-    """
     """
     settings = {
         **gated,
