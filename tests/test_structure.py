@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ptl_fast"
 KERNELS = ROOT / "kernels" / "torch-ext" / "ptl_kernels"
-# From the ground up: a package may import those on the floors below its own, and itself. Packages on
-# one floor are siblings and never import one another.
+# From the ground up: a package may import those on the floors below its own, and itself. Packages
+# on one floor are siblings and never import one another.
 FLOORS = [
     {"base", "demo"},
     {"config"},

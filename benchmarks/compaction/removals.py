@@ -26,6 +26,7 @@ Removal = Callable[[PreTrainedModel, KeptNeurons], PreTrainedModel]
 
 def ours(model: PreTrainedModel, kept: KeptNeurons) -> PreTrainedModel:
     """In place: kept neurons of the tail fill the holes of the head (ptl_kernels.hole_filling)."""
+    # as a run makes it, but with random neurons
     plan = PruningPlan(
         round=1,
         kind="neurons",
@@ -67,6 +68,7 @@ def by_torch_pruning(model: PreTrainedModel, kept: KeptNeurons, graph: bool) -> 
 
     width = model.config.intermediate_size
     if graph:
+        # an example input is run once, to see which layers follow which
         example = {
             "input_ids": torch.ones(1, 8, dtype=torch.int64, device=model.device),
             "use_cache": False,

@@ -61,6 +61,7 @@ def sample_length(config: SimpleNamespace, tera_flops: float, lm_head: bool) -> 
     def distance(length: int) -> float:
         return abs(flops.flops_per_sample(config, length, lm_head=lm_head) - tera_flops * 1e12)  # type: ignore[arg-type]
 
+    # FLOPs grow with the length, so the nearest is unique; 4095 is longer than any sample
     return min(range(1, 4096), key=distance)
 
 
@@ -161,6 +162,7 @@ def hours_table() -> Table:
         predicted, total = (
             sum(row[name] for row in rounds) for name in ("recovery_hours", "recovery_tokens")
         )
+        # hours go with 1 / utilisation
         needed = f"{dry_run.UTILISATION * predicted / paper:.0%}"
         row = [
             preset.removesuffix("-paper"),

@@ -52,6 +52,7 @@ def make_tables(folder: Path) -> TableMakers:
 
 def op_table(op: str, kernels: Results) -> Table:
     """One op: a row for each device, shape and dtype, and a column with the ratio to each peer."""
+    # peers of either kind of device: a column for each, also where a device cannot run it
     peers = list(
         dict.fromkeys(
             peer
@@ -88,7 +89,7 @@ def _rows(results: dict[str, Any], key: tuple[str, str, str]) -> dict[str, dict[
 def _cells(rows: list[dict[str, Any] | None]) -> list[str]:
     measured = [row for row in rows if row and row["status"] == MEASURED]
     if measured:
-        row = measured[0]
+        row = measured[0]  # our numbers are the same in the rows of all peers
         traffic = f"{row['gbs']:.1f} ({row['percent_of_copy']:.0f}%)" if row["gbs"] else ""
         ours = [f"{row['time_ms']:.3f}", traffic, f"{row['max_rel_error']:.1e}"]
     else:
@@ -109,6 +110,7 @@ def scoring_table(scoring: Results) -> Table:
         of_type = of_device_type(scoring, device_type)
         for results in of_type or [{"environment": {"device": label}, "model": "", "dtype": ""}]:
             known = results["environment"]
+            # a row without results lacks the number of documents, and so do older results
             length = (
                 f"{results['num_tokens'] / results['num_documents']:.0f}"
                 if "num_documents" in results

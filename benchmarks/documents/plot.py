@@ -25,13 +25,14 @@ def speedup_figure(results: dict[str, Any]) -> "Figure":
     rows = [row for row in results["rows"] if row["status"] == MEASURED]
     figure, axes = _axes(width=1.2 * len(rows))
     for place, row in enumerate(rows):
+        # distances from the bar's end; vLLM's rows have none
         spread = (
             [[row["speedup"] - row["speedup_p20"]], [row["speedup_p80"] - row["speedup"]]]
             if "speedup_p20" in row
             else None
         )
         axes.bar(
-            place - 0.2,
+            place - 0.2,  # left of the tick; the prediction stands right of it
             row["speedup"],
             0.4,
             color="tab:blue",
@@ -51,7 +52,7 @@ def speedup_figure(results: dict[str, Any]) -> "Figure":
         for row in rows
     ]
     axes.set_xticks(range(len(rows)), labels)
-    axes.axhline(1, color="black", linewidth=0.8)
+    axes.axhline(1, color="black", linewidth=0.8)  # above it, the compressed model is faster
     axes.set(
         ylabel="dense time / compressed time",
         title=f"{results['model']} on {results['environment']['device']}",
@@ -80,6 +81,7 @@ def alignment_figure(results: dict[str, Any]) -> "Figure":
             ".-",
             color="lightgrey",
         )
+        # later points cover earlier ones, so a width has the colour of its largest divisor
         for divisor, colour in ((64, "tab:green"), (128, "tab:orange"), (256, "tab:red")):
             aligned = [row for row in rows if row["width"] % divisor == 0]
             heights = [100 * row["excess"] for row in aligned]
@@ -116,6 +118,7 @@ def kernels_figure(results: dict[str, Any]) -> "Figure":
         ".",
     )
     axes.axvline(1, color="black", linewidth=0.8)
+    # one line for each op and peer, in the order of the results from the top
     axes.set_yticks(range(len(names)), [f"{op} / {peer}" for op, peer in names], fontsize="x-small")
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="peer time / our time", title=results["environment"]["device"])
@@ -133,7 +136,7 @@ def _axes(width: float = 7.0, height: float = 4.0, num_panels: int = 1) -> Any:
     """A figure of this size in inches, and its axes, one above the other."""
     from matplotlib import pyplot
 
-    pyplot.switch_backend("svg")
+    pyplot.switch_backend("svg")  # needs no display
     pyplot.rcParams["svg.hashsalt"] = "ptl_fast"  # the same results give the same file
     return pyplot.subplots(
         num_panels, figsize=(max(width, 5.0), max(height, 3.0)), layout="constrained"

@@ -61,6 +61,7 @@ def reinforcement_table(results: dict[str, Any]) -> Table:
         seconds, tokens = (
             f"{statistics.mean(row[key] for row in rows):,.0f}" for key in ("cpu_seconds", "tokens")
         )
+        # rollouts follow from the settings, so they are the same for all seeds
         rollouts = f"{rows[0]['grpo']['rollouts']:,}" if "grpo" in rows[0] else "0"
         table.append([name, _accuracy(rows), str(len(rows)), seconds, tokens, rollouts])
     return table

@@ -28,6 +28,7 @@ from benchmarks.inference.widths import MULTIPLES
 from benchmarks.recovery import throughput as throughput_module
 
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
+# what the document promises, by kind of device: without results it keeps a row
 EXPECTED = {"cuda": ("llama3-8b", "gemma2-9b", "qwen2.5-7b"), "cpu": ("ptl-demo", "smollm2")}
 PREFIXES = ("speedup", "scoring", "kernels", "compaction", "stages")  # of what the targets need
 WHERE = ["device", "model", "size", "dtype", "engine", "batch", "prompt", "new tokens"]
@@ -121,6 +122,7 @@ def throughput_table(throughput: Results) -> Table:
 
 def stages_table(stages: Results) -> Table:
     """Seconds of whole runs: a row for each."""
+    # the stages' names come from the results, the same in every file
     names = list(stages[0]["seconds"]) if stages else []
     table = [
         [
@@ -162,6 +164,7 @@ def alignment_table(alignment: Results) -> Table:
             for product, num_tokens in dict.fromkeys(
                 (line["product"], line["num_tokens"]) for line in results["summary"]
             ):
+                # a multiple may have no width in the range that was measured
                 cells = {
                     line["multiple"]: f"{line['median_excess']:.1%} ({line['worst_excess']:.1%})"
                     for line in results["summary"]
@@ -236,12 +239,14 @@ def _without_results(speedup: Results) -> Table:
 
 
 def _where_cells(results: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    # FFN width x layers
     dense, compressed = (results["sizes"][name] for name in ("dense", "compressed"))
     size = (
         f"{dense['width']} x {dense['num_layers']} -> {compressed['width']} x"
         f" {compressed['num_layers']}"
     )
     numbers = (str(row[name]) for name in ("batch_size", "prompt_length", "new_tokens"))
+    # MALLOC_* variables were set: glibc then keeps freed memory instead of returning it
     kept = ", memory kept" if results["environment"].get("malloc") else ""
     return [
         results["environment"]["device"],
@@ -255,6 +260,7 @@ def _where_cells(results: dict[str, Any], row: dict[str, Any]) -> list[str]:
 
 def _speed_cells(row: dict[str, Any]) -> list[str]:
     times = [f"{row[name]['time_ms']:.1f}" for name in ("dense", "compressed")]
+    # a row of vLLM may have no prediction
     measured, predicted, share = (cell or MISSING for cell in ratio_cells(row))
     counts = (_count_ratio(row, name) for name in ("flops", "num_bytes"))
     alone = f"{row['device_speedup']:.2f}" if "device_speedup" in row else MISSING

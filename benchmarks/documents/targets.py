@@ -17,7 +17,7 @@ class Target:
 
     what: str
     command: str
-    """The module of benchmarks that measures it."""
+    """The module below benchmarks that measures it."""
     goal: float
     numbers: Callable[[ResultsByPrefix], Iterator[float]]
     at_most: bool = False
@@ -25,6 +25,7 @@ class Target:
 
     def row(self, by_prefix: ResultsByPrefix) -> list[str]:
         """what, goal, lowest to highest, verdict, command."""
+        # the verdict counts rows, so that one miss among many is seen and not averaged away
         sign = "at most " if self.at_most else "at least "
         values = sorted(self.numbers(by_prefix))
         if not values:
@@ -39,6 +40,7 @@ class Target:
             if reached
             else "missed"
         )
+        # one number where the lowest and the highest look the same
         ends = list(dict.fromkeys([self._show(values[0]), self._show(values[-1])]))
         return [self.what, sign + self._show(self.goal), " to ".join(ends), verdict, self.command]
 
@@ -91,87 +93,87 @@ def _stages(name: str) -> Callable[[ResultsByPrefix], Iterator[float]]:
 TARGETS = [
     Target(
         "prefill: measured speedup / predicted",
-        "speedup",
+        "inference.speedup",
         0.95,
         _of_predicted("prefill"),
         percent=True,
     ),
     Target(
         "decode: measured speedup / predicted",
-        "speedup",
+        "inference.speedup",
         0.95,
         _of_predicted("decode"),
         percent=True,
     ),
     Target(
         "scoring pass: plain forward pass / ours",
-        "bench_scoring",
+        "scoring.bench_scoring",
         1.0,
         _scoring("vs_plain_forward"),
     ),
     Target(
         "scoring pass: the authors' rule / ours",
-        "bench_scoring",
+        "scoring.bench_scoring",
         1.5,
         _scoring("vs_reference_rule"),
     ),
     Target(
         "a layer loses 10%: three x[idx] / ours",
-        "bench_kernels",
+        "kernels.bench_kernels",
         2.0,
         _kernels("compact_ffn", "three x[idx]"),
     ),
     Target(
         "a layer loses 10%: three index_select / ours",
-        "bench_kernels",
+        "kernels.bench_kernels",
         2.0,
         _kernels("compact_ffn", "three index_select"),
     ),
     Target(
         "planned beforehand: three x[idx] / ours",
-        "bench_kernels",
+        "kernels.bench_kernels",
         2.0,
         _kernels("compact_ffn_planned", "three x[idx]"),
     ),
     Target(
         "planned beforehand: three index_select / ours",
-        "bench_kernels",
+        "kernels.bench_kernels",
         2.0,
         _kernels("compact_ffn_planned", "three index_select"),
     ),
     Target(
         "a matrix of every layer loses 10% of its rows: copy / ours",
-        "bench_kernels",
+        "kernels.bench_kernels",
         6.0,
         _kernels("compact_rows", "copy of the kept number of rows"),
     ),
     Target(
         "a model loses 10%: three x[idx] / ours",
-        "bench_compaction",
+        "compaction.bench_compaction",
         2.0,
         _compaction("three x[idx]"),
     ),
     Target(
         "a model loses 10%: three index_select / ours",
-        "bench_compaction",
+        "compaction.bench_compaction",
         2.0,
         _compaction("three index_select"),
     ),
     Target(
         "a model loses 10%: torch-pruning's graph / ours",
-        "bench_compaction",
+        "compaction.bench_compaction",
         2.0,
         _compaction("torch-pruning, graph"),
     ),
     Target(
         "a model loses 10%: authors' way, with files / ours",
-        "bench_compaction",
+        "compaction.bench_compaction",
         100.0,
         _compaction("authors' way, with files"),
     ),
     Target(
         "loop overhead of a run",
-        "stages",
+        "recovery.stages",
         0.05,
         _stages("loop_overhead"),
         at_most=True,
@@ -179,7 +181,7 @@ TARGETS = [
     ),
     Target(
         "all of a run that is not recovery",
-        "stages",
+        "recovery.stages",
         0.05,
         _stages("not_recovery"),
         at_most=True,

@@ -11,7 +11,7 @@ from ptl_fast.model.families import resize_config
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-TWIN_SIZE = 8
+TWIN_SIZE = 8  # of a twin's heads and its FFN
 
 
 class Shape(NamedTuple):
@@ -135,8 +135,9 @@ def tiny_twin(config: "PretrainedConfig") -> "PretrainedConfig":
     twin = copy.deepcopy(config)
     twin.head_dim, twin.hidden_size = TWIN_SIZE, TWIN_SIZE * config.num_attention_heads
     twin.vocab_size = TWIN_SIZE
+    # token ids must be inside the vocabulary
     twin.bos_token_id = twin.eos_token_id = twin.pad_token_id = 0
     resize_config(twin, TWIN_SIZE, list(range(config.num_hidden_layers)))
-    if hasattr(twin, "sliced_hidden_size"):
+    if hasattr(twin, "sliced_hidden_size"):  # a model that SliceGPT compressed
         twin.sliced_hidden_size = TWIN_SIZE
     return twin

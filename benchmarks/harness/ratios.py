@@ -50,6 +50,7 @@ class Ratio:
 
     def moved_from(self, before: "Ratio") -> bool:
         """Whether the two differ by more than noise."""
+        # quartiles that do not meet are not enough: steady entries have narrow ones
         apart = self.low > before.high or self.high < before.low
         change = self.median / before.median
         return apart and max(change, 1 / change) > SMALLEST_MOVE

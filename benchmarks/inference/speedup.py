@@ -179,6 +179,7 @@ def make_models(options: argparse.Namespace, device: str, dtype: torch.dtype) ->
         if options.shape
         else loading.load_config(options.model or loading.DEMO)
     )
+    # None leaves a size as it is in the dense model
     width, layers = options.width, options.layers
     if width is None and layers is None:
         width, layers = (
@@ -232,7 +233,7 @@ def batch_and_length(text: str) -> tuple[int, int]:
     """8x256 as (8, 256)."""
     batch_size, length = map(int, text.split("x"))
     if batch_size < 1 or length < 1:
-        raise ValueError(text)
+        raise ValueError(text)  # argparse names the flag and the text
     return batch_size, length
 
 
@@ -299,6 +300,7 @@ def main(arguments: list[str] | None = None) -> None:
         clock.choose(options.clock)
         dtype, device_type = getattr(torch, options.dtype), options.device.partition(":")[0]
         models = make_models(options, options.device, dtype)
+    # measured for the dense model's shapes, and used for both models
     stopwatch = Stopwatch(options.device, FLUSH_BYTES[device_type])
     rates = Rates(models["dense"], stopwatch)
     results: dict[str, Any] = {

@@ -38,6 +38,7 @@ def rows(
         try:
             times = {name: times_of(config, workloads, options) for name, config in configs.items()}
         except subprocess.CalledProcessError as error:
+            # what it printed is above, and the rows of transformers are kept
             reason = f"vllm failed with exit code {error.returncode}"
     if reason is not None:
         return [
@@ -135,6 +136,7 @@ def seconds_of_generation(
     """Seconds for ``num_tokens`` new tokens on fresh random prompts."""
     from vllm import SamplingParams
 
+    # token ids, so that no tokenizer is needed
     prompts = [
         {
             "prompt_token_ids": [

@@ -57,6 +57,7 @@ def time_widths(
     calls = products(hidden, widths, num_tokens, dtype, stopwatch.device)
     for call in calls.values():  # warms up: the first call of a size chooses its kernel
         call()
+    # shuffled, so that a width does not always follow the same neighbour
     order, shuffle = list(calls), random.Random(0)
     for _ in range(num_rounds):
         shuffle.shuffle(order)
@@ -146,6 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(0)
     clock.choose(options.clock)
     stopwatch = Stopwatch(options.device, FLUSH_BYTES[options.device_type])
+    # multiples of STEP: the centre is one
     first = options.centre - options.reach // STEP * STEP
     widths = list(range(first, options.centre + options.reach + 1, STEP))
     results: dict[str, Any] = {

@@ -45,6 +45,7 @@ COLUMNS = [
 ]
 NUM_INPUTS = 3  # sets of inputs, so that a call does not find its inputs in the caches
 SECONDS_PER_CASE = 2.0
+# at least so many that p20 and p80 mean something
 FEWEST_SAMPLES, MOST_SAMPLES = 40, 50
 
 
@@ -77,6 +78,7 @@ def check(case: Case, name: str, results: Tensors, expected: Tensors) -> float:
     tolerance.
     """
     largest = 0.0
+    # a peer has no statistics that it does not compute, and a ceiling no results at all
     for key in results.keys() & expected.keys():
         error = relative_error(results[key], expected[key])
         if not error <= case.tolerance:  # written so that NaN fails
@@ -157,6 +159,7 @@ def measure(
     times = sample(contenders, inputs, stopwatch, quick)
     time_ms = statistics.median(times["ours"])
     gbs = case.num_bytes / time_ms / 1e6 if case.num_bytes else None
+    # the same in the row of every peer
     ours = {
         "time_ms": time_ms,
         "max_rel_error": error,
@@ -242,8 +245,10 @@ def main(arguments: list[str] | None = None) -> None:
         "ceilings": ceilings(device, DTYPES[device], stopwatch, options.quick),
         "rows": [],
     }
+    # compiling takes longer than the rest of a quick run
     skip = {"torch.compile, same statistics": "left out by --quick"} if options.quick else {}
     print(head(COLUMNS))
+    # the case of the backward pass turns gradients on for itself
     with torch.no_grad():
         for case in cases(device, options.quick, options.op):
             rows = measure(case, stopwatch, results["ceilings"]["copy_gbs"], skip, options.quick)

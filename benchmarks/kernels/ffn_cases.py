@@ -147,7 +147,7 @@ def dual_gemm_case(op: str, setting: Setting) -> Case:
         both = peers.input_gemms(inputs)
         return {**both, **twin_activation(both["gate"], both["up"], shape.activation)}
 
-    with_totals = peers.with_totals(torch.float64)
+    with_totals = peers.with_totals(torch.float64)  # ours add up in fp64 across batches
     return Case(
         op=op,
         setting=setting,
@@ -172,6 +172,7 @@ def residual_change_case(op: str, setting: Setting) -> Case:
     shape = setting.shape
 
     def make_inputs() -> Tensors:
+        # a layer changes the residual stream by a fraction of it
         before = setting.normal(shape.num_tokens, shape.hidden_size)
         return {
             "before": before,

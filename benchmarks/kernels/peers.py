@@ -185,7 +185,7 @@ def with_hook(
 
 def naive_hook(active_TI: Tensor, totals: Tensors) -> Tensors:
     """Sums of squares and magnitudes and the largest magnitude, one op after the other."""
-    value_TI = active_TI.float()
+    value_TI = active_TI.float()  # sums in bf16 would stall
     totals["square"] += value_TI.square().sum(0)
     magnitude_TI = value_TI.abs()
     totals["absolute"] += magnitude_TI.sum(0)
@@ -201,6 +201,7 @@ def square_hook(active_TI: Tensor, totals: Tensors) -> Tensors:
 
 def modelopt_hook(active_TI: Tensor, totals: Tensors) -> Tensors:
     """Mean magnitudes, as the hooks of NVIDIA's Model Optimizer take them: cast, abs, mean."""
+    # kept under "absolute", whose total is zeroed like the others, and returned as what it is
     totals["absolute"] += active_TI.float().abs().mean(0)
     return {"absolute_mean": totals["absolute"]}
 
@@ -227,7 +228,7 @@ def with_graph(forward: Call) -> Call:
     def prepare(inputs: Tensors) -> Tensors:
         # copies: Liger writes the gradients over gate and up
         leaves = {name: inputs[name].clone().requires_grad_() for name in ("gate", "up")}
-        with torch.enable_grad():
+        with torch.enable_grad():  # the benchmark runs without gradients
             return {**leaves, **forward(leaves), "grad": inputs["grad"]}
 
     return prepare

@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     try:
         results = json.loads(options.json.read_text()) if options.render else measure(options)
-        if options.plan:
+        if options.plan:  # it was printed by measure
             return 0
         if not options.render:
             write_text(options.json, to_json(results))
@@ -80,6 +80,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
     for name, each in cells.items():
         row = cells_module.finished_row(each, options.output)
+        # the folder of its run first: --json may be older
         row = row or finished_elsewhere(each, before["cells"])
         results["cells"][name] = row or {"settings": each.settings, "status": WAITING}
     missing = [each for name, each in cells.items() if results["cells"][name]["status"] != FINISHED]
@@ -118,6 +119,7 @@ def _run(missing: list[Cell], results: dict[str, Any], options: argparse.Namespa
         write_text(options.json, to_json(results))
         del left[name]
         share_left = sum(left.values()) / sum(costs.values())
+        # by estimated costs, since cells differ several times in length
         minutes = (clock.wall_seconds() - start) / 60 / max(1e-9, 1 - share_left) * share_left
         print(
             f"{len(costs) - len(left)}/{len(costs)} {row['status']}: {name} (about {minutes:.0f}"
@@ -185,6 +187,7 @@ def to_json(results: dict[str, Any]) -> str:
     lines = ",\n".join(
         f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in results["cells"].items()
     )
+    # json.dumps would put every number on a line of its own, thousands of them
     return f'{json.dumps(head, indent=1)[:-2]},\n "cells": {{\n{lines}\n }}\n}}\n'
 
 
@@ -252,6 +255,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     options = parser.parse_args(arguments)
     _check_options(parser, options)
+    # only the bundled model has data that lacks a skill
     every = [name for name in STUDIES if name != "unseen" or options.model is None]
     options.studies = options.studies or (QUICK_STUDIES if options.quick else every)
     options.sizes = options.sizes or (QUICK_SIZES if options.quick else SIZES)

@@ -13,8 +13,8 @@ def to_csv(results: Results, section: str) -> str:
     round before and after its recovery.
     """
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    if section == "figure3":
+    writer = csv.writer(stream, lineterminator="\n")  # the default, \r\n, is not what git expects
+    if section == "figure3":  # rounds inside a run, where every other section has whole runs
         writer.writerow(
             [
                 "keep",
@@ -63,6 +63,7 @@ def to_csv(results: Results, section: str) -> str:
 
 
 def _numbers(spread: Spread) -> list[Any]:
+    # the values of all seeds too, so that any other statistic can be computed
     return [
         spread.mean,
         spread.lowest,

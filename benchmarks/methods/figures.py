@@ -65,7 +65,7 @@ def rounds_figure(results: Results) -> "Figure | None":
     axes = panels[0][0]
     for place, curve in enumerate(curves):
         numbers = list(range(len(curve["rounds"]) + 1))
-        dense = Spread((curve["dense"],))
+        dense = Spread((curve["dense"],))  # evaluated once, so it has no bar
         color = f"C{place}"
         pruned, recovered = ([each[index] for each in curve["rounds"]] for index in (2, 3))
         _plot_line(
@@ -108,7 +108,7 @@ def steps_figure(results: Results) -> "Figure | None":
             place,
         )
     ticks = sorted({each.x or 0 for each in summaries})
-    axes.set_xscale("log", base=2)
+    axes.set_xscale("log", base=2)  # each number of rounds is twice the one before
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xlabel("rounds (smaller steps to the right)")
     axes.set_ylabel(task)
@@ -124,6 +124,7 @@ def budget_figure(results: Results, study: str) -> "Figure | None":
         return None
     sizes, tasks = list(dict.fromkeys(each.keep for each in summaries)), list(summaries[0].scores)
     methods = list(dict.fromkeys(each.method for each in summaries))
+    # all panels share one legend, beside the last one
     figure, panels = _figure(len(tasks), len(sizes))
     for row, task in enumerate(tasks):
         for column, keep in enumerate(sizes):
@@ -137,6 +138,7 @@ def budget_figure(results: Results, study: str) -> "Figure | None":
 def _budget_panel(axes: "Axes", summaries: list[Summary], methods: list[str], task: str) -> None:
     for place, method in enumerate(methods):
         points = [each for each in summaries if each.method == method]
+        # PTL stands out, whatever the number of other lines
         style = {"color": "black", "linewidth": 2.2, "zorder": 3} if method == "PTL" else {}
         if points:
             _plot_line(
@@ -150,7 +152,7 @@ def _budget_panel(axes: "Axes", summaries: list[Summary], methods: list[str], ta
     ticks = sorted({each.x or 0 for each in summaries})
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{tick / 1000:g}k" for tick in ticks])
-    axes.minorticks_off()
+    axes.minorticks_off()  # a logarithmic axis would label them between the budgets
     axes.set_xlabel("recovery tokens")
 
 

@@ -40,6 +40,7 @@ def make_setup(options: argparse.Namespace) -> Setup:
         ValueError: the settings do not say how many tokens the cells recover on.
     """
     folder = options.output / "data"
+    # --config has the last word
     base = {**_model_settings(options), **_common_settings(options.config)}
     if not base.get("recovery_tokens"):
         raise ValueError("the cells need equal recovery tokens: give recovery_tokens in --config")
@@ -97,6 +98,7 @@ def unseen_problems(split: str) -> dict[str, Callable[[], str]]:
     def problems(
         num_drawn: int, seed: int, part: Part, multiply: bool, num_kept: int | None
     ) -> str:
+        # more are drawn than kept: which ones have a multiplication is known only afterwards
         drawn = generate(num_drawn, seed, part)
         kept = [each for each in drawn if (OPERATIONS["*"] in each["question"]) == multiply][
             :num_kept

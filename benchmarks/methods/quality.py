@@ -27,10 +27,11 @@ def collect(runs: Path) -> dict[str, Any]:
         key=lambda folder: folder.stat().st_ctime,
     )
     reports = {folder.name: _report(folder) for folder in folders}
+    # runs that were killed before their first round have no report
     known = [report for report in reports.values() if report is not None]
     if not known:
         raise SystemExit(f"{runs} holds no run that finished a round")
-    dense = known[0]["dense"]
+    dense = known[0]["dense"]  # every run measured the same dense model
     return {
         "environment": known[0]["environment"],
         "model": Path(known[0]["config"]["model"]).name,

@@ -43,6 +43,7 @@ def methods_study(setup: Setup) -> list[Draft]:
 def order_study(setup: Setup) -> list[Draft]:
     """Table 4: which of neurons and layers goes first. An eighth of the layers goes."""
     num_dropped = max(1, num_layers(setup) // 8)
+    # rounds for the neurons, and one for each layer
     num_rounds = len(planned({**setup.base, "keep": ORDER_KEEP})) - 1 + num_dropped
     common = {
         "drop_layers": num_dropped,
@@ -112,7 +113,7 @@ def unseen_study(setup: Setup) -> list[Draft]:
     """Accuracy against recovery tokens for a skill that the recovery data lacks, at the middle
     size.
     """
-    if setup.unseen is None:
+    if setup.unseen is None:  # another model than the bundled one
         raise ValueError(
             "only the bundled model has data without a skill; for another model, add general text"
             " to its eval_tasks"

@@ -93,7 +93,7 @@ def _summary(point: Row, cells: Sequence[Row]) -> Summary | None:
     finished = [row for row in cells if row["status"] == FINISHED]
     if not finished:
         return None
-    first = finished[0]
+    first = finished[0]  # sizes are the same for all seeds
     dense, final = first["dense"], first["final"]
     return Summary(
         study=point["study"],
@@ -110,6 +110,7 @@ def _summary(point: Row, cells: Sequence[Row]) -> Summary | None:
         num_layers=final["num_layers"],
         slice_hidden=first["settings"].get("slice_hidden"),
         num_rounds=len(first["rounds"]),
+        # not the same for all seeds where a round may end early
         recovery_tokens=round(
             statistics.mean(
                 sum(record["recovery_tokens"] for record in row["rounds"]) for row in finished
@@ -132,6 +133,7 @@ def _summary(point: Row, cells: Sequence[Row]) -> Summary | None:
 
 def scores_of(evaluation: dict[str, dict[str, float]]) -> dict[str, float]:
     """{task: its first metric}, in per cent unless it is a loss."""
+    # lm-eval lists a task's leading metric first
     firsts = {task: next(iter(metrics.items())) for task, metrics in evaluation.items()}
     return {
         task: value if _is_loss(metric) else 100 * value for task, (metric, value) in firsts.items()
@@ -147,6 +149,7 @@ def verdict(ours: Spread, theirs: Spread, lower_is_better: bool = False) -> str:
     range over seeds.
     """
     ahead = (theirs.mean - ours.mean) if lower_is_better else (ours.mean - theirs.mean)
+    # a range over one seed is zero, and every difference would be above it
     if min(len(ours.values), len(theirs.values)) < 2:
         return f"{ahead:+.1f}: one seed has no spread"
     spread = max(ours.range, theirs.range)

@@ -46,7 +46,7 @@ def study_table(
     summaries = summarize(results, study)
     if not summaries:
         return "\n\n".join(["No cell of this study is finished.", *_failures(results, study)])
-    tasks = list(summaries[0].scores)
+    tasks = list(summaries[0].scores)  # every point is evaluated on the same tasks
     header = [
         "size",
         first,
@@ -59,6 +59,7 @@ def study_table(
     header += ["rounds", "recovery tokens", "recovery, s", *tasks]
     if study in PTL:
         header.append(f"{PTL[study]} ahead on {tasks[0]}: by more than the spread?")
+    # the dense model is in every point's rows; the first one's will do
     rows = [_dense_row(summaries[0], header, tasks)]
     for each in summaries:
         cells = [
@@ -118,7 +119,7 @@ def _ptl(summary: Summary, summaries: Sequence[Summary]) -> Summary | None:
 
 def _against_ptl(summary: Summary, summaries: Sequence[Summary]) -> str:
     ptl = _ptl(summary, summaries)
-    if ptl is None or ptl is summary:
+    if ptl is None or ptl is summary:  # its cell did not finish, or this is its own row
         return ""
     task = next(iter(summary.scores))
     return verdict(ptl.scores[task], summary.scores[task], summary.lower_is_better)
@@ -131,6 +132,7 @@ def _coarse_notes(summaries: Sequence[Summary]) -> list[str]:
         ptl = _ptl(each, summaries)
         if (
             ptl is not None
+            # the dense model is in the table to compare accuracy, not size
             and abs(each.parameters - ptl.parameters) > COARSE
             and each.parameters < 1
         ):
@@ -149,6 +151,7 @@ def _coarse_notes(summaries: Sequence[Summary]) -> list[str]:
 
 def _failures(results: Results, study: str) -> list[str]:
     """What is missing, and why."""
+    # seeds that failed in the same way share a line
     seeds: dict[str, list[str]] = {}
     for point in results["points"]:
         for row in (results["cells"][name] for name in point["cells"] if point["study"] == study):

@@ -134,6 +134,7 @@ def measure_run(settings: Settings, task: str) -> Row:
         seconds_of_rounds.append(seconds)
         return spent
 
+    # a run takes hundreds of megabytes, and only its numbers are kept
     folder = Path(tempfile.mkdtemp())
     try:
         # a run reports wall seconds only, so its recovery is replaced by one that is timed

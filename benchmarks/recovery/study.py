@@ -61,6 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         distillation.measure(options.split, TASKS[options.split], options.seeds, file, options.only)
         return 0
     options.json = options.json or REINFORCEMENT_ROWS
+    # rows of validation problems must not stand where those of the document are
     if options.split != "test" and options.json == REINFORCEMENT_ROWS:
         parser.error("--split validation needs a --json of its own")
     try:

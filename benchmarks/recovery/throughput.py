@@ -193,6 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
         options.model, ModelSettings(dtype=options.dtype, attn="sdpa"), device
     )
     tokenizer = loading.load_tokenizer(options.model)
+    # one step more than is trained, since packing leaves a rest
     needed = (options.steps + 1) * options.batch * options.sequence_length
     documents = [
         list(ids)

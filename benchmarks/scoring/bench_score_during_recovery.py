@@ -48,20 +48,22 @@ def compare_rounds(settings: dict[str, Any], folder: Path) -> list[dict[str, Any
         device="cpu",
         score_during_recovery=True,
         scorer=SCORER,
-        keep_rounds=1000,
+        keep_rounds=1000,  # all rounds' weights, to be scored again
         output=folder,
     )
     config = make_config(**settings, device="cpu")
     assert config.model.model is not None
     schedule = make_schedule(config, loading.load_config(config.model.model))
     tasks = parse_tasks(config.evaluation.eval_tasks)
+    # the same data as in the run: it depends on the settings alone
     _, data = inputs.load(config, tasks, schedule)
     files, rows = RunFolder(folder), []
-    for step in schedule[1:]:
+    for step in schedule[1:]:  # before the first round there was no recovery
         chosen = files.round(step.number).plan.read()["kept_neurons"]
         before = files.round(step.number - 1)
         model = loading.load_model(str(before.model().path), config.model, "cpu")
         family = families.find_family(model)
+        # a run without the flag calibrates on the first tokens of the round's own data
         tokens = data.training[step.number - 1].first(config.score.calibration_tokens)
         collect = functools.partial(
             statistics_module.collect, model, family, tokens, config.trainer.micro_batch

@@ -57,6 +57,7 @@ class EagerHooks:
     def __init__(self, model: PreTrainedModel, family: Family) -> None:
         self.model, self.family = model, family
         ffns, layers = feed_forwards(model, family), decoder_layers(model, family)
+        # fp64 across batches, as ours: a sum in fp32 would lose small addends
         self.square = torch.zeros(
             len(ffns), ffns["0"].width, dtype=torch.float64, device=model.device
         )
@@ -113,6 +114,7 @@ def make_passes(
         for inputs, _, mask in batching.document_batches(model, tokens, batch, "peer"):
             yield inputs, mask
 
+    # positions restart in each document, from which transformers makes the mask between them
     def packed_forward() -> None:
         for first in range(0, len(tokens), batch):
             rows = tokens.rows(slice(first, first + batch))
@@ -126,6 +128,7 @@ def make_passes(
         for inputs, _ in batches():
             model(**inputs, use_cache=False)
 
+    # without the language-model head: statistics need no logits
     def plain_decoder() -> None:
         for inputs, _ in batches():
             model.base_model(**inputs, use_cache=False)
@@ -138,6 +141,7 @@ def make_passes(
     def ours() -> None:
         statistics_module.collect(model, family, tokens, batch, "ours")
 
+    # one pass each, compared before anything is timed
     eager_hooks()
     check(statistics_module.collect(model, family, tokens, batch), eager, model.dtype)
     return {
@@ -171,6 +175,7 @@ def measure(
                 rates[name].append(tokens.num_tokens / seconds)
     result: dict[str, Any] = {"tokens_per_second": round(statistics.median(rates["ours"]), 1)}
     for name in list(passes)[1:]:
+        # of the rates in the same turn
         ratios = sorted(
             mine / other for mine, other in zip(rates["ours"], rates[name], strict=True)
         )
@@ -214,7 +219,7 @@ def random_inputs(arguments: argparse.Namespace, device: str) -> Inputs:
     model = random_model(
         config, device, getattr(torch, default if arguments.dtype == "auto" else arguments.dtype)
     )
-    generator = random.Random(0)
+    generator = random.Random(0)  # the same documents in every run
     documents: list[list[int]] = []
     while sum(map(len, documents)) < arguments.num_tokens:
         length = generator.randint(arguments.sequence_length // 8, arguments.sequence_length // 2)

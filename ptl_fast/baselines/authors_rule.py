@@ -1,9 +1,10 @@
-"""The neuron detection that the authors of arXiv 2602.04919 published, step by step: a baseline to
-compare with, not our method.
+"""Neuron detection as in the published code of arXiv 2602.04919: a baseline, not our method.
 
-Their equations score each neuron over all tokens of the corpus; their code reads one position of
-few samples, and compares signed values. Batch 1, Python sets and a copy to the host for every view
-are theirs too: benchmarks time this file.
+The paper's equations score each neuron over all tokens of the corpus; its code reads one position
+of a few samples, and compares signed values. This file reproduces the code, including its cost
+(batch size 1, Python sets, a device-to-host copy per view), as benchmarks time it.
+
+Shape suffixes: L layers, I neurons (FFN width).
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NUM_REASONING, NUM_GENERAL = 10, 1000
-TOP_SHARE = 12000 / 14336  # their top_n of the width in the first round
+# Their top_n as a fraction of the FFN width in their first round (Llama3-8B).
+TOP_SHARE = 12000 / 14336
 
 
 def detect(
@@ -31,15 +33,17 @@ def detect(
     reasoning: Sequence[Sequence[int]],
     general: Sequence[Sequence[int]],
 ) -> Tensor:
-    """Return the neurons that the rule calls redundant, (num_layers, width) bool on the CPU.
+    """Return which neurons the rule calls redundant, (num_layers, width) bool on the CPU.
 
-    For each of a layer's three views: the least active neurons of every reasoning sample, less the
-    most active ones of every general (English) sample. A neuron is redundant that is so in any
-    view.
+    A view is one of three activations of a neuron (see ``common_extremes``). In one view a neuron
+    is redundant if it is among the least active in every reasoning sample, and not among the most
+    active in every general (English) sample. A neuron redundant in any view is redundant.
+
+    Cost: one forward pass per document, 1010 at most.
 
     Args:
-        reasoning: token ids of documents, of which the first 10 count.
-        general: token ids of documents, of which the first 1000 count.
+        reasoning: token ids of documents; the first 10 are used.
+        general: token ids of documents; the first 1000 are used.
     """
     least = common_extremes(
         model, family, reasoning[:NUM_REASONING], largest=False, description="calibrate"
@@ -47,6 +51,7 @@ def detect(
     most = common_extremes(
         model, family, general[:NUM_GENERAL], largest=True, description="protect"
     )
+    # PTL keeps the same width in all layers, so the result is a matrix
     widths = [ffn.width for ffn in feed_forwards(model, family).values()]
     selected_LI = torch.zeros(len(widths), widths[0], dtype=torch.bool)
     for selected_I, least_of_views, most_of_views in zip(selected_LI, least, most, strict=True):
@@ -58,10 +63,11 @@ def detect(
 
 
 def score(evidence: Evidence) -> Tensor:
-    """Deletion in index order, as the authors' code has it: score[l, i] = i for neurons that the
-    rule did not select, and i - width, below zero, for those that it selected.
+    """Scores that remove neurons in the authors' order, (num_layers, width) float64; lowest first.
 
-    So where it selected fewer than a round removes, the lowest indices of the rest go.
+    score[l, i] = i - width (below zero) for redundant neurons, and i for the others. So redundant
+    ones go first, by index; if a round removes more, the lowest indices of the rest follow, as in
+    the authors' code.
     """
     assert evidence.samples is not None
     samples = evidence.samples
@@ -78,12 +84,17 @@ def common_extremes(
     largest: bool,
     description: str = "",
 ) -> list[list[set[int]]]:
-    """Return, per layer and view, the neurons that are among the most (or least) active ones in
-    every document.
+    """Return, per layer and view, the neurons among the TOP_SHARE most or least active everywhere.
 
-    The views are gate_proj's output before the activation function, up_proj's output, and
-    down_proj's input, at the last position of a document whose last token is fed twice. Values are
-    compared with their sign.
+    Everywhere means in every document. The views are gate_proj's output before the activation
+    function, up_proj's output, and down_proj's input, at the last position of a document whose last
+    token is fed twice. Values are compared with their sign, not by magnitude. All as in the
+    authors' code.
+
+    Args:
+        documents: token ids.
+        largest: whether to find the most active neurons; the least active if False.
+        description: label of the progress bar; no bar if empty.
     """
     views: list[list[Tensor]] = []
 
@@ -111,9 +122,11 @@ def common_extremes(
             disable=not (description and distributed.is_main()),
             leave=False,
         ):
+            # in place: the hooks have a reference to this list
             views[:] = [[] for _ in ffns]
             model(torch.tensor([[*document, document[-1]]], device=model.device), use_cache=False)
             found = [[_extremes(view, largest) for view in layer] for layer in views]
+            # intersected document by document, so that one document's sets are held at a time
             common = (
                 [_intersections(*pair) for pair in zip(common, found, strict=True)]
                 if common
@@ -126,6 +139,7 @@ def common_extremes(
 
 
 def _extremes(view_I: Tensor, largest: bool) -> set[int]:
+    """Indices of the TOP_SHARE largest or smallest values."""
     return set(view_I.topk(round(TOP_SHARE * view_I.numel()), largest=largest).indices.tolist())
 
 

@@ -1,8 +1,9 @@
-"""SliceGPT's slicing: rotate the residual stream into its principal axes, block after block, and keep
-the first. The sliced model itself is in slicegpt.py.
+"""SliceGPT's slicing: PCA of the residual stream before each block, keeping the leading axes.
+
+The method and the sliced model's classes are in slicegpt.py.
 
 Shape suffixes: T tokens, H hidden size, D sliced hidden size, O width of a block's output (D, or H
-in the last block), B bases.
+in the last block).
 """
 
 import itertools
@@ -35,20 +36,22 @@ if TYPE_CHECKING:
 def rotate_and_slice(
     model: "PreTrainedModel", tokens: "PackedTokens", sliced_hidden_size: int, batch_size: int
 ) -> tuple["PreTrainedModel", Tensor]:
-    """Return the sliced model, made of the given one's modules (which is used up), and the bases'
-    eigenvalues.
+    """Slice a model to ``sliced_hidden_size``; its modules are reused, so it is destroyed.
 
-    One pass over ``tokens``, layer after layer; tokens whose mask is False do not count. With
-    several ranks each takes every world_size-th batch, and the axes of small eigenvalues then
-    differ from those of one rank, as sums are rounded in another order. Covariances and changes of
-    weights are computed in float64, on the model's device. There, the whole corpus's residual
-    stream is held three times in the weights' type, 3 * num_tokens * hidden_size * itemsize bytes,
-    and its attention masks once.
+    Cost: one forward pass over ``tokens``, layer after layer, and an eigendecomposition per block,
+    (H, H) in float64. Memory on the model's device: the residual stream of all calibration tokens
+    three times, 3 * num_tokens * hidden_size * itemsize bytes in the weights' dtype, and their
+    attention masks once. Each rank takes every world_size-th batch. The axes of small eigenvalues
+    depend on the number of ranks, as sums are rounded in another order.
+
+    Args:
+        tokens: calibration sequences; padding (mask False) does not count.
+        batch_size: sequences in a forward pass.
 
     Returns:
-        The model, and (2 * num_layers, hidden_size) float64 on the CPU: for the input of every
-        block, the uncentred covariance's eigenvalues, descending. Their sum beyond
-        ``sliced_hidden_size`` is the energy that this slice loses.
+        The sliced model, and the eigenvalues of the uncentred covariance of every block's input,
+        (2 * num_layers, hidden_size) float64 on the CPU, descending. Their sum beyond
+        ``sliced_hidden_size`` is the energy that the slice loses.
 
     Raises:
         ValueError: the model type is not known, or an activation is NaN or infinite.
@@ -60,6 +63,7 @@ def rotate_and_slice(
     first_H, basis_HH = _principal_axes(
         [batch.stream for batch in batches], batches, config.hidden_size, model.device
     )
+    # the embeddings: the first block's input axes
     spectrum, basis_HD = [first_H], basis_HH[:, :sliced_hidden_size]
     decoder.embed_tokens = _sliced_embedding(decoder.embed_tokens, basis_HD)
     for batch in batches:
@@ -71,6 +75,7 @@ def rotate_and_slice(
         output_size = config.hidden_size if index == last else sliced_hidden_size
         sliced = SlicedDecoderLayer(layer, config, output_size)
         for block in blocks(sliced, layer, config):
+            # in turn: a block's axes come from the stream behind the sliced block before it
             last_block = index == last and block.output is sliced.mlp.down_proj
             basis_HD, eigenvalues_H = _slice_block(block, batches, index, basis_HD, last_block)
             if eigenvalues_H is not None:
@@ -81,20 +86,18 @@ def rotate_and_slice(
 
 @dataclass(kw_only=True)
 class _Batch:
-    """Some of the calibration sequences on their way through the model."""
+    """A batch of calibration sequences, with the residual stream at the block to be sliced next."""
 
     stream: Tensor
-    """(rows, length, D): the residual stream in the present axes; at first (rows, length, H), the
-    embeddings.
-    """
+    """(rows, length, D), in the block's input axes; (rows, length, H) embeddings at first."""
     mask_T: Tensor
-    """(rows * length,) bool: the tokens that count."""
+    """(rows * length,) bool: False for padding."""
     arguments: list[dict[str, Any]]
-    """What the model gives each decoder layer besides the stream: masks, position embeddings."""
+    """Per decoder layer, its keyword arguments: attention mask, position embeddings and so on."""
 
 
 class _Recorder(nn.Module):
-    """Stands in for a decoder layer, keeps what it is given and computes nothing."""
+    """Stands in for a decoder layer: records its inputs, and passes the stream on unchanged."""
 
     def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
         self.stream, self.arguments = hidden_states, arguments
@@ -104,7 +107,11 @@ class _Recorder(nn.Module):
 def _record_batches(
     model: "PreTrainedModel", tokens: "PackedTokens", batch_size: int
 ) -> list[_Batch]:
-    """This rank's batches at the first layer's input."""
+    """Return this rank's batches at the first layer's input.
+
+    The model's own forward pass runs with recorders for layers, so that masks and position
+    embeddings are those that it makes, for every layer type (such as Gemma 2's sliding window).
+    """
     decoder: Any = model.base_model
     layers, batches = decoder.layers, []
     decoder.layers = nn.ModuleList(_Recorder() for _ in layers)
@@ -128,14 +135,23 @@ def _record_batches(
 def _slice_block(
     block: Block, batches: list[_Batch], layer_index: int, basis_HD: Tensor, last: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Slice one block in place and take the batches through it; return its output's basis and that
-    basis's eigenvalues.
+    """Slice one block in place, and advance the batches through it.
+
+    Args:
+        basis_HD: axes of the block's input stream.
+        last: whether this is the model's last block, whose output is not sliced.
+
+    Returns:
+        The axes of the output stream, (H, O) float64, and their eigenvalues, (H,); for the last
+        block the identity and None.
     """
     hidden_size, size = basis_HD.shape
+    # input side: fold the norm's weight in, and read the rotated stream
     for linear in block.inputs:
         set_weight_(linear, linear.weight.double() * block.norm_weight_H @ basis_HD)
     outputs = [block.run(batch.stream, batch.arguments[layer_index]) for batch in batches]
     back_DH = None
+    # a post-norm needs the block's output in its own principal axes (see PostNorm)
     if block.post_weight_H is not None:
         own_HD = _principal_axes(outputs, batches, hidden_size, basis_HD.device)[1][:, :size]
         back_DH = own_HD.T * block.post_weight_H
@@ -144,7 +160,7 @@ def _slice_block(
             block.post.norm(output @ own_HD.to(output.dtype)) @ back_DH.to(output.dtype)
             for output in outputs
         ]
-    # in the original axes, so that nothing of this block's output is lost before its own slice
+    # back in the original axes, so that the new ones are chosen from all of this block's output
     streams = [
         batch.stream @ basis_HD.T.to(output.dtype) + output
         for batch, output in zip(batches, outputs, strict=True)
@@ -156,6 +172,7 @@ def _slice_block(
     if not last:
         eigenvalues_H, next_HH = _principal_axes(streams, batches, hidden_size, basis_HD.device)
         next_HO = next_HH[:, :size]
+    # output side: write into the new axes; the shortcut takes the residual stream there
     if back_DH is not None:
         set_weight_(block.post.rotation, (back_DH @ next_HO).T)
     else:
@@ -169,8 +186,17 @@ def _slice_block(
 def _principal_axes(
     tensors: list[Tensor], batches: list[_Batch], hidden_size: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """(hidden_size,) eigenvalues of sum_t x_t x_t^T, descending, on the CPU, and the eigenvectors
-    as columns; both float64.
+    """Return eigenvalues and eigenvectors of sum_t x_t x_t^T, over all ranks' unpadded tokens.
+
+    Args:
+        tensors: per batch, (rows, length, H).
+
+    Returns:
+        Eigenvalues (H,), descending, on the CPU; eigenvectors (H, H) as columns in the same order,
+        on ``device``; both float64.
+
+    Raises:
+        ValueError: an activation is NaN or infinite.
     """
     covariance_HH = torch.zeros(hidden_size, hidden_size, dtype=torch.float64, device=device)
     for tensor, batch in zip(tensors, batches, strict=True):
@@ -182,19 +208,25 @@ def _principal_axes(
             "activations are NaN or infinite on the calibration data; check the checkpoint's"
             " weights, or use --dtype"
         )
+    # eigh sorts in ascending order
     eigenvalues_H, axes_HH = torch.linalg.eigh(covariance_HH)
     return eigenvalues_H.flip(0).cpu(), axes_HH.flip(1)
 
 
 def _sliced_embedding(embedding: nn.Embedding, basis_HD: Tensor) -> nn.Embedding:
-    """The embedding in the first block's axes, with the factor that Gemma multiplies it by."""
+    """Return the embedding in the first block's axes, (vocabulary, D).
+
+    Gemma's embedding module multiplies by a constant; it is folded into the weight here, rounded to
+    the weight's dtype first, as Gemma does.
+    """
     scale = getattr(embedding, "embed_scale", torch.ones(())).to(embedding.weight.dtype).double()
     weight = (embedding.weight.double() * scale @ basis_HD).to(embedding.weight.dtype)
     return nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=embedding.padding_idx)
 
 
 def _assemble(model: Any, config: "PretrainedConfig") -> "PreTrainedModel":
-    """The sliced type's model object around the modules that were sliced in place."""
+    """Wrap the modules that were sliced in place into a model of the sliced type."""
+    # on the meta device: its own weights are replaced at once
     with torch.device("meta"):
         sliced: Any = AutoModelForCausalLM.from_config(config)
     sliced.model, sliced.lm_head = model.model, model.lm_head

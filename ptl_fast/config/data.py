@@ -10,11 +10,12 @@ class DataSettings:
     """What the run reads, and how rows become training text."""
 
     data: str | None = None
-    """Reasoning data for scoring and recovery: a .jsonl, .json, .parquet or .txt file, a folder, or
-    a hub data set (OWNER/NAME[/FOLDER][:[CONFIG:]SPLIT]). Columns {question, answer}, {query,
-    response}, {problem, solution}, {prompt, completion}, {instruction, output}, {messages}, {text}
-    or {content}. Commas separate sources; SOURCE@WEIGHT gives each its part of every round's
-    training tokens, without weights they are joined."""
+    """Reasoning data for scoring and recovery: a .jsonl, .json, .parquet, .csv, .tsv or .txt file
+    (also as .gz or .zst), a folder, or a hub data set (OWNER/NAME[/FOLDER][:[CONFIG:]SPLIT]).
+    Columns {question, answer}, {query, response}, {problem, solution}, {prompt, completion},
+    {instruction, output}, {messages}, {conversations}, {text} or {content}. Commas separate
+    sources; SOURCE@WEIGHT gives each its part of every round's training tokens, without weights
+    they are joined."""
 
     question_column: str | None = None
     """The column of --data and of nll=FILE that holds the question, where it is not one of the

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 from typing import Any
 
 from ptl_fast.data.documents import Form
@@ -17,12 +18,16 @@ PAIRS = (
     ("instruction", "output"),
 )
 QUESTION_COLUMNS, ANSWER_COLUMNS = zip(*PAIRS, strict=True)
-MESSAGES_COLUMN = "messages"
+CHAT_COLUMNS = ("messages", "conversations")
+MESSAGES = 'must be a list of {"role": ..., "content": ...} with text in both'
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant"}
 TEXT_COLUMNS = ("text", "content")
 
 
-def _question_and_answer(row: dict, where: str, form: Form) -> tuple[str, str]:
+def question_and_answer(row: dict, where: str, form: Form) -> tuple[str, str]:
     """Return a row's (question, answer), stripped; the question of plain text is empty.
+
+    An answer or a text that is null is empty, as tables have it.
 
     Args:
         where: file and line, for messages.
@@ -30,26 +35,23 @@ def _question_and_answer(row: dict, where: str, form: Form) -> tuple[str, str]:
     Raises:
         ValueError: the row lacks known columns, holds no text in them, or has an empty question.
     """
-    # a table's null means that this row lacks the column
-    columns = _find_columns(
-        tuple(column for column, value in row.items() if value is not None), form
-    )
+    # A table's null means that this row lacks the column; only where nothing else is found, that
+    # the cell is empty.
+    present = tuple(column for column, value in row.items() if value is not None)
+    columns = _find_columns(present, form) or _find_columns(tuple(row), form)
     if columns is None:
         raise ValueError(
             f"{where} has the columns {', '.join(map(str, row)) or '(none)'};"
             f" {_expected(row, form)}"
         )
     question_column, answer_column = columns
-    if answer_column == MESSAGES_COLUMN:
-        question, answer = _last_exchange(row[MESSAGES_COLUMN], where)
+    turns = _turns(row, question_column, answer_column, where)
+    if turns is not None:
+        question, answer = _last_exchange(turns, where)
     else:
-        question, answer = (
-            "" if question_column is None else row[question_column],
-            row[answer_column],
-        )
-    for value in (question, answer):
-        _check_text(value, where)
-    if not question.strip() and (question_column is not None or answer_column == MESSAGES_COLUMN):
+        question = "" if question_column is None else as_text(row[question_column], where)
+        answer = as_text(row[answer_column], where)
+    if not question.strip() and (question_column is not None or turns is not None):
         raise ValueError(f"{where} has an empty question; remove that line, or give {{text}} alone")
     # Alpaca's columns are instruction, input and output; the input is part of the question
     if question and isinstance(row.get("input"), str):
@@ -82,8 +84,9 @@ def _find_columns(present: tuple[str, ...], form: Form) -> tuple[str | None, str
     # a named column must be used, so there is nothing to fall back to
     if form.flags:
         return None
-    if MESSAGES_COLUMN in present:
-        return None, MESSAGES_COLUMN
+    chat = next((name for name in CHAT_COLUMNS if name in present), None)
+    if chat is not None:
+        return None, chat
     # text beside a question without an answer is ambiguous: rather an error than a guess
     return next(((None, name) for name in TEXT_COLUMNS if name in present and not questions), None)
 
@@ -104,37 +107,88 @@ def _expected(row: dict, form: Form) -> str:
         return f"{form.flags} does not fit them"
     return (
         f"expected a question ({', '.join(QUESTION_COLUMNS)}) with an answer"
-        f" ({', '.join(ANSWER_COLUMNS)}), {MESSAGES_COLUMN}, or"
+        f" ({', '.join(ANSWER_COLUMNS)}), {' or '.join(CHAT_COLUMNS)}, or"
         f" {' or '.join(TEXT_COLUMNS)}; in --data and nll=FILE, --question-column, --answer-column"
         " and --text-column name others"
     )
 
 
-def _last_exchange(messages: Any, where: str) -> tuple[str, str]:
+def _turns(
+    row: dict, question_column: str | None, answer_column: str, where: str
+) -> list[dict[str, str]] | None:
+    """Return the chat that a row holds as [{role, content}], or None where it holds text.
+
+    Chats are a list of messages, a prompt and a completion that are such lists, or ShareGPT's
+    conversations.
+    """
+    question = None if question_column is None else row[question_column]
+    answer = row[answer_column]
+    if answer_column in CHAT_COLUMNS or isinstance(question, list) or isinstance(answer, list):
+        before = question if isinstance(question, list) else []
+        if isinstance(question, str):
+            before = [{"role": "user", "content": question}]
+        after = answer
+        if isinstance(answer, str) and answer_column not in CHAT_COLUMNS:
+            after = [{"role": "assistant", "content": answer}]
+        if not isinstance(after, list):
+            raise ValueError(f"{where}: {answer_column} {MESSAGES}")
+        return [_turn(each, where) for each in [*before, *after]]
+    return None
+
+
+def _turn(message: Any, where: str) -> dict[str, str]:
+    """Return one message as {role, content}, with content that is text."""
+    if isinstance(message, dict) and "from" in message and "value" in message:  # ShareGPT's names
+        role = SHAREGPT_ROLES.get(message["from"], message["from"])
+        message = {"role": role, "content": message["value"]}
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise ValueError(f"{where}: messages {MESSAGES}")
+    content = message.get("content")
+    if isinstance(content, list):  # content parts, of which only text can be read
+        content = "".join(_part(part, where) for part in content)
+    calls = message.get("tool_calls")
+    if calls:  # what the model wrote to call a tool
+        written = json.dumps(calls, ensure_ascii=False)
+        content = f"{content}\n{written}" if content else written
+    if content is None:
+        raise ValueError(f"{where}: messages {MESSAGES}")
+    return {"role": message["role"], "content": as_text(content, where)}
+
+
+def _part(part: Any, where: str) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, dict) and isinstance(part.get("text"), str):
+        return part["text"]
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    raise ValueError(f"{where}: a message holds a part of type {kind}; only text can be read")
+
+
+def _last_exchange(turns: list[dict[str, str]], where: str) -> tuple[str, str]:
     """Split a chat into (question, answer): the last assistant turn is the answer.
 
     The question is all turns before it (system, user, earlier answers), joined by blank lines.
     """
-    if not isinstance(messages, list) or not all(
-        isinstance(turn, dict)
-        and isinstance(turn.get("role"), str)
-        and isinstance(turn.get("content"), str)
-        for turn in messages
-    ):
-        raise ValueError(
-            f'{where}: messages must be a list of {{"role": ..., "content": ...}} with text in both'
-        )
-    answers = [index for index, turn in enumerate(messages) if turn["role"] == "assistant"]
+    answers = [index for index, turn in enumerate(turns) if turn["role"] == "assistant"]
     if not answers:
         raise ValueError(f"{where}: none of the messages has the role assistant; remove that line")
-    *earlier, last = messages[: answers[-1] + 1]
-    return "\n\n".join(
-        turn["content"].strip() for turn in earlier if turn["content"].strip()
-    ), last["content"]
+    *earlier, last = turns[: answers[-1] + 1]
+    said = [turn["content"].strip() for turn in earlier]
+    return "\n\n".join(text for text in said if text), last["content"]
 
 
-def _check_text(value: Any, where: str) -> None:
-    """Raise ValueError unless the value is text that UTF-8 can hold."""
+def as_text(value: Any, where: str) -> str:
+    """Return a cell as text: null is empty, and a number is written out.
+
+    Raises:
+        ValueError: it is neither text nor a number, or text that UTF-8 cannot hold.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        # tables with missing values make floats of whole numbers
+        whole = isinstance(value, float) and value.is_integer()
+        return str(int(value) if whole else value)
     if not isinstance(value, str):
         raise ValueError(f"{where}: question and answer must be text, not {type(value).__name__}")
     # JSON escapes such as "\ud800" decode to lone surrogates, on which tokenizers fail much later
@@ -144,6 +198,7 @@ def _check_text(value: Any, where: str) -> None:
         raise ValueError(
             f"{where} holds half a surrogate pair, which is no text; correct that line"
         ) from error
+    return value
 
 
 def first_present(row: dict[str, Any], *names: str) -> Any:

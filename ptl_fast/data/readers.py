@@ -4,26 +4,24 @@ Documents are yielded one at a time, so that memory holds only what the caller k
 exception is .json, which is parsed as a whole.
 """
 
-import contextlib
 import itertools
-import json
 import math
 import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ptl_fast.base.console import first_line, say
-from ptl_fast.data.columns import _question_and_answer
+from ptl_fast.data.columns import question_and_answer
 from ptl_fast.data.documents import Document, Form
+from ptl_fast.data.files import FILE_TYPES, file_rows, file_type, paragraphs
 
-FILE_TYPES = (".jsonl", ".json", ".parquet", ".txt")
 DEMO = "ptl-demo"
 # the demo's corpus is generated, so that it needs no download
 DEMO_NUM_PROBLEMS, DEMO_SEED = 60_000, 1000
-ROWS_IN_MEMORY = 1000  # rows per batch that is read from a parquet file
 SHUFFLE_BUFFER = 10_000  # rows in the shuffle buffer of a streamed data set
+SHUFFLE_SHARDS = 64  # of a saved data set that is streamed: they come in a random order
 
 
 class Source(NamedTuple):
@@ -169,7 +167,7 @@ def _source(entry: str, data: str) -> Source:
     path = Path(name)
     if os.path.exists(name):
         raise ValueError(f"{entry}: a file has no configurations or splits; give {name} alone")
-    if path.suffix in FILE_TYPES or name.startswith(("/", ".", "~")):
+    if file_type(path) in FILE_TYPES or name.startswith(("/", ".", "~")):
         hint = f" ({data} is read as a list: commas separate sources)" if "," in data else ""
         raise ValueError(f"no file {entry}{hint}")
     owner_and_name, folder = "/".join(path.parts[:2]), "/".join(path.parts[2:])
@@ -199,8 +197,8 @@ def _read(source: Source, form: Form, streaming_seed: int | None) -> Iterator[Do
             yield Document(problem["question"], problem["answer"], form.template)
     elif source.from_datasets:
         yield from _from_rows(source.text, dataset_rows(source, streaming_seed), form)
-    elif path.suffix == ".txt":
-        yield from (Document("", text, form.template) for text in _paragraphs(path))
+    elif file_type(path) == ".txt":
+        yield from (Document("", text, form.template) for text in paragraphs(path))
     else:
         yield from _from_rows(source.text, file_rows(path), form)
 
@@ -210,7 +208,7 @@ def _from_rows(name: str, rows: Iterable[tuple[int, dict]], form: Form) -> Itera
     num_empty = 0
     try:
         for number, row in rows:
-            question, answer = _question_and_answer(row, f"{name} line {number}", form)
+            question, answer = question_and_answer(row, f"{name} line {number}", form)
             if answer:
                 yield Document(question, answer, form.template)
             else:
@@ -218,90 +216,6 @@ def _from_rows(name: str, rows: Iterable[tuple[int, dict]], form: Form) -> Itera
     finally:  # reached too when the caller stops before the end
         if num_empty:
             say(f"{name}: {num_empty:,} rows with an empty answer or text were left out")
-
-
-def _paragraphs(path: Path) -> Iterator[str]:
-    """Yield a text file's paragraphs, which blank lines separate; line breaks inside stay."""
-    with path.open(encoding="utf-8") as lines, _utf8_errors(path):
-        for blank, paragraph in itertools.groupby(lines, key=lambda line: not line.strip()):
-            if not blank:
-                yield "".join(paragraph).strip()
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    """Yield (line number, object) of a file with one JSON object per line; skip blank lines."""
-    with path.open(encoding="utf-8") as lines, _utf8_errors(path):
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            # RecursionError: brackets nested too deep
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise ValueError(
-                    f"{path} line {number} is not valid JSON ({first_line(error)}); correct or"
-                    " remove that line"
-                ) from error
-            if not isinstance(row, dict):
-                raise ValueError(
-                    f'{path} line {number} is not a JSON object, such as {{"question": ...,'
-                    f' "answer": ...}}'
-                )
-            yield number, row
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    """Yield (number, row) of a JSON list of objects, of one object, or of JSON lines.
-
-    A list or an object is parsed as a whole, so it must fit in memory.
-    """
-    with _utf8_errors(path):
-        content = path.read_text(encoding="utf-8")
-    try:
-        rows = json.loads(content)
-    except RecursionError as error:
-        raise ValueError(f"{path} cannot be read: it is nested too deep") from error
-    except json.JSONDecodeError as error:
-        # extra data after a whole value is what a file of JSON lines looks like
-        if error.msg != "Extra data":
-            raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
-        yield from _jsonl_rows(path)
-        return
-    rows = [rows] if isinstance(rows, dict) else rows
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(
-            f'{path} is not a list of JSON objects, such as {{"question": ..., "answer": ...}}'
-        )
-    yield from enumerate(rows, start=1)
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    """Yield (row number, row) of a parquet file, ROWS_IN_MEMORY read at a time."""
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            rows = (row for batch in file.iter_batches(ROWS_IN_MEMORY) for row in batch.to_pylist())
-            yield from enumerate(rows, start=1)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
-
-
-def file_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    """Yield (number, row) of a .jsonl, .json or .parquet file.
-
-    ``number`` counts from 1: lines of JSON lines, rows otherwise.
-
-    Raises:
-        ValueError: the file is of another type, or malformed (names the line).
-    """
-    if path.suffix not in FILE_READERS:
-        raise ValueError(f"{path}: unknown file type; give {', '.join(FILE_TYPES)}")
-    yield from FILE_READERS[path.suffix](path)
-
-
-FILE_READERS = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}
 
 
 def dataset_rows(source: Source, streaming_seed: int | None = None) -> Iterator[tuple[int, dict]]:
@@ -319,13 +233,17 @@ def dataset_rows(source: Source, streaming_seed: int | None = None) -> Iterator[
     datasets.disable_progress_bars()
     streaming = streaming_seed is not None
     try:
-        rows = datasets.load_dataset(
-            source.name,
-            source.config,
-            data_dir=source.folder,
-            split=source.split,
-            streaming=streaming,
-        )
+        rows: Any = _saved_to_disk(source)
+        if rows is None:
+            rows = datasets.load_dataset(
+                source.name,
+                source.config,
+                data_dir=source.folder,
+                split=source.split,
+                streaming=streaming,
+            )
+        elif streaming:
+            rows = rows.to_iterable_dataset(num_shards=min(SHUFFLE_SHARDS, len(rows)))
         if streaming:
             rows = rows.shuffle(seed=streaming_seed, buffer_size=SHUFFLE_BUFFER)
         yield from enumerate(rows, start=1)
@@ -338,10 +256,22 @@ def dataset_rows(source: Source, streaming_seed: int | None = None) -> Iterator[
         ) from error
 
 
-@contextlib.contextmanager
-def _utf8_errors(path: Path) -> Iterator[None]:
-    """Turn a UnicodeDecodeError inside into a ValueError that names the file."""
-    try:
-        yield
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error.reason}); convert it") from error
+def _saved_to_disk(source: Source) -> Any:
+    """The data set of a folder that ``save_to_disk`` wrote, or None for any other source.
+
+    Raises:
+        ValueError: the folder holds several splits, and not the one that was asked for.
+    """
+    import datasets
+
+    folder = Path(source.name)
+    if not (folder / "state.json").is_file() and not (folder / "dataset_dict.json").is_file():
+        return None
+    saved = datasets.load_from_disk(source.name)
+    if not isinstance(saved, datasets.DatasetDict):
+        return saved
+    if source.split not in saved:
+        raise ValueError(
+            f"{source.text} has the splits {', '.join(saved)}; name one: {source.name}:SPLIT"
+        )
+    return saved[source.split]

@@ -1,1 +1,1 @@
-"""The bundled model: its problems, its training, its weights."""
+"""The demo model that ships with the package: its arithmetic problems, training and weights."""

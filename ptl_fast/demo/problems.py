@@ -1,7 +1,8 @@
-"""The demo's task: chains of 2 to 4 operations modulo 100, with a chain-of-thought answer.
+"""The demo's task: arithmetic modulo 100 in 2 to 4 steps, with chain-of-thought answers.
 
-A problem is a {question, answer} pair. A question belongs to the training, validation or test part
-by a hash of its own text, so no held-out problem can occur in training data, whatever the seeds.
+A problem is a {question, answer} pair. A hash of the question decides whether it belongs to the
+training, validation or test part, so no held-out problem can occur in training data, whatever the
+seeds.
 """
 
 import hashlib
@@ -13,7 +14,12 @@ Part = Literal["training", "validation", "test"]
 
 
 def solve(start: int, steps: list[tuple[str, int]]) -> str:
-    """Return the chain of thought and the final line, for example ``47+8=55;55*3=65;#### 65``."""
+    """Return the chain of thought and the final answer, such as ``47+8=55;55*3=65;#### 65``.
+
+    Args:
+        start: the number to start with, in [0, 100).
+        steps: (operator, operand) pairs, applied from left to right.
+    """
     thoughts, value = [], start
     for operator, operand in steps:
         before = value
@@ -25,7 +31,8 @@ def solve(start: int, steps: list[tuple[str, int]]) -> str:
 
 
 def draw_problem(rng: random.Random) -> dict[str, str]:
-    """Draw one problem: a start below 100, then 2 to 4 operations with operands of one digit."""
+    """Draw one problem: a start below 100, then 2 to 4 operations with operands from 1 to 9."""
+    # the order of these draws is part of the data: another one gives other problems for a seed
     start = rng.randrange(100)
     steps = [(rng.choice("+-*"), rng.randrange(1, 10)) for _ in range(rng.randint(2, 4))]
     words = "".join(f", {OPERATIONS[operator]} {operand}" for operator, operand in steps)
@@ -33,16 +40,17 @@ def draw_problem(rng: random.Random) -> dict[str, str]:
 
 
 def part_of(question: str) -> Part:
-    """The part that a question belongs to: 90% training, 5% validation, 5% test; a property of its
-    text alone.
-    """
+    """The part that a question's text puts it in: 90% training, 5% validation, 5% test."""
+    # a hash as a uniform number in [0, 1); not hash(), which differs between Python processes
     share = int.from_bytes(hashlib.sha256(question.encode()).digest()[:4], "big") / 2**32
     return "test" if share < 0.05 else "validation" if share < 0.1 else "training"
 
 
 def generate(num_problems: int, seed: int, part: Part) -> list[dict[str, str]]:
-    """Return ``num_problems`` distinct problems of one part. The same seed gives the same problems
-    on every machine.
+    """Return ``num_problems`` distinct problems of one part, the same on every machine per seed.
+
+    The part must have that many, or this never returns. Test and validation problems take about 20
+    draws each.
     """
     rng = random.Random(seed)
     problems: dict[str, dict[str, str]] = {}

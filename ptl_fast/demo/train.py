@@ -1,8 +1,8 @@
-"""Train the demo's bundled model from nothing: ``python -m ptl_fast.demo.train --output DIR``.
+"""Train the demo's bundled model from scratch: ``python -m ptl_fast.demo.train --output DIR``.
 
-About an hour on 2 CPU cores. The log (DIR/train.jsonl) shows the validation accuracy along the way;
-training goes on at the final learning rate for its last part, so the log also shows what more of
-the same would gain.
+Takes about an hour on 2 CPU cores. The log (DIR/train.jsonl) has the validation accuracy along the
+way. The learning rate is constant for the last 20% of the steps, so the end of the log shows
+whether longer training would still help.
 """
 
 import argparse
@@ -22,14 +22,17 @@ from ptl_fast.demo.problems import generate
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 TRAINING_SEED, VALIDATION_SEED = 0, 1
-NUM_CHECKED = 500
+NUM_CHECKED = 500  # validation problems of each accuracy in the log
 
 
 def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Train a small byte-level BPE: the task's words are single tokens, digits stay single, any
-    text can be encoded.
+    """Train a byte-level BPE tokenizer with 384 tokens.
+
+    The task's words become single tokens, every digit is a token of its own, and the byte alphabet
+    makes any text encodable.
     """
     tokenizer = Tokenizer(models.BPE())
+    # single digits: the model should learn arithmetic on digits, not a table of two-digit tokens
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
@@ -50,8 +53,9 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Four Llama layers whose FFN holds 86% of the parameters, so that halving it shows in the
-    total.
+    """Return an untrained Llama of four layers.
+
+    86% of its parameters are in the FFNs, so that pruning half of the neurons shows in the total.
     """
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -70,30 +74,34 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def as_prompt(problem: dict[str, str]) -> str:
+    """The text that the model completes; the evaluation tasks use the same format."""
     return f"Question: {problem['question']}\nAnswer:"
 
 
 def as_text(problem: dict[str, str]) -> str:
+    """The training text: prompt and answer."""
     return f"{as_prompt(problem)} {problem['answer']}"
 
 
 def batches(
     documents: list[list[int]], batch_size: int, pad: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (input_ids, labels), both (batch_size, longest), right padded; labels ignore the
-    padding.
+    """Yield (input_ids, labels), both int64 (batch_size, longest), right-padded; labels with -100.
+
+    Goes through the documents once, in order; an incomplete last batch is left out.
     """
     for first in range(0, len(documents) - batch_size + 1, batch_size):
         group = documents[first : first + batch_size]
         longest = max(map(len, group))
         rows = torch.tensor([row + [pad] * (longest - len(row)) for row in group])
         lengths = torch.tensor([len(row) for row in group])
+        # by length and not by token id, so that the end token keeps its label in any tokenizer
         ignored = torch.arange(longest) >= lengths[:, None]
         yield rows, rows.masked_fill(ignored, -100)
 
 
 def learning_rate(step: int, num_steps: int, peak: float, num_warmup: int = 200) -> float:
-    """Warm-up, cosine to a twentieth over the first 80% of the steps, then constant."""
+    """Linear warm-up, cosine to 5% of the peak over the first 80% of the steps, then constant."""
     if step < num_warmup:
         return peak * (step + 1) / num_warmup
     progress = min(1.0, (step - num_warmup) / max(1, 0.8 * num_steps - num_warmup))
@@ -104,8 +112,9 @@ def learning_rate(step: int, num_steps: int, peak: float, num_warmup: int = 200)
 def exact_match(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, problems: list[dict[str, str]]
 ) -> float:
-    """Per cent of problems whose greedy answer is the whole reference answer."""
+    """Percentage of problems whose greedy completion equals the reference, chain of thought too."""
     model.eval()
+    # left padding: generation continues at a sequence's last position
     batch = tokenizer(
         [as_prompt(problem) for problem in problems],
         return_tensors="pt",
@@ -117,7 +126,7 @@ def exact_match(
     answers = tokenizer.batch_decode(
         output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
     )
-    model.train()
+    model.train()  # training goes on after the check
     matches = [
         answer.strip() == problem["answer"]
         for answer, problem in zip(answers, problems, strict=True)
@@ -126,13 +135,18 @@ def exact_match(
 
 
 def train(output: Path, num_problems: int, batch_size: int, peak: float) -> None:
-    """Train on ``num_problems`` distinct problems, each seen once, and save model, tokenizer and
-    log under ``output``.
+    """Train for one epoch on distinct problems; save model, tokenizer and log under ``output``.
+
+    Args:
+        num_problems: training problems; with ``batch_size``, they give the number of steps.
+        batch_size: problems in an optimizer step.
+        peak: peak learning rate.
     """
     torch.manual_seed(TRAINING_SEED)
     problems = generate(num_problems, TRAINING_SEED, "training")
     checked = generate(NUM_CHECKED, VALIDATION_SEED, "validation")
     texts = [as_text(problem) for problem in problems]
+    # the task has a few dozen words: a part of the texts has them all
     tokenizer = build_tokenizer(texts[:10000])
     documents = [
         [*ids, tokenizer.eos_token_id]
@@ -160,6 +174,7 @@ def train(output: Path, num_problems: int, batch_size: int, peak: float) -> None
             optimizer.zero_grad()
             num_tokens += int((labels != -100).sum())
             losses.append(loss.item())
+            # 25 times, and after the last step; the saved model is usable from the first time on
             if (step + 1) % max(1, num_steps // 25) == 0 or step + 1 == num_steps:
                 record = {
                     "step": step + 1,

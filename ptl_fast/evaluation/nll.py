@@ -1,4 +1,4 @@
-"""Negative log-likelihood (NLL) of held-out answers."""
+"""Negative log-likelihood (NLL) per token of held-out answers."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 NLL = "nll"
-NLL_MAX_LENGTH = 2048
+NLL_MAX_LENGTH = 2048  # tokens of a document
 
 
 @torch.inference_mode()
@@ -27,14 +27,19 @@ def answer_nll(
     max_length: int,
     description: str = NLL,
 ) -> dict[str, float]:
-    """Return {"nll": mean negative log-likelihood per answer token, in nats}; the question is given
-    and does not count.
+    """Return {"nll": mean negative log-likelihood per answer token, in nats}.
 
-    Documents longer than ``max_length`` tokens are cut there.
+    Question tokens are context and do not count; a document without a question counts as a whole.
+    Documents are truncated to ``max_length`` tokens. Logits of a batch are held in the model's
+    dtype, and of its answer tokens in float32 as well.
+
+    Raises:
+        ValueError: no document has an answer token within ``max_length`` tokens.
     """
     model.eval()
     total, count = torch.zeros((), dtype=torch.float64), 0
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    # by length: a batch then has little padding
     ordered = sorted(documents, key=lambda document: len(document.text))
     for first in tqdm(range(0, len(ordered), batch_size), desc=description, leave=False):
         batch = ordered[first : first + batch_size]
@@ -45,8 +50,10 @@ def answer_nll(
         input_ids = pad_right([row["input_ids"] for row in encoded], pad)
         counted = torch.zeros(input_ids.shape, dtype=torch.bool)
         for index, (row, document) in enumerate(zip(encoded, batch, strict=True)):
+            # a token counts if it ends inside the answer, even if it begins in the prompt
             ends = torch.tensor([end for _, end in row["offset_mapping"]])
             counted[index, : len(ends)] = ends > len(document.prompt)
+        # position t predicts token t + 1
         counted = counted[:, 1:max_length].to(model.device)
         input_ids = input_ids[:, :max_length].to(model.device)
         logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1][counted]

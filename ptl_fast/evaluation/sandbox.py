@@ -1,21 +1,19 @@
-"""Generated code, executed apart: a child process with limits on time, memory, files, processes and
-the network.
+"""Sandbox for generated code: a child process with restricted time, memory, files and network.
 
-What the child may not do, and what sees to it:
+The child is prevented from:
 
-- run long, take much memory, open many files, make a file grow: resource limits;
-- create, change, remove or execute any file: Landlock (Linux 5.13);
-- start processes or threads, send signals, open sockets: a seccomp filter (Linux on x86-64 and
-  aarch64);
-- use root's capabilities, or see this process's environment: they are dropped.
+- using much CPU time or memory, opening many files, growing a file, by resource limits;
+- creating, changing, removing or executing any file, by Landlock (Linux 5.13 or newer);
+- starting processes or threads, sending signals, opening sockets, by a seccomp filter (Linux on
+  x86-64 and aarch64);
+- using root's capabilities, which are dropped, or this process's environment, which it never gets.
 
-None of this needs privileges. Where the kernel lacks one, ``missing_protections`` names it and the
-resource limits remain.
+None of this needs privileges. Where the kernel lacks one of these, ``missing_protections`` names it
+and the others remain.
 
-What it does not protect from: the child may read every file that its user may read (but has nowhere
-to send it); code that searches the interpreter for the word that reports success can pretend to
-have passed; and a flaw in the kernel is a way out. For code that someone wrote to do harm, use a
-virtual machine.
+Not prevented: the child can read every file that its user can read (but has nowhere to send it);
+code that searches the interpreter's memory for the token that reports success can fake a pass; and
+a kernel vulnerability is a way out. For code that may be hostile, use a virtual machine.
 """
 
 import contextlib
@@ -31,49 +29,58 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# The same modules as here, wherever Python has them from.
-CHILD = f"import sys; sys.path[:] = {sys.path!r}\nfrom ptl_fast.evaluation.sandbox_child import main\nmain()"
+# Gets this process's import path, so that it finds the same ptl_fast however that was installed.
+CHILD = (
+    f"import sys; sys.path[:] = {sys.path!r}\n"
+    "from ptl_fast.evaluation.sandbox_child import main\nmain()"
+)
+# The report is two short lines; more can only come from a program that writes to the pipe.
 MAX_REPORT_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use."""
+    """Resource limits of one program."""
 
     cpu_seconds: int = 5
-    """Processor time decides, so that a busy machine does not change results."""
+    """CPU time, not wall time, decides in general: a busy machine must not change results."""
 
     wall_seconds: float = 30.0
-    """For programs that sleep or wait."""
+    """Stops programs that sleep or wait, and so use no CPU time."""
 
     memory_bytes: int = 2**30
-    """Address space."""
+    """Virtual address space, Python included."""
 
     num_open_files: int = 64
 
 
 def passes(program: str, tests: str, limits: Limits | None = None) -> bool:
-    """Whether ``program`` and then ``tests``, in one namespace, run to their end in a child
-    process.
+    """Whether ``program`` and then ``tests`` run to their end, in one namespace, in the sandbox.
+
+    False after an exception, an exit or a limit. Starts one Python process.
 
     Raises:
-        ValueError: the child could not begin, which says nothing about the program.
+        ValueError: the child failed before it ran the program: the system's fault, not the code's.
     """
     return _run([program, tests], limits or Limits())[0]
 
 
 def missing_protections() -> list[str]:
-    """Protections that this system does not offer, of: privileges, landlock, seccomp.
+    """The protections that this system lacks, out of: privileges, landlock, seccomp.
 
     Raises:
-        ValueError: the sandbox does not work here.
+        ValueError: the sandbox's child process does not start on this system.
     """
     _, report = _run([""], Limits())
     return json.loads(report)
 
 
 def _run(sources: Sequence[str], limits: Limits) -> tuple[bool, bytes]:
-    """Execute the sources; return whether all ended, and the first line of the child's report."""
+    """Execute the sources; return (whether all ran to their end, first line of the child's report).
+
+    The child reports on a pipe: first the missing protections, as JSON, then ``word`` on success.
+    """
+    # random, so that a program cannot report success without having found the child's copy
     word = secrets.token_hex(16)
     for_child = {
         "cpu_seconds": limits.cpu_seconds,
@@ -81,6 +88,7 @@ def _run(sources: Sequence[str], limits: Limits) -> tuple[bool, bytes]:
         "num_open_files": limits.num_open_files,
     }
     job = json.dumps({"sources": sources, "word": word, "limits": for_child}).encode()
+    # stdin is a file: writing a large job to a pipe would block until the child reads it
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as stdin:
         stdin.write(job)
         stdin.seek(0)
@@ -98,11 +106,12 @@ def _run(sources: Sequence[str], limits: Limits) -> tuple[bool, bytes]:
                     start_new_session=True,
                 )
             finally:
+                # the child has the only writing end now: its death ends the report
                 os.close(writing)
             try:
                 said = _read(report.fileno(), time.monotonic() + limits.wall_seconds)
             finally:
-                # not waited for yet, so its number still is the group's
+                # before wait(): until then the system gives the process id to nobody else
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
@@ -118,7 +127,7 @@ def _run(sources: Sequence[str], limits: Limits) -> tuple[bool, bytes]:
 
 
 def _read(descriptor: int, deadline: float) -> bytes:
-    """What arrives until the other end is closed, the deadline, or more than any report."""
+    """Read until the other end is closed, ``deadline`` (monotonic) or MAX_REPORT_BYTES."""
     said = b""
     while len(said) < MAX_REPORT_BYTES:
         ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
@@ -130,8 +139,10 @@ def _read(descriptor: int, deadline: float) -> bytes:
 
 
 def _environment() -> dict[str, str]:
-    """Nothing of ours but where libraries lie. Hashes are fixed, so that a program's result is too;
-    threads may not start.
+    """The child's environment: none of ours but LD_LIBRARY_PATH.
+
+    The fixed hash seed makes a program's result reproducible. Thread counts are 1, as numeric
+    libraries would otherwise start threads on import, which seccomp refuses.
     """
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     return {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **kept}

@@ -1,5 +1,7 @@
-"""What a model can do: lm-eval tasks on the model in memory, and the negative log-likelihood (NLL)
-of held-out answers.
+"""Evaluation: lm-eval tasks on the model in memory, and the NLL of held-out answers.
+
+Tasks come from --eval-tasks. They are parsed and loaded before a run begins, so that a wrong name
+or an unreadable file does not end it hours later.
 """
 
 import copy
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ptl_fast.base import distributed
 from ptl_fast.base.console import first_line
 from ptl_fast.base.errors import Diverged
+from ptl_fast.data.files import FILE_TYPES, file_type
 from ptl_fast.evaluation.nll import NLL, NLL_MAX_LENGTH, answer_nll
 
 if TYPE_CHECKING:
@@ -28,7 +31,9 @@ if TYPE_CHECKING:
 
 TASKS_FOLDER = Path(__file__).parent / "lm_eval_tasks"
 FEWSHOT_SEED = 1234
-CODE_TASKS = ("ptl_mbpp",)  # they run what the model writes
+# Tasks that execute what the model writes (in the sandbox).
+CODE_TASKS = ("ptl_mbpp",)
+# A data set on the Hugging Face hub, OWNER/NAME or OWNER/NAME:SPLIT.
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 ENTRY = re.compile(r"(?:(?P<label>[\w.-]+):)?(?P<task>[\w.-]+)(?:=(?P<file>.+))?")
 
@@ -38,12 +43,15 @@ class EvalTask:
     """One entry of --eval-tasks: [LABEL:]TASK[=FILE]."""
 
     label: str
+    """Name in results; the task's name by default."""
     task: str
+    """``nll``, a task that this package ships, or one of lm-eval's."""
     file: str | None
-    """A local file or, for the benchmarks shipped here, a hub name."""
+    """A local file or, for this package's tasks, a hub data set; None for the standard data."""
 
     @classmethod
     def parse(cls, entry: str) -> "EvalTask":
+        """Parse one entry; ValueError if it has another form."""
         match = ENTRY.fullmatch(entry.strip())
         if match is None:
             raise ValueError(
@@ -54,7 +62,7 @@ class EvalTask:
 
 
 def parse_tasks(entries: Sequence[str], allow_code_execution: bool = False) -> list[EvalTask]:
-    """Parse and check the entries.
+    """Parse and check the entries of --eval-tasks; loads no data.
 
     Raises:
         ValueError: an entry is malformed, names an unknown task or a missing file, runs generated
@@ -70,6 +78,7 @@ def parse_tasks(entries: Sequence[str], allow_code_execution: bool = False) -> l
                 " (ptl_fast/evaluation/sandbox.py says what it"
                 " does not protect from); allow it with --allow-code-execution"
             )
+        # lm-eval's own tasks last: their index takes seconds to build
         if (
             task.task != NLL
             and task.task not in shipped_tasks()
@@ -90,23 +99,26 @@ def parse_tasks(entries: Sequence[str], allow_code_execution: bool = False) -> l
 
 
 def shipped_tasks() -> list[str]:
-    """Names of the tasks that this package brings."""
+    """Names of the lm-eval tasks that this package ships, sorted."""
     return sorted(file.stem for file in TASKS_FOLDER.glob("*.yaml"))
 
 
 def _check_file(task: EvalTask) -> None:
+    """Raise ValueError unless the task's file exists or may name a hub data set."""
     assert task.file is not None
-    is_data = Path(task.file).suffix in (".jsonl", ".json", ".parquet")
+    # data/test.jsonl looks like a hub name too
+    is_data = file_type(Path(task.file)) in FILE_TYPES
     may_be_on_hub = task.task in shipped_tasks() and HUB_NAME.fullmatch(task.file) and not is_data
     if not Path(task.file).is_file() and not may_be_on_hub:
         raise ValueError(f"evaluation task {task.label}: no file {task.file}")
 
 
 def load_lm_eval_task(task: EvalTask) -> "TaskDict":
-    """Load one lm-eval task with its data.
+    """Load one lm-eval task with its data, and make its first prompt to check the columns.
 
     Raises:
-        ValueError: the data cannot be read, or does not have the task's columns.
+        ValueError: the data cannot be read or lacks the task's columns, or the task would execute
+            generated code outside our sandbox.
     """
     manager = _task_manager(task.task not in shipped_tasks())
     try:
@@ -119,6 +131,7 @@ def load_lm_eval_task(task: EvalTask) -> "TaskDict":
                 key="num_fewshot", value=loaded_task.get_config("num_fewshot") or 0
             )
             loaded_task.set_fewshot_seed(seed=FEWSHOT_SEED)
+            # a missing column shows only when a prompt is made
             first = next(iter(loaded_task.eval_docs))
             loaded_task.doc_to_text(first)
             loaded_task.doc_to_target(first)
@@ -145,13 +158,16 @@ def load_lm_eval_task(task: EvalTask) -> "TaskDict":
 
 
 def metrics(loaded: "TaskDict | None") -> dict[str, bool]:
-    """{metric: whether more is better} of a loaded lm-eval task, under the names that
-    ``run_lm_eval`` gives; None is nll.
+    """Return {metric: whether higher is better}, with the metric names of ``run_lm_eval``.
+
+    Args:
+        loaded: a loaded lm-eval task, or None for the task ``nll``.
     """
     if loaded is None:
         return {NLL: False}
     found = {}
     for task in loaded["tasks"].values():
+        # lm-eval computes each metric once per answer filter; without filters it names it "none"
         filters = [each["name"] for each in task.get_config("filter_list") or []] or ["none"]
         for metric, higher_is_better in task.higher_is_better().items():
             found.update({_metric_name(f"{metric},{name}"): higher_is_better for name in filters})
@@ -169,14 +185,17 @@ def run_tasks(
     limit: int | None,
     description: str,
 ) -> dict[str, dict[str, float]]:
-    """Return {task: {metric: value}} of a model, computed by the main rank while the others wait.
+    """Evaluate the model on the main rank, and return {label: {metric: value}} on every rank.
 
     Args:
-        nll_documents, loaded: what each task reads, by its label.
-        limit: examples of an lm-eval task at most.
+        nll_documents: {label: documents} of the tasks that are ``nll``.
+        loaded: {label: loaded lm-eval task} of the others.
+        batch_size: documents or prompts in a forward pass.
+        limit: largest number of examples of an lm-eval task; None for all.
+        description: what progress bars and errors call the model.
 
     Raises:
-        Diverged: a value is NaN or infinite; on all ranks.
+        Diverged: a value is NaN or infinite; raised on every rank.
     """
     results: dict[str, dict[str, float]] = {}
     for task in tasks if distributed.is_main() else []:
@@ -188,6 +207,7 @@ def run_tasks(
             )
         else:
             results[label] = run_lm_eval(model, tokenizer, loaded[label], batch_size, limit)
+    # shared before the check, so that every rank raises and none waits for ever
     results = distributed.agree(results)
     for label, values in results.items():
         for metric, value in values.items():
@@ -206,7 +226,8 @@ def run_lm_eval(
     batch_size: int,
     limit: int | None,
 ) -> dict[str, float]:
-    """Return {metric: value} of one loaded lm-eval task; accuracies are fractions."""
+    """Run one loaded lm-eval task and return {metric: value}; accuracies are in [0, 1]."""
+    # here, as importing lm-eval takes seconds
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
@@ -215,12 +236,13 @@ def run_lm_eval(
         lm=HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size),
         task_dict=loaded,
         limit=limit,
-        bootstrap_iters=0,
+        bootstrap_iters=0,  # no standard errors, which are left out below
         log_samples=False,
         confirm_run_unsafe_code=True,  # parse_tasks has asked for the permission
     )
     assert results is not None
     (values,) = results["results"].values()
+    # metrics are the keys METRIC,FILTER; others describe the task
     return {
         _metric_name(name): value
         for name, value in values.items()
@@ -229,13 +251,15 @@ def run_lm_eval(
 
 
 def _metric_name(name: str) -> str:
-    """METRIC/FILTER for lm-eval's METRIC,FILTER; a filter that does nothing goes unnamed."""
+    """METRIC/FILTER for lm-eval's METRIC,FILTER; just METRIC for its default filter ``none``."""
     return name.removesuffix(",none").replace(",", "/")
 
 
 def _with_local_file(manager: "TaskManager", task: EvalTask, folder: Path) -> str:
-    """Write a task file that is the named task, but reads its data from ``task.file``; return its
-    path.
+    """Write an lm-eval task file that replaces the task's data by ``task.file``; return its path.
+
+    Our own tasks read the file in their loader; lm-eval's go through datasets' JSON reader, where
+    the file serves as the training split too, from which few-shot examples are drawn.
     """
     assert task.file is not None
     data: dict[str, Any]
@@ -248,6 +272,7 @@ def _with_local_file(manager: "TaskManager", task: EvalTask, folder: Path) -> st
             "dataset_name": None,
             "dataset_kwargs": {"data_files": files},
         }
+    # lm-eval reads YAML, of which JSON is a subset
     settings = {"include": str(manager.task_index[task.task].yaml_path), "task": task.task, **data}
     file = folder / f"{task.task}.yaml"
     file.write_text(json.dumps(settings))
@@ -256,7 +281,7 @@ def _with_local_file(manager: "TaskManager", task: EvalTask, folder: Path) -> st
 
 @functools.cache
 def _task_manager(with_stock_tasks: bool) -> "TaskManager":
-    """lm-eval's task index; indexing the stock tasks takes seconds, so only where one is asked for."""
+    """lm-eval's task index: our tasks, and its own ones on request, which takes seconds."""
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Lending a model to a Trainer, and getting it back as it was: types, parameters, forward methods."""
+"""Lend a model to a Trainer and take it back as a plain model: dtypes, parameters, forward."""
 
 import contextlib
 import gc
@@ -15,49 +15,47 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def borrowed(model: "PreTrainedModel", with_deepspeed: bool) -> Iterator[None]:
-    """Lend the model to a Trainer, which ends with ``tear_down``; its type and all that is not
-    trained comes back as it was.
+    """Restore the model's dtype, buffers and attributes after a Trainer has trained it.
 
-    Without DeepSpeed, half-precision weights are float32 meanwhile, for training under autocast.
+    The body must end with ``tear_down``. Without DeepSpeed, half-precision weights are float32
+    inside the context (master weights for training under autocast), which takes twice their
+    memory; DeepSpeed keeps master weights of its own.
     """
     dtype, use_cache = model.dtype, model.config.use_cache
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     attributes = [(module, set(module.__dict__)) for module in model.modules()]
     if dtype != torch.float32 and not with_deepspeed:
-        renew_parameters_(
-            model, torch.float32
-        )  # an update of 1e-5 vanishes in bf16's 8 bits of mantissa
+        # an update of 1e-5 vanishes in bf16's 8 bits of mantissa
+        renew_parameters_(model, torch.float32)
     yield
     renew_parameters_(model, dtype)
-    for (
-        name,
-        buffer,
-    ) in buffers.items():  # DeepSpeed casts them too, and rotary frequencies must stay float32
+    # DeepSpeed casts buffers too, and rotary frequencies must stay float32
+    for name, buffer in buffers.items():
         owner, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(owner), attribute, buffer)
-    for (
-        module,
-        names,
-    ) in (
-        attributes
-    ):  # ZeRO-3 leaves parameters of this training in them, which the next would take for its own
+    # ZeRO-3 leaves attributes with this training's parameters on the modules; the next training
+    # would take them for its own
+    for module, names in attributes:
         for name in set(module.__dict__) - names:
             delattr(module, name)
-    model.config.use_cache = use_cache  # Trainer turns it off, and the saved config would keep that
+    # the Trainer turns the KV cache off, and the saved config would keep that
+    model.config.use_cache = use_cache
 
 
 def tear_down(trainer: Trainer, model: "PreTrainedModel") -> None:
-    """Undo everything that training attached to the model, so that the next round starts from plain
-    weights.
+    """Detach the model from the Trainer: no wrappers, hooks, gradients or optimizer memory remain.
+
+    The weights stay as trained. Every rank must call this, as ZeRO-3 gathers its shards here.
     """
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     if trainer.is_deepspeed_enabled:
+        # gathered before the engine goes, which knows where the shards are
         whole = _whole_weights(model)
         trainer.model_wrapped.destroy()  # type: ignore[operator]
         _leave_zero3_(model, whole)
     trainer.accelerator.free_memory()
-    # accelerate wraps a model's forward in autocast, and would take a model with this mark for
-    # wrapped
+    # accelerate sets an instance attribute ``forward`` that runs under autocast, and would not
+    # wrap a model again that carries the mark
     for attribute in ("_is_accelerate_prepared", "forward"):
         model.__dict__.pop(attribute, None)
     model.gradient_checkpointing_disable()
@@ -70,15 +68,18 @@ def tear_down(trainer: Trainer, model: "PreTrainedModel") -> None:
 
 
 def _whole_weights(model: nn.Module) -> dict[int, torch.Tensor]:
-    """The weights that ZeRO-3 has spread over the ranks, whole, by their parameters' id; nothing
-    after other stages.
+    """Gather the parameters that ZeRO-3 sharded over the ranks: {id of the parameter: full tensor}.
+
+    Empty after other ZeRO stages, which do not shard parameters.
     """
+    # DeepSpeed gives every parameter that it shards a ds_id
     spread = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
     if not spread:
         return {}
     import deepspeed
 
     whole = {}
+    # one at a time: gathering all at once would hold the full model twice
     for parameter in spread:
         with deepspeed.zero.GatheredParameters([parameter]):
             whole[id(parameter)] = parameter.detach().clone()
@@ -86,7 +87,7 @@ def _whole_weights(model: nn.Module) -> dict[int, torch.Tensor]:
 
 
 def _leave_zero3_(model: nn.Module, whole: dict[int, torch.Tensor]) -> None:
-    """Give the model plain parameters in plain dicts, which ZeRO-3 replaces and leaves behind."""
+    """Put plain parameters back: ZeRO-3 replaced them, and the modules' ``_parameters`` dicts."""
     plain = {identity: nn.Parameter(weight) for identity, weight in whole.items()}
     for module in model.modules() if whole else []:
         module._parameters = {
@@ -95,8 +96,10 @@ def _leave_zero3_(model: nn.Module, whole: dict[int, torch.Tensor]) -> None:
 
 
 def renew_parameters_(model: nn.Module, dtype: torch.dtype) -> None:
-    """Give each parameter a new object, memory and type: optimizers leave hooks on them and views
-    of flat buffers in them.
+    """Replace each parameter by a new one of type ``dtype`` in memory of its own, in place.
+
+    Optimizers leave hooks on the old parameter objects, and DeepSpeed turns their data into views
+    of flat buffers, which one living view would keep in memory. Tied parameters stay tied.
     """
     renewed: dict[int, nn.Parameter] = {}
     for module in model.modules():

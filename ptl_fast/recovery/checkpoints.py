@@ -1,4 +1,4 @@
-"""Checkpoints inside a recovery: when they are written, and which of them are whole."""
+"""Checkpoints during a round's recovery: when to write them, and which ones are complete."""
 
 import shutil
 import time
@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
 
 class Checkpoints(TrainerCallback):
-    """Asks for a checkpoint when enough time has passed, marks it complete once it is on disk, and
-    removes the ones before.
+    """Saves a checkpoint every ``seconds`` seconds, and keeps only the newest complete one.
 
     Args:
-        end: the step after which none is needed.
-        keep: called by every rank with the new checkpoint's folder, to add what the Trainer's own
-            state lacks.
+        folder: where the Trainer writes its checkpoint-STEP folders.
+        seconds: wall-clock time between two checkpoints.
+        end: returns the round's last step, where no checkpoint is needed; a function, as early
+            stopping moves it.
+        keep: called on every rank with the new checkpoint's folder, to write what the Trainer does
+            not save.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Checkpoints(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         due = time.monotonic() - self.last >= self.seconds and state.global_step < self.end()
+        # the ranks' clocks differ, and saving is a collective operation: the main rank decides
         control.should_save = distributed.agree(due)
 
     def on_save(
@@ -55,9 +58,11 @@ class Checkpoints(TrainerCallback):
         checkpoint = self.folder / f"checkpoint-{state.global_step}"
         if self.keep is not None:
             self.keep(checkpoint)
+        # every rank writes files of its own (random states, ZeRO shards) before the mark
         distributed.barrier()
         if distributed.is_main():
             mark_whole(checkpoint)
+            # older ones go only now: a crash at any moment leaves a complete checkpoint
             for other in self.folder.glob("checkpoint-*"):
                 if other != checkpoint:
                     shutil.rmtree(other)
@@ -66,7 +71,7 @@ class Checkpoints(TrainerCallback):
 
 
 def newest_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end and is still whole, or None."""
+    """Return the newest complete checkpoint of ``folder``, or None; the same on all ranks."""
     whole = [str(each) for each in folder.glob("checkpoint-*") if is_whole(each)]
     agreed = distributed.agree(whole)
     return max(agreed, key=lambda path: int(path.rsplit("-", 1)[1]), default=None)

@@ -37,38 +37,41 @@ if TYPE_CHECKING:
 
     from ptl_fast.data.packing import PackedTokens
 
-# What a checkpoint keeps besides the Trainer's own state.
+# Files that a checkpoint has besides the Trainer's own: statistics, state of the closing phase.
 STATISTICS, CLOSING = "watched.pt", "closing.json"
 
 
 class Teaching(Protocol):
-    """What changes the loss (ptl_fast.recovery.distillation has it)."""
+    """Hooks by which distillation replaces the loss (see ptl_fast.recovery.distillation.loss)."""
 
     def prepare(self) -> None:
-        """Called before training, and not where the round does not train."""
+        """Compute what the loss needs. Called once before training, if the round trains at all."""
 
     def example(self, row: int) -> dict[str, Tensor]:
-        """What the loss needs to know of a sequence; it joins the training example."""
+        """Return tensors that join the training example of sequence number ``row``."""
 
     def teach(self, model: nn.Module, inputs: dict[str, Any]) -> AbstractContextManager[None]:
-        """Take what ``example`` gave out of a batch; inside, the model's loss is the changed one."""
+        """Replace the model's loss inside the context; remove ``example``'s tensors from inputs."""
 
 
 def train(
     model: "PreTrainedModel", task: RecoveryTask, teaching: Teaching | None = None
 ) -> RecoveryResult:
-    """Next-token prediction on ``task.num_tokens`` tokens, or fewer as ``task.options`` says, in
-    place.
+    """Train in place by next-token prediction on ``task.num_tokens`` tokens, or until recovered.
 
-    The sequences come in the same order on any number of ranks. Checkpoints go to ``task.folder``;
-    where it holds one, training goes on from there. The weights' type stays; without DeepSpeed,
-    half-precision weights train as float32 under autocast. ``options.statistics`` counts the last
-    ``options.statistics_tokens``, or all of the closing phase where a round that ended early has a
-    shorter one.
+    The global batches are the same on any number of ranks. Checkpoints go to ``task.folder``, and
+    training resumes from one that is there. The weights keep their dtype; without DeepSpeed,
+    half-precision weights train as float32 under autocast.
+
+    ``task.options.statistics`` are taken over the last ``statistics_tokens`` tokens. After early
+    stopping the closing phase may be shorter than that; it then counts as a whole.
+
+    Args:
+        teaching: replaces the loss, for distillation; None for the model's own cross-entropy.
 
     Raises:
-        ValueError: the loss is NaN or infinite (names the step), or the batch does not divide among
-            the ranks.
+        Diverged: the loss is NaN or infinite (names the step).
+        ValueError: the global batch does not divide among the ranks.
     """
     options, dtype = task.options, model.dtype
     closing = ClosingPhase(
@@ -79,12 +82,14 @@ def train(
     checkpoint = newest_checkpoint(task.folder)
     if checkpoint is None and options.held_out is not None:
         closing.note(0, distributed.agree(options.held_out.nll()))
-        if closing.begins == 0:  # what pruning did not hurt, training would only move
+        # pruning did no harm: skip training, and hand the optimizer state on unchanged
+        if closing.begins == 0:
             kept = options.optimizer_state if options.keep_optimizer_state else None
             return RecoveryResult(checks=closing.checks, optimizer_state=kept)
     if teaching is not None:
         teaching.prepare()
-    # made after the teacher is gone: with DeepSpeed's ZeRO-3 they spread every model that is loaded
+    # only after the teacher has run: once these arguments exist, ZeRO-3 shards every model that is
+    # loaded
     arguments = _training_arguments(model, task)
     autocast = partial(torch.autocast, model.device.type, dtype, enabled=dtype != torch.float32)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(task.log_folder)
@@ -112,6 +117,7 @@ def train(
 
 
 def _callbacks(task: RecoveryTask, close: "_Close") -> list[TrainerCallback]:
+    """Progress, NaN stop, early stopping, checkpoints and, if asked for, statistics."""
     closing, statistics = close.closing, task.options.statistics
     callbacks: list[TrainerCallback] = [
         Progress(task.name),
@@ -120,6 +126,7 @@ def _callbacks(task: RecoveryTask, close: "_Close") -> list[TrainerCallback]:
         Checkpoints(
             task.folder,
             task.trainer.checkpoint_minutes * 60,
+            # read at each step: early stopping moves the end
             lambda: closing.ends,
             partial(_keep, closing=closing, statistics=statistics),
         ),
@@ -131,23 +138,28 @@ def _callbacks(task: RecoveryTask, close: "_Close") -> list[TrainerCallback]:
 
 
 def num_steps(tokens: "PackedTokens", num_tokens: int, global_batch: int) -> int:
-    """Optimizer steps that train on about ``num_tokens`` tokens of these sequences."""
+    """Optimizer steps for about ``num_tokens`` tokens, padding not counted; at least one."""
     return max(1, round(num_tokens / _tokens_per_step(tokens, global_batch)))
 
 
 def examples(tokens: "PackedTokens", num_tokens: int, global_batch: int, seed: int) -> Tensor:
-    """Which sequences training on about ``num_tokens`` tokens reads, in its order."""
+    """Indices of the sequences that training on ``num_tokens`` tokens reads, in its order."""
     return Sequences(tokens, num_steps(tokens, num_tokens, global_batch) * global_batch, seed).order
 
 
 def last_part(
     parts: Sequence["PackedTokens"], steps: Sequence[int], global_batch: int, seed: int
 ) -> "PackedTokens":
-    """The last of the parts, followed by the sequences that training on the parts before did not
-    come to.
+    """Return the last part of the data, with the unread sequences of earlier parts appended.
 
-    ``steps`` are the optimizer steps on each part before; the second part already had what was left
-    of the first, and so on."""
+    A round that stops early leaves sequences unread; they move on to the next round's part, and
+    from there, if still unread, to the one after.
+
+    Args:
+        parts: the data of each round up to the last.
+        steps: optimizer steps of each round before the last.
+        seed: the seed that those rounds trained with, which gives the order they read in.
+    """
     tokens = parts[0]
     for part, num_steps in zip(parts[1:], steps, strict=True):
         order = Sequences(tokens, len(tokens), seed).order
@@ -156,8 +168,10 @@ def last_part(
 
 
 class Sequences(Dataset):
-    """``num_sequences`` packed sequences in a seeded order, epoch after epoch where there are
-    fewer.
+    """``num_sequences`` packed sequences in a seeded order, over several epochs if needed.
+
+    ``order``, (num_sequences,), holds their indices; every epoch has a new permutation. Examples
+    are the model's inputs, the mask of real tokens and, with ``teaching``, what its loss needs.
     """
 
     def __init__(
@@ -186,9 +200,10 @@ class Sequences(Dataset):
 
 
 class TextTrainer(Trainer):
-    """Trainer with our learning rate, a penalty, and an optimizer that may begin warm.
+    """Trainer with our schedule, an optional penalty, and an optional initial optimizer state.
 
-    Its examples carry a mask: not for the model, but for statistics of the forward passes.
+    Its examples carry ``mask``: which tokens count in the forward passes' statistics. The model
+    does not get it.
     """
 
     def __init__(
@@ -204,6 +219,7 @@ class TextTrainer(Trainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args, **kwargs)
+        # a resumed training loads its checkpoint's state over this later
         if self.warm_state is not None:
             assert isinstance(self.model, nn.Module)
             optimizer_state.give(optimizer, self.model, self.warm_state)
@@ -221,6 +237,7 @@ class TextTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         mask = inputs.pop("mask")
+        # hooks in the forward pass see activations only: tell them which tokens count
         if self.statistics is not None and self.statistics.enabled:
             self.statistics.expect(mask)
         assert isinstance(self.model, nn.Module)
@@ -232,8 +249,8 @@ class TextTrainer(Trainer):
             return loss
         penalty = self.close.penalty()
         self.close.penalty_value = penalty.detach()
-        # a loss that is already divided by the whole step's tokens is summed over the step's
-        # forward passes, and others averaged
+        # Gradient accumulation sums losses that are already divided by the whole step's tokens,
+        # and averages others. The penalty must count once a step in both cases.
         is_summed = self.model_accepts_loss_kwargs and kwargs.get("num_items_in_batch") is not None
         return loss + penalty / (self.current_gradient_accumulation_steps if is_summed else 1)
 
@@ -244,8 +261,10 @@ class TextTrainer(Trainer):
 
 
 class _Close(TrainerCallback):
-    """Measures whether the round has recovered, begins the penalty of --anticipate, and ends the
-    round.
+    """Early stopping on held-out NLL, and the start of --anticipate's penalty.
+
+    Both belong to the closing phase, hence the name. ``penalty`` is what the Trainer adds to the
+    loss, None before the closing phase; ``penalty_value`` is its last value, for the log.
     """
 
     def __init__(
@@ -265,9 +284,10 @@ class _Close(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if self.make_penalty is not None and state.global_step >= self.closing.begins:
+            # under autocast like training: this runs the model to find what will be removed
             with self.autocast():
                 self.penalty = self.make_penalty()
-            self.make_penalty = None
+            self.make_penalty = None  # once
 
     def on_step_end(
         self,
@@ -278,8 +298,9 @@ class _Close(TrainerCallback):
     ) -> None:
         if self.closing.needs_check(state.global_step):
             assert self.held_out is not None
+            # held-out text must not count in the statistics; the next step turns them on again
             if self.statistics is not None:
-                self.statistics.enabled = False  # until the next step begins
+                self.statistics.enabled = False
             with self.autocast():
                 nll = self.held_out.nll()
             self.closing.note(state.global_step, distributed.agree(nll))
@@ -288,6 +309,8 @@ class _Close(TrainerCallback):
 
 
 class _CountTheEnd(TrainerCallback):
+    """Turns the statistics on for the last ``num_steps`` optimizer steps of the round."""
+
     def __init__(
         self, statistics: ForwardStatistics, closing: ClosingPhase, num_steps: int
     ) -> None:
@@ -304,8 +327,9 @@ class _CountTheEnd(TrainerCallback):
 
 
 def _keep(checkpoint: Path, closing: ClosingPhase, statistics: ForwardStatistics | None) -> None:
-    """Write to a checkpoint what ``_restore`` reads."""
+    """Add to a checkpoint what ``_restore`` reads. Collective: every rank must call it."""
     if statistics is not None:
+        # summed over ranks, so that training can resume on another number of them
         total = statistics.over_ranks()
         if distributed.is_main():
             torch.save(total, checkpoint / STATISTICS)
@@ -314,11 +338,10 @@ def _keep(checkpoint: Path, closing: ClosingPhase, statistics: ForwardStatistics
 
 
 def _restore(checkpoint: Path, closing: ClosingPhase, statistics: ForwardStatistics | None) -> None:
-    """Read what a checkpoint keeps besides the Trainer's own state."""
+    """Restore the closing phase and the statistics from a checkpoint."""
     closing.restore(json.loads((checkpoint / CLOSING).read_text()))
-    if (
-        statistics is not None and distributed.is_main()
-    ):  # the sums of all ranks then, however many they were
+    # the file has the sums over all ranks, so one rank takes them and the others start at zero
+    if statistics is not None and distributed.is_main():
         for name, tensor in torch.load(checkpoint / STATISTICS).items():
             statistics.tensors()[name].copy_(tensor)
 
@@ -326,7 +349,7 @@ def _restore(checkpoint: Path, closing: ClosingPhase, statistics: ForwardStatist
 def _result(
     trainer: Trainer, model: nn.Module, closing: ClosingPhase, task: RecoveryTask
 ) -> RecoveryResult:
-    """What the finished training took, and its optimizer's state where that is wanted."""
+    """Return what the finished training took, and its optimizer state if the task asks for it."""
     steps = trainer.state.global_step
     optimizer: Any = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate's wrap
     kept = optimizer_state.take(optimizer, model) if task.options.keep_optimizer_state else None
@@ -339,17 +362,19 @@ def _result(
 
 
 def _tokens_per_step(tokens: "PackedTokens", global_batch: int) -> float:
+    """Mean tokens in a global batch; sequences may be padded, so fewer than their length."""
     return tokens.num_tokens / len(tokens) * global_batch
 
 
 def _training_arguments(model: "PreTrainedModel", task: RecoveryTask) -> TrainingArguments:
+    """Arguments for ``task``; the learning rate is the peak, ``TextTrainer`` has the schedule."""
     micro_batch, accumulation = batch_split(task.trainer)
     arguments = TrainingArguments(
         max_steps=num_steps(task.tokens, task.num_tokens, task.trainer.global_batch),
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=accumulation,
         learning_rate=task.trainer.learning_rate,
-        train_sampling_strategy="sequential",
+        train_sampling_strategy="sequential",  # Sequences has shuffled already
         **common_arguments(model, task),
     )
     # without a launcher, several visible GPUs would mean nn.DataParallel

@@ -1,4 +1,4 @@
-"""Training on Liger's kernels, and leaving no trace of them."""
+"""Training with Liger kernels, and removing Liger's patches afterwards."""
 
 import contextlib
 import importlib.util
@@ -9,10 +9,13 @@ from torch import nn
 
 
 def liger_kernels(has_own_ffn: bool) -> dict[str, bool]:
-    """Which of Liger's kernels train: no loss that all of torch would share, and no FFN where ours
-    stands.
+    """Return transformers' ``liger_kernel_config`` ({kernel: on or off}).
+
+    Args:
+        has_own_ffn: whether ptl_kernels' fused FFN is in the model; Liger's FFN is then off.
     """
     return {
+        # off: it replaces torch's cross_entropy for the whole process
         "cross_entropy": False,
         "fused_linear_cross_entropy": True,
         "swiglu": not has_own_ffn,
@@ -21,7 +24,7 @@ def liger_kernels(has_own_ffn: bool) -> dict[str, bool]:
 
 
 def check_liger(device: str) -> None:
-    """Raise ValueError where --liger cannot work."""
+    """Raise ValueError on a CPU, or if the package liger-kernel is not installed."""
     if device == "cpu":
         raise ValueError(
             "--liger trains on kernels that run on GPUs only, and this run is on a CPU; leave it"
@@ -35,9 +38,12 @@ def check_liger(device: str) -> None:
 
 @contextlib.contextmanager
 def unpatched_afterwards(model: nn.Module) -> Iterator[None]:
-    """Undo what Liger puts into a model's modules and into transformers' module of its family, for
-    scoring and evaluation.
+    """Undo Liger's patches on exit, as scoring and evaluation need transformers' own modules.
+
+    Liger replaces classes and functions in transformers' modeling file of the model's family, and
+    forward methods of the model's modules.
     """
+    # the modeling file's globals, where Liger puts its own classes
     namespace = vars(sys.modules[type(model).__module__])
     before, names = dict(namespace), {module: set(vars(module)) for module in model.modules()}
     yield

@@ -1,7 +1,10 @@
-"""A penalty on the neurons that the next round will remove, so that what they know moves elsewhere
-before they go.
+"""Group-lasso penalty on the neurons that the next round will remove (--anticipate).
 
-The idea is DReSS's (arXiv 2501.17905): choose, regularise, prune what was regularised, train.
+It shrinks them while the model still trains, so that the remaining weights take over what they
+compute. The idea is DReSS's (arXiv 2501.17905): choose, regularise, prune what was regularised,
+train.
+
+Shape suffix: K neurons.
 """
 
 from collections.abc import Callable
@@ -21,14 +24,17 @@ if TYPE_CHECKING:
 def penalty(
     model: "PreTrainedModel", family: Family, kept_neurons: list[list[int]] | None, weight: float
 ) -> Callable[[], Tensor] | None:
-    """Return the function that computes weight * sum_j ||w_j||_2 over the neurons j that the next
-    round removes; None if it removes none.
+    """Return a function that computes weight * sum_j ||w_j||_2, to add to the loss.
 
-    ``kept_neurons`` are the indices, per layer, of those that stay; None where all do.
+    j runs over the neurons of all layers that the next round removes, and w_j is neuron j's rows
+    of gate_proj and up_proj and its column of down_proj. The norm is not squared (group lasso), so
+    a neuron shrinks as a whole, and under plain gradient descent by learning rate times ``weight``
+    a step, however large it is.
 
-    w_j is all that belongs to neuron j: its rows of gate and up and its column of down (group
-    lasso: a neuron shrinks as a whole, by ``weight`` times the learning rate a step under plain
-    gradient descent, however large it is).
+    Args:
+        kept_neurons: per layer, the indices of the neurons that stay; None if the next round
+            removes no neurons, which makes the result None.
+        weight: the penalty's factor.
     """
     if kept_neurons is None:
         return None
@@ -45,8 +51,10 @@ def _weighted_norms(pairs: list[tuple[GatedFfn, Tensor]], weight: float) -> Tens
 
 
 def _norms(ffn: GatedFfn, neurons_K: Tensor) -> Tensor:
-    """The L2 norm of each of these neurons' weights."""
+    """Return the L2 norm of each of these neurons' weights, (K,) float32."""
+    # a fused projection holds gate's rows and then up's
     places = [neurons_K, neurons_K + ffn.width] if ffn.fused else [neurons_K]
     rows = [linear.weight.index_select(0, place) for linear in ffn.inputs for place in places]
     columns = ffn.down.weight.index_select(1, neurons_K).t()
+    # float32: the sum over all neurons needs more digits than bf16 has
     return torch.linalg.vector_norm(torch.cat([*rows, columns], dim=1).float(), dim=1)

@@ -1,5 +1,6 @@
-"""Adam's running means of a model's parameters, by name: out of one round's optimizer, to disk, and
-into the next round's.
+"""Adam's optimizer state by parameter name: carried from one round to the next, and to disk.
+
+By name, as every round trains new parameter objects. Shapes are those of the parameters.
 """
 
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def take(optimizer: "Optimizer", model: nn.Module) -> OptimizerState:
-    """Copy the optimizer's state to the CPU."""
+    """Return a copy of the optimizer's state on the CPU; parameters without state are left out."""
     return {
         name: {
             key: value.detach().to("cpu", copy=True)
@@ -26,10 +27,13 @@ def take(optimizer: "Optimizer", model: nn.Module) -> OptimizerState:
 
 
 def give(optimizer: "Optimizer", model: nn.Module, state: OptimizerState) -> None:
-    """Let the optimizer go on from ``state``, which become its own; a parameter without any
-    starts afresh.
+    """Load ``state`` into the optimizer; parameters without an entry start from zero.
+
+    The optimizer may keep the given tensors: do not use them afterwards.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
+    # through load_state_dict, which moves each tensor to its parameter's device and type; a state
+    # dict numbers the parameters, in the order of the parameter groups
     content = optimizer.state_dict()
     for group, numbered in zip(optimizer.param_groups, content["param_groups"], strict=True):
         for parameter, number in zip(group["params"], numbered["params"], strict=True):
@@ -39,7 +43,7 @@ def give(optimizer: "Optimizer", model: nn.Module, state: OptimizerState) -> Non
 
 
 def to_tensors(state: OptimizerState) -> dict[str, Tensor]:
-    """One flat dictionary, for a file: PARAMETER/KEY."""
+    """Flatten to {"PARAMETER/KEY": tensor}, as safetensors files need it."""
     return {f"{name}/{key}": value for name, own in state.items() for key, value in own.items()}
 
 
@@ -48,7 +52,7 @@ def from_tensors(tensors: dict[str, Tensor]) -> OptimizerState:
     state: OptimizerState = {}
     for path, value in tensors.items():
         name, _, key = path.rpartition("/")
-        # memory of its own: a mapped file's may be aligned otherwise, and C++ code that vectorises
-        # may then round otherwise
+        # a copy: tensors of a memory-mapped file may be aligned differently, which makes
+        # vectorised kernels round differently
         state.setdefault(name, {})[key] = value.clone(memory_format=torch.contiguous_format)
     return state

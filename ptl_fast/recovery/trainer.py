@@ -1,4 +1,4 @@
-"""What every training by transformers' Trainer shares: batches, arguments, progress, divergence."""
+"""Shared by all recoveries on transformers' Trainer: batch split, arguments, progress, NaN stop."""
 
 import math
 import os
@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 
 
 def batch_split(settings: "TrainerSettings") -> tuple[int, int]:
-    """(sequences in a rank's forward pass, forward passes in a step): together with the ranks, the
-    global batch.
+    """Return (micro-batch per rank, gradient-accumulation steps).
+
+    micro-batch * accumulation steps * world size = --global-batch, so results do not depend on the
+    number of ranks.
 
     Raises:
-        ValueError: the global batch does not divide.
+        ValueError: the global batch is no multiple of micro-batch times world size.
     """
+    # a global batch that is small for this many ranks lowers the micro-batch
     micro_batch = min(
         settings.micro_batch, max(1, settings.global_batch // distributed.world_size())
     )
@@ -42,33 +45,40 @@ def batch_split(settings: "TrainerSettings") -> tuple[int, int]:
 
 
 def common_arguments(model: "PreTrainedModel", task: "RecoveryTask") -> dict[str, Any]:
-    """The fields of transformers' TrainingArguments that no recovery changes."""
+    """Return the fields of transformers' TrainingArguments that are the same in all recoveries."""
     on_cpu = model.device.type == "cpu"
     return {
         "output_dir": str(task.folder),
         "bf16": model.dtype == torch.bfloat16,
         "fp16": model.dtype == torch.float16,
         "gradient_checkpointing": task.trainer.gradient_checkpointing,
+        # the non-reentrant variant also works with DDP and hooks
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        # the examples have columns that the model's forward does not take, such as mask
         "remove_unused_columns": False,
         "logging_steps": 1,
+        # the filter would replace a NaN loss before StopAtNan sees it
         "logging_nan_inf_filter": False,
+        # the Checkpoints callback asks for checkpoints by time
         "save_strategy": "no",
         "report_to": ["tensorboard"],
         "seed": task.seed,
         "use_cpu": on_cpu,
         "dataloader_pin_memory": not on_cpu,
+        # hours: ranks wait in a collective while the main rank evaluates
         "ddp_timeout": int(distributed.TIMEOUT.total_seconds()),
         "deepspeed": deepspeed_settings(task.trainer.deepspeed, on_cpu),
-        "disable_tqdm": True,
+        "disable_tqdm": True,  # the Progress callback has its own bar
         "use_liger_kernel": task.trainer.liger,
         "liger_kernel_config": liger_kernels(task.has_own_ffn) if task.trainer.liger else None,
     }
 
 
 def deepspeed_settings(name: str | None, on_cpu: bool) -> dict | None:
-    """The JSON of --deepspeed. Without a launcher, one GPU is a group of one; one CPU process
-    trains without DeepSpeed.
+    """Return the DeepSpeed config of --deepspeed, or None to train without DeepSpeed.
+
+    DeepSpeed needs a process group. Without a launcher, one GPU becomes a group of one rank, by
+    environment variables that this sets; a single CPU process trains without DeepSpeed.
     """
     if name is None:
         return None
@@ -82,11 +92,11 @@ def deepspeed_settings(name: str | None, on_cpu: bool) -> dict | None:
 
 
 def run(trainer: Trainer, checkpoint: str | None, model: "PreTrainedModel") -> None:
-    """Train, from a checkpoint if there is one; the bar goes also when an error ends it.
+    """Train, resuming from ``checkpoint`` if there is one; close the progress bar in any case.
 
     Raises:
-        Diverged: the loss is NaN or infinite. Training has let go of the model, whose weights are
-            of no use.
+        Diverged: the loss is NaN or infinite. The model is detached from the Trainer by then, but
+            its weights are useless.
     """
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -100,7 +110,7 @@ def run(trainer: Trainer, checkpoint: str | None, model: "PreTrainedModel") -> N
 
 
 class Progress(TrainerCallback):
-    """One bar with the current loss, or what else the logs have under the name ``shown``."""
+    """A progress bar over optimizer steps that shows the logged value ``shown`` (the loss)."""
 
     def __init__(self, description: str, shown: str = "loss") -> None:
         self.description, self.shown, self.bar = description, shown, tqdm(disable=True)
@@ -143,6 +153,8 @@ class Progress(TrainerCallback):
 
 
 class StopAtNan(TrainerCallback):
+    """Raises ``Diverged`` when the logged loss is NaN or infinite; suggests lowering ``flag``."""
+
     def __init__(self, flag: str = "--learning-rate") -> None:
         self.flag = flag
 

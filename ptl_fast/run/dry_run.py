@@ -1,7 +1,7 @@
-"""What a run will need on named GPUs: memory and hours. flops.py counts exactly; these are
-estimates, which say what they assume.
+"""Dry run: estimate the GPU memory and hours that each round of a run will need.
 
-Bytes are for one GPU, N is the number of parameters, T the tokens in one forward pass of one rank.
+Parameters and FLOPs are exact (flops.py); memory and hours are estimates, printed with their
+assumptions. Bytes are for one GPU. N is the number of parameters.
 """
 
 import re
@@ -25,23 +25,25 @@ if TYPE_CHECKING:
     from ptl_fast.config.config import Config
     from ptl_fast.pruning.schedule import Round
 
-# Tokens of one benchmark prompt, by model type: the length at which our count without the
-# language-model head gives the FLOPs that arXiv 2602.04919 prints for the original model
-# (docs/paper.md). The paper has MBPP for Llama3-8B alone.
+# Tokens of one benchmark prompt, by model type. Inferred: at these lengths our FLOPs count without
+# the language-model head equals what arXiv 2602.04919 prints for the original model
+# (docs/paper.md). The paper has MBPP for Llama3-8B only.
 PROMPT_TOKENS = {
     "llama": {"GSM8K": 637, "Minerva Math": 596, "MATH-500": 596, "MBPP": 199},
     "gemma2": {"GSM8K": 672, "Minerva Math": 615, "MATH-500": 609, "MBPP": 199},
     "qwen2": {"GSM8K": 676, "Minerva Math": 617, "MATH-500": 617, "MBPP": 199},
 }
 
+# Assumed model FLOPs utilisation (MFU) of training.
 UTILISATION = 0.4
+# Tokens in the KV cache of the serving estimate.
 SERVED_CONTEXT = 4096
 GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """Peak dense bf16 TFLOP/s, from NVIDIA's data sheets (SXM), and memory."""
+    """Peak dense bf16 TFLOP/s and memory, from NVIDIA's data sheets (SXM versions)."""
 
     tflops: float
     memory_gib: int
@@ -56,8 +58,9 @@ GPUS = {
 
 
 def dry_run(config: "Config") -> str:
-    """What each round would do, as a table, from the model's config alone: no weights, no data, and
-    for a preset no network.
+    """Return a table of the rounds' sizes, memory and hours, and the assumptions behind it.
+
+    Needs the model's config only: no weights, no data, and for a preset no network.
 
     Raises:
         ValueError: the schedule does not fit the model.
@@ -70,6 +73,7 @@ def dry_run(config: "Config") -> str:
         from transformers import AutoConfig  # slicing needs transformers' own class
 
         dense = AutoConfig.for_model(**vars(dense))
+    # "auto" depends on the run's device, and a dry run is always about GPUs
     if config.prune.width_multiple == "auto":
         from ptl_fast.pruning import width_multiple
 
@@ -88,6 +92,8 @@ def dry_run(config: "Config") -> str:
 
 
 def _load_config(name: str, quiet: bool) -> Any:
+    """Load a model's config, with the libraries' messages turned off if ``quiet``."""
+    # imported here, as a preset's dry run should start without waiting for transformers
     from ptl_fast.model import loading
 
     if quiet:
@@ -96,7 +102,7 @@ def _load_config(name: str, quiet: bool) -> Any:
 
 
 def parse_gpus(text: str) -> tuple[int, Gpu]:
-    """Read COUNTxNAME, such as 4xA100-80GB.
+    """Parse --dry-run-gpus COUNTxNAME, such as 4xA100-80GB, into (number, GPU).
 
     Raises:
         ValueError: it has another form, or the GPU is unknown.
@@ -117,13 +123,20 @@ def predict(
     recoveries: list[str],
     num_tokens: int | None,
 ) -> dict[str, Any]:
-    """What a model of this config needs on the GPUs of --dry-run-gpus.
+    """Estimate what one model needs on the GPUs of --dry-run-gpus.
 
-    ``num_tokens`` of text are for the ``recoveries`` that train on it, in equal parts (None: not
-    known). ``original`` is what distillation takes for the teacher.
+    Args:
+        model: config of the model at this stage.
+        original: config of the original model, the teacher of distillation.
+        config: the run's.
+        recoveries: names of the recoveries that follow this stage.
+        num_tokens: text tokens for them, in equal parts for those that train on text; None if the
+            amount is not known.
 
-    Returns ``flops.model_size`` with prompt_tokens and prompt_flops ({benchmark: number}),
-    serving_bytes, training_bytes, recovery_tokens and recovery_hours.
+    Returns:
+        The keys of ``flops.model_size``; prompt_tokens and prompt_flops, {benchmark: number};
+        serving_bytes and training_bytes per GPU; recovery_tokens and recovery_hours, None if not
+        known.
     """
     num_gpus, gpu = parse_gpus(config.run.dry_run_gpus)
     prompts = PROMPT_TOKENS.get(model.model_type, PROMPT_TOKENS["llama"])
@@ -131,6 +144,7 @@ def predict(
     known = all(part.num_tokens is not None for part in parts)
     work = sum((part.num_tokens or 0) * part.flops_per_token for part in parts)
     return {
+        # FLOPs per token at the mean number of preceding tokens
         **flops.model_size(model, config.data.sequence_length // 2),
         "prompt_tokens": prompts,
         "prompt_flops": {
@@ -151,7 +165,7 @@ def estimates(
     names: list[str],
     num_tokens: int | None,
 ) -> list[Estimate]:
-    """What each of these recoveries of a round costs."""
+    """Estimate the cost of each named recovery of a round; arguments as in ``predict``."""
     recoveries = registry.find(names)
     num_on_text = sum(each.on_text for each in recoveries)
     situation = Situation(
@@ -168,7 +182,7 @@ def estimates(
 def predict_rounds(
     original: "PretrainedConfig", config: "Config", schedule: "list[Round]"
 ) -> list[dict[str, Any]]:
-    """What each round's model needs, as ``predict`` returns it, and the round's name."""
+    """Return ``predict`` for each round's model, with the round's name under ``name``."""
     rows, total = [], config.recovery.recovery_tokens
     for step in schedule:
         num_tokens = None if total is None else round(step.recovery_share * total)
@@ -181,7 +195,10 @@ def predict_rounds(
 
 
 def assumptions(config: "Config", rows: list[dict[str, Any]]) -> str:
-    """What the predictions of a dry run (dense, then each round) add up to, and what they rest on."""
+    """Return the lines below the table: total hours, assumptions, and a warning if memory is short.
+
+    ``rows`` are the table's: the dense model, then each round.
+    """
     _, gpu = parse_gpus(config.run.dry_run_gpus)
     recoveries = registry.find(config.recovery.all_recoveries)
     on_problems = any(each.on_problems for each in recoveries)
@@ -238,10 +255,11 @@ def assumptions(config: "Config", rows: list[dict[str, Any]]) -> str:
 def training_bytes(
     model: "PretrainedConfig", original: "PretrainedConfig", config: "Config", num_gpus: int
 ) -> int:
-    """Peak memory of recovery: weights, gradients and Adam's state as DeepSpeed's stage divides
-    them, and activations.
+    """Estimate the peak memory of recovery on one GPU, over all its recoveries.
 
-    The reference of --grpo-kl is a second copy of the weights. vLLM's engine is not in it.
+    Weights, gradients and Adam's state, divided over the GPUs as the ZeRO stage says; activations;
+    further copies of the weights, such as --grpo-kl's reference model. vLLM's engine is not
+    included.
     """
     num_parameters = flops.count_weights(model).num_parameters
     parts = estimates(model, original, config, config.recovery.all_recoveries, 0)
@@ -257,6 +275,7 @@ def training_bytes(
 def serving_bytes(model: "PretrainedConfig") -> int:
     """bf16 weights and the KV cache of one sequence of SERVED_CONTEXT tokens."""
     key_value = flops.attention_widths(model)[1]
+    # 2 bytes a weight; 2 tensors (keys and values) of 2 bytes an element
     return (
         2 * flops.count_weights(model).num_parameters
         + 4 * key_value * model.num_hidden_layers * SERVED_CONTEXT
@@ -264,16 +283,20 @@ def serving_bytes(model: "PretrainedConfig") -> int:
 
 
 def hours(num_flops: float, num_gpus: int, gpu: Gpu) -> float:
-    """Time for this work at UTILISATION of the peak."""
+    """Hours for this many FLOPs at UTILISATION of the GPUs' peak."""
     return num_flops / (num_gpus * gpu.tflops * 1e12 * UTILISATION) / 3600
 
 
 def _state_bytes(num_parameters: int, config: "Config", num_gpus: int) -> int:
-    """Table 1 of ZeRO (arXiv 1910.02054): half-precision weights and gradients, and 12 N for
-    float32 weights and two moments.
+    """Bytes of weights, gradients and optimizer state per GPU, by table 1 of arXiv 1910.02054.
 
-    Without DeepSpeed, or in float32, weights and gradients are float32 and need no second copy: 4 N
-    + 4 N + 8 N.
+    With DeepSpeed in half precision: 2 N weights, 2 N gradients, and 12 N for float32 master
+    weights and Adam's two moments. In float32, or without DeepSpeed, there are no separate master
+    weights: 4 N + 4 N + 8 N. ZeRO stage 1 divides the optimizer state over the GPUs, stage 2 the
+    gradients as well, stage 3 also the weights.
+
+    Raises:
+        ValueError: the DeepSpeed file's ZeRO stage is not 0, 1, 2 or 3 (such as "auto").
     """
     if config.trainer.deepspeed is None:
         return 16 * num_parameters
@@ -281,9 +304,10 @@ def _state_bytes(num_parameters: int, config: "Config", num_gpus: int) -> int:
     stage = zero.get("stage", 0) if isinstance(zero, dict) else zero
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         raise ValueError(
-            f"--deepspeed {config.trainer.deepspeed}: its ZeRO stage is {stage}; for --dry-run, write 0,"
-            " 1, 2 or 3 there"
+            f"--deepspeed {config.trainer.deepspeed}: its ZeRO stage is {stage}; for --dry-run,"
+            " write 0, 1, 2 or 3 there"
         )
+    # bytes per parameter; ``whole`` is what every GPU holds in full
     weights, gradients, optimizer = (4, 4, 8) if config.model.dtype == "float32" else (2, 2, 12)
     whole = {0: weights + gradients + optimizer, 1: weights + gradients, 2: weights, 3: 0}[stage]
     divided = weights + gradients + optimizer - whole
@@ -291,12 +315,13 @@ def _state_bytes(num_parameters: int, config: "Config", num_gpus: int) -> int:
 
 
 def _activation_bytes(model: "PretrainedConfig", config: "Config") -> int:
-    """Half-precision inputs of every operation of a decoder layer, with attention that stores no
-    square, and the logits.
+    """Bytes of activations that backward needs for one micro-batch, logits included.
 
-    A layer keeps 6 tensors of the hidden width, 2 of the queries' and of the keys', and 4 of the
-    FFN's. With gradient checkpointing all layers but the one being recomputed keep only their
-    input. Logits: half precision, a float32 copy and its gradient."""
+    Per token, a decoder layer keeps in half precision 6 tensors of the hidden size, 2 each of the
+    queries' and the keys' width, and 4 of the FFN width; FlashAttention or SDPA store no attention
+    matrix. With gradient checkpointing each layer keeps its input alone, except the one being
+    recomputed. Logits take 10 bytes an element: half precision, a float32 copy and its gradient.
+    """
     tokens = config.trainer.micro_batch * config.data.sequence_length
     query, key_value = flops.attention_widths(model)
     layer = 2 * (6 * model.hidden_size + 2 * query + 2 * key_value + 4 * model.intermediate_size)

@@ -1,10 +1,15 @@
-"""The quality gate: is the model still good enough after a round, and what happens if it is not?
+"""The quality gate: whether a round's model is good enough, and what happens if it is not.
 
-A round that fails the gate (--gate, --max-drop) first trains longer: on what it was given and did
-not use, and up to --max-extra-recovery on top. Then it is undone: back to the model before it, and
-half as much is removed. When the smallest step fails too, the run stops with the last model that
-passed. Everything here follows from measurements and from the decisions so far, which are on disk;
-nothing here trains or measures.
+A round fails the gate if its metric (--gate) is worse than the dense model's by more than
+--max-drop. Then, in this order:
+
+1. *extend*: recovery trains longer, on the tokens that early stopping saved, and on up to
+   --max-extra-recovery of the round's tokens on top;
+2. *back-off*: the round is undone, and another attempt removes half as much;
+3. *stop*: if the smallest step fails too, the run ends with the last model that passed.
+
+The functions here are pure: they map measurements and earlier decisions, which are on disk, to the
+next decision, so a resumed run decides the same. Nothing here trains or measures.
 """
 
 from collections.abc import Sequence
@@ -16,23 +21,27 @@ from ptl_fast.baselines import ROUND_KINDS
 if TYPE_CHECKING:
     from ptl_fast.pruning.schedule import Round
 
-EXTENSION = 0.5  # of what a round was given: the longest training between two measurements
-SHORTEST = 0.01  # of what a round was given: less training is not worth a measurement
-ROUNDING = 1e-9  # 0.8 - 0.7 is not above 0.1
+# Longest training between two measurements, as a fraction of the round's tokens or steps.
+EXTENSION = 0.5
+# Shortest extension, in the same unit: less training is not worth an evaluation.
+SHORTEST = 0.01
+# In floating point 0.8 - 0.7 is above 0.1.
+ROUNDING = 1e-9
 
 Action = Literal["pass", "extend", "back-off", "stop"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """What a round must reach."""
+    """The metric that a round must reach, and how far it may fall."""
 
     task: str
     metric: str
     higher_is_better: bool
     max_drop: float
+    """Largest allowed difference from ``dense`` for the worse, in the metric's unit."""
     dense: float
-    """The original model's value."""
+    """The metric of the original, unpruned model."""
 
     @property
     def limit(self) -> float:
@@ -40,9 +49,7 @@ class Gate:
         return self.dense - self.max_drop if self.higher_is_better else self.dense + self.max_drop
 
     def passes(self, measured: float | None) -> bool:
-        """Whether the metric is worse than the dense model's by at most ``max_drop``; a model that
-        diverged never passes.
-        """
+        """Whether ``measured`` passes; None, a model that diverged, never does."""
         if measured is None:
             return False
         return (
@@ -52,54 +59,55 @@ class Gate:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What was measured after a recovery, or after an extension of it, and what followed."""
+    """A measurement after a recovery, or after an extension of it, and the action that followed."""
 
     round: int
     attempt: int
-    """1 is the first; every back-off begins another."""
+    """Counts from 1; every back-off begins another attempt at the same round."""
     extension: int
-    """How often recovery had been extended."""
+    """How often this attempt's recovery had been extended before the measurement."""
     kind: str
+    """The round's kind, a key of ROUND_KINDS."""
     step: int
-    """How many neurons a layer, or layers, the round removed."""
+    """What the round removed: neurons per layer, or layers, depending on the kind."""
     task: str
     metric: str
     dense: float
     limit: float
     higher_is_better: bool
     measured: float | None
-    """None where recovery diverged."""
+    """None if recovery diverged."""
     tokens: int
-    """That the recovery, or the extension, trained on."""
+    """Tokens that the measured recovery, or extension, trained on."""
     action: Action
     next_share: float | None = None
-    """With extend: how long the extension is, as a fraction of what the round was given, in tokens
-    or in steps.
-    """
+    """With extend: the extension's length as a fraction of the round's tokens (or steps)."""
     next_tokens: int | None = None
-    """With extend: the tokens of the extension; 0 where recovery does not train on text."""
+    """With extend: the extension's tokens; 0 if recovery does not train on text."""
     next_step: int | None = None
-    """With back-off: the largest step from now on in rounds of this kind."""
+    """With back-off: the largest ``step`` from now on in rounds of this kind."""
     reason: str | None = None
-    """With stop: why no smaller step was tried."""
+    """With stop: why no smaller step can be tried."""
 
     @property
     def stops(self) -> bool:
-        """Whether the run ends before its target."""
+        """Whether the run ends here, before its target size."""
         return self.action == "stop"
 
     @property
     def undoes(self) -> bool:
-        """Whether the model before the round is the one to go on with, or to end with."""
+        """Whether the round's model is discarded for the one before it."""
         return self.action in ("back-off", "stop")
 
 
 def parse_gate(entry: str, labels: Sequence[str]) -> tuple[str, str]:
-    """Return (task, metric) of --gate TASK:METRIC, where the task is one of the evaluation's
-    labels.
+    """Split --gate TASK:METRIC into (task, metric).
+
+    Args:
+        labels: labels of the evaluation tasks, one of which TASK must be.
 
     Raises:
-        ValueError: the form is another one, or there is no such task.
+        ValueError: the entry has another form, or there is no such task.
     """
     task, colon, metric = entry.partition(":")
     if not (task and colon and metric):
@@ -112,21 +120,21 @@ def parse_gate(entry: str, labels: Sequence[str]) -> tuple[str, str]:
 
 
 def check_metric(task: str, metric: str, metrics: Sequence[str]) -> None:
-    """Raise ValueError when ``metric`` is none of the task's."""
+    """Raise ValueError if ``metric`` is not among ``metrics``, those of the task."""
     if metric not in metrics:
         choices = ", ".join(f"{task}:{name}" for name in metrics)
         raise ValueError(f"--gate {task}:{metric}: {task} has no metric {metric}; choose {choices}")
 
 
 def attempt(history: Sequence[Decision], number: int) -> int:
-    """Which attempt at round ``number`` is on."""
+    """The number of the current attempt at round ``number``, from 1."""
     return 1 + sum(
         decision.round == number and decision.action == "back-off" for decision in history
     )
 
 
 def extensions(history: Sequence[Decision], number: int) -> list[Decision]:
-    """The decisions for each extension that this attempt at round ``number`` has had or is having."""
+    """The decisions to extend recovery in the current attempt at round ``number``, in order."""
     now = number, attempt(history, number)
     return [
         decision
@@ -141,7 +149,7 @@ def has_passed(history: Sequence[Decision], number: int) -> bool:
 
 
 def stop(history: Sequence[Decision]) -> Decision | None:
-    """The decision that ended the run before its target, if there is one: it is the last."""
+    """The decision that stopped the run, or None; nothing follows it, so it is the last."""
     return history[-1] if history and history[-1].action == "stop" else None
 
 
@@ -159,16 +167,19 @@ def decide(
     next_step: int | None,
     reason: str | None,
 ) -> Decision:
-    """Judge a round after its recovery or an extension.
+    """Apply the quality gate after a round's recovery or an extension; return the decision.
 
     Args:
-        removed: neurons a layer, or layers, that the round removed.
-        tokens: that the recovery, or the extension, trained on.
-        given: tokens that the round's recovery could have had; where it recovered early, it trained
-            on fewer, or none.
-        measured: None where recovery diverged; no extension helps then.
-        trains: whether recovery is more than doing nothing.
-        next_step, reason: from ``smaller_step``.
+        history: all decisions of the run so far.
+        step: the round.
+        removed: neurons per layer, or layers, that the round removed.
+        measured: the gate's metric; None if recovery diverged, which no extension repairs.
+        tokens: tokens that the recovery, or the extension, trained on.
+        given: the round's token budget; with early stopping it may have trained on fewer, or none.
+        trains: whether recovery trains at all; if not, there is nothing to extend.
+        max_extra_recovery: largest extra training, as a fraction of ``given``.
+        next_step: the next smaller step for a back-off; None if there is none.
+        reason: why there is none.
     """
     extra = extensions(history, step.number)
     made = Decision(
@@ -188,23 +199,28 @@ def decide(
     )
     if gate.passes(measured):
         return made
+    # the recovery itself: with extensions, ``tokens`` are the last extension's
     own = extra[0].tokens if extra else tokens
+    # fractions of ``given``: the extra allowance, and what early stopping left unused
     allowed = max_extra_recovery + (1 - own / given if given else 0)
+    # at most what earlier extensions of this attempt have left
     next_share = min(EXTENSION, allowed - sum(each.next_share or 0 for each in extra))
     if trains and measured is not None and next_share >= SHORTEST:
         return replace(
             made, action="extend", next_share=next_share, next_tokens=round(next_share * given)
         )
+    # more training did not help, or cannot be had: remove less
     if next_step is not None:
         return replace(made, action="back-off", next_step=next_step)
     return replace(made, action="stop", reason=reason)
 
 
 def sentence(decision: Decision) -> str:
-    """A decision, for people."""
+    """A decision as one sentence for the console."""
     name = f"round {decision.round}, attempt {decision.attempt}"
     if decision.extension:
         name += f", extension {decision.extension}"
+    # the direction of the limit depends on the metric
     bound = "at least" if decision.higher_is_better else "at most"
     if decision.measured is None:
         found = "recovery diverged"
@@ -218,14 +234,13 @@ def sentence(decision: Decision) -> str:
 
 
 def unit(decision: Decision) -> str:
-    """What a decision's steps are counted in."""
+    """The unit of a decision's steps, such as neurons a layer."""
     return ROUND_KINDS[decision.kind].unit
 
 
 def told_apart(*values: float) -> list[str]:
-    """The values with four digits after the point, or as many more as it takes that different ones
-    look different.
-    """
+    """Format with four decimals, or with as many more as keep different values different."""
+    # a value that just fails must not look equal to the limit; float64 has 17 digits at most
     for digits in range(4, 17):
         texts = [f"{value:.{digits}f}" for value in values]
         if len(set(texts)) == len(set(values)):
@@ -234,7 +249,7 @@ def told_apart(*values: float) -> list[str]:
 
 
 def consequence(decision: Decision) -> str:
-    """What a decision leads to."""
+    """What follows from a decision, as a clause for the console and the report."""
     if decision.action == "pass":
         return "passed"
     if decision.action == "extend":
@@ -255,7 +270,7 @@ def consequence(decision: Decision) -> str:
 
 
 def stopped_sentence(history: Sequence[Decision]) -> str | None:
-    """That the run ended before its target and with what; None where it did not."""
+    """Say that the quality gate stopped the run, why, and with which model; None if it did not."""
     last = stop(history)
     if last is None:
         return None
@@ -267,6 +282,7 @@ def stopped_sentence(history: Sequence[Decision]) -> str | None:
 
 
 def _result(last: Decision) -> str:
+    """The model that a stopped run ends with, in words."""
     if last.round == 1:
         return "the original model, unchanged: no round has passed"
     return f"the model after round {last.round - 1}"

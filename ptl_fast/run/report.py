@@ -1,4 +1,4 @@
-"""Records -> report.md, the model card, and what is said about a round in one line."""
+"""Turn a run's records into report.md, the model card, and one-line messages about a round."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from ptl_fast.recovery.registry import RECOVERIES
 from ptl_fast.run import quality_gate
 from ptl_fast.run.tables import show, table
 
+# Header of the table "What went, and why".
 REASONS = [
     "round",
     "went",
@@ -19,8 +20,12 @@ REASONS = [
 
 
 def redundant_line(number: int, num_redundant: list[int], num_removed: int) -> str:
-    """How many neurons of each layer a round found redundant, and what that led to, in one
-    sentence.
+    """Say in one sentence how many neurons per layer were redundant and how many were removed.
+
+    Args:
+        number: the round.
+        num_redundant: redundant neurons of each layer.
+        num_removed: neurons removed from every layer, the same number, as widths stay equal.
     """
     fewest, counts = min(num_redundant), ", ".join(map(str, num_redundant))
     line = (
@@ -35,8 +40,11 @@ def redundant_line(number: int, num_redundant: list[int], num_removed: int) -> s
 
 
 def unrewarded_line(number: int, details: dict[str, Any], extension: int = 0) -> str:
-    """That a reward was 0 for all rollouts of a round, or of an extension of it, and what to try,
-    in one sentence.
+    """Say in one sentence that a reward was 0 in all rollouts of a round, and what to try.
+
+    Args:
+        details: what GRPO wrote into the round's record.
+        extension: number of the quality gate's extension; 0 for the round itself.
     """
     names, verb = (
         " and ".join(details["always_zero"]),
@@ -48,6 +56,7 @@ def unrewarded_line(number: int, details: dict[str, Any], extension: int = 0) ->
     )
     if not any(details["reward"]):
         found += ", so there was nothing to learn from"
+    # a truncated response has no final answer, so rewards of 0 say little about the model
     cut_off = sum(details["truncated"]) / len(details["truncated"])
     if cut_off > 0.5:
         return (
@@ -62,11 +71,19 @@ def unrewarded_line(number: int, details: dict[str, Any], extension: int = 0) ->
 
 
 def _extension(number: int) -> str:
+    """The suffix that names an extension by the quality gate; empty for the round itself."""
     return f", extension {number}" if number else ""
 
 
 def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
-    """report.json for people."""
+    """Render report.json as markdown.
+
+    Sections without content, such as the quality gate's in a run without one, are left out.
+
+    Args:
+        report: the content of report.json; ``final`` is empty until the run has finished.
+        how_to_load: markdown that says how to load the compressed model.
+    """
     dense, final = report["dense"], report["final"]
     parts = ["# Compression report", table(dense, report["rounds"])]
     if report.get("stopped"):
@@ -84,6 +101,7 @@ def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
         parts.append("## Reinforcement learning\n\n" + _reinforcement(report["rounds"]))
     parts.append("## Evaluation\n\n" + _evaluations(report))
     parts.append("## Seconds per stage\n\n" + _seconds(report["rounds"]))
+    # last, as the longest: what is needed to repeat the run
     for title in ("config", "environment"):
         parts.append(
             f"## {title.capitalize()}\n\n"
@@ -93,9 +111,14 @@ def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
 
 
 def model_card(report: dict[str, Any], model_name: str, sliced: bool) -> str:
-    """README.md of the compressed model; a ``sliced`` one, by this run or before it, needs ptl_fast
-    to load.
+    """Return README.md of the compressed model.
+
+    Args:
+        model_name: the original model.
+        sliced: whether SliceGPT sliced the model, in this run or before it: loading it then needs
+            ptl_fast.
     """
+    # SliceGPT runs have one round and no Prune-Tune Loop
     one_round = report["config"]["slice_hidden"] is not None
     method = (
         "SliceGPT (arXiv 2401.15024)" if one_round else "the Prune-Tune Loop (arXiv 2602.04919)"
@@ -106,24 +129,29 @@ def model_card(report: dict[str, Any], model_name: str, sliced: bool) -> str:
         f"---\nbase_model: {model_name}\ntags: [pruned, ptl]\n---\n\n# {model_name}, compressed\n\n"
         f"Made with ptl_fast by {method}. It loads with"
         f" `AutoModelForCausalLM.from_pretrained`{condition}.\n\n"
-        f"{stopped}{table(report['dense'], report['rounds'])}\n\n{_summary(report['dense'], report['final'])}\n"
+        f"{stopped}{table(report['dense'], report['rounds'])}\n\n"
+        f"{_summary(report['dense'], report['final'])}\n"
     )
 
 
 def _summary(dense: dict[str, Any], final: dict[str, Any]) -> str:
+    """Parameters and FLOPs per token of the final model, as percentages of the dense one's."""
     parameters = final["num_parameters"] / dense["num_parameters"]
     flops = final["flops_per_token"] / dense["flops_per_token"]
     return f"Parameters: {parameters:.1%} of dense. FLOPs per token: {flops:.1%} of dense."
 
 
 def _reasons(report: dict[str, Any]) -> str:
-    """What each round removed, where its scores drew the line, what it trained, and where every
-    neuron's score is.
+    """The table "What went, and why", and code that looks up any neuron's score.
+
+    Per round: what was removed, the scores on both sides of the cut, recovery tokens and steps.
     """
     width, rows, with_neurons = report["dense"]["width"], [REASONS], []
     for record in report["rounds"]:
         kind = ROUND_KINDS[record["kind"]]
         went = ", ".join(f"layer {layer}" for layer in record.get("dropped_layers", []))
+        # a kind of round that shrinks a size (width, layers) and did not has removed nothing; of
+        # the others, such as SliceGPT's, the table names what they remove
         went = went or ("nothing" if kind.size else kind.unit)
         if record["width"] < width:
             went, width = f"{width - record['width']} neurons a layer", record["width"]
@@ -137,6 +165,7 @@ def _reasons(report: dict[str, Any]) -> str:
                 *_trained(record),
             ]
         )
+    # scores are on disk only for rounds that removed neurons
     parts = [markdown.table(rows), _about_scores(report["config"])]
     if with_neurons:
         folder = f"round-{with_neurons[0]:02d}"
@@ -154,21 +183,20 @@ def _reasons(report: dict[str, Any]) -> str:
 
 
 def _trained(record: dict[str, Any]) -> list[str]:
-    """Tokens of text and optimizer steps of a round's recovery, extensions and reinforcement
-    learning included.
-    """
+    """The cells "recovery tokens" (of text) and "steps" of a round, with extensions and GRPO."""
     every = [record, *record.get("extra_recovery", [])]
     steps = sum(each["recovery_steps"] + _on_problems(each).get("steps", 0) for each in every)
     return [f"{sum(each['recovery_tokens'] for each in every):,}", str(steps)]
 
 
 def _on_problems(recovery: dict[str, Any]) -> dict[str, Any]:
-    """What reinforcement learning wrote into the record of a recovery; empty where there was none."""
+    """What GRPO wrote into a recovery's record; empty if the round had no GRPO."""
     names = [name for name, each in RECOVERIES.items() if each.on_problems]
     return next((recovery[name] for name in names if name in recovery), {})
 
 
 def _about_scores(config: dict[str, Any]) -> str:
+    """The paragraph below the table that says which scores it shows, given the run's config."""
     text = (
         f"Scores are those of --scorer {config['scorer']} for neurons, and of --layer-scorer"
         f" {config['layer_scorer']} for layers,"
@@ -189,13 +217,16 @@ def _about_scores(config: dict[str, Any]) -> str:
 
 
 def _range(values: list[float] | None) -> str:
+    """Lowest to highest of the layers' values, one number if they are equal; empty without any."""
     if not values:
         return ""
+    # compared as text: values that print the same are one
     lowest, highest = f"{min(values):.4g}", f"{max(values):.4g}"
     return lowest if lowest == highest else f"{lowest} to {highest}"
 
 
 def _decisions(decisions: list[dict[str, Any]]) -> str:
+    """The table of the quality gate's decisions."""
     header = ["round", "attempt", "extension", "removed", "tokens", "measured", "limit", "decision"]
     rows = []
     for made in (quality_gate.Decision(**decision) for decision in decisions):
@@ -207,6 +238,7 @@ def _decisions(decisions: list[dict[str, Any]]) -> str:
             removed,
             f"{made.tokens:,}",
         ]
+        # enough digits to tell the measured value from the limit
         told = (
             ["diverged", show(made.limit)]
             if made.measured is None
@@ -217,6 +249,8 @@ def _decisions(decisions: list[dict[str, Any]]) -> str:
 
 
 def _redundant(report: dict[str, Any]) -> str:
+    """A list with ``redundant_line`` of each round that looked for redundant neurons."""
+    # width before each round, to tell how many neurons it removed; one longer than the rounds
     widths = [report["dense"]["width"], *(record["width"] for record in report["rounds"])]
     lines = [
         redundant_line(record["round"], record["num_redundant"], before - record["width"])
@@ -227,8 +261,9 @@ def _redundant(report: dict[str, Any]) -> str:
 
 
 def _reinforcement(rounds: list[dict[str, Any]]) -> str:
-    """Mean reward of the rollouts in the first and in the last fifth of the steps of each round, or
-    extension, that has it.
+    """The table of GRPO trainings: rewards over the first and the last fifth of the steps.
+
+    A row per round, or extension, with GRPO; below the table, rewards that were always 0.
     """
     rows, lines = (
         [
@@ -244,6 +279,7 @@ def _reinforcement(rounds: list[dict[str, Any]]) -> str:
         ],
         [],
     )
+    # a round's own recovery is number 0, its extensions follow
     trained = [
         (record["round"], *each)
         for record in rounds
@@ -253,6 +289,7 @@ def _reinforcement(rounds: list[dict[str, Any]]) -> str:
         details = _on_problems(recovery)
         if not details:
             continue
+        # a fifth, rounded up: single steps are too noisy to compare
         few = -(-details["steps"] // 5)
         means = [
             show(sum(values) / few)
@@ -278,6 +315,8 @@ def _reinforcement(rounds: list[dict[str, Any]]) -> str:
 
 
 def _evaluations(report: dict[str, Any]) -> str:
+    """The table of all metrics: dense model, then each round after pruning and after recovery."""
+    # the dense model has been evaluated on every task, so it has all columns
     columns = [
         (task, metric) for task, values in report["dense"]["eval"].items() for metric in values
     ]
@@ -300,6 +339,7 @@ def _evaluations(report: dict[str, Any]) -> str:
 
 
 def _seconds(rounds: list[dict[str, Any]]) -> str:
+    """The table of wall-clock seconds per stage of each round."""
     if not rounds:
         return "(no round yet)"
     names = list(rounds[0]["seconds"])

@@ -1,10 +1,11 @@
-"""The tables of a run: after each round, and of a dry run before it."""
+"""Markdown tables: of a run's rounds so far, and of a dry run."""
 
 from typing import Any
 
 from ptl_fast.base import markdown
 from ptl_fast.baselines import ROUND_KINDS
 
+# The first five have a model's size, and lead a dry run's table too.
 COLUMNS = [
     "round",
     "width",
@@ -18,13 +19,16 @@ COLUMNS = [
 
 
 def table(dense: dict[str, Any], rounds: list[dict[str, Any]]) -> str:
-    """The run so far as a markdown table; the last columns but one show the first evaluation task
-    before and after recovery.
+    """Return the run so far as a markdown table: the dense model, then a row per round.
+
+    "pruned" and "recovered" have the first metric of the first evaluation task (see
+    ``leading_metric``) before and after recovery; "seconds" is the round's wall-clock time.
     """
     task, metric = leading_metric(dense)
     header = [
         name if name not in ("pruned", "recovered") else f"{metric} {name}" for name in COLUMNS
     ]
+    # nothing is pruned in the dense model: its metric goes into the second column
     rows = [_row("dense", dense, "", show(dense["eval"][task][metric]), "")]
     for record in rounds:
         title = ROUND_KINDS[record["kind"]].title or record["kind"]
@@ -36,20 +40,26 @@ def table(dense: dict[str, Any], rounds: list[dict[str, Any]]) -> str:
 
 
 def leading_metric(size: dict[str, Any]) -> tuple[str, str]:
-    """(task, metric) that leads the tables: the first metric of the first evaluation task."""
+    """Return (task, metric) shown in the tables: the first metric of the first evaluation task."""
     task = next(iter(size["eval"]))
     return task, next(iter(size["eval"][task]))
 
 
 def schedule_table(rows: list[dict[str, Any]]) -> str:
-    """The dry run: what dense is and each round leaves, FLOPs of each benchmark's prompt, memory of
-    one GPU, tokens and hours.
+    """Return a dry run's table: the dense model, then each round's.
+
+    Columns: size, FLOPs of a prompt of each benchmark, memory of one GPU, recovery tokens and
+    hours.
+
+    Args:
+        rows: ``dry_run.predict``'s result for each model, with ``name``.
     """
     benchmarks = [f"{name} ({num_tokens})" for name, num_tokens in rows[0]["prompt_tokens"].items()]
     header = [*COLUMNS[:5], *benchmarks, "serve GiB", "train GiB", "recovery tokens", "hours"]
     lines = []
     for row in rows:
         memory = [f"{row[name] / 2**30:.1f}" for name in ("serving_bytes", "training_bytes")]
+        # the dense model has no recovery; without --recovery-tokens the data decides, unread here
         if row is rows[0]:
             recovery = ["", ""]
         elif row["recovery_tokens"] is None:
@@ -72,6 +82,7 @@ def _row(name: str, size: dict[str, Any], pruned: str, recovered: str, seconds: 
 
 
 def size_cells(name: str, size: dict[str, Any]) -> list[str]:
+    """The cells of the first five columns."""
     return [
         name,
         str(size["width"]),
@@ -82,10 +93,13 @@ def size_cells(name: str, size: dict[str, Any]) -> list[str]:
 
 
 def show(value: float) -> str:
+    """A metric with four decimals."""
     return f"{value:.4f}"
 
 
 def short(count: float) -> str:
+    """Four significant digits and a decimal prefix (k, M, G, T), such as 8.03G."""
+    # T is the last prefix: larger counts stay in T
     for unit in ("", "k", "M", "G", "T"):
         if count < 1000 or unit == "T":
             return f"{count:.4g}{unit}"

@@ -27,7 +27,9 @@ from support.models import DEMO_MODEL, HIDDEN, NUM_LAYERS, make_model
 from support.numbers import relative_error
 from support.runs import main, without_seconds
 
-TOLERANCE = 2e-5  # float32 logits of order 1, behind ten blocks of matrices that were multiplied by rotations and rounded once
+# float32 logits of order 1, behind ten blocks of matrices that were multiplied by rotations and
+# rounded once.
+TOLERANCE = 2e-5
 MODELS = [
     pytest.param("llama", {}, id="llama"),
     pytest.param(

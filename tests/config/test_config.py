@@ -1,5 +1,5 @@
-"""Settings that exclude one another, or make no sense, are refused before any work, by the name of a
-setting to change.
+"""Settings that exclude one another, or make no sense, are refused before any work, by the name
+of a setting to change.
 """
 
 from typing import Any

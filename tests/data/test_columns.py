@@ -139,7 +139,7 @@ def test_messages_without_question_or_answer_are_named(
     ("form", "expected"),
     [
         (Form(answer_column="answer"), Document("1+1?", "2")),
-        (Form(question_column="level", answer_column="answer"), None),
+        (Form(question_column="level", answer_column="answer"), Document("1", "2")),
         (Form(question_column="solution", answer_column="problem"), Document("It is 2.", "1+1?")),
         (Form(text_column="solution"), Document("", "It is 2.")),
         (Form(answer_column="solutoin"), None),

@@ -35,9 +35,9 @@ def test_text_formats_agree(tmp_path: Path) -> None:
             id="wrong-column",
         ),
         pytest.param(
-            '{"question": "a", "answer": 3}\n',
-            r"line 1: question and answer must be text",
-            id="number",
+            '{"question": "a", "answer": {"x": 3}}\n',
+            r"line 1: question and answer must be text, not dict",
+            id="object",
         ),
         pytest.param(
             '{"question": "", "answer": "x"}\n',
@@ -45,9 +45,9 @@ def test_text_formats_agree(tmp_path: Path) -> None:
             id="empty-question",
         ),
         pytest.param(
-            '{"question": 5, "answer": "x"}\n',
-            r"line 1: question and answer must be text, not int",
-            id="number-question",
+            '{"question": true, "answer": "x"}\n',
+            r"line 1: question and answer must be text, not bool",
+            id="bool-question",
         ),
         pytest.param(
             '{"text": "\\ud800"}\n', r"line 1 holds half a surrogate pair", id="surrogate"
@@ -152,7 +152,7 @@ def test_weights_are_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("a.jsonl:train", r"a file has no configurations or splits; give a.jsonl alone"),
         ("n:a:b:c", r"'n:a:b:c' .* is no source"),
         ("./nowhere", r"no file ./nowhere"),
-        ("a.csv", r"a.csv: unknown file type; give .jsonl, .json, .parquet, .txt"),
+        ("a.xls", r"a.xls: unknown file type; give .jsonl, .json, .parquet, .csv, .tsv, .txt"),
         ("a.jsonl,empty.txt", r"empty.txt holds no documents"),
     ],
 )
@@ -160,7 +160,7 @@ def test_bad_lists_of_sources_are_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("a.jsonl", "a.csv", "b.txt", "empty.txt"):
+    for name in ("a.jsonl", "a.xls", "b.txt", "empty.txt"):
         (tmp_path / name).write_text("" if name == "empty.txt" else '{"text": "x"}\n')
     with pytest.raises(ValueError, match=message):
         readers.load_documents(text)

@@ -272,7 +272,7 @@ def test_memory_holds_what_is_kept_and_not_the_file(tmp_path: Path) -> None:
 def test_subsets_do_not_depend_on_rank_or_process(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    """Two processes, with other ranks and other seeds of Python's hash, choose the same documents."""
+    """Two processes, with other ranks and other hash seeds, choose the same documents."""
     source = write_rows(
         tmp_path / "a.jsonl", *({"question": f"{number}?", "answer": "z"} for number in range(3000))
     )

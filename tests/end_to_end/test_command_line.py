@@ -211,7 +211,7 @@ def test_bad_input_is_one_clear_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """In this process, for speed; test_bad_input_exits_with_2 shows the same of the real command."""
+    """In this process, for speed; test_bad_input_exits_with_2 shows it of the real command."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     write_data(tmp_path / "data.jsonl")

@@ -1,5 +1,5 @@
-"""Published strategies as settings: one round of layers (ShortGPT, Just CHOP, the angular distance),
-or one round of neurons by any scorer; and settings that exclude one another.
+"""Published strategies as settings: one round of layers (ShortGPT, Just CHOP, the angular
+distance), or one round of neurons by any scorer; and settings that exclude one another.
 """
 
 import json
@@ -101,7 +101,7 @@ def test_prune_once_by_every_new_scorer(scorer: str, prepared: list[str], tmp_pa
     kept_LK = torch.tensor(plan["kept_neurons"])
     assert kept_LK.shape == (5, 24)
     if scorer == "reference":
-        selected_LI = statistics["selected_LI"]
+        selected_LI = statistics["scores"] < 0
         assert plan["num_redundant"] == selected_LI.sum(1).tolist()
         for kept, selected in zip(kept_LK, selected_LI, strict=True):
             gone = sorted(set(range(48)) - set(kept.tolist()))

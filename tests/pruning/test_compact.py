@@ -123,7 +123,8 @@ model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 stored = torch.load(sys.argv[2])
 with torch.inference_mode():
     assert torch.equal(model(stored["input_ids"]).logits, stored["logits"])
-print(model.generate(stored["input_ids"], max_new_tokens=5).shape[1], model.config.num_hidden_layers)
+num_tokens = model.generate(stored["input_ids"], max_new_tokens=5).shape[1]
+print(num_tokens, model.config.num_hidden_layers)
 """
 
 

@@ -1,4 +1,4 @@
-"""Schedules reach their target in equal or proportional, aligned steps, or name the setting to change."""
+"""Schedules reach their target in equal or proportional, aligned steps, or name the setting."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""A round's learning rate: a cosine, a place in the run's cosine, or flat until it has recovered."""
+"""A round's learning rate: a cosine, a place in the run's cosine, or flat until recovered."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Checks before any work: unknown methods, tasks and teachers end in one line that names the choices."""
+"""Checks before any work: unknown methods, tasks and teachers end in a line of the choices."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
-"""Dry runs: what they print, that they need neither network nor weights, and what their numbers rest
-on.
+"""Dry runs: what they print, that they need neither network nor weights, and what their numbers
+rest on.
 """
 
 import json
@@ -166,7 +166,7 @@ def test_hours_are_work_over_speed() -> None:
 def test_stages_divide_what_zero_says(
     stage: int, dtype: str, bytes_per_parameter: float, tmp_path: Path
 ) -> None:
-    """On 4 GPUs: 2 + 2 + 12, then 2 + 2 + 3, 2 + 0.5 + 3 and 0.5 + 0.5 + 3; in float32 4 + 1 + 2."""
+    """On 4 GPUs: 2 + 2 + 12, then 2 + 2 + 3, 2 + 0.5 + 3, 0.5 + 0.5 + 3; in float32 4 + 1 + 2."""
     file = tmp_path / "stage.json"
     file.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
     config: Any = shipped_config("ptl-demo")

@@ -24,7 +24,7 @@ def test_rounds_are_extended_undone_and_split_until_the_smallest_step_fails(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """No document is trained on in two rounds; an extension sees those of its own round once more."""
+    """No document is trained on in two rounds; an extension sees its own round's once more."""
     tasks_given: list[RecoveryTask] = []
     train = registry.RECOVERIES["cpt"].train
 

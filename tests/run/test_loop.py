@@ -55,8 +55,9 @@ ONE_SCHEDULE = {**LATER, "lr_schedule": "run", "score_once": True, "anticipate":
     [
         pytest.param(
             EVERYTHING,
-            "round-01 step 3,round-02/plan.json,round-01/optimizer.safetensors,round-01/record.json,round-02/pruned.json,"
-            "round-02 step 8,round-02/recovery.json,round-03 step 2",
+            "round-01 step 3,round-02/plan.json,round-01/optimizer.safetensors,"
+            "round-01/record.json,round-02/pruned.json,round-02 step 8,round-02/recovery.json,"
+            "round-03 step 2",
             id="until-recovered-state-anticipate",
         ),
         pytest.param(ONE_SCHEDULE, "round-01 step 8,round-02 step 4", id="run-schedule-score-once"),

@@ -1,5 +1,5 @@
-"""What a round's recovery is given: the tokens that earlier rounds left, its share of a schedule, and
-its extensions.
+"""What a round's recovery is given: the tokens that earlier rounds left, its share of a schedule,
+and its extensions.
 """
 
 import gc
@@ -61,8 +61,8 @@ def test_final_recovery_is_not_judged_and_stays_last(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its tokens stay on top, and its documents its own, also where the gate has made three rounds
-    of one. Killed, it goes on.
+    """Its tokens stay on top, and its documents its own, also where the quality gate has made
+    three rounds of one. Killed, it goes on.
     """
     settings = {
         **gated,

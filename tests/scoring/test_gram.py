@@ -1,4 +1,4 @@
-"""Gram matrices are products of the activations with a ridge, with --protect's text at its share."""
+"""Gram matrices are products of the activations with a ridge, --protect's text at its share."""
 
 from types import SimpleNamespace
 

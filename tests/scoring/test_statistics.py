@@ -1,4 +1,4 @@
-"""Statistics equal their definitions, computed another way in float64, however the corpus is packed."""
+"""Statistics equal their definitions, computed another way in float64, in any packing."""
 
 import math
 from pathlib import Path

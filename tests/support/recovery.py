@@ -116,7 +116,7 @@ def train(
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The type of the parameters alone, as from_pretrained does: rotary frequencies stay float32."""
+    """The parameters' type alone, as from_pretrained does: rotary frequencies stay float32."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model

@@ -1,1 +1,1 @@
-"""The evaluation tasks that this package ships, for lm-eval."""
+"""lm-eval tasks that this package ships: YAML files, and the functions that they refer to."""

@@ -1,6 +1,4 @@
-"""Data of the demo's evaluation tasks: 500 problems of the test part, and of the validation part
-for choosing settings.
-"""
+"""Evaluation tasks of the demo: 500 test problems, and 500 validation problems to tune on."""
 
 from typing import Any
 
@@ -10,11 +8,12 @@ from ptl_fast.data.columns import first_present
 from ptl_fast.demo.problems import Part, generate
 from ptl_fast.evaluation.lm_eval_tasks.rows import load_rows
 
+# Fixed, so that every run evaluates the same problems.
 NUM_PROBLEMS, SEED = 500, 1
 
 
 def load(source: str | None = None, part: Part = "test", **_: Any) -> dict[str, datasets.Dataset]:
-    """Return the test problems, or those of the file ``source``, as the task's only split."""
+    """Return {"test": problems}, of ``part`` or from the local file ``source``."""
     if source is not None:
         return load_rows(
             source,
@@ -25,15 +24,16 @@ def load(source: str | None = None, part: Part = "test", **_: Any) -> dict[str, 
 
 
 def load_validation(source: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """Return the validation problems, or those of the file ``source``, as the task's only split."""
+    """Return {"test": problems}, of the validation part or from the local file ``source``."""
+    # the split is still called "test", as the task's YAML file includes the test task's
     return load(source, "validation")
 
 
 def prompt(problem: dict[str, str]) -> str:
-    """What the model reads, as in its training text."""
+    """The prompt, in the format of the demo model's training text."""
     return f"Question: {problem['question']}\nAnswer:"
 
 
 def final_number(problem: dict[str, str]) -> str:
-    """What its answer must end with."""
+    """The gold answer: the number after ####."""
     return problem["answer"].split("####")[-1].strip()

@@ -1,6 +1,4 @@
-"""Where the tasks' problems and standard few-shot examples come from: local files or the hub, and
-the installed lm-eval.
-"""
+"""Data of the tasks: problems from a local file or the hub, few-shot examples from lm-eval."""
 
 import ast
 import importlib.util
@@ -11,7 +9,7 @@ from typing import Any
 import datasets
 import yaml
 
-from ptl_fast.data import readers
+from ptl_fast.data import files, readers
 
 
 def load_rows(
@@ -20,19 +18,23 @@ def load_rows(
     hub_name: str,
     configs: Sequence[str | None] = (None,),
 ) -> dict[str, datasets.Dataset]:
-    """Return a task's only split, ``test``, with ``read(row)`` of each row.
+    """Return {"test": data set}, a task's only split, with ``read(row)`` for each row.
 
-    ``source`` is a local .jsonl, .json or .parquet file, a hub data set (NAME or NAME:SPLIT, split
-    test if none is given), or None for ``hub_name``, of which ``configs`` are read.
+    Args:
+        source: a local .jsonl, .json or .parquet file, a hub data set (NAME or NAME:SPLIT, split
+            test by default), or None for ``hub_name``.
+        read: turns a row into the task's columns; raises ValueError for a row that does not fit.
+        hub_name: the benchmark's data set on the hub.
+        configs: configs of ``hub_name`` to read, one after the other.
 
     Raises:
-        ValueError: the file is malformed or empty, or ``read`` finds that a row does not fit; the
-            message names the row.
+        ValueError: the data is malformed or empty, or a row does not fit (names the row).
     """
     if source is not None and Path(source).is_file():
-        rows = [row for _, row in readers.file_rows(Path(source))]
+        rows = [row for _, row in files.file_rows(Path(source))]
     else:
         name, _, split = (source or hub_name).partition(":")
+        # another data set than the benchmark's need not have its configs
         chosen = configs if name == hub_name else (None,)
         sources = [
             readers.Source(name, name, config=each, split=split or "test") for each in chosen
@@ -48,15 +50,19 @@ def load_rows(
 
 
 def standard_examples(path: str) -> list[dict[str, Any]]:
-    """Few-shot examples of one of lm-eval's own tasks, read from the installed package.
+    """Return the few-shot examples of one of lm-eval's own tasks, from the installed package.
 
-    A .yaml file lists them; a .py file returns them from ``list_fewshot_samples``. It is parsed,
-    not imported: the ones in question want a certain antlr4, or the network, as soon as they are
-    imported.
+    A .yaml file lists them; a .py file returns a literal from ``list_fewshot_samples``. The .py
+    file is parsed, not imported: on import these files need a certain antlr4 version, or the
+    network.
+
+    Args:
+        path: file below lm_eval/tasks.
 
     Raises:
-        ValueError: the installed lm-eval has no such examples.
+        ValueError: the installed lm-eval does not have the examples there.
     """
+    # find_spec does not import lm-eval, which takes seconds
     spec = importlib.util.find_spec("lm_eval")
     assert spec is not None
     assert spec.origin is not None
@@ -65,6 +71,7 @@ def standard_examples(path: str) -> list[dict[str, Any]]:
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".yaml":
             return yaml.safe_load(text)["fewshot_config"]["samples"]
+        # each of the two must be unique, or the unpacking raises the ValueError caught below
         functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
         (listing,) = (node for node in functions if node.name == "list_fewshot_samples")
         (returned,) = (node for node in listing.body if isinstance(node, ast.Return))
@@ -79,6 +86,7 @@ def standard_examples(path: str) -> list[dict[str, Any]]:
 def _read(
     read: Callable[[dict[str, Any]], dict[str, Any]], number: int, row: dict[str, Any]
 ) -> dict[str, Any]:
+    """``read(row)``; its ValueError gets the row's number, counted from 1."""
     try:
         return read(row)
     except ValueError as error:

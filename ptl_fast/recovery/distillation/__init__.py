@@ -1,1 +1,1 @@
-"""Recovery by distillation: the loss, and the teacher's predictions on disk."""
+"""Recovery by knowledge distillation from the original model, with cached teacher predictions."""

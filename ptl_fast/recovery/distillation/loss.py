@@ -1,17 +1,18 @@
-"""Distillation: a round's student learns from the original model's predictions beside the text.
+"""Distillation loss: KL divergence from the teacher's top-K distribution, plus cross-entropy.
 
-For every position that continual pre-training counts, with student logits z, teacher distribution p
-at temperature t and its K likeliest tokens:
+The student is the pruned model, the teacher the original. At every position that has a label, with
+student logits z, teacher distribution p at temperature t and its K likeliest tokens:
 
     loss = w * t**2 * KL(p || q) + (1 - w) * cross-entropy of z,  q = softmax(z / t)
     KL(p || q) = sum over the K tokens of p (log p - log q) + p_rest (log p_rest - log q_rest)
 
-rest are all other tokens as one outcome: this is at most the whole KL (merging outcomes never
-increases a divergence: the log sum inequality), and equal to it when K is the vocabulary. Leaving
-the rest out would teach the student probabilities that are too high for the K tokens (arXiv
-2503.16870). t**2 keeps the gradient's size, as in Hinton et al. 2015 (arXiv 1503.02531).
+``rest`` is one outcome that stands for all other tokens. By the log sum inequality merging outcomes
+never increases a divergence, so this is a lower bound of the full KL, and equal to it when K is the
+vocabulary size. Without the rest the student would learn probabilities for the K tokens that are
+too high (arXiv 2503.16870). t**2 keeps the gradient's size independent of the temperature, as in
+Hinton et al. 2015 (arXiv 1503.02531).
 
-The training is continual pre-training's own. TRL 1.16 has distillation trainers
+The training loop is that of continual pre-training. TRL 1.16 has distillation trainers
 (DistillationTrainer, experimental GKD, and one with the same bucket for the rest), but they sample
 from the student, or keep the teacher in memory or on a server, and none trains on packed documents
 from predictions on disk. Liger's fused losses need the teacher's hidden states too.
@@ -36,12 +37,18 @@ from ptl_fast.recovery.distillation.teacher_cache import (
     tokens_per_chunk,
 )
 
-IGNORED = -100  # of labels: cross_entropy's ignore_index, as in ptl_fast.data.packing
+# Label of positions without a loss: cross_entropy's ignore_index, as in ptl_fast.data.packing.
+IGNORED = -100
 
 
 class Teaching:
-    """Adds the teacher's predictions to training examples, and the loss that reads them to the
-    model.
+    """Adds cached teacher predictions to training examples, and the distillation loss to the model.
+
+    Args:
+        cache: the teacher's predictions for every sequence that training reads.
+        weight: w in the formula at the top of this file, in [0, 1].
+        temperature: t in that formula; the cache must have been filled at the same temperature.
+        prepare: fills the cache; called once, before training.
     """
 
     def __init__(
@@ -63,8 +70,9 @@ class Teaching:
         self._prepare()
 
     def example(self, row: int) -> dict[str, Tensor]:
-        """The predictions for one sequence, floats as integers of the same bits: under DeepSpeed,
-        Trainer rounds floats to bf16.
+        """Return the predictions for one sequence, with floats viewed as integers of the same bits.
+
+        Under DeepSpeed the Trainer casts the float tensors of a batch to bf16; integers pass.
         """
         read = self.cache.read(row)
         return {
@@ -75,13 +83,14 @@ class Teaching:
 
     @contextlib.contextmanager
     def teach(self, model: nn.Module, inputs: dict[str, Any]) -> Iterator[None]:
-        """Inside, the model's loss is ours for these inputs, from which the predictions are taken.
+        """Replace the model's loss by the distillation loss for one batch.
 
-        The loss belongs to the model so that it is computed inside the forward pass that DeepSpeed
-        and DDP wrap.
+        Takes the predictions out of ``inputs``, as the model's forward does not know them. The loss
+        is set on the model because DDP and DeepSpeed need it computed inside the forward pass that
+        they wrap.
 
         Raises:
-            ValueError: the model's class computes its loss in another way.
+            ValueError: the forward pass did not call the model's ``loss_function``.
         """
         prediction = Prediction(
             log_top=inputs.pop("log_top").view(torch.float16),
@@ -100,8 +109,10 @@ class Teaching:
             nonlocal was_used
             was_used = True
             total, count = summed_loss(logits, labels, prediction, self.weight, self.temperature)
+            # num_items_in_batch: tokens of the whole step, under gradient accumulation
             return total / (count if num_items_in_batch is None else num_items_in_batch)
 
+        # where the setter of loss_function keeps an instance's loss, for restoring it afterwards
         before = model.__dict__.get("_loss_function")
         model.loss_function = loss  # type: ignore[assignment]  # a property of transformers' models
         try:
@@ -121,17 +132,19 @@ class Teaching:
 def summed_loss(
     logits: Tensor, labels: Tensor, prediction: Prediction, weight: float, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """(sum of the positions' losses, how many positions count). Float32 logits exist for a chunk of
-    positions at a time.
+    """Return (sum of the loss over labelled positions, number of these positions), both scalars.
+
+    Memory: float32 logits exist for a chunk of positions at a time (CHUNK_BYTES), also in the
+    backward pass, which computes each chunk's loss a second time.
 
     Args:
         logits: the student's, (batch, length, V), any float type.
-        labels: (batch, length), IGNORED where a token is not predicted, as on padding and at a
-            document's first token.
-        prediction: the teacher's, (batch, length, ...): of the token that follows each position.
-        weight: the divergence's share w of the loss; with 0 the loss is the cross-entropy.
-        temperature: the prediction's.
+        labels: (batch, length), not shifted; IGNORED on padding and on a document's first token.
+        prediction: the teacher's, (batch, length, ...): each position's predicts the next token.
+        weight: w, the KL divergence's share of the loss; 0 gives the cross-entropy alone.
+        temperature: the one that ``prediction`` was computed with.
     """
+    # labels shifted by one; the last position has no next token
     following_T = F.pad(labels, (0, 1), value=IGNORED)[..., 1:].flatten()
     size = tokens_per_chunk(logits.shape[-1])
     taught = zip(
@@ -143,7 +156,7 @@ def summed_loss(
         itertools.starmap(Prediction, taught),
         strict=True,
     )
-    # the backward pass computes a chunk again instead of keeping its float32 tensors
+    # checkpointed: keeping all chunks' float32 tensors for backward would undo the chunking
     losses = [
         checkpoint(_chunk_loss, *chunk, weight, temperature, use_reentrant=False)
         for chunk in chunks
@@ -155,6 +168,7 @@ def summed_loss(
 def _chunk_loss(
     logits_TV: Tensor, following_T: Tensor, taught: Prediction, weight: float, temperature: float
 ) -> Tensor:
+    """Sum of the loss over one chunk's labelled positions, float32."""
     logits_TV = logits_TV.float()
     loss = torch.zeros((), device=logits_TV.device)
     if weight < 1:
@@ -168,8 +182,11 @@ def _chunk_loss(
 
 
 def divergence(scaled_TV: Tensor, prediction: Prediction) -> Tensor:
-    """KL(p || q) of each position, (T,), with q = softmax(scaled); see the formula at this file's
-    top.
+    """Return KL(p || q) per position, (T,) float32 in nats, by the formula at the top of this file.
+
+    Args:
+        scaled_TV: the student's logits divided by the temperature, float32.
+        prediction: p, the teacher's K likeliest tokens and the rest.
     """
     log_p_TK, tokens_TK, log_rest_T = (
         prediction.log_top.float(),
@@ -179,6 +196,7 @@ def divergence(scaled_TV: Tensor, prediction: Prediction) -> Tensor:
     total_T = scaled_TV.logsumexp(-1)
     log_q_TK = scaled_TV.gather(-1, tokens_TK) - total_T[:, None]
     kl_T = (log_p_TK.exp() * (log_p_TK - log_q_TK)).sum(-1)
+    # the K tokens are the whole vocabulary: the rest has probability 0, and its log q is -inf
     if tokens_TK.shape[-1] == scaled_TV.shape[-1]:
         return kl_T
     return kl_T + log_rest_T.exp() * (log_rest_T - (rest(scaled_TV, tokens_TK) - total_T))

@@ -1,12 +1,12 @@
-"""What a teacher predicts, kept on disk: its most likely next tokens and the probability of all
-others, for packed sequences.
+"""On-disk cache of a teacher's top-K next-token distributions for packed sequences.
 
-The teacher runs once over each sequence that a round trains on, and is gone before training begins.
-Files hold PART_BYTES or one sequence; each appears whole or not at all, so a pass that was killed
-goes on. Several ranks share the parts, and each reads what it
-trains on: the folder must be the same for all of them.
+The teacher runs once over each sequence that a round trains on, and is unloaded before training
+begins, so it takes no GPU memory from training. The cache is split into files ("parts") of about
+PART_BYTES, at least one sequence each. A part is written atomically, so an interrupted run computes
+only the missing ones when it resumes. Ranks divide the parts among themselves and later read any of
+them: all ranks need the same file system.
 
-Shape suffixes: T tokens, K the most likely tokens of a position, V vocabulary.
+Shape suffixes: T tokens, K most likely tokens of a position, V vocabulary.
 """
 
 import functools
@@ -33,37 +33,40 @@ if TYPE_CHECKING:
     from ptl_fast.data.packing import PackedTokens
 
 PART_BYTES = 2**26
-CHUNK_BYTES = 2**26  # of float32 logits that exist at a time
-OPEN_PARTS = 64  # training visits them at random
+# Float32 logits that exist at a time.
+CHUNK_BYTES = 2**26
+# Files kept open: training reads sequences in random order, so nearly every read is in another one.
+OPEN_PARTS = 64
 CHECKSUMS = "checksums"
-LOG_ZERO = (
-    -65504.0
-)  # float16's lowest: exp() of it is 0, and 0 times it is 0, where minus infinity would give NaN
+# Stands for log 0: the lowest float16, whose exp() is 0. With minus infinity, p log p would be NaN.
+LOG_ZERO = -65504.0
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A teacher's distribution of the token that follows, for any number of positions: ``...``
-    below.
+    """A teacher's next-token distribution at positions ``...``: K likeliest tokens, and the rest.
 
-    Log-probabilities at the run's temperature. With those of the K tokens, ``log_rest`` makes a
-    distribution of K + 1 outcomes."""
+    Natural-log probabilities of softmax(logits / temperature). The K tokens and ``log_rest``
+    together are a distribution over K + 1 outcomes. On disk ``log_top`` is float16, ``tokens``
+    uint16 or int32, ``log_rest`` float32.
+    """
 
     log_top: Tensor
-    """(..., K): of the K most likely tokens, the likeliest first."""
+    """(..., K): log-probabilities of the K most likely tokens, descending."""
     tokens: Tensor
-    """(..., K): which tokens they are."""
+    """(..., K): their token ids."""
     log_rest: Tensor
-    """(...): of all other tokens together."""
+    """(...): log-probability of all other tokens together."""
 
 
 class TeacherCache:
-    """Predictions for some rows of packed sequences, in one folder.
+    """Reads and writes the predictions for chosen packed sequences, in one folder.
 
     Args:
-        rows: which sequences, ascending and each once.
+        rows: indices of the sequences, ascending and without duplicates.
         length: tokens of a sequence.
-        top_k, vocab_size: a position keeps ``top_k`` of ``vocab_size`` tokens, or all.
+        top_k: tokens kept per position; the whole vocabulary if that is smaller.
+        vocab_size: the student's vocabulary size.
     """
 
     def __init__(
@@ -72,7 +75,9 @@ class TeacherCache:
         self.folder, self.rows = folder, rows.tolist()
         self.row_bytes = row_bytes(length, top_k, vocab_size)
         self.rows_per_part = max(1, PART_BYTES // self.row_bytes)
+        # row -> (part, index in the part)
         self._open = functools.lru_cache(OPEN_PARTS)(self._open_part)
+        # row -> (part, index in the part)
         self.places = {
             row: divmod(index, self.rows_per_part) for index, row in enumerate(self.rows)
         }
@@ -82,14 +87,15 @@ class TeacherCache:
         return -(-len(self.rows) // self.rows_per_part)
 
     def part_rows(self, part: int) -> list[int]:
+        """Indices of a part's sequences, in the order of the file."""
         return self.rows[part * self.rows_per_part : (part + 1) * self.rows_per_part]
 
     def missing(self) -> list[int]:
-        """The parts that are not on disk yet, or no longer whole."""
+        """Numbers of the parts that are not on disk, or are truncated."""
         return [part for part in range(self.num_parts) if not self._is_whole(part)]
 
     def write(self, part: int, prediction: Prediction) -> None:
-        """Keep a part: its predictions, (rows, length, ...), and a checksum of each row."""
+        """Write a part atomically: predictions, (rows, length, ...), and a checksum per row."""
         tensors = {name: tensor.contiguous() for name, tensor in vars(prediction).items()}
         checksums = [
             _checksum({name: tensor[row] for name, tensor in tensors.items()})
@@ -98,11 +104,12 @@ class TeacherCache:
         write_atomically(self._file(part), save({**tensors, CHECKSUMS: torch.tensor(checksums)}))
 
     def read(self, row: int) -> dict[str, Tensor]:
-        """The predictions of one sequence, by the names of ``Prediction``'s fields. Reads nothing
-        but these.
+        """Return one sequence's predictions, {field of ``Prediction``: (length, ...)}.
+
+        Reads that sequence's bytes only, not the whole part.
 
         Raises:
-            ValueError: the file is damaged.
+            ValueError: the row's checksum is wrong.
         """
         part, index = self.places[row]
         file = self._open(part)
@@ -116,6 +123,7 @@ class TeacherCache:
     def check_disk(self) -> None:
         """Raise ValueError when the missing parts do not fit on the disk."""
         needed = self.row_bytes * sum(len(self.part_rows(part)) for part in self.missing())
+        # the folder itself may not exist yet: ask its nearest parent that does
         free = shutil.disk_usage(
             next(parent for parent in self.folder.absolute().parents if parent.exists())
         ).free
@@ -128,7 +136,7 @@ class TeacherCache:
             )
 
     def close(self) -> None:
-        """Let go of the files: as long as one is open, deleting it frees no space."""
+        """Close the files: deleting an open file frees no disk space."""
         self._open.cache_clear()
 
     def _is_whole(self, part: int) -> bool:
@@ -136,7 +144,7 @@ class TeacherCache:
             return self._open_part(part).get_slice(CHECKSUMS).get_shape() == [
                 len(self.part_rows(part))
             ]
-        except (OSError, SafetensorError):  # not there, or cut off
+        except (OSError, SafetensorError):  # missing, or truncated
             return False
 
     def _open_part(self, part: int) -> Any:
@@ -147,8 +155,10 @@ class TeacherCache:
 
 
 def row_bytes(length: int, top_k: int, vocab_size: int) -> int:
-    """Bytes on disk for a sequence: float16 log-probabilities, 2 or 4 bytes a token id, a float32
-    for the rest; a checksum.
+    """Bytes on disk for one sequence, without file headers.
+
+    Per position: K float16 log-probabilities, K token ids of 2 or 4 bytes, and a float32 for the
+    rest. Per sequence: an 8-byte checksum.
     """
     return length * (min(top_k, vocab_size) * (2 + _index_type(vocab_size).itemsize) + 4) + 8
 
@@ -171,18 +181,23 @@ def fill(
     batch_size: int,
     description: str,
 ) -> None:
-    """Let the teacher predict what is missing. All ranks call this; each takes every world_size-th
-    part.
+    """Compute the missing parts with the teacher: one forward pass per sequence.
+
+    Collective: all ranks must call it. Each computes every world_size-th part.
 
     Args:
-        load: gives the teacher; not called where nothing is missing.
-        vocab_size: the student's. A teacher's logits beyond it belong to no token, and are left
-            out.
+        tokens: the packed sequences that the cache's rows index.
+        load: loads the teacher; not called on a rank without missing parts.
+        vocab_size: the student's. A teacher may have more logits, as padding of its embedding
+            matrix; they belong to no token and are dropped.
+        batch_size: sequences in a forward pass.
+        description: label of the progress bar.
 
     Raises:
-        ValueError: the disk is too full, or the teacher computes NaN.
+        ValueError: the disk is too full, or the teacher's logits are NaN or infinite.
     """
     cache.check_disk()
+    # no rank may write while another still looks for what is missing
     distributed.barrier()
     mine = [
         part for part in cache.missing() if part % distributed.world_size() == distributed.rank()
@@ -200,6 +215,7 @@ def fill(
                 for name in vars(batches[0])
             }
             cache.write(part, Prediction(**joined))
+    # training reads parts that other ranks wrote
     distributed.barrier()
 
 
@@ -211,12 +227,11 @@ def _predict(
     vocab_size: int,
     batch_size: int,
 ) -> Iterator[Prediction]:
-    """Predictions of ``batch_size`` sequences at a time, (batch, length, ...), on the CPU in the
-    types that the disk has.
-    """
+    """Yield predictions, ``batch_size`` sequences at a time, on the CPU in the on-disk dtypes."""
     for inputs, _, mask in sequence_batches(teacher, tokens, batch_size):
         shape = mask.shape
         logits_TV = teacher(**inputs, use_cache=False).logits[..., :vocab_size].flatten(0, -2)
+        # by chunks, as float32 logits of a whole batch may not fit next to the teacher
         chunks = [
             most_likely(chunk, top_k, temperature)
             for chunk in logits_TV.split(tokens_per_chunk(logits_TV.shape[-1]))
@@ -237,31 +252,32 @@ def _predict(
 
 
 def most_likely(logits_TV: Tensor, top_k: int, temperature: float) -> Prediction:
-    """The ``top_k`` likeliest tokens of softmax(logits / temperature), in float32, and the rest's
-    log-probability.
+    """Return the top-K prediction of softmax(logits / temperature), computed in float32.
+
+    Args:
+        logits_TV: any float type.
+        top_k: K; at most V tokens are kept.
     """
     scaled_TV = logits_TV.float() / temperature
     total_T = scaled_TV.logsumexp(-1)
     top_TK, tokens_TK = scaled_TV.topk(min(top_k, scaled_TV.shape[-1]), dim=-1)
-    log_rest_T = (
-        rest(scaled_TV, tokens_TK) - total_T
-    )  # not log(1 - sum), which loses all digits of a small rest
+    # not log(1 - sum of the K), which loses all digits of a small rest
+    log_rest_T = rest(scaled_TV, tokens_TK) - total_T
     return Prediction(
         (top_TK - total_T[:, None]).clamp(min=LOG_ZERO), tokens_TK, log_rest_T.clamp(min=LOG_ZERO)
     )
 
 
 def rest(scaled_TV: Tensor, tokens_TK: Tensor) -> Tensor:
-    """The logsumexp, (T,), of all columns but the named ones; minus infinity where there are no
-    others.
-    """
+    """Return the logsumexp, (T,), over all tokens but these; minus infinity if none are left."""
     return scaled_TV.scatter(-1, tokens_TK, -torch.inf).logsumexp(-1)
 
 
 def tokens_per_chunk(vocab_size: int) -> int:
-    """Positions whose float32 logits take CHUNK_BYTES, at least one."""
+    """How many positions' float32 logits take CHUNK_BYTES; at least one."""
     return max(1, CHUNK_BYTES // (4 * vocab_size))
 
 
 def _index_type(vocab_size: int) -> torch.dtype:
+    """The smallest dtype that holds every token id, as ids are half of the cache or more."""
     return torch.uint16 if vocab_size <= 2**16 else torch.int32

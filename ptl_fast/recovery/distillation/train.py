@@ -1,4 +1,4 @@
-"""Recovery by distillation: the teacher's predictions are computed first, then the student trains."""
+"""Recovery by distillation: cache the teacher's predictions, then train the student on them."""
 
 import dataclasses
 from functools import partial
@@ -15,23 +15,30 @@ from ptl_fast.recovery.task import RecoveryResult, RecoveryTask
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FOLDER = "teacher"  # in the round's recovery folder, which goes when the round is finished
+# Subfolder of the round's recovery folder, which is deleted when the round is finished.
+FOLDER = "teacher"
 
 
 def train(model: "PreTrainedModel", task: RecoveryTask) -> RecoveryResult:
-    """Train as continual pre-training does, on the loss of ptl_fast.recovery.distillation.loss.
-    Before that the teacher runs over the sequences that training will read.
+    """Train in place as continual pre-training does, with the distillation loss.
+
+    Before training, the teacher makes one forward pass over each sequence that training will read.
 
     Raises:
-        ValueError: as continual pre-training; or the teacher's predictions do not fit on the disk.
+        Diverged: the loss is NaN or infinite.
+        ValueError: the global batch does not divide among the ranks, the predictions do not fit on
+            the disk, or the model's class computes its loss where it cannot be replaced.
     """
+    # several epochs read a sequence again: one prediction is enough
     distill, vocab_size = task.distill, model.config.get_text_config().vocab_size
+    # several epochs read a sequence more than once, but need its predictions once
     rows = continual_pretraining.examples(
         task.tokens, task.num_tokens, task.trainer.global_batch, task.seed
     ).unique()
     length, top_k = task.tokens.input_ids.shape[1], distill.distill_top_k
     cache = TeacherCache(task.folder / FOLDER, rows, length, top_k, vocab_size)
 
+    # called by continual pre-training: a round with nothing to recover needs no teacher
     def prepare() -> None:
         fill(
             cache,
@@ -52,11 +59,12 @@ def train(model: "PreTrainedModel", task: RecoveryTask) -> RecoveryResult:
 
 
 def _load_teacher(task: RecoveryTask, device: str) -> "PreTrainedModel":
-    """--teacher, or else the original model, in its own type."""
+    """Load --teacher, by default the original model (--model), in its checkpoint's dtype."""
     name, flag = task.distill.teacher, "--teacher"
     if name is None:
         name, flag = task.model.model, "--model"
     assert name is not None
-    # ZeRO-3 of the round before would spread this model too; the next Trainer sets its own
+    # the previous round's global ZeRO-3 config would shard the teacher too; this round's Trainer
+    # sets it anew
     unset_hf_deepspeed_config()
     return loading.load_model(name, dataclasses.replace(task.model, dtype="auto"), device, flag)

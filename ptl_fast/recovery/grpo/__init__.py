@@ -1,1 +1,1 @@
-"""Recovery by reinforcement learning (GRPO): what it asks, what it rewards, how it trains."""
+"""Recovery by reinforcement learning with verifiable rewards (GRPO): prompts, rewards, training."""

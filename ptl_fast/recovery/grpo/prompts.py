@@ -1,4 +1,4 @@
-"""Problems -> what reinforcement learning asks the model, and the answers that are right."""
+"""Turn {question, answer} documents into GRPO prompts and gold answers."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ptl_fast.config.grpo import GrpoSettings
     from ptl_fast.data.documents import Document
 
-# What a chat model is asked besides the problem, so that it marks its answer.
+# Added to a chat prompt, so that the model marks its answer: an unmarked one earns no reward.
 INSTRUCTION = "Reason step by step, and put the final answer in \\boxed{}."
 
 
@@ -22,8 +22,14 @@ def make_prompts(
     trains_on_template: bool,
     source: str,
 ) -> tuple[list[dict[str, Any]], int]:
-    """A row {prompt, answer} for every problem that is short enough, and how many are not. A prompt
-    is text, or a chat's messages.
+    """Return ({prompt, answer} for each problem with a short enough prompt, number of the others).
+
+    A prompt is a string, or a list of chat messages (see ``uses_chat``). Documents without a
+    question or a final answer are no problems, and count nowhere.
+
+    Args:
+        trains_on_template: whether another recovery of the run trains on --template's text.
+        source: what error messages call the data.
 
     Raises:
         ValueError: as ``check``.
@@ -40,9 +46,8 @@ def check(
     trains_on_template: bool,
     source: str,
 ) -> None:
-    """Raise ValueError when no document has an answer that can be right and a question that is
-    short enough.
-    """
+    """Raise ValueError when no document gives a prompt of at most --grpo-prompt-tokens tokens."""
+    # stops at the first: tokenizing all of them would delay the start of a run
     if next(_rows(documents, tokenizer, grpo, trains_on_template), None) is None:
         raise ValueError(
             f"{source}: a round has {len(documents)} documents, and none with a question of at"
@@ -58,33 +63,38 @@ def _rows(
     grpo: "GrpoSettings",
     trains_on_template: bool,
 ) -> Iterator[dict[str, Any]]:
+    """Yield {prompt, answer} of each problem whose prompt is short enough, in order."""
     chat = uses_chat(tokenizer, grpo, trains_on_template)
     for document in filter(_is_problem, documents):
         if chat:
             prompt: Any = [{"role": "user", "content": f"{document.question}\n{INSTRUCTION}"}]
+            # the length with the template's own tokens, as the model reads it
             length = len(
                 tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
             )
         else:
-            prompt = document.prompt.rstrip(" ")  # the space is the first token of many answers
+            # most tokenizers put the space into the answer's first token: it must not be given
+            prompt = document.prompt.rstrip(" ")
             length = len(tokenizer(prompt)["input_ids"])
         if length <= grpo.grpo_prompt_tokens:
             yield {"prompt": prompt, "answer": gold_answer(document.answer)}
 
 
 def _is_problem(document: "Document") -> bool:
-    """Whether there is a question, and an answer that a response could give: an empty box is none."""
+    """Whether there is a question and a non-empty final answer (an empty box is no answer)."""
     return bool(document.question) and bool(gold_answer(document.answer))
 
 
 def uses_chat(
     tokenizer: "PreTrainedTokenizerBase", grpo: "GrpoSettings", trains_on_template: bool
 ) -> bool:
-    """Whether a prompt is a chat's. Auto: where there is a chat template, unless the run also
-    trains on --template.
+    """Whether prompts are chat messages, as --grpo-prompt says.
+
+    ``auto`` means chat if the tokenizer has a chat template, unless the run also trains on
+    --template: the model should be asked in the format that it is trained on.
 
     Raises:
-        ValueError: a chat is asked for, and the tokenizer has no chat template.
+        ValueError: --grpo-prompt chat, and the tokenizer has no chat template.
     """
     has_template = tokenizer.chat_template is not None
     if grpo.grpo_prompt == "chat" and not has_template:

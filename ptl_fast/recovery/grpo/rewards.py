@@ -1,5 +1,6 @@
-"""What a response to a problem is worth in reinforcement learning. Each reward is from 0 to 1;
---reward-weights adds them up.
+"""Verifiable rewards for GRPO: functions (gold answer, response) -> reward in [0, 1].
+
+The total reward is their weighted sum, with the weights of --reward-weights.
 """
 
 import re
@@ -11,24 +12,25 @@ NUMBER = re.compile(r"[+-]?\d+")
 
 
 def accuracy(gold: str, response: str) -> float:
-    """1 if the answer that the response marks is ``gold``; an answer that is not marked does not
-    count.
+    r"""1 if the response's marked answer equals ``gold``, else 0; an unmarked answer earns 0.
 
-    The same text is right and another whole number is wrong; of anything else math-verify judges
-    whether it is equal.
+    Marked means in \boxed{}, or after #### or "answer is". Equal strings and integers are compared
+    directly; math-verify decides about everything else, such as fractions and formulas.
     """
     answer = answers.final_answer(response)
+    # an empty box counts as unmarked
     if not answer:
         return 0.0
     if answer == gold:
         return 1.0
+    # two integers need no parser, and "07" equals "7"
     if NUMBER.fullmatch(answer) and NUMBER.fullmatch(gold):
         return float(int(answer) == int(gold))
     return float(answers.is_right(gold, response))
 
 
 def format_(gold: str, response: str) -> float:
-    r"""1 if the response marks an answer at all: in \boxed{}, or after #### or "answer is"."""
+    r"""1 if the response marks any answer, in \boxed{}, or after #### or "answer is"; else 0."""
     return float(bool(answers.final_answer(response)))
 
 
@@ -36,10 +38,11 @@ REWARDS: dict[str, Callable[[str, str], float]] = {"accuracy": accuracy, "format
 
 
 def parse_weights(text: str) -> dict[str, float]:
-    """{reward: weight} from NAME=WEIGHT[,NAME=WEIGHT...].
+    """Parse --reward-weights, NAME=WEIGHT[,NAME=WEIGHT...], into {reward: weight}.
 
     Raises:
-        ValueError: an entry is malformed or unknown, or no weight is positive.
+        ValueError: an entry is malformed, unknown or repeated, a weight is negative or not finite,
+            or no weight is positive.
     """
     weights: dict[str, float] = {}
     for entry in text.split(","):
@@ -57,6 +60,7 @@ def parse_weights(text: str) -> dict[str, float]:
                 f"--reward-weights {text}: {entry!r} is not NAME=WEIGHT, such as"
                 " accuracy=0.9,format=0.1"
             ) from None
+    # this also refuses NaN, which fails every comparison
     if not all(0 <= weight < float("inf") for weight in weights.values()) or not any(
         weights.values()
     ):
@@ -68,6 +72,6 @@ def parse_weights(text: str) -> dict[str, float]:
 
 
 def gold_answer(answer: str) -> str:
-    """The final answer in a data set's answer: what it marks, or else all of it."""
+    """The final answer in a data set's answer column: the marked part, or else the whole text."""
     marked = answers.final_answer(answer)
     return answer.strip() if marked is None else marked

@@ -1,6 +1,4 @@
-"""Reinforcement learning with verifiable rewards (GRPO, arXiv 2402.03300) on the round's problems,
-by TRL's GRPOTrainer.
-"""
+"""Recovery by GRPO (arXiv 2402.03300) with verifiable rewards, on TRL's GRPOTrainer."""
 
 import contextlib
 import copy
@@ -31,9 +29,9 @@ if TYPE_CHECKING:
 
     from ptl_fast.config.grpo import GrpoSettings
 
-# Every step and rank has a seed of its own, below 2**63.
+# Bounds that give every (run seed, step, rank) a seed of its own.
 MAX_STEPS, MAX_RANKS = 2**24, 2**16
-# What the record keeps of every step besides the rewards: TRL's names and ours.
+# Logged values that the round's record keeps of every step besides the rewards: {TRL's name: ours}.
 LOGGED = {
     "reward": "reward",
     "completions/clipped_ratio": "truncated",
@@ -43,16 +41,19 @@ LOGGED = {
 
 
 def train(model: "PreTrainedModel", task: RecoveryTask) -> RecoveryResult:
-    """Sample ``grpo_rollouts`` responses to each problem and make the better ones likelier, in
-    place.
+    """Train in place by GRPO: ``grpo_rollouts`` responses per problem, ``grpo_prompts`` a step.
 
-    Every rank samples its part of a step's rollouts, with a seed made of the run's seed, the step
-    and the rank: what was killed goes on with the same rollouts. The weights that the model begins
-    with are the reference model of ``grpo_kl``.
+    Every rank samples its part of a step's rollouts, seeded by run seed, step and rank, so a
+    resumed run samples what the interrupted one would have. With ``grpo_kl`` above 0 the reference
+    model of the KL term is a copy of the model as it is on entry (already pruned).
+
+    Returns:
+        A result whose ``details["grpo"]`` has rewards, response lengths etc. of every step.
 
     Raises:
-        ValueError: no problem has a question that is short enough, the loss is NaN or infinite, or
-            a step's rollouts do not divide among the ranks.
+        Diverged: the loss is NaN or infinite.
+        ValueError: no problem has a short enough prompt, or a step's rollouts do not divide among
+            the ranks.
     """
     grpo = task.grpo
     prompts, num_too_long = make_prompts(
@@ -92,8 +93,13 @@ def train(model: "PreTrainedModel", task: RecoveryTask) -> RecoveryResult:
 
 
 def rollout_split(grpo: "GrpoSettings", tokens_per_pass: int) -> tuple[int, int]:
-    """(rollouts in a rank's forward pass, forward passes in a step): --grpo-micro-batch, or no more
-    tokens than in a pass of text.
+    """Return (micro-batch per rank, in rollouts; gradient-accumulation steps).
+
+    The micro-batch is the largest divisor of a rank's rollouts that is at most --grpo-micro-batch.
+
+    Args:
+        tokens_per_pass: without --grpo-micro-batch, at most this many tokens are in a forward
+            pass, if every rollout is as long as it may be: as many as in training on text.
 
     Raises:
         ValueError: a step's rollouts do not divide among the ranks.
@@ -116,19 +122,24 @@ def rollout_split(grpo: "GrpoSettings", tokens_per_pass: int) -> tuple[int, int]
 
 
 def num_steps(num_problems: int, grpo: "GrpoSettings") -> int:
-    """Optimizer steps of a round: as many as were asked for, or as see each problem once."""
+    """Optimizer steps of a round: --grpo-steps, by default one epoch over the problems."""
     return grpo.grpo_steps or max(1, num_problems // grpo.grpo_prompts)
 
 
 class RolloutTrainer(GRPOTrainer):
-    """GRPOTrainer with a reference model that is given, and rollouts that follow from the step
-    alone.
+    """GRPOTrainer with a given reference model, and rollouts that are seeded by step and rank.
+
+    Args:
+        reference: the reference model of the KL term, or None without one.
+        kl: factor of the KL term (TRL's beta).
     """
 
     def __init__(self, reference: "PreTrainedModel | None", kl: float, **kwargs: Any) -> None:
-        # with beta=0: otherwise it would load the original model as the reference, unpruned
+        # with its default beta=0: otherwise TRL would load the reference by the model's name, and
+        # that is the original model, not the pruned one
         super().__init__(**kwargs)
         if reference is not None:
+            # what GRPOTrainer's constructor does with a reference model of its own
             add_fused_lm_head(reference, temperature=self.temperature)
             if self.is_deepspeed_enabled:
                 self.ref_model = prepare_deepspeed(reference, self.accelerator)
@@ -137,17 +148,18 @@ class RolloutTrainer(GRPOTrainer):
             self.beta = kl
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        # by the step alone: the random state at a checkpoint would not be the same after resuming
         torch.manual_seed(
             (self.args.seed * MAX_STEPS + self.state.global_step) * MAX_RANKS + distributed.rank()
         )
         return super()._generate_and_score_completions(inputs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None: what lies in a checkpoint goes with it."""
+        """Do nothing: the card would lie in a checkpoint, which is deleted after the round."""
 
 
 def _in_seeded_order(rows: list[dict[str, Any]], number: int, seed: int) -> list[dict[str, Any]]:
-    """``number`` rows, epoch after epoch, each in an order of its own."""
+    """Return ``number`` rows, over several epochs if needed, each epoch in a new random order."""
     order: list[dict[str, Any]] = []
     generator = random.Random(seed)
     while len(order) < number:
@@ -156,9 +168,10 @@ def _in_seeded_order(rows: list[dict[str, Any]], number: int, seed: int) -> list
 
 
 def _reward(name: str) -> Callable[..., list[float]]:
-    """The reward as TRL calls it, under its name."""
+    """Return the reward ``name`` with the signature that TRL calls; TRL logs it by ``__name__``."""
 
     def reward(completions: list[Any], answer: list[str], **kwargs: Any) -> list[float]:
+        # a chat's completion is a list of messages, the last of which is the response
         texts = [
             completion if isinstance(completion, str) else completion[-1]["content"]
             for completion in completions
@@ -170,6 +183,7 @@ def _reward(name: str) -> Callable[..., list[float]]:
 
 
 def _arguments(model: "PreTrainedModel", task: RecoveryTask, num_steps: int) -> GRPOConfig:
+    """GRPOConfig for ``num_steps`` steps; beta stays 0, see ``RolloutTrainer``."""
     grpo = task.grpo
     tokens_per_pass = task.trainer.micro_batch * task.sequence_length
     micro_batch, accumulation = rollout_split(grpo, tokens_per_pass)
@@ -184,18 +198,19 @@ def _arguments(model: "PreTrainedModel", task: RecoveryTask, num_steps: int) -> 
         temperature=grpo.grpo_temperature,
         max_completion_length=grpo.grpo_response_tokens,
         reward_weights=list(parse_weights(grpo.reward_weights).values()),
-        shuffle_dataset=False,
+        shuffle_dataset=False,  # the rows are in a seeded order already
         use_vllm=grpo.rollouts == "vllm",
         vllm_max_model_length=grpo.grpo_prompt_tokens + grpo.grpo_response_tokens,
         **common_arguments(model, task),
     )
+    # without a launcher, several visible GPUs would mean nn.DataParallel
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
 
 
 @contextlib.contextmanager
 def _as_given(model: "PreTrainedModel") -> Iterator[None]:
-    """Undo what TRL writes to the model besides its weights, for all of it would be saved."""
+    """Undo TRL's changes to padding token, generation config and tags, which would be saved."""
     pad, generation, tags = (
         model.config.pad_token_id,
         copy.deepcopy(model.generation_config),
@@ -207,8 +222,10 @@ def _as_given(model: "PreTrainedModel") -> Iterator[None]:
 
 @contextlib.contextmanager
 def _on_disk(model: "PreTrainedModel", task: RecoveryTask) -> Iterator[None]:
-    """For vLLM, which loads a model by its name: have this one, which is smaller than the one of
-    that name, in a folder.
+    """Save the model for vLLM and point its name there; nothing without vLLM rollouts.
+
+    vLLM builds its engine from the model's name, which still is the unpruned original's, with
+    other shapes. The folder is deleted afterwards.
     """
     if task.grpo.rollouts != "vllm":
         yield
@@ -226,8 +243,10 @@ def _on_disk(model: "PreTrainedModel", task: RecoveryTask) -> Iterator[None]:
 
 
 def _record(logs: list[dict[str, Any]], grpo: "GrpoSettings") -> dict[str, Any]:
-    """What the round's record keeps: the mean over rollouts of each reward and some more, step by
-    step.
+    """Summarise the training logs for the round's record.
+
+    Lists have a value per step, the mean over its rollouts, under the names of LOGGED and of the
+    rewards. ``always_zero`` names rewards that were 0 in every rollout: nothing was learned there.
     """
     logs = [log for log in logs if "reward" in log]
     rewards = list(parse_weights(grpo.reward_weights))

@@ -1,5 +1,6 @@
 """The targets for speed against results."""
 
+import importlib.util
 from typing import Any
 
 from benchmarks.documents import targets
@@ -33,3 +34,8 @@ def test_targets_say_how_many_rows_reach_them() -> None:
     assert rows["loop overhead of a run"] == ["at most 5.0%", "4.0%", "held"]
     assert rows["all of a run that is not recovery"] == ["at most 5.0%", "40.0%", "missed"]
     assert rows["scoring pass: plain forward pass / ours"] == ["at least 1.00", "not measured", ""]
+
+
+def test_every_target_names_a_module_that_measures_it() -> None:
+    for target in targets.TARGETS:
+        assert importlib.util.find_spec(f"benchmarks.{target.command}"), target

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness.environment import dtype_name
-from benchmarks.kernels import bench_kernels, cases, ffn_cases
+from benchmarks.kernels import bench_kernels, cases, compaction_cases, ffn_cases
 from ptl_kernels import gated_activation, reference
 
 NUMBERS = ["time_ms", "peer_ms", "ratio_to_peer", "ratio_p20", "ratio_p80", "max_rel_error"]
@@ -19,7 +19,9 @@ NUMBERS = ["time_ms", "peer_ms", "ratio_to_peer", "ratio_p20", "ratio_p80", "max
 def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Results of one quick run on CPU."""
     path = tmp_path_factory.mktemp("bench") / "kernels_test.json"
-    bench_kernels.main(["--quick", "--device", "cpu", "--json", str(path)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compaction_cases, "ROWS_BYTES", 1_000_000)
+        bench_kernels.main(["--quick", "--device", "cpu", "--json", str(path)])
     assert [file.name for file in path.parent.iterdir()] == [
         "kernels_test.json"
     ]  # no temporary file stays

@@ -10,9 +10,9 @@ def test_every_round_after_the_first_has_its_overlap(tmp_path: Path) -> None:
         "seed": 0,
         "keep": 0.5,
         "rounds": 2,
-        "recovery_tokens": 6000,
+        "recovery_tokens": 2500,
         "recovery_split": "equal",
-        "calibration_tokens": 1024,
+        "calibration_tokens": 512,
         "eval_tasks": ["nll"],
         "eval_limit": 2,
     }

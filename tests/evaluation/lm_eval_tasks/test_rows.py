@@ -1,4 +1,4 @@
-"""The rows that the shipped benchmarks read: from a file or the hub, with errors that name the row."""
+"""Rows that the shipped benchmarks read: from a file or the hub, with errors that name the row."""
 
 from pathlib import Path
 

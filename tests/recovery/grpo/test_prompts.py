@@ -1,4 +1,4 @@
-"""Prompts of reinforcement learning: as training text asks, or as a chat, and none that is too long."""
+"""Prompts of reinforcement learning: as training text asks, or as a chat, and none too long."""
 
 import copy
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def asked(
 def test_prompts_end_where_training_text_goes_on(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """A base model is asked as cpt trains it; the space before the answer is the model's to write."""
+    """A base model is asked as cpt trains it; the space before the answer is the model's."""
     rows, num_too_long = asked(tokenizer, grpo_config())
     assert num_too_long == 0
     assert [row["prompt"] for row in rows] == [

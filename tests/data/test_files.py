@@ -1,0 +1,146 @@
+"""One reader of local files for data and tasks: tables, compressed files and byte order marks, with
+errors that name the line.
+"""
+
+import csv
+import datetime
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from ptl_fast.data import readers
+from ptl_fast.data.documents import Document
+from ptl_fast.data.files import file_rows
+from support.files import write_rows
+
+ROWS = [{"question": "1 + 1?", "answer": "It is 2,\nof course."}, {"question": "é?", "answer": "3"}]
+DOCUMENTS = [Document(row["question"], row["answer"]) for row in ROWS]
+
+
+def write(path: Path) -> Path:
+    """ROWS in a file of the type and compression that its name says."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
+    if ".json" in path.suffixes:
+        text = json.dumps(ROWS).encode()
+    if ".csv" in path.suffixes or ".tsv" in path.suffixes:
+        plain = path.with_name("plain")
+        with plain.open("w", newline="") as file:
+            separator = "\t" if ".tsv" in path.suffixes else ","
+            writer = csv.DictWriter(file, ["question", "answer"], delimiter=separator)
+            writer.writeheader()
+            writer.writerows(ROWS)
+        text = plain.read_bytes()
+    if path.suffix == ".gz":
+        text = gzip.compress(text)
+    if path.suffix == ".zst":
+        text = pyarrow.compress(text, codec="zstd", asbytes=True)
+    path.write_bytes(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.jsonl",
+        "a.JSONL",
+        "a.json",
+        "a.csv",
+        "a.tsv",
+        "a.jsonl.gz",
+        "a.json.gz",
+        "a.csv.gz",
+        "a.jsonl.zst",
+        "a.csv.zst",
+    ],
+)
+def test_every_type_and_compression_gives_the_same_documents(name: str, tmp_path: Path) -> None:
+    assert readers.load_documents(str(write(tmp_path / name))) == DOCUMENTS
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_a_byte_order_mark_is_no_part_of_the_first_column(name: str, tmp_path: Path) -> None:
+    file = write(tmp_path / name)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert readers.load_documents(str(file)) == DOCUMENTS
+
+
+def test_a_compressed_text_file_has_paragraphs(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "a.txt.gz", "wt") as file:
+        file.write("One.\n\nTwo\nlines.\n")
+    found = readers.load_documents(str(tmp_path / "a.txt.gz"))
+    assert found == [Document("", "One."), Document("", "Two\nlines.")]
+
+
+def test_a_date_that_python_cannot_hold_does_no_harm_to_the_other_columns(tmp_path: Path) -> None:
+    far = pyarrow.array([2**40, 0], pyarrow.timestamp("s"))
+    with pytest.raises((ValueError, OverflowError)):
+        far.to_pylist()
+    columns: dict[str, Any] = {name: [row[name] for row in ROWS] for name in ROWS[0]}
+    parquet.write_table(pyarrow.table({**columns, "date": far}), tmp_path / "a.parquet")
+    assert readers.load_documents(str(tmp_path / "a.parquet")) == DOCUMENTS
+
+
+def test_dates_and_other_values_of_a_parquet_file_come_as_they_are(tmp_path: Path) -> None:
+    day = datetime.date(2026, 1, 2)
+    parquet.write_table(pyarrow.table({"day": [day], "x": [[1, 2]]}), tmp_path / "a.parquet")
+    assert list(file_rows(tmp_path / "a.parquet")) == [(1, {"day": day, "x": [1, 2]})]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"question,answer\na,b\nc,d,e\n", "line 3 has more cells than the 2 columns"),
+        ("a.csv", b'question,answer\n"a,b\n', r"line 1 is not valid CSV \(unexpected end"),
+        ("a.csv", b"question,answer\n\xff,b\n", "is not UTF-8 text"),
+        ("a.jsonl.gz", b"no gzip", "cannot be read"),
+        ("a.jsonl.zst", b"no zstd", "cannot be read"),
+        ("a.xlsx", b"", "unknown file type; give .jsonl, .json, .parquet, .csv, .tsv, .txt"),
+    ],
+)
+def test_damaged_files_are_named(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as raised:
+        readers.load_documents(str(tmp_path / name))
+    assert name in str(raised.value)
+
+
+def test_a_data_set_saved_to_disk_is_read_with_its_splits(tmp_path: Path) -> None:
+    saved = datasets.Dataset.from_list(ROWS)
+    saved.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": saved.select([0]), "test": saved}).save_to_disk(tmp_path / "two")
+    assert readers.load_documents(str(tmp_path / "one")) == DOCUMENTS
+    assert readers.load_documents(str(tmp_path / "two")) == DOCUMENTS[:1]
+    assert readers.load_documents(f"{tmp_path / 'two'}:test") == DOCUMENTS
+    with pytest.raises(ValueError, match="has the splits train, test; name one"):
+        readers.load_documents(f"{tmp_path / 'two'}:validation")
+    parts = readers.open_parts(str(tmp_path / "one"), readers.Form(), streaming_seed=3)
+    assert sorted(parts[0].documents) == sorted(DOCUMENTS)
+
+
+def test_null_and_empty_answers_are_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [ROWS[0], {**ROWS[1], "answer": None}, {**ROWS[1], "answer": " "}]
+    assert readers.load_documents(write_rows(tmp_path / "a.jsonl", *rows)) == DOCUMENTS[:1]
+    assert "2 rows with an empty answer or text were left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(4, "4"), (-1.5, "-1.5"), (4.0, "4"), (10**20, str(10**20))]
+)
+def test_numbers_are_answers(value: float, text: str, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "a.jsonl", {"question": "?", "answer": value})
+    assert readers.load_documents(file) == [Document("?", text)]
+
+
+@pytest.mark.parametrize("value", [True, [1], {"a": 1}])
+def test_other_values_are_no_answers(value: Any, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "a.jsonl", {"question": "?", "answer": value})
+    with pytest.raises(ValueError, match=r"line 1(: |.*must be)"):
+        readers.load_documents(file)
