@@ -123,7 +123,7 @@ def output_folder(config: "Config") -> Path:
     """
     assert config.model.model is not None
     path = Path(config.model.model)
-    # resolved, so that "." and links have a name too
+    # resolved, so that "." and a bare "final" have a name and a parent
     path = path.resolve() if path.is_dir() else path
     name = f"{path.parent.name}-final" if path.name == "final" else path.name
     output = Path(config.run.output or f"runs/{name}")
