@@ -74,6 +74,7 @@ class RoundData:
             needs_questions: whether recovery poses problems, so each part must have a question.
         """
         corpus = self.corpus.cut(_shares(groups))
+        # the same test as packing makes, which would fail only after the round was undone
         if any(sum(map(len, subset)) < self.sequence_length for subset in corpus.subsets):
             return "half of the round's data would not fill a sequence"
         if needs_questions and not all(

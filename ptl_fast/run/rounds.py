@@ -150,6 +150,7 @@ class Rounds:
             With a back-off, for each round of the old schedule, the rounds that it became; else
             None.
         """
+        # a pass or an extension changes no round, and is still part of the history
         self.decisions.append(decision)
         # the failed round goes too: the result is the model before it
         if decision.stops:
@@ -174,6 +175,7 @@ def make_schedule(config: "Config", original: "PretrainedConfig") -> "list[Round
 def _pruning_schedule(config: "Config", original: "PretrainedConfig") -> "list[Round]":
     """The rounds without --final-recovery's; see make_schedule."""
     width, num_layers = original.intermediate_size, original.num_hidden_layers
+    # SliceGPT has one round of its own, and no neurons or layers are removed besides
     if config.prune.slice_hidden is not None:
         return slicing_schedule(config.prune.slice_hidden, original)
     if config.prune.drop_layers and hasattr(original, "sliced_hidden_size"):
@@ -181,6 +183,7 @@ def _pruning_schedule(config: "Config", original: "PretrainedConfig") -> "list[R
             f"--drop-layers: the layers of {config.model.model} cannot go, each one's output stands"
             " in axes of its own (SliceGPT)"
         )
+    # the shares depend on the number of rounds, which the schedule decides
     rounds = schedule.make_schedule(
         config.prune, lambda num_rounds: _token_shares(config, num_rounds), width, num_layers
     )
