@@ -52,6 +52,7 @@ def publish(temporary: Path, folder: Path) -> None:
         if path.is_file():
             path.chmod(0o666 & ~readable)
         sync(path)
+    # rename() cannot replace a folder that has files
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     sync(folder.parent)

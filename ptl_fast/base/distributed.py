@@ -2,7 +2,7 @@
 
 Rank 0 is the main rank, which alone writes files and prints. Without a process group, every
 function answers for a single process and torch is not imported, so that commands which only print
-start quickly. All but the rank and the world size are collective: every rank must call them.
+start quickly. join, barrier, agree, summed and largest are collective: every rank must call them.
 """
 
 import datetime
@@ -77,6 +77,7 @@ def summed(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
 
     All ranks must have the same names, in the same order.
     """
+    # all_reduce works in place
     totals = {name: tensor.clone() for name, tensor in tensors.items()}
     group = _group()
     if group is not None:

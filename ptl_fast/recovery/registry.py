@@ -136,6 +136,7 @@ def recover(names: Sequence[str], model: "PreTrainedModel", task: RecoveryTask) 
         return _train_nothing(model, task)
     if len(names) == 1:
         return RECOVERIES[names[0]].train(model, task)
+    # GRPO has its own number of steps, so only the methods on text share the tokens
     num_on_text = sum(RECOVERIES[name].on_text for name in names)
     parts = []
     for name in names:

@@ -154,6 +154,7 @@ class RunFolder:
 
     def num_finished_rounds(self) -> int:
         """Number of rounds, from the first on, that have a record."""
+        # a later round cannot have a record without the earlier ones
         number = 0
         while self.round(number + 1).record.exists():
             number += 1
@@ -218,6 +219,7 @@ class RunFolder:
         Raises:
             ValueError: another process is working in the folder.
         """
+        # locked before anything is deleted: another process may be working on the old run
         if distributed.is_main():
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
@@ -326,6 +328,7 @@ class RunFolder:
         but those of the newest ``keep_rounds``, and the optimizer states but the newest.
         """
         finished = [self.round(number) for number in range(1, num_finished + 1)]
+        # the newest weights always stay, as keep_rounds is at least 1: the next round starts from them
         old = [each.model().path for each in finished[:-keep_rounds]]
         old += [each.optimizer_state().path for each in finished[:-1]]
         remove(*old, *(each.checkpoints() for each in finished))

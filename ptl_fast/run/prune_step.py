@@ -37,6 +37,7 @@ def plan_round(context: "RunContext", step: "Round") -> dict[str, Any]:
     the caller has written plan.json decides again and overwrites them.
     """
     plan, kept = kind_of(step).plan(step, Work(context, step))
+    # a round that only trains has no scores
     if kept:
         context.folder.round(step.number).statistics.write(kept)
     return dataclasses.asdict(plan)

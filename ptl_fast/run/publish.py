@@ -56,6 +56,7 @@ def finish(context: "RunContext") -> dict[str, Any]:
     folder, number = context.folder, len(context.records)
     last = context.records[-1] if context.records else context.dense
     content = write_report(context, {name: last[name] for name in SIZE})
+    # the name goes into the model card, as the base model
     name, settings = context.config.model.model, context.config.model
     assert name is not None
     if not folder.final.exists():

@@ -94,6 +94,7 @@ class ModelFolder(Stored):
     def save(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
         """Save both on the main rank, replacing the folder in one rename."""
         if distributed.is_main():
+            # several files: they are complete together, once the folder has its name
             temporary = temporary_folder(self.path)
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
