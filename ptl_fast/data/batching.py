@@ -32,7 +32,7 @@ class Batch(NamedTuple):
     shifted, which transformers does in the loss.
     """
     mask: Tensor
-    """(rows, length) bool: False on padding. With flash-attention the others are one row, not it."""
+    """(rows, length) bool: False on padding. It keeps its rows where the others become one row."""
 
 
 def document_batches(

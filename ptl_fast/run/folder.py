@@ -328,7 +328,7 @@ class RunFolder:
         but those of the newest ``keep_rounds``, and the optimizer states but the newest.
         """
         finished = [self.round(number) for number in range(1, num_finished + 1)]
-        # the newest weights always stay, as keep_rounds is at least 1: the next round starts from them
+        # the newest weights always stay (keep_rounds is at least 1): the next round needs them
         old = [each.model().path for each in finished[:-keep_rounds]]
         old += [each.optimizer_state().path for each in finished[:-1]]
         remove(*old, *(each.checkpoints() for each in finished))
