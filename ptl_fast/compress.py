@@ -1,7 +1,8 @@
 """The command line: ``python -m ptl_fast.compress``.
 
-From Python, ``from ptl_fast import compress`` is the function, and ``compress.main(["--keep", "0.5"])``
-this command; do not import this module, or the function is hidden behind it.
+Do not import this module: it would replace the function ``ptl_fast.compress`` as an attribute of
+the package. From Python, ``from ptl_fast import compress`` is the function, and
+``compress.main(["--keep", "0.5"])`` is this command.
 """
 
 import sys

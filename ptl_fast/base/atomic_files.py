@@ -1,4 +1,8 @@
-"""Files and folders that appear whole or not at all, also when the power fails."""
+"""Write files and folders atomically: after a crash or power failure they are complete or absent.
+
+The order is that of an atomic write on POSIX file systems: write under a temporary name, fsync,
+rename, fsync the parent folder. Functions here act for one process; ranks are in run/stored.py.
+"""
 
 import json
 import os
@@ -6,15 +10,17 @@ import shutil
 from pathlib import Path
 
 WHOLE = "complete"
-"""The file that says that its folder is whole: the sizes of all others, written last."""
+"""Marker file of a complete folder: the sizes of its other files, as JSON; written last."""
 
 
 def write_atomically(file: Path, content: bytes) -> None:
-    """Write to a temporary file, flush it to disk, and rename: a crash leaves the old file or the
-    new one.
+    """Write a file by atomic rename: a crash leaves the old content or the new.
+
+    Creates the parent folders. A crash may also leave FILE.tmp, which the next write replaces.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(file.name + ".tmp")
+    # without fsync, the rename may reach the disk before the content does
     with temporary.open("wb") as stream:
         stream.write(content)
         stream.flush()
@@ -24,7 +30,7 @@ def write_atomically(file: Path, content: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or a folder's list of files, to disk."""
+    """fsync a file, or a folder: its list of names, which a rename changes."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -33,31 +39,43 @@ def sync(path: Path) -> None:
 
 
 def publish(temporary: Path, folder: Path) -> None:
-    """Flush a finished folder to disk and give it its name, in place of what has it."""
+    """Flush a finished folder to disk, and rename it to ``folder``, replacing that.
+
+    A crash between the deletion of the old folder and the rename leaves no folder, and the finished
+    one under its temporary name; the caller then makes it again.
+    """
+    # the umask can only be read by setting it
     readable = os.umask(0)
     os.umask(readable)
     for path in [*temporary.rglob("*"), temporary]:
-        if path.is_file():  # safetensors writes files that nobody else may read
+        # safetensors creates files that only their owner may read: apply the user's umask instead
+        if path.is_file():
             path.chmod(0o666 & ~readable)
         sync(path)
+    # rename() cannot replace a folder that has files
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     sync(folder.parent)
 
 
 def mark_whole(folder: Path) -> None:
-    """Say that a folder, which is written in place, has all its files."""
+    """Mark a folder as complete, for folders that are written in place and not renamed.
+
+    The Trainer's checkpoints are such folders. A crash before this leaves the folder unmarked.
+    """
     write_atomically(folder / WHOLE, json.dumps(_sizes(folder)).encode())
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder was marked, and still has what it had then: a power failure may cut files
-    off.
+    """Whether a folder was marked as complete, and its files still have the sizes of that time.
+
+    After a power failure, files that were not flushed to disk may be missing or truncated.
     """
     marker = folder / WHOLE
     return marker.is_file() and json.loads(marker.read_text()) == _sizes(folder)
 
 
 def _sizes(folder: Path) -> dict[str, int]:
+    """{path in the folder: bytes} of all files but the marker."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != WHOLE)
     return {str(file.relative_to(folder)): file.stat().st_size for file in files}

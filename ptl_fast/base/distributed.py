@@ -1,8 +1,8 @@
-"""Several processes as one: who is the main rank, waiting for all, and agreeing on the main rank's
-answer.
+"""Ranks of a distributed run: the main rank, barriers, and values that all ranks agree on.
 
-Without a process group every function answers for the one process, and torch is not imported: what
-only prints may not take seconds to start.
+Rank 0 is the main rank, which alone writes files and prints. Without a process group, every
+function answers for a single process and torch is not imported, so that commands which only print
+start quickly. join, barrier, agree, summed and largest are collective: every rank must call them.
 """
 
 import datetime
@@ -15,44 +15,55 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# One rank evaluates while the others wait, which can take hours.
+# Of a collective: the other ranks wait while one evaluates, which can take hours. PyTorch's
+# default, at most half an hour, would end the run.
 TIMEOUT = datetime.timedelta(hours=24)
 
 
 def join(device: str) -> None:
-    """Join the process group that the deepspeed or torchrun launcher announced; nothing without a
-    launcher.
+    """Join the process group of the deepspeed or torchrun launcher; without one, do nothing.
+
+    Args:
+        device: "cpu", or the rank's CUDA device.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and _group() is None:
         import torch
 
+        # gloo on GPUs too: Python objects and CPU tensors are exchanged without the device
         backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
         torch.distributed.init_process_group(backend, timeout=TIMEOUT)
 
 
 def world_size() -> int:
+    """Number of ranks; 1 without a process group."""
     group = _group()
     return group.get_world_size() if group is not None else 1
 
 
 def rank() -> int:
+    """This process's rank; 0 without a process group."""
     group = _group()
     return group.get_rank() if group is not None else 0
 
 
 def is_main() -> bool:
+    """Whether this is the main rank, which writes files and prints."""
     return rank() == 0
 
 
 def barrier() -> None:
-    """Wait for all ranks."""
+    """Wait until all ranks have come here."""
     group = _group()
     if group is not None:
         group.barrier()
 
 
 def agree(value: T) -> T:
-    """The main rank's value, on every rank."""
+    """Return the main rank's value on every rank; the values of the other ranks are ignored.
+
+    The value is pickled. Ranks that branch on it take the same branch, and so never wait for each
+    other in different collectives.
+    """
     group = _group()
     if group is None:
         return value
@@ -62,7 +73,11 @@ def agree(value: T) -> T:
 
 
 def summed(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
-    """Copies of the tensors, each added up over all ranks."""
+    """Return copies of the tensors, each summed over all ranks.
+
+    All ranks must have the same names, in the same order.
+    """
+    # all_reduce works in place
     totals = {name: tensor.clone() for name, tensor in tensors.items()}
     group = _group()
     if group is not None:
@@ -72,7 +87,7 @@ def summed(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
 
 
 def largest(tensor: "Tensor") -> "Tensor":
-    """A copy of the tensor with the largest of all ranks' values."""
+    """Return a copy of the tensor that holds the elementwise maximum over all ranks."""
     maximum, group = tensor.clone(), _group()
     if group is not None:
         group.all_reduce(maximum, group.ReduceOp.MAX)
@@ -80,7 +95,8 @@ def largest(tensor: "Tensor") -> "Tensor":
 
 
 def _group() -> Any:
-    """torch.distributed where a process group was joined, else None."""
+    """The module torch.distributed if a process group was joined, else None."""
+    # a process that has not imported torch cannot have joined one
     torch = sys.modules.get("torch")
     if torch is None or not torch.distributed.is_initialized():
         return None

@@ -1,7 +1,8 @@
-"""Errors that one stage raises and another one handles."""
+"""Exceptions that one stage raises and another one handles."""
 
 
 class Diverged(ValueError):
-    """The loss, or what came of it, is NaN or infinite. With a quality gate such a round is undone;
-    without one the run ends.
+    """The loss, or an evaluation of the model, is NaN or infinite.
+
+    With a quality gate the round is undone; without one the run ends with this error.
     """

@@ -1,7 +1,8 @@
-"""Methods of others to compare with, as entries beside our own: SliceGPT, and the rule that the
-paper's authors published.
+"""Baselines: other methods to compare with, in the same dicts as our own scorers and rounds.
 
-Their code is imported when it runs: a dry run reads these dicts and may not take seconds to start.
+They are SliceGPT (--slice-hidden), and the pruning rule in the code that the paper's authors
+published (--scorer reference). Their code is imported when it runs: a dry run reads these dicts
+and must not spend seconds on importing torch.
 """
 
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ def _authors_rule(evidence: Evidence) -> "Tensor":
 def _slice(plan: "PruningPlan", work: "PruningWork") -> "dict[str, Tensor]":
     from ptl_fast.baselines import slicing
 
+    # the plan only holds the size: which directions go is decided by PCA while slicing
     assert plan.hidden_size is not None
     tokens = work.calibration_tokens()
     work.model, eigenvalues = slicing.rotate_and_slice(
@@ -42,15 +44,21 @@ def _no_half(removed: int, multiple: int) -> tuple[int | None, str | None]:
 
 
 def slicing_schedule(slice_hidden: float, original: "PretrainedConfig") -> list[Round]:
-    """The one round of --slice-hidden.
+    """The schedule of --slice-hidden: one round, which slices the residual stream.
+
+    Args:
+        slice_hidden: fraction of the residual stream's dimensions that stays.
+        original: config of the original model.
 
     Raises:
-        ValueError: the size rounds to zero or to all dimensions, or the model type is not known.
+        ValueError: the fraction rounds to zero or to all dimensions, or SliceGPT is not implemented
+            for this model type.
     """
     from ptl_fast.baselines import slicegpt
 
     hidden_size = slicegpt.sliced_size(slice_hidden, original.hidden_size)
-    slicegpt.sliced_config(original, hidden_size)  # says so now if this type cannot be sliced
+    # for its error: a model type that cannot be sliced is refused now
+    slicegpt.sliced_config(original, hidden_size)
     return [
         Round(
             number=1,
@@ -63,6 +71,7 @@ def slicing_schedule(slice_hidden: float, original: "PretrainedConfig") -> list[
     ]
 
 
+# these two, and not those of scoring and pruning, are what a run looks names up in
 SCORERS = {
     **scorers.SCORERS,
     "reference": Scorer(

@@ -1,29 +1,32 @@
-"""What every group of settings checks itself with, and what a setting may say about itself."""
+"""Helpers for the groups of settings: checks of values, and metadata on resuming a run."""
 
 import math
 import os
 from collections.abc import Iterable
 from typing import Any
 
-# Metadata of a field: may it differ between a run and its continuation?
+# Metadata of a field whose value may be different when a run is resumed. Without metadata it may
+# not: the run's folder would then hold rounds of two different runs.
 FREE = {"on_resume": "free"}
-"""It does not change what is computed."""
+"""The setting does not change what is computed."""
 ROUNDING = {"on_resume": "rounding"}
-"""It changes rounding alone, and a run that was out of memory must not begin anew."""
+"""The setting only changes rounding errors, as batch sizes do: after running out of memory, a run
+can be resumed with smaller ones.
+"""
 
 
 def flag(name: str) -> str:
-    """The command-line flag of a setting, for messages."""
+    """Return the command-line flag of a setting, for messages: keep_rounds -> --keep-rounds."""
     return f"--{name.replace('_', '-')}"
 
 
 def as_text(path: Any) -> str | None:
-    """A path that may be given as a path object."""
+    """Return a str or path object as str; None stays None. Settings are kept as JSON."""
     return None if path is None else os.fspath(path)
 
 
 def check_at_least_one(settings: Any, names: Iterable[str]) -> None:
-    """Raise ValueError for a number below 1; None and auto are no numbers."""
+    """Raise ValueError if one of these settings is below 1; None and "auto" pass."""
     for name in names:
         value = getattr(settings, name)
         if value not in (None, "auto") and value < 1:
@@ -31,7 +34,8 @@ def check_at_least_one(settings: Any, names: Iterable[str]) -> None:
 
 
 def check_finite(settings: Any, names: Iterable[str]) -> None:
-    """Raise ValueError for NaN and infinity."""
+    """Raise ValueError if one of these settings is NaN or infinite."""
+    # NaN needs a check of its own: it is neither below nor above any limit
     for name in names:
         if not math.isfinite(getattr(settings, name)):
             raise ValueError(f"{flag(name)} {getattr(settings, name)} must be a finite number")

@@ -1,6 +1,6 @@
-"""Where settings come from: flags, a --config file, presets -> Config.
+"""Make a Config from command-line flags, a --config file (YAML) and presets.
 
-Imports nothing heavy, so that --help answers at once.
+Imports neither torch nor transformers, so that --help answers at once.
 """
 
 import argparse
@@ -15,45 +15,56 @@ from ptl_fast.config.presets import preset_settings
 from ptl_fast.config.values import checked, wanted
 
 OnText = Callable[[str], bool]
-"""Whether a value of --recovery trains on the data's text: ptl_fast.recovery knows."""
+"""Whether a value of --recovery trains on the data's text; ptl_fast.recovery has the function."""
 
 
 def parse(arguments: list[str], on_text: OnText) -> Config:
-    """Settings from flags, a --config file and a preset: the later flag or file counts, and a
-    preset where neither says anything.
+    """Parse flags, a --config file and a preset into settings.
+
+    Flags and files override what comes before them on the command line, and both override the
+    preset.
 
     Raises:
-        ValueError: a value is of another type, or there is no such preset.
+        ValueError: a value has the wrong type, or there is no such preset.
         argparse.ArgumentError: there is no such flag.
     """
     parser = _parser()
     # the deepspeed launcher adds this flag; LOCAL_RANK in the environment says the same
     arguments = [argument for argument in arguments if not argument.startswith("--local_rank=")]
     try:
+        # parsed twice: the first time to find the preset, whose values become the defaults
         parser.set_defaults(_defaults(vars(parser.parse_args(arguments)), on_text))
         settings = parser.parse_args(arguments).as_dict()
-    except argparse.ArgumentError as error:  # of types, the parser tells in its own words
+    except argparse.ArgumentError as error:
+        # jsonargparse describes type errors over several lines: say it in one, as make_config does
         wrong = re.match(r'Parser key "(\w+)":.*(?:Got|Given) value: (.*)', str(error), re.DOTALL)
         if wrong is None or wrong[1] not in HINTS:
             raise
         needed = wanted(HINTS[wrong[1]])
         raise ValueError(f"{flag(wrong[1])} {wrong[2]}: {needed} is needed") from error
     settings.pop("config")
-    return Config.from_flat(**checked(settings))  # the parser lets null pass
+    # checked once more, as the parser accepts null for every type
+    return Config.from_flat(**checked(settings))
 
 
 def make_config(settings: dict[str, Any], on_text: OnText) -> Config:
-    """Settings of ``ptl_fast.compress(...)``, with the defaults of their preset.
+    """Make settings from the keyword arguments of ``ptl_fast.compress(...)``.
+
+    Those not given have their preset's values, or the defaults.
 
     Raises:
-        ValueError: a name or a value's type is wrong.
+        ValueError: there is no such setting or preset, or a value has the wrong type.
     """
     settings = checked(settings)
     return Config.from_flat(**{**_defaults(settings, on_text), **settings})
 
 
 def _parser() -> Any:
-    """The parser: a flag a setting, a group of flags a group of settings."""
+    """Make the parser: one flag per setting, one section of the help per group.
+
+    A setting's help text is the docstring of its dataclass field.
+    """
+    # imported here, as Python users of ptl_fast.compress never need a parser
     import docstring_parser
     import jsonargparse
 
@@ -82,15 +93,16 @@ def _parser() -> Any:
 
 
 def _defaults(chosen: dict[str, Any], on_text: OnText) -> dict[str, Any]:
-    """Settings that hold where the user gives none: a preset's, as far as they go with what the
-    user chose.
+    """The defaults: the preset's settings, as far as they are compatible with what the user chose.
 
-    With --slice-hidden one round removes no neurons. A preset's way of sharing text is for
-    recoveries that train on it.
+    Args:
+        chosen: the settings that the user gives.
     """
     settings = preset_settings(chosen.get("preset"), chosen.get("model"))
     recovery = chosen.get("recovery")
+    # a preset's --recovery-split is only for recoveries that train on text
     if recovery is not None and not on_text(recovery):
         settings.pop("recovery_split", None)
+    # SliceGPT is one round that removes no neurons, whatever the preset says
     slicing = {} if chosen.get("slice_hidden") is None else {"keep": 1.0, "rounds": None}
     return {**settings, **slicing}

@@ -1,4 +1,4 @@
-"""All settings of a run, in groups. Flags and files name them without their group."""
+"""All settings of a run, in groups; names are unique, so flags and YAML files omit the group."""
 
 import dataclasses
 import typing
@@ -24,7 +24,7 @@ from ptl_fast.config.trainer import TrainerSettings
 class Config:
     """Settings of ``python -m ptl_fast.compress`` and of ``ptl_fast.compress(...)``.
 
-    Each stage's function gets its group, or plain values; only ptl_fast.run holds all of it.
+    Only ptl_fast.run has all of it; each stage is given its own group, or plain values.
     """
 
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -41,7 +41,9 @@ class Config:
 
     @classmethod
     def from_flat(cls, **settings: Any) -> "Config":
-        """Settings by their own names, as flags have them.
+        """Make a Config from settings by name, without groups; the others have their defaults.
+
+        Values are not checked here; see ``check``.
 
         Raises:
             TypeError: there is no such setting.
@@ -49,6 +51,7 @@ class Config:
         unknown = settings.keys() - FIELDS.keys()
         if unknown:
             raise TypeError(f"there is no setting {', '.join(sorted(unknown))}")
+        # each group takes the settings that are its fields
         groups = {}
         for name, group in GROUPS.items():
             own = {each.name for each in dataclasses.fields(group)} & settings.keys()
@@ -56,7 +59,7 @@ class Config:
         return cls(**groups)
 
     def flat(self) -> dict[str, Any]:
-        """Every setting by its own name."""
+        """Return {setting: value} of all groups, the input of ``from_flat``."""
         return {
             name: value
             for group in GROUPS
@@ -64,18 +67,20 @@ class Config:
         }
 
     def changed(self, **settings: Any) -> "Config":
-        """A copy in which these settings have other values."""
+        """Return a copy in which these settings have other values."""
         return Config.from_flat(**{**self.flat(), **settings})
 
     def check(self) -> None:
-        """Raise ValueError for a setting that no model could satisfy."""
+        """Raise ValueError for settings that are wrong whatever the model and the data are."""
         flat = self.flat()
         for name, hint in HINTS.items():
             choices = typing.get_args(hint)
+            # Python does not enforce Literal
             if typing.get_origin(hint) is Literal and flat[name] not in choices:
                 raise ValueError(f"unknown {flag(name)} {flat[name]}; choose {', '.join(choices)}")
         for group in GROUPS:
             getattr(self, group).check()
+        # after the groups, whose own errors are the simpler ones
         rules.check(
             self.model,
             self.data,
@@ -87,19 +92,23 @@ class Config:
         )
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the result; a run folder only continues under equal ones."""
+        """Return {setting: value} of those that decide the result; state.json keeps them.
+
+        A run is resumed only if they are equal, but for those in RESUME_ROUNDING.
+        """
         return {name: value for name, value in self.flat().items() if name not in RESUME_FREE}
 
 
+# looked up once: flags, checks and the resume rules all follow from the dataclasses
 GROUPS: dict[str, Any] = {each.name: each.type for each in dataclasses.fields(Config)}
-"""{group: its class}"""
+"""{name of a group: its dataclass}"""
 FIELDS = {each.name: each for group in GROUPS.values() for each in dataclasses.fields(group)}
 """{setting: its dataclass field}"""
 HINTS = {
     name: hint for group in GROUPS.values() for name, hint in typing.get_type_hints(group).items()
 }
-"""{setting: its type}"""
+"""{setting: its type annotation}"""
 RESUME_FREE = {name for name, each in FIELDS.items() if each.metadata == FREE}
-"""Settings that may differ between a run and its continuation."""
+"""Settings that may be different when a run is resumed: they do not change the result."""
 RESUME_ROUNDING = {name for name, each in FIELDS.items() if each.metadata == ROUNDING}
-"""Those that may differ although they change rounding."""
+"""Settings that may be different too, although they change rounding errors."""

@@ -1,6 +1,7 @@
-"""Rules between settings of different groups that need no knowledge of a stage's methods.
+"""Rules between settings of different groups.
 
-What depends on which scorers and recoveries there are is checked in ptl_fast.run.checks.
+Each group checks its own settings. Rules that depend on the chosen scorer or recovery method are in
+ptl_fast.run.checks, as this package does not know the methods.
 """
 
 from ptl_fast.config.data import DataSettings
@@ -20,7 +21,12 @@ def check(
     gate: GateSettings,
     needs_data: bool,
 ) -> None:
-    """Raise ValueError where two settings exclude one another, or one lacks another."""
+    """Raise ValueError if two settings exclude each other, or if one is missing that another needs.
+
+    Args:
+        needs_data: whether --data must be given; a dry run can do without.
+    """
+    # without --model and --data the demo runs, which has both
     if model.model is not None and data.data is None and needs_data:
         raise ValueError(
             "--data is missing: give a file or hub name with the reasoning data that --model"
@@ -30,6 +36,7 @@ def check(
         raise ValueError(
             "--streaming reads only as much as training needs; say how much with --recovery-tokens"
         )
+    # Adam moments are pruned by parameter and neuron, which needs them in the parameters' shapes
     if recovery.keep_optimizer_state and trainer.deepspeed is not None:
         raise ValueError(
             "--keep-optimizer-state is not supported with --deepspeed yet: DeepSpeed keeps the"

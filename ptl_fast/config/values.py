@@ -1,4 +1,4 @@
-"""Whether a value is of its setting's type, and what type that is in words."""
+"""Check the types of settings' values, and put types into words for error messages."""
 
 import numbers
 import os
@@ -9,14 +9,14 @@ from typing import Any
 from ptl_fast.config.config import HINTS
 
 PATHS = ("model", "data", "protect", "teacher", "output", "deepspeed")
-"""Settings that may be path objects; their groups make text of them."""
+"""Settings that may be path objects; their groups turn them into str."""
 
 
 def checked(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings, with NumPy's numbers as Python's.
+    """Return the settings, with NumPy numbers converted to Python's.
 
     Raises:
-        ValueError: there is no such setting, or a value is of another type.
+        ValueError: there is no such setting, or a value has the wrong type.
     """
     values = {}
     for name, value in settings.items():
@@ -24,6 +24,7 @@ def checked(settings: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"there is no setting {name}; python -m ptl_fast.compress --help lists them"
             )
+        # NumPy numbers, and others that register as real, could not be written to state.json
         if isinstance(value, numbers.Real) and not isinstance(value, bool | int | float):
             value = int(value) if isinstance(value, numbers.Integral) else float(value)
         if not any(_fits(name, value, kind) for kind in _kinds(HINTS[name])):
@@ -33,11 +34,12 @@ def checked(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def wanted(hint: Any) -> str:
-    """The types that a setting may have, in words."""
+    """Return the values that a type annotation allows, in words, such as "a number or auto"."""
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     told = []
     for kind in _kinds(hint):
         if typing.get_origin(kind) is typing.Literal:
+            # choices are named one by one, None is not: it means that the setting is left out
             told += list(typing.get_args(kind))
         elif kind is not types.NoneType:
             told.append(words.get(kind, "a list of texts"))
@@ -45,18 +47,21 @@ def wanted(hint: Any) -> str:
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type alone."""
+    """The members of a union type, or the type itself."""
+    # int | None and Optional[int] have different origins in Python before 3.14
     is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
     return typing.get_args(hint) if is_union else (hint,)
 
 
 def _fits(name: str, value: Any, kind: Any) -> bool:
+    """Whether a setting's value is of this type, one member of the setting's annotation."""
     if typing.get_origin(kind) is typing.Literal:
-        # where a setting is nothing but choices, Config.check names them
+        # a setting with choices alone takes any text here: Config.check's error lists the choices
         return isinstance(value, str) and (kind is HINTS[name] or value in typing.get_args(kind))
     if typing.get_origin(kind) is list:
         return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
-    if kind in (int, float):  # a bool is an int in Python, and true is no number here
+    # bool is a subclass of int, but keep=True is an error
+    if kind in (int, float):
         accepted = int if kind is int else int | float
         return isinstance(value, accepted) and not isinstance(value, bool)
     if kind is str:

@@ -1,8 +1,9 @@
-"""Packed tokens -> the batches that a model is given: the one place where batches are made.
+"""Make batches from packed tokens: the inputs, labels and mask of one forward pass.
 
-Two layouts. *Documents*: each document gets its own row, padded to its batch's longest; for passes
-that look at one token at a time, such as calibration. *Sequences*: the packed rows as they are,
-several documents in each; for training and for what must lie as training has it.
+There are two layouts. In *document* batches each document has its own row, padded to the longest of
+its batch; they are for passes that treat tokens one by one, such as calibration. *Sequence* batches
+are the packed sequences as they are, several documents in each; they are for training, and for
+passes whose tokens must lie where training has them, such as a teacher's.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,24 +23,29 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """What one forward pass needs, on the model's device."""
+    """The tensors of one forward pass, on the model's device."""
 
     inputs: dict[str, Tensor]
-    """input_ids and position_ids, (rows, length)."""
+    """input_ids and position_ids, (rows, length) int64; positions restart at each document."""
     labels: Tensor
-    """(rows, length): the token to predict, -100 where none is."""
+    """(rows, length) int64: input_ids, with -100 where a token is not to be predicted. They are not
+    shifted, which transformers does in the loss.
+    """
     mask: Tensor
-    """(rows, length) bool: False on padding."""
+    """(rows, length) bool: False on padding. It keeps its rows where the others become one row."""
 
 
 def document_batches(
     model: "PreTrainedModel", tokens: "PackedTokens", batch_size: int, description: str
 ) -> Iterator[Batch]:
-    """Yield every world_size-th batch, this rank's share, with a progress bar.
+    """Yield this rank's share of the document batches: every world_size-th one.
 
     A batch has at most as many tokens as ``batch_size`` packed sequences. Variable-length attention
     (flash-attention) reads the packed sequences as they are. Without it each document gets its own
     row: SDPA would compute scores across documents only to mask them.
+
+    Args:
+        description: label of the progress bar, which the main rank shows.
     """
     if needs_one_row(model):
         arranged = [
@@ -48,6 +54,7 @@ def document_batches(
         ]
     else:
         arranged = tokens.unpacked(batch_size * tokens.input_ids.shape[1])
+    # strided, not in blocks: ranks get as many batches each, to within one
     mine = arranged[distributed.rank() :: distributed.world_size()]
     for rows in tqdm(mine, desc=description, disable=not distributed.is_main(), leave=False):
         yield _batch(model, rows)
@@ -56,15 +63,16 @@ def document_batches(
 def sequence_batches(
     model: "PreTrainedModel", tokens: "PackedTokens", batch_size: int
 ) -> Iterator[Batch]:
-    """Yield all packed sequences in their order, ``batch_size`` at a time."""
+    """Yield all packed sequences in their order, ``batch_size`` at a time, on every rank."""
+    # not divided among ranks: callers give each rank the sequences that it should read
     for first in range(0, len(tokens), batch_size):
         yield _batch(model, tokens.rows(slice(first, first + batch_size)))
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
-    """Token ids as one tensor, (num_rows, longest), filled up with ``pad`` on the right.
+    """Return token ids as one tensor, (num_rows, longest), padded with ``pad`` on the right.
 
-    Under a causal mask no token sees what is on its right, so padding needs no mask.
+    Under a causal mask no token attends to what is on its right, so padding needs no mask.
     """
     return torch.nn.utils.rnn.pad_sequence(
         [torch.tensor(row) for row in rows], batch_first=True, padding_value=pad
@@ -72,17 +80,17 @@ def pad_right(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
 
 
 def collator(model: "PreTrainedModel") -> Callable[[list[dict[str, Tensor]]], dict[str, Tensor]]:
-    """The function that makes one batch of training examples, in the layout that attention wants."""
+    """Return the data collator for training: ``one_row`` with flash-attention, else ``stack``."""
     return one_row if needs_one_row(model) else stack
 
 
 def stack(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """A row an example."""
+    """Collate examples into a batch with one row per example."""
     return {name: torch.stack([example[name] for example in examples]) for name in examples[0]}
 
 
 def one_row(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """All examples in one row: flash-attention finds documents where positions restart."""
+    """Collate examples into one row: flash-attention finds documents where positions restart."""
     return {
         name: torch.cat([example[name] for example in examples]).unsqueeze(0)
         for name in examples[0]
@@ -90,8 +98,10 @@ def one_row(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _batch(model: "PreTrainedModel", rows: "PackedTokens") -> Batch:
+    """Move rows to the model's device, in the layout that its attention needs."""
     batch = {name: tensor.to(model.device) for name, tensor in rows[:].items()}
     mask = batch.pop("mask")
+    # the mask keeps its rows: it is only read in flat order
     if needs_one_row(model):
         batch = {name: tensor.view(1, -1) for name, tensor in batch.items()}
     labels = batch.pop("labels")

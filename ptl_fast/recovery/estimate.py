@@ -1,6 +1,7 @@
-"""What a recovery costs, for the dry run: tokens it trains on, FLOPs a token, models in memory.
+"""Estimate what a recovery costs, for the dry run: tokens, FLOPs per token, models in memory.
 
-These are estimates from the model's config; ptl_fast.model.flops counts exactly.
+The estimates come from configs and settings alone, without data or weights. Each method in
+ptl_fast.recovery.registry has one of these functions; ptl_fast.model.flops counts a forward pass.
 """
 
 from dataclasses import dataclass
@@ -13,43 +14,46 @@ if TYPE_CHECKING:
 
     from ptl_fast.config.grpo import GrpoSettings
 
-# The backward pass costs two forward passes. Recomputing for gradient checkpointing comes on top.
+# A training step in forward passes: the backward pass costs two. The recomputation of gradient
+# checkpointing comes on top.
 TRAINING_PASSES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """The round that a recovery is estimated for."""
+    """The round and the settings that a recovery is estimated for."""
 
     config: "PretrainedConfig"
-    """Of the model that trains."""
+    """Config of the model that is trained, after the round's pruning."""
     original: "PretrainedConfig"
-    """Of the original model, which distillation takes for the teacher."""
+    """Config of the original model, which stands for the teacher's."""
     num_tokens: float | None
-    """This recovery's part of the round's text; None where the data decides."""
+    """Tokens of text that this method trains on; None if the amount of data decides."""
     sequence_length: int
+    """Tokens per packed sequence."""
     gradient_checkpointing: bool
     grpo: "GrpoSettings"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a recovery costs."""
+    """The cost of a recovery."""
 
     num_tokens: float | None
-    """That it trains on; None where that depends on the data."""
+    """Tokens that it trains on; None if that depends on the data."""
     flops_per_token: float
+    """FLOPs of training per token, with all forward and backward passes."""
     num_weight_copies: int = 0
-    """Models in memory besides the one that trains."""
+    """Models of the trained one's size in memory besides it."""
 
 
 def nothing(situation: Situation) -> Estimate:
-    """No training."""
+    """The cost of no training."""
     return Estimate(num_tokens=0, flops_per_token=0)
 
 
 def on_text(situation: Situation) -> Estimate:
-    """Continual pre-training."""
+    """The cost of continual pre-training."""
     length = situation.sequence_length
     return Estimate(
         num_tokens=situation.num_tokens,
@@ -58,7 +62,10 @@ def on_text(situation: Situation) -> Estimate:
 
 
 def distillation(situation: Situation) -> Estimate:
-    """Continual pre-training, and the teacher's forward pass over every token."""
+    """The cost of distillation: continual pre-training, and the teacher's forward pass per token.
+
+    The teacher is no weight copy: its predictions are computed ahead and read from a cache.
+    """
     student, length = on_text(situation), situation.sequence_length
     teacher = flops.flops_per_sample(situation.original, length, causal=True) / length
     return Estimate(
@@ -67,16 +74,18 @@ def distillation(situation: Situation) -> Estimate:
 
 
 def grpo(situation: Situation) -> Estimate:
-    """Training on responses that are all as long as they may be.
+    """The cost of GRPO's training, an upper estimate: every response has the maximum length.
 
-    Prompts, most of them far shorter than they may be, are not counted, nor is sampling, which is
-    bound by memory traffic and not by FLOPs. Log-probabilities under a reference model, and under
-    the policy where another program sampled, are a forward pass each.
+    Log-probabilities under the reference model are one more forward pass; so are those under the
+    policy if vLLM sampled. Not counted are prompts, most of which are far below their maximum, and
+    sampling itself, which is bound by memory traffic and not by FLOPs.
     """
     grpo, num_tokens = situation.grpo, None
+    # otherwise the number of questions in the data decides
     if grpo.grpo_steps is not None:
         rollouts = grpo.grpo_steps * grpo.grpo_prompts * grpo.grpo_rollouts
         num_tokens = rollouts * grpo.grpo_response_tokens
+    # without a KL penalty there is no reference model
     has_reference = grpo.grpo_kl > 0
     passes = TRAINING_PASSES + has_reference + (grpo.rollouts == "vllm")
     length = grpo.grpo_prompt_tokens + grpo.grpo_response_tokens
@@ -88,9 +97,12 @@ def grpo(situation: Situation) -> Estimate:
 
 
 def training_flops(situation: Situation, num_passes: int, length: int) -> float:
-    """FLOPs for one token of a full sequence; with gradient checkpointing the decoder runs forward
-    twice.
+    """FLOPs of training per token, in full sequences of ``length`` tokens.
+
+    Args:
+        num_passes: cost of a step in forward passes, without what gradient checkpointing adds.
     """
     forward = flops.flops_per_sample(situation.config, length, causal=True)
+    # gradient checkpointing runs the decoder layers forward once more, but not the head
     decoder = flops.flops_per_sample(situation.config, length, causal=True, lm_head=False)
     return (num_passes * forward + situation.gradient_checkpointing * decoder) / length

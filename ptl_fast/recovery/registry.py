@@ -1,7 +1,7 @@
-"""Which recoveries there are, and how several follow one another.
+"""The recovery methods by name (RECOVERIES), and running several of them one after another.
 
-A new recovery is one module and one entry in RECOVERIES. Its training is imported when it begins:
-a dry run reads the dict and may not take seconds to start.
+A new method is one module and one entry in RECOVERIES. Its training code is imported when it is
+called: a dry run reads the dict and must not spend seconds on importing torch.
 """
 
 import dataclasses
@@ -20,33 +20,36 @@ from ptl_fast.recovery.task import RecoveryResult, RecoveryTask
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# files in the folder of a method that is finished while others of the round are still to come
 WEIGHTS, RESULT = "weights.pt", "result.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """One way of recovering."""
+    """One recovery method, and what the rest of the run must know of it."""
 
     train: "Callable[[PreTrainedModel, RecoveryTask], RecoveryResult]"
-    """Changes the model in place."""
+    """Trains the model in place; resumes from a checkpoint in the task's folder."""
     estimate: Callable[[estimate.Situation], estimate.Estimate]
+    """Predicts the cost, for the dry run."""
     on_text: bool
-    """Trains on --recovery-tokens of the data's text."""
+    """Whether it trains on the data's text, --recovery-tokens of it."""
     on_problems: bool = False
-    """Asks the model the questions of the data, and judges its answers."""
+    """Whether it lets the model answer the data's questions, and rewards the answers."""
     has_teacher: bool = False
-    """Learns from another model's predictions."""
+    """Whether it learns from a teacher model's predictions."""
     reads_start: Callable[[GrpoSettings], bool] = lambda settings: False
-    """Whether it compares with the weights that it began with, also when it goes on."""
+    """Whether it needs the weights it started from as a reference, also after a resume."""
     shortened: Callable[[RecoveryTask, float, dict[str, Any]], RecoveryTask] = (
         lambda task, share, details: task
     )
-    """(task, share, details of the round's own recovery) -> the task of a recovery that takes this
-    share of the steps, where steps and not tokens are its measure.
+    """(task, share, details of the round's own recovery) -> the task of an extension that takes
+    this share of its steps; for methods that count steps instead of tokens of text.
     """
 
 
 def _train_nothing(model: "PreTrainedModel", task: RecoveryTask) -> RecoveryResult:
+    # the optimizer state of the round before is handed on: a later round may train again
     options = task.options
     kept = options.optimizer_state if options.keep_optimizer_state else None
     return RecoveryResult(optimizer_state=kept)
@@ -71,6 +74,7 @@ def _grpo(model: "PreTrainedModel", task: RecoveryTask) -> RecoveryResult:
 
 
 def _fewer_steps(task: RecoveryTask, share: float, details: dict[str, Any]) -> RecoveryTask:
+    # from the steps that were taken, not --grpo-steps: by default the data decides on their number
     num_steps = max(1, round(share * details["steps"]))
     return dataclasses.replace(task, grpo=dataclasses.replace(task.grpo, grpo_steps=num_steps))
 
@@ -86,6 +90,7 @@ RECOVERIES = {
         estimate=estimate.grpo,
         on_text=False,
         on_problems=True,
+        # the KL penalty is against the weights that training started from
         reads_start=lambda settings: settings.grpo_kl > 0,
         shortened=_fewer_steps,
     ),
@@ -93,10 +98,10 @@ RECOVERIES = {
 
 
 def find(names: Sequence[str]) -> list[Recovery]:
-    """The recoveries of these names.
+    """The recovery methods of these names, in their order.
 
     Raises:
-        ValueError: there is no such recovery.
+        ValueError: there is no method of a name.
     """
     for name in names:
         if name not in RECOVERIES:
@@ -105,24 +110,33 @@ def find(names: Sequence[str]) -> list[Recovery]:
 
 
 def trains_on_text(recovery: str) -> bool:
-    """Whether a value of --recovery has a method that trains on the data's text; an unknown name is
-    taken for one, and refused later.
+    """Whether a value of --recovery, NAME[,NAME...], has a method that trains on the data's text.
+
+    An unknown name counts as one: this is asked before settings are checked, which refuses it.
     """
     known = [RECOVERIES.get(name.strip()) for name in recovery.split(",")]
     return any(each is None or each.on_text for each in known)
 
 
 def recover(names: Sequence[str], model: "PreTrainedModel", task: RecoveryTask) -> RecoveryResult:
-    """Recover by one method, or by several after another, of which each finished one is kept in the
-    task's folder.
+    """Train the model in place, by one method or by several one after another.
 
-    Those that train on text share the round's tokens equally; all have the round's problems. Without
-    a name nothing is trained.
+    Methods that train on text share the task's tokens equally; each has all of its problems. With
+    several methods, each has a folder of its own in the task's, NAME/: checkpoints while it trains,
+    then its weights. A resumed run loads the finished methods' weights, and resumes the first
+    unfinished one from its checkpoint.
+
+    Args:
+        names: keys of RECOVERIES; without any, nothing is trained.
+
+    Returns:
+        The sums over the methods. With several there is no optimizer state.
     """
     if not names:
         return _train_nothing(model, task)
     if len(names) == 1:
         return RECOVERIES[names[0]].train(model, task)
+    # GRPO has its own number of steps, so only the methods on text share the tokens
     num_on_text = sum(RECOVERIES[name].on_text for name in names)
     parts = []
     for name in names:
@@ -132,10 +146,12 @@ def recover(names: Sequence[str], model: "PreTrainedModel", task: RecoveryTask) 
             folder=task.folder / name,
             log_folder=task.log_folder / name,
         )
+        # finished before an interruption
         if distributed.agree(is_whole(part.folder)):
             parts.append(_load(part.folder, model))
             continue
         parts.append(RECOVERIES[name].train(model, part))
+        # the caller saves the model after the last one
         if name != names[-1]:
             _save(part.folder, model, parts[-1])
     return RecoveryResult(
@@ -147,11 +163,15 @@ def recover(names: Sequence[str], model: "PreTrainedModel", task: RecoveryTask) 
 
 
 def goes_on(names: Sequence[str], folder: Path) -> str | None:
-    """The method that goes on from what is in the task's folder, where there is something."""
+    """The method that ``recover`` would resume in this folder; None if all would start anew.
+
+    "Resume" includes a method that has not begun, if one before it is finished.
+    """
     from ptl_fast.recovery.checkpoints import newest_checkpoint
 
     if len(names) == 1:
         return names[0] if newest_checkpoint(folder) is not None else None
+    # asked of every method on every rank: ``agree`` is collective
     whole = [distributed.agree(is_whole(folder / name)) for name in names]
     for name, finished in zip(names, whole, strict=True):
         if not finished:
@@ -161,13 +181,17 @@ def goes_on(names: Sequence[str], folder: Path) -> str | None:
 
 
 def _save(folder: Path, model: "PreTrainedModel", result: RecoveryResult) -> None:
-    """Keep what a finished recovery left, in place of its checkpoints."""
+    """Save a finished method's weights and result, replacing its checkpoints in one rename.
+
+    A crash before the rename leaves the checkpoints, so the method resumes from the newest one.
+    """
     import torch
 
     if distributed.is_main():
         temporary = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
+        # parameters by name, tied ones once: the architecture is that of the model in memory
         torch.save(dict(model.named_parameters()), temporary / WEIGHTS)
         content = dataclasses.asdict(dataclasses.replace(result, optimizer_state=None))
         (temporary / RESULT).write_text(json.dumps(content))
@@ -177,8 +201,10 @@ def _save(folder: Path, model: "PreTrainedModel", result: RecoveryResult) -> Non
 
 
 def _load(folder: Path, model: "PreTrainedModel") -> RecoveryResult:
+    """Load what ``_save`` has written into the model, in place; return the method's result."""
     import torch
 
+    # copied into the existing tensors, which keeps them on their device and tied
     with torch.no_grad():
         for name, weight in torch.load(folder / WEIGHTS, map_location="cpu").items():
             model.get_parameter(name).copy_(weight)

@@ -1,4 +1,7 @@
-"""What a recovery is given, and what it returns."""
+"""The input and output of a recovery method: RecoveryTask -> RecoveryResult.
+
+A task is plain data: recovery methods do not know the run, its schedule or its folder's layout.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,108 +25,118 @@ OptimizerState = dict[str, dict[str, "Tensor"]]
 
 
 class ForwardStatistics(Protocol):
-    """Counts the forward passes of training, for the next round's scores (ptl_fast.scoring has it)."""
+    """Collects statistics of activations during training, for the next round's scores.
+
+    ptl_fast.scoring.statistics implements it; recovery does not import scoring.
+    """
 
     enabled: bool
+    """Whether forward passes are counted now: only those near the end of training are."""
 
     def expect(self, mask: "Tensor") -> None:
-        """Say which tokens of the next forward pass count."""
+        """Announce which tokens of the next forward pass count: bool, False on padding."""
 
     def tensors(self) -> "dict[str, Tensor]":
-        """This rank's statistics."""
+        """The statistics of this rank's tokens."""
 
     def over_ranks(self) -> "dict[str, Tensor]":
-        """All ranks' statistics as one, which a checkpoint keeps."""
+        """The statistics summed over all ranks, which a checkpoint saves."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutText:
-    """Text that no round trains on, by which a round knows that it has recovered."""
+    """Held-out text for early stopping: a round has recovered when its NLL is low enough."""
 
     nll: Callable[[], float]
-    """The model's negative log-likelihood per token now."""
+    """Measures the model in memory: its negative log-likelihood, in nats per token."""
     num_tokens: int
-    """Tokens that this reads."""
+    """Tokens that one such measurement reads, from which its cost follows."""
     recovered: float
-    """The round has recovered when the NLL is at most this."""
+    """The round has recovered once the NLL is at most this."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How training on text spends its tokens; as it stands: all of them, on a learning-rate
-    schedule of its own, from a fresh optimizer.
+    """Options of training on text.
+
+    The defaults train on all tokens, on a learning-rate schedule of the round's own, from a fresh
+    optimizer.
     """
 
     schedule_position: tuple[int, int] | None = None
-    """Optimizer steps of the rounds before and after, where one learning-rate schedule spans them
-    all.
+    """(optimizer steps of the rounds before, of the rounds after) if one learning-rate schedule
+    spans all rounds.
     """
     held_out: HeldOutText | None = None
-    """Lets the round end early."""
+    """Stops training early once the round has recovered."""
     make_penalty: "Callable[[], Callable[[], Tensor] | None] | None" = None
-    """Called when the closing phase begins; what it returns is computed in every forward pass and
-    added to the loss.
+    """Called once, when the closing phase begins (see token_budget). The function it returns is
+    called in every forward pass from then on, and its value added to the loss.
     """
     optimizer_state: OptimizerState | None = None
-    """At the start."""
+    """The state to start from; None starts from a fresh optimizer."""
     keep_optimizer_state: bool = False
-    """Whether to return it at the end."""
+    """Whether the result has the optimizer state at the end."""
     statistics: ForwardStatistics | None = None
-    """Counts forward passes near the end, for the next round's scores."""
+    """Collects statistics near the end of training, for the next round's scores."""
     statistics_tokens: int = 0
-    """How many tokens of the end it counts."""
+    """From how many of the last tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecoveryTask:
-    """What one round recovers with; no other round has the same data."""
+    """What one round recovers with: data, settings and folders. Rounds do not share data."""
 
     tokens: "PackedTokens"
-    """The round's documents."""
+    """The round's documents, packed into sequences."""
     num_tokens: int
-    """How many of them to train on; more than there are repeats them."""
+    """Tokens to train on; if the data has fewer, it is repeated."""
     name: str
-    """The round, for messages."""
+    """The round's name, for messages."""
     folder: Path
-    """For checkpoints; where it holds one, training goes on from there."""
+    """For checkpoints. If it holds one, training resumes from it."""
     log_folder: Path
-    """For TensorBoard."""
+    """For TensorBoard logs."""
     tokenizer: "PreTrainedTokenizerBase"
+    # each method reads its own group; the defaults serve those who call a method without a run
     model: ModelSettings = field(default_factory=ModelSettings)
-    """Of --model, which distillation loads as its teacher."""
+    """Settings of --model: without --teacher, distillation loads that model as its teacher."""
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     distill: DistillSettings = field(default_factory=DistillSettings)
     grpo: GrpoSettings = field(default_factory=GrpoSettings)
     seed: int = 0
     problems: "list[Document]" = field(default_factory=list)
-    """The round's documents once more, as text with question and answer apart; only for recoveries
-    that need them.
+    """The round's documents as text, with question and answer apart; empty if no recovery of the
+    run needs them.
     """
     options: TrainingOptions = field(default_factory=TrainingOptions)
     trains_on_template: bool = True
-    """Whether any recovery of the run trains on text as --template joins it."""
+    """Whether any recovery of the run trains on --template's text; prompts must then match it."""
     has_own_ffn: bool = False
-    """Whether ptl_kernels' fused FFN stands in the model, so that Liger leaves the FFN alone."""
+    """Whether the model has ptl_kernels' fused FFN, so that Liger must not replace the FFN."""
 
     @property
     def sequence_length(self) -> int:
-        """Tokens of a packed sequence."""
+        """Tokens per packed sequence."""
         return self.tokens.input_ids.shape[1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecoveryResult:
-    """What a round's recovery took."""
+    """What a round's recovery took; the model itself was trained in place."""
 
     num_steps: int = 0
+    """Optimizer steps on text."""
     num_tokens: int = 0
+    """Tokens of text trained on; fewer than the task's if training stopped early."""
     checks: list[tuple[int, float]] = field(default_factory=list)
-    """(step, held-out NLL)."""
+    """(step, NLL of the held-out text) of each check for early stopping."""
     optimizer_state: OptimizerState | None = None
+    """Adam moments at the end, if the task asked for them."""
     details: dict[str, Any] = field(default_factory=dict)
-    """What else the round's record keeps, for each recovery that has something to say."""
+    """{method: what else the round's record keeps}, of methods with steps of their own."""
 
     @property
     def has_trained(self) -> bool:
-        """Whether the model changed: with until-recovered there may have been nothing to do."""
+        """Whether the model changed; with early stopping there may have been nothing to do."""
         return self.num_steps > 0 or bool(self.details)

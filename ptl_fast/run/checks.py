@@ -1,7 +1,7 @@
-"""Checks before any work is done: that names are known, that settings go with the methods they name,
-that lengths fit the model, and what is installed.
+"""Checks before a run starts that need to know the methods, the model or the machine.
 
-Rules between settings alone are in ptl_fast.config.rules.
+They cover names of scorers and recoveries, settings that a method does not support, sequence
+lengths, and what is installed. Rules between settings alone are in ptl_fast.config.rules.
 """
 
 import importlib.util
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 def check_methods(config: "Config") -> None:
-    """Raise ValueError for an unknown method, or a setting that does not go with one.
+    """Raise ValueError for an unknown method, or for a setting that the chosen method rules out.
 
-    Imports nothing heavy.
+    Imports neither torch nor transformers, so a dry run reports such an error at once.
     """
     recovery = config.recovery
     names: list[tuple[str, str, Iterable[str]]] = [
@@ -36,6 +36,7 @@ def check_methods(config: "Config") -> None:
     for own_flag, name, choices in names:
         if name not in choices:
             raise ValueError(f"unknown {own_flag} {name}; choose {', '.join(choices)}")
+    # only now: these look the names up
     _check_training(config)
     _check_teacher(config)
     _check_scoring(config)
@@ -44,6 +45,7 @@ def check_methods(config: "Config") -> None:
 
 
 def _check_scoring(config: "Config") -> None:
+    """Raise ValueError for a setting that the scorer cannot do with, or lacks."""
     name = config.score.scorer
     scorer = SCORERS[name]
     if config.score.score_during_recovery and scorer.needs_own_pass:
@@ -53,6 +55,7 @@ def _check_scoring(config: "Config") -> None:
         )
     if scorer.reads_samples and config.data.protect is None:
         raise ValueError(f"--scorer {name} also looks at English samples; give them with --protect")
+    # random numbers and ranks have no unit that a threshold could be in
     if config.prune.threshold is not None and not scorer.measures:
         raise ValueError(
             f"--threshold has no meaning for --scorer {name}; choose a scorer that measures"
@@ -61,7 +64,10 @@ def _check_scoring(config: "Config") -> None:
 
 
 def _check_training(config: "Config") -> None:
-    """Settings of training on text want a recovery that does so, and some want it alone."""
+    """Raise ValueError for settings of training on text without a recovery that trains on text.
+
+    Some of them need it to be the only recovery of the round.
+    """
     recovery = config.recovery
     on_text = [each.on_text for each in registry.find(recovery.recoveries)]
     if config.score.score_during_recovery and on_text != [True]:
@@ -75,6 +81,7 @@ def _check_training(config: "Config") -> None:
             " needs none after the first round, and --anticipate needs them before the end; leave"
             " it out"
         )
+    # flag: whether it is set, in the words of the messages
     until_recovered = recovery.recovery_split == "until-recovered"
     given = {
         "--recovery-split until-recovered": until_recovered,
@@ -96,6 +103,7 @@ def _check_training(config: "Config") -> None:
 
 
 def _check_teacher(config: "Config") -> None:
+    """Raise ValueError if distillation cannot have its logits, or if a teacher has no use."""
     distills = any(each.has_teacher for each in registry.find(config.recovery.all_recoveries))
     if distills and config.trainer.liger:
         raise ValueError(
@@ -110,13 +118,15 @@ def _check_teacher(config: "Config") -> None:
 
 
 def check_lengths(config: "Config", original: "PretrainedConfig") -> None:
-    """Raise ValueError when a sequence would have positions that the model does not know."""
+    """Raise ValueError if a sequence is longer than the model's max_position_embeddings."""
     limit, grpo = getattr(original, "max_position_embeddings", None), config.grpo
     lengths = {flag("sequence_length"): config.data.sequence_length}
+    # GRPO's sequences are a prompt and its response
     if any(each.on_problems for each in registry.find(config.recovery.all_recoveries)):
         name = "--grpo-prompt-tokens and --grpo-response-tokens"
         lengths[name] = grpo.grpo_prompt_tokens + grpo.grpo_response_tokens
     for name, length in lengths.items():
+        # some architectures have no limit in their config
         if limit is not None and length > limit:
             raise ValueError(
                 f"{name}: {length} tokens are more than the {limit} positions of"
@@ -125,16 +135,19 @@ def check_lengths(config: "Config", original: "PretrainedConfig") -> None:
 
 
 def check_installation(config: "Config", device: str) -> None:
-    """Raise ValueError where the settings want what this machine lacks, and say what is slower or
-    less safe here.
+    """Raise ValueError if the settings need a package or a device that this machine lacks.
+
+    Prints what works, but slower or with fewer protections than on other machines.
     """
     from ptl_fast.recovery import liger
     from ptl_fast.recovery.grpo import rewards
     from ptl_kernels import cpu
 
+    # parsed for its errors: rewards are used only after the first pruning
     rewards.parse_weights(config.grpo.reward_weights)
     if config.trainer.liger:
         liger.check_liger(device)
+    # find_spec and not an import: importing vllm takes long
     if config.grpo.rollouts == "vllm" and importlib.util.find_spec("vllm") is None:
         raise ValueError(
             "--rollouts vllm: vllm is not installed; pip install vllm, or use --rollouts"
@@ -150,6 +163,7 @@ def check_installation(config: "Config", device: str) -> None:
 
 
 def _mention_missing_protections() -> None:
+    """Print which protections of the sandbox for generated code this system does not offer."""
     from ptl_fast.evaluation import sandbox
 
     missing = sandbox.missing_protections()

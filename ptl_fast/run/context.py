@@ -1,4 +1,8 @@
-"""One run as it stands. Only ptl_fast.run knows this class; stages get what they need of it."""
+"""The state of one run in memory: settings, inputs, schedule, records, and the loaded model.
+
+Only ptl_fast.run uses this class. The stages (scoring, pruning, recovery, evaluation) are given
+the values that they need, so they can be used without a run.
+"""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -25,39 +29,48 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class LoadedModel:
-    """The model in memory, and what belongs to its weights as they are now."""
+    """The model in memory, and what is valid only for its present weights."""
 
     model: "PreTrainedModel"
     family: "Family"
     optimizer_state: "OptimizerState | None" = None
-    """What --keep-optimizer-state hands from one round to the next."""
+    """Adam moments that --keep-optimizer-state carries from one round to the next."""
     grams: "GramMatrices | None" = None
-    """Gram matrices kept between scoring and compensation; None once the weights change."""
+    """Gram matrices from scoring that compensation uses again; None once the weights change."""
 
 
 @dataclass(kw_only=True)
 class RunContext:
-    """All but the model in memory follows from the settings, the inputs and the run's folder."""
+    """The run that is going on.
+
+    Everything but the loaded model follows from the settings, the inputs and the run's folder, so
+    a resumed run rebuilds the same context.
+    """
 
     config: "Config"
     device: str
     original: "PretrainedConfig"
-    """The config of the original model."""
+    """The config of the original, unpruned model."""
     folder: "RunFolder"
     rounds: "Rounds"
     data: "RoundData"
     inputs: "Inputs"
     tasks: "list[EvalTask]"
-    """Of --eval-tasks."""
+    """The evaluation tasks of --eval-tasks."""
     dense: dict[str, Any] = field(default_factory=dict)
-    """The original's size and evaluation."""
+    """The original model's size and evaluation, the content of dense.json."""
     records: list[dict[str, Any]] = field(default_factory=list)
-    """Of the finished rounds."""
+    """Records of the finished rounds, in order: records[0] is round 1's."""
     loaded: LoadedModel | None = None
+    """None until the first weights are loaded, and in a run that has nothing left to do."""
 
     def follow(self, decision: "Decision") -> None:
-        """Change the rounds that are to come, and their data, as the quality gate decided."""
+        """Change the rest of the schedule, and its data, as the quality gate decided.
+
+        Changes memory only. A resumed run replays the decisions on disk, in their order.
+        """
         groups = self.rounds.follow(decision)
+        # the schedule first, the data after it: one part of the data for each round
         if decision.stops:
             self.data.stop_before(decision.round)
         if groups is not None:
@@ -65,19 +78,20 @@ class RunContext:
 
     @property
     def model(self) -> "PreTrainedModel":
+        """The model in memory."""
         return self.now.model
 
     @property
     def now(self) -> LoadedModel:
-        """What is loaded."""
+        """The loaded model and what belongs to it."""
         assert self.loaded is not None, "weights are loaded before the first round"
         return self.loaded
 
     def recoveries(self, step: "Round") -> list[str]:
-        """The names of a round's recoveries."""
+        """The names of a round's recovery methods, in the order in which they train."""
         own = self.config.recovery
         return own.final_recoveries if kind_of(step).is_final else own.recoveries
 
     def all_recoveries(self) -> "list[Recovery]":
-        """Every recovery that the run has."""
+        """Every recovery method that the run uses, in its rounds or as --final-recovery."""
         return registry.find(self.config.recovery.all_recoveries)

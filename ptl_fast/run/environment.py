@@ -1,4 +1,4 @@
-"""The machine and the library versions that a result belongs to."""
+"""Record the machine and the library versions that a result was measured with."""
 
 import importlib.metadata
 import platform
@@ -7,7 +7,8 @@ import torch
 
 
 def environment(device: str) -> dict[str, str]:
-    """The machine and the versions, for report.json."""
+    """The device's name, CPU threads, and versions of Python and packages, for report.json."""
+    # platform.processor() is empty on many Linux systems
     name = (
         torch.cuda.get_device_name(device)
         if device.startswith("cuda")
@@ -29,6 +30,7 @@ def environment(device: str) -> dict[str, str]:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
+            # optional packages, such as deepspeed, and the package itself when run from its sources
             versions[package] = "not installed"
     return {
         "device": name,

@@ -1,4 +1,4 @@
-"""Measuring the run's model: the evaluation tasks, and the held-out text of until-recovered."""
+"""Evaluate the model in memory: on the evaluation tasks, and on until-recovered's held-out text."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,15 @@ if TYPE_CHECKING:
 
 
 def evaluate(context: "RunContext", description: str) -> dict[str, dict[str, float]]:
-    """{task: {metric: value}} of the model as it is now.
+    """Run the tasks of --eval-tasks on the model in memory; return {task: {metric: value}}.
+
+    Nothing is written. All ranks must call this.
+
+    Args:
+        description: label of the progress bar.
 
     Raises:
-        Diverged: a value is NaN or infinite; on all ranks.
+        Diverged: a value is NaN or infinite; raised on all ranks.
     """
     settings, inputs = context.config.evaluation, context.inputs
     return eval_tasks.run_tasks(
@@ -30,18 +35,28 @@ def evaluate(context: "RunContext", description: str) -> dict[str, dict[str, flo
 
 
 def checked_nll(context: "RunContext") -> float:
-    """NLL of the held-out text by which rounds know that they have recovered."""
+    """NLL (nats per token) of the held-out text by which a round knows that it has recovered.
+
+    For --recovery-split until-recovered; the evaluation tasks use other held-out documents.
+    """
     inputs, batch_size = context.inputs, context.config.evaluation.eval_batch
     documents = inputs.checked_documents
+    # cut to the same length in every round, so the values can be compared with dense["checked_nll"]
     found = answer_nll(context.model, inputs.tokenizer, documents, batch_size, NLL_MAX_LENGTH)
     return found[NLL]
 
 
 def measure_dense(context: "RunContext") -> dict[str, Any]:
-    """The original's size and evaluation, and its NLL of the held-out text of until-recovered."""
+    """The content of dense.json: the original model's size and evaluation.
+
+    With --recovery-split until-recovered also its NLL on the held-out text, "checked_nll", from
+    which each round's target follows.
+    """
     length = context.config.data.sequence_length
+    # None: the size before any round
     size = sizes.predicted_size(context.original, None, length)
     dense = {**size, "eval": evaluate(context, "dense")}
+    # checked_documents are read for until-recovered alone
     if not context.inputs.checked_documents:
         return dense
     return {**dense, "checked_nll": checked_nll(context)}

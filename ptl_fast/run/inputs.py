@@ -1,5 +1,7 @@
-"""What a run reads: the data of all rounds, held-out text, evaluation tasks, --protect's text; and
-one fingerprint of it all.
+"""Read a run's inputs: tokenizer, training data, held-out text, evaluation tasks, --protect's text.
+
+Everything is read before the first round, so bad data is refused at once. The inputs' fingerprint
+is kept in state.json: a run is not resumed on other data or other weights.
 """
 
 from collections.abc import Sequence
@@ -29,43 +31,45 @@ if TYPE_CHECKING:
     from ptl_fast.evaluation.tasks import EvalTask
     from ptl_fast.pruning.schedule import Round
 
-# Documents for evaluation, and for --recovery-split until-recovered.
+# Held-out documents: for the evaluation task nll, and for --recovery-split until-recovered. They
+# are disjoint, so that no evaluation is of the text by which training was stopped.
 NUM_HELD_OUT, NUM_CHECKED = 256, 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What was read before the first round, besides the rounds' own parts of the data."""
+    """What was read before the first round, without the rounds' training data (RoundData)."""
 
     tokenizer: "PreTrainedTokenizerBase"
     lm_eval_tasks: "dict[str, TaskDict]"
-    """Evaluation tasks but nll, by label."""
+    """Evaluation tasks of lm-evaluation-harness, by label: all but nll."""
     nll_documents: "dict[str, list[Document]]"
-    """Held-out text of the evaluation tasks nll, by label."""
+    """Documents of the evaluation tasks nll, by label."""
     checked_documents: "list[Document]"
-    """Held-out text by which rounds know that they have recovered, for --recovery-split
-    until-recovered.
-    """
+    """Held-out documents for the early stop of --recovery-split until-recovered; else empty."""
     protected: "Protected | None"
     fingerprint: dict[str, Any]
-    """Of all that was read, and of the weights."""
+    """Hashes of all that was read, and of the weights of the model and the teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protected:
-    """A sample of --protect's text: packed for scores, or one by one for a scorer that reads
-    samples.
+    """A sample of --protect's text: packed sequences, or single documents for a scorer that
+    ``reads_samples``.
     """
 
     tokens: "PackedTokens | None" = None
     samples: Sequence[Sequence[int]] = ()
+    """Token ids of each document."""
     fingerprint: str
 
 
 def load(
     config: "Config", tasks: "list[EvalTask]", schedule: "list[Round]"
 ) -> tuple[Inputs, RoundData]:
-    """Read everything, and cut the data into the rounds' parts.
+    """Read all inputs, and split the training data among the rounds. Nothing is written.
+
+    Every rank reads the same files and draws the same documents.
 
     Raises:
         ValueError: the data, a file or the tokenizer does not fit; names the fix.
@@ -77,6 +81,7 @@ def load(
     if config.distill.teacher is not None:
         loading.check_teacher(config.distill.teacher, tokenizer)
     loaded = {task.label: eval_tasks.load_lm_eval_task(task) for task in tasks if task.task != NLL}
+    # before the data is read, which takes longer
     if config.gate.gate is not None:
         task, metric = quality_gate.parse_gate(config.gate.gate, [each.label for each in tasks])
         quality_gate.check_metric(task, metric, list(eval_tasks.metrics(loaded.get(task))))
@@ -89,7 +94,7 @@ def load(
     num_checked = NUM_CHECKED if until_recovered else 0
     corpus = _load_corpus(config, form, tokenizer, schedule, num_evaluated + num_checked)
     data = RoundData(corpus, config.data.sequence_length, packing.padding_token(tokenizer), source)
-    # small data has fewer of both, in the same proportion
+    # a small corpus may hold out fewer than asked for: share them in the same proportion
     cut = len(corpus.held_out) * num_checked // max(1, num_evaluated + num_checked)
     protected = _load_protected(config, form, tokenizer)
     nll_documents = _nll_documents(config, form, tasks, corpus.held_out[cut:])
@@ -118,7 +123,7 @@ def load(
 
 
 def make_form(config: "Config") -> Form:
-    """How the settings want a row of data read."""
+    """How a row of data becomes a document: --template and the names of the columns."""
     data = config.data
     template = make_template(data.template)
     return Form(data.question_column, data.answer_column, data.text_column, template)
@@ -127,11 +132,15 @@ def make_form(config: "Config") -> Form:
 def _check_end_of_sequence(
     config: "Config", tokenizer: "PreTrainedTokenizerBase", evaluates: bool
 ) -> None:
-    """Whatever samples answers must know where they end; training only warns."""
+    """Raise ValueError if answers are to be sampled and the tokenizer has no end-of-sequence token.
+
+    Without one, a sampled answer never ends. Training alone can do without it: that is only said.
+    """
     if tokenizer.eos_token_id is not None:
         return
     names = config.recovery.all_recoveries
     sampling_names = [name for name in names if registry.RECOVERIES[name].on_problems]
+    # tasks of lm-eval may generate text
     sampling_names += ["lm-eval"] if evaluates else []
     if sampling_names:
         raise ValueError(
@@ -151,11 +160,11 @@ def _load_corpus(
     schedule: "list[Round]",
     num_held_out: int,
 ) -> "Corpus":
-    """Split the data among the rounds, by their shares of the tokens."""
+    """Sample --data, hold documents out, and split the others by the rounds' shares of tokens."""
     source, num_tokens = config.data.data, config.recovery.recovery_tokens
     assert source is not None
     shares = [step.recovery_share for step in schedule]
-    # the tokens of --final-recovery come on top of the others'
+    # the tokens of --final-recovery come on top, so with it the shares sum to more than 1
     total = sum(shares) if config.recovery.final_recovery is not None else 1.0
     on_problems = any(each.on_problems for each in registry.find(config.recovery.all_recoveries))
     corpus = sampling.split_corpus(
@@ -167,7 +176,8 @@ def _load_corpus(
         seed=config.run.seed,
         keep_documents=on_problems,
     )
-    if on_problems:  # say so before any work is done
+    # GRPO needs questions and answers that it can check: refuse the data now, not in its round
+    if on_problems:
         on_template = registry.trains_on_text(",".join(config.recovery.all_recoveries))
         for documents in corpus.documents:
             prompts.check(documents, tokenizer, config.grpo, on_template, source)
@@ -177,6 +187,11 @@ def _load_corpus(
 def _nll_documents(
     config: "Config", form: Form, tasks: "list[EvalTask]", held_out: "list[Document]"
 ) -> "dict[str, list[Document]]":
+    """The documents of each nll task: those of its own file, or the held-out ones.
+
+    Raises:
+        ValueError: a task has no document.
+    """
     limit = config.evaluation.eval_limit
     documents = {
         task.label: readers.load_documents(task.file, form, limit)
@@ -199,7 +214,11 @@ def _affordable(
     tokenizer: "PreTrainedTokenizerBase",
     data: RoundData,
 ) -> "list[Document]":
-    """As many of these documents as the checks of --recovery-split until-recovered may read."""
+    """The first of these documents: as many as keep the checks of until-recovered cheap.
+
+    Raises:
+        ValueError: there is none, so no round could find out that it has recovered.
+    """
     if not documents:
         raise ValueError(
             f"{config.data.data} has too few documents to hold some out for --recovery-split"
@@ -214,11 +233,12 @@ def _affordable(
 def _load_protected(
     config: "Config", form: Form, tokenizer: "PreTrainedTokenizerBase"
 ) -> Protected | None:
-    """Take a sample of --protect."""
+    """Draw a sample of --protect's text; None without --protect."""
     source, length = config.data.protect, config.data.sequence_length
     if source is None:
         return None
     one_by_one = SCORERS[config.score.scorer].reads_samples
+    # --protect is ordinary text: the names of --data's columns do not hold for it
     corpus = sampling.split_corpus(
         readers.open_parts(source, Form(template=form.template)),
         tokenizer,
@@ -227,7 +247,8 @@ def _load_protected(
         num_held_out=0,
         seed=config.run.seed,
     )
-    if one_by_one:  # and no neuron is protected besides
+    # such a scorer weighs both texts itself, so no neurons are protected by rank
+    if one_by_one:
         documents = corpus.subsets[0][: authors_rule.NUM_GENERAL]
         samples = [ids[:length] for ids in documents]
         return Protected(samples=samples, fingerprint=corpus.fingerprint)

@@ -1,7 +1,10 @@
-"""The loop: prune, recover, measure, decide, round after round, until the target.
+"""The Prune-Tune Loop: prune, recover, evaluate, decide, round after round, until the target size.
 
-Each stage's result is on disk before the next begins, so the same command continues a run that was
-killed, and what is on disk is not computed again.
+Every stage writes its result to the run's folder before the next stage begins, and is skipped if
+its result is already there. A killed run is resumed by the same command: it loads the newest saved
+weights and goes on with the first stage that has no result. The schedule, the data and each
+stage's random numbers depend on the settings and on these files alone, so a resumed run ends with
+the same model as an uninterrupted one.
 """
 
 import dataclasses
@@ -31,10 +34,20 @@ STAGES = ("calibrate", "compact", "recover", "evaluate")
 
 
 def run(config: "Config") -> dict[str, Any]:
-    """Run, or continue, a compression; returns the content of report.json."""
+    """Compress a model, or resume an interrupted run, up to the folder final/.
+
+    Returns:
+        The content of report.json.
+
+    Raises:
+        ValueError: a setting, the model or the data does not fit, or the folder holds another run.
+        Diverged: a loss or an evaluation is NaN or infinite, and no quality gate handles it.
+    """
     context = prepare(config)
+    # the last process may have been killed between the gate's decision and what follows from it
     gate_step.put_aside_failed_rounds(context)
     context.dense = context.folder.dense.once(lambda: measure_dense(context))
+    # not a for loop: the quality gate may make the schedule longer, or end it here
     while len(context.records) < len(context.rounds.schedule):
         run_round(context, context.rounds.schedule[len(context.records)])
         publish.write_report(context)
@@ -43,8 +56,10 @@ def run(config: "Config") -> dict[str, Any]:
 
 
 def run_round(context: "RunContext", step: "Round") -> None:
-    """Prune and recover once. If the quality gate undoes it, the model before is there again, and
-    the schedule is another one.
+    """Prune and recover once, and write the round's record, which marks the round as finished.
+
+    If the quality gate undoes the round there is no record: the model of the round before is
+    loaded again, and the schedule has a smaller step in this round's place, or ends.
     """
     files, already_passed = (
         context.folder.round(step.number),
@@ -53,27 +68,38 @@ def run_round(context: "RunContext", step: "Round") -> None:
     decision = None if already_passed else attempt(context, step)
     if decision is not None and decision.undoes:
         gate_step.put_aside_failed_rounds(context)
+        # if the run stops here, nobody needs the weights
         if context.rounds.schedule[len(context.records) :]:
             load_weights(context, len(context.records))
         return
     files.keep_extension(len(context.rounds.extensions(step.number)))
-    if already_passed:  # and killed before its record was written
+    # an earlier process was killed after the gate's decision and before the record: there was no
+    # attempt in this process, so the weights in memory are still those of the round before
+    if already_passed:
         load_weights(context, step.number)
+    # the record comes before older weights are deleted: a crash never leaves too few of them
     files.record.write(records.of_round(context, files))
     context.folder.remove_old_weights(step.number, context.config.run.keep_rounds)
     context.records.append(files.record.read())
 
 
 def attempt(context: "RunContext", step: "Round") -> "Decision | None":
-    """Plan, prune and recover, and go on recovering as long as the quality gate says so."""
+    """Plan, prune and recover, and extend recovery as long as the quality gate asks for it.
+
+    Returns:
+        The gate's last decision, which passes or undoes the round; None without a gate.
+    """
     plan_file = context.folder.round(step.number).plan
     decide = functools.partial(prune_step.plan_round, context, step)
     plan = PruningPlan(**plan_file.once(lambda: _stage(context, step, "calibrate", decide)))
+    # with --threshold the scores decide on the width, and there may be nothing to recover from
     share = 0.0 if plan.removes_nothing else step.recovery_share
     step = dataclasses.replace(step, width=plan.width, recovery_share=share)
     if plan.num_redundant is not None:
         before = (context.records[-1] if context.records else context.dense)["width"]
         say(report.redundant_line(step.number, plan.num_redundant, before - plan.width))
+    # each pass trains once: the round's own recovery (extension 0), then the gate's extensions; a
+    # resumed run starts at the extension that the decisions on disk ask for
     while True:
         extension = len(context.rounds.extensions(step.number))
         decision = gate_step.judge(context, step, recovered(context, step, plan, extension))
@@ -84,13 +110,19 @@ def attempt(context: "RunContext", step: "Round") -> "Decision | None":
 def recovered(
     context: "RunContext", step: "Round", plan: PruningPlan, extension: int
 ) -> dict[str, Any]:
-    """Train, and evaluate what came of it; nothing where it diverged, which the quality gate will
-    undo.
+    """Train (or load the trained weights), and return the evaluation: {task: {metric: value}}.
+
+    Returns an empty dict if training or evaluation diverged and there is a quality gate, which
+    then undoes the round.
+
+    Raises:
+        Diverged: the same without a gate.
     """
     files = context.folder.round(step.number)
     evaluated, recovery = files.recovered(extension), files.recovery(extension)
     try:
         train(context, step, plan, extension)
+        # no step was trained, so the evaluation of the pruned model still holds
         unchanged = None
         if not recover_step.has_trained(recovery.read()):
             unchanged = files.pruned.read()
@@ -99,6 +131,8 @@ def recovered(
     except Diverged as error:
         if not context.rounds.is_judged(step):
             raise
+        # written down as a result, so that the gate's decision and the record have their numbers;
+        # the record of recovery is missing if training itself diverged
         spent = recovery.read() or {"recovery_tokens": 0, "recovery_steps": 0, "checks": []}
         recovery.write({**spent, "diverged": str(error)})
         evaluated.write({})
@@ -106,30 +140,42 @@ def recovered(
 
 
 def train(context: "RunContext", step: "Round", plan: PruningPlan, extension: int) -> None:
-    """Leave in memory and on disk the model after the round's recovery, or after an extension."""
+    """Leave in memory and on disk the model after the round's recovery, or after an extension.
+
+    A saved model is only loaded. Otherwise training resumes from its newest checkpoint, or starts
+    from the pruned model; an extension starts from what the training before it saved.
+    """
     files = context.folder.round(step.number)
     saved = files.model(extension)
     if saved.exists():
         load_weights(context, step.number, extension)
         return
     if extension:
+        # from disk even if it is in memory: the start is the same in a resumed run
         load_weights(context, step.number, extension - 1)
     else:
         _prune(context, step, plan)
     recover = functools.partial(recover_step.recover_round, context, step, extension)
     _stage(context, step, "recover", recover)
     saved.save(context.model, context.inputs.tokenizer)
+    # only now: until the extension is saved, a resumed run needs the weights it started from
     if extension:
         files.model(extension - 1).remove()
 
 
 def _prune(context: "RunContext", step: "Round", plan: PruningPlan) -> None:
-    """Make the model smaller, and measure what that costs."""
+    """Make the model in memory smaller, and evaluate it before recovery (pruned.json).
+
+    The pruned weights are not saved: without a checkpoint of the recovery, a resumed run prunes
+    the model of the round before again, to the same weights.
+    """
     files = context.folder.round(step.number)
-    # a checkpoint inside the recovery replaces the weights, so least squares need not be repeated
+    # a checkpoint of this recovery replaces the weights, so compensation (least squares) can be
+    # skipped on resume, unless the evaluation of the pruned model is still missing
     weights_follow = files.pruned.exists() and recover_step.goes_on(context, step)
     prune = functools.partial(prune_step.prune, context, step, plan, weights_follow=weights_follow)
     _stage(context, step, "compact", prune)
+    # a round that only trains starts from a model that was already evaluated
     unchanged = None
     if not kind_of(step).removes:
         unchanged = (context.records[-1] if context.records else context.dense)["eval"]
@@ -138,7 +184,11 @@ def _prune(context: "RunContext", step: "Round", plan: PruningPlan) -> None:
 
 
 def _stage(context: "RunContext", step: "Round", label: str, compute: Callable[[], T]) -> T:
-    """Run a stage of a round from a seed of its own, and add its seconds to those on disk."""
+    """Run one stage of a round, and add its wall-clock seconds to the round's seconds.json.
+
+    The time of a stage that was killed is not counted; extensions add to that of their stage.
+    """
+    # seeded for each stage, because a resumed run skips stages that would draw random numbers
     loading.seed_everything(context.config.run.seed * 1000 + step.number)
     start = time.perf_counter()
     value = compute()

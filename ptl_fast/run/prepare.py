@@ -1,5 +1,7 @@
-"""From settings to a run that can begin: everything is checked, and nothing is written before it
-fits.
+"""Turn settings into a run that can start or resume: check everything, then open the folder.
+
+Settings, model, data, disk space and the folder's content are checked, and the weights loaded,
+before anything is written: a run that is refused leaves the folder as it was.
 """
 
 import os
@@ -30,23 +32,28 @@ if TYPE_CHECKING:
 
 
 def prepare(config: "Config") -> RunContext:
-    """Check the settings, the model, the data and the folder; load the weights; then open the
-    folder.
+    """Check the settings, the model, the data and the folder, and load the newest weights.
+
+    Writes state.json, which makes the folder a run; with --overwrite, deletes the run in it first.
+    Joins the process group if a launcher started several ranks.
 
     Raises:
         ValueError: something does not fit; names the fix.
     """
     assert config.model.model is not None
+    # DeepSpeed otherwise takes a GPU that it finds
     if config.model.device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     identity, device = config.identity(), loading.resolve_device(config.model.device)
-    distributed.join(device)  # before anything is said: once for all ranks
+    # before any message: only the main rank prints, and ranks are not known earlier
+    distributed.join(device)
     checks.check_installation(config, device)
     if config.trainer.deepspeed is not None and device == "cpu" and "WORLD_SIZE" not in os.environ:
         say("--deepspeed has no use in one process on a CPU: recovery runs without it.")
     original = loading.load_config(config.model.model)
     checks.check_lengths(config, original)
     output = output_folder(config)
+    # ``identity`` above keeps "auto": the chosen multiple must not make a resumed run another one
     chosen = None
     if config.prune.width_multiple == "auto":
         chosen = _choose_width_multiple(config, output, device, original)
@@ -60,6 +67,7 @@ def prepare(config: "Config") -> RunContext:
         plan.gate_on = quality_gate.parse_gate(config.gate.gate, labels)
     _check_batches(config)
     read, data = inputs.load(config, tasks, plan.schedule)
+    # a folder continues only a run with the same settings and the same inputs
     folder = RunFolder(output, {"config": identity, "inputs": read.fingerprint})
     context = RunContext(
         config=config,
@@ -76,8 +84,17 @@ def prepare(config: "Config") -> RunContext:
 
 
 def load_weights(context: RunContext, number: int, extension: int = 0) -> None:
-    """Load the original (0) or what a round, or an extension of it, left; check that the model
-    computes finite numbers.
+    """Load the weights that a round left (0: the original), and check that they compute.
+
+    Resets what belongs to the model in memory: optimizer state and Gram matrices.
+
+    Args:
+        number: the round, from 1, or 0.
+        extension: how often the quality gate had extended the round's recovery; 0 if never, and
+            for a round that is finished.
+
+    Raises:
+        ValueError: the tokenizer has ids without an embedding, or an activation is not finite.
     """
     settings = context.config.model
     assert settings.model is not None
@@ -86,6 +103,7 @@ def load_weights(context: RunContext, number: int, extension: int = 0) -> None:
         source = str(context.folder.round(number).model(extension).path)
     model = loading.load_model(source, settings, context.device)
     family = families.find_family(model)
+    # on a GPU, an id out of range is a device-side assertion without a word about the cause
     num_embeddings = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
     if max(int(tokens.input_ids.max()) for tokens in context.data.training) >= num_embeddings:
         raise ValueError(
@@ -93,13 +111,19 @@ def load_weights(context: RunContext, number: int, extension: int = 0) -> None:
             f" {num_embeddings} embeddings"
         )
     context.loaded = LoadedModel(model=model, family=family)
+    # one sequence: weights that overflow or are damaged show here, not after hours of training
     statistics.collect(model, family, context.data.training[0].first(1), 1, "check")
 
 
 def output_folder(config: "Config") -> Path:
-    """The run's folder: --output, or named after the model, and a run's result after the run."""
+    """The run's folder: --output, or runs/ and the model's name; NAME-final for a run's result.
+
+    Raises:
+        ValueError: the model or the teacher lies in that folder, where --overwrite would delete it.
+    """
     assert config.model.model is not None
     path = Path(config.model.model)
+    # resolved, so that "." and a bare "final" have a name and a parent
     path = path.resolve() if path.is_dir() else path
     name = f"{path.parent.name}-final" if path.name == "final" else path.name
     output = Path(config.run.output or f"runs/{name}")
@@ -117,9 +141,11 @@ def output_folder(config: "Config") -> Path:
 def _choose_width_multiple(
     config: "Config", output: Path, device: str, original: "PretrainedConfig"
 ) -> dict[str, Any]:
-    """Decide what auto is, or take what the run decided before: a second measurement might say
-    something else.
+    """What --width-multiple auto is here: {"multiple": neurons, "reason": text, ...}.
+
+    Measured on the main rank, which all ranks follow. Nothing is written yet.
     """
+    # a resumed run takes the value on disk: another measurement, or machine, might give another one
     chosen = None if config.run.overwrite else RunFolder(output).width_multiple.read()
     if distributed.is_main() and chosen is None:
         name = config.model.dtype
@@ -134,6 +160,7 @@ def _choose_width_multiple(
 
 
 def _rounds(config: "Config", original: "PretrainedConfig") -> rounds.Rounds:
+    """The schedule that the settings ask for, before any decision of the quality gate."""
     multiple = config.prune.width_multiple
     assert isinstance(multiple, int)
     return rounds.Rounds(
@@ -145,14 +172,18 @@ def _rounds(config: "Config", original: "PretrainedConfig") -> rounds.Rounds:
 
 
 def _check_batches(config: "Config") -> None:
-    """Say now, and not after the first pruning, where a batch does not divide among the ranks."""
+    """Raise ValueError if a batch does not divide among the ranks: now, not after pruning."""
     trainer.batch_split(config.trainer)
     if any(each.on_problems for each in registry.find(config.recovery.all_recoveries)):
         rollout_split(config.grpo, config.trainer.micro_batch * config.data.sequence_length)
 
 
 def _open_folder(context: RunContext, chosen: dict[str, Any] | None) -> None:
-    """Check the folder and the disk, take over what a run before left in it, and open it."""
+    """Check the folder and the disk, restore the run that the folder holds, and open it.
+
+    Restores the quality gate's decisions (the schedule and the data follow from them), the weights
+    after the newest finished round, and the records.
+    """
     config, folder, overwrite = context.config, context.folder, context.config.run.overwrite
     for name, (before, now) in folder.check(overwrite).items():
         say(
@@ -161,10 +192,12 @@ def _open_folder(context: RunContext, chosen: dict[str, Any] | None) -> None:
         )
     folder.check_disk(_needed_bytes(context))
     num_finished = 0 if overwrite else folder.num_finished_rounds()
+    # replayed in order; those of unfinished rounds too, which may have been undone or made longer
     if not overwrite:
         for content in distributed.agree(folder.decisions.read()) or []:
             context.follow(quality_gate.Decision(**content))
     schedule = context.rounds.schedule
+    # before the folder is opened: a model that does not fit must not cost the run in it
     if num_finished < len(schedule):
         load_weights(context, num_finished)
     folder.open(overwrite)
@@ -173,16 +206,18 @@ def _open_folder(context: RunContext, chosen: dict[str, Any] | None) -> None:
     if num_finished:
         say(f"{folder.path}: continuing after round {num_finished} of {len(schedule)}")
     context.records = [folder.round(number).record.read() for number in range(1, num_finished + 1)]
+    # a run killed after a record was written may not have come to it
     folder.remove_old_weights(num_finished, config.run.keep_rounds)
 
 
 def _needed_bytes(context: RunContext) -> int:
-    """Disk space that the run needs, at most."""
+    """Upper bound of the disk space that the run needs, in bytes."""
     config = context.config
-    # float32 weights of the kept rounds and of a round in the making; a checkpoint adds two Adam
-    # moments, and so does each of two rounds with --keep-optimizer-state
+    # in units of the original's fp32 weights: the kept rounds, and the round that is being made; a
+    # checkpoint is 3 (weights and two Adam moments), and --keep-optimizer-state keeps the moments
+    # of two rounds
     num_moments = 4 if config.recovery.keep_optimizer_state else 0
-    # an extension begins with what recovery left
+    # an extension of recovery needs the model it starts from until its own is saved
     num_models = config.run.keep_rounds + 1 + (context.rounds.gate_on is not None)
     size = sizes.predicted_size(context.original, None, config.data.sequence_length)
     weights = size["num_parameters"] * 4 * (num_models + 3 + num_moments)
@@ -192,6 +227,6 @@ def _needed_bytes(context: RunContext) -> int:
         config.data.sequence_length, config.distill.distill_top_k, context.original.vocab_size
     )
     parts = [len(tokens) for tokens in context.data.training]
-    # with until-recovered, the last round may come to the sequences of all
+    # with until-recovered, unread sequences move on, so the last round may have those of all rounds
     until_recovered = config.recovery.recovery_split == "until-recovered"
     return weights + row_bytes * (sum(parts) if until_recovered else max(parts, default=0))

@@ -1,4 +1,8 @@
-"""One half of a round: what goes, by the scores of what is there, and the smaller model."""
+"""The first half of a round: score the model's neurons or layers, plan what goes, and remove it.
+
+How a kind of round plans and prunes is in ptl_fast.pruning.round_kinds; this module gives it scores
+and calibration data from the run's context, through the class Work.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -27,8 +31,13 @@ if TYPE_CHECKING:
 
 
 def plan_round(context: "RunContext", step: "Round") -> dict[str, Any]:
-    """Decide what goes; the numbers behind the decision go to the round's folder."""
+    """Decide what the round removes; returns the PruningPlan as a dict, for plan.json.
+
+    The statistics and scores behind it are written to statistics.safetensors. A run killed before
+    the caller has written plan.json decides again and overwrites them.
+    """
     plan, kept = kind_of(step).plan(step, Work(context, step))
+    # a round that only trains has no scores
     if kept:
         context.folder.round(step.number).statistics.write(kept)
     return dataclasses.asdict(plan)
@@ -37,41 +46,56 @@ def plan_round(context: "RunContext", step: "Round") -> dict[str, Any]:
 def prune(
     context: "RunContext", step: "Round", plan: PruningPlan, *, weights_follow: bool = False
 ) -> None:
-    """Make the model smaller as the plan says, and with --keep-optimizer-state the optimizer's
-    state that the round before left.
+    """Make the model in memory smaller as the plan says.
+
+    With --keep-optimizer-state, the optimizer state that the round before left is loaded and cut to
+    the same shapes.
 
     Args:
-        weights_follow: whether a checkpoint of the round's recovery is loaded next, so that only
-            shapes matter and not what least squares would put into the columns that stay.
+        weights_follow: whether a checkpoint of the round's recovery is loaded next. Then only the
+            shapes matter, and the compensation by least squares is skipped.
     """
     now, kind, files = context.now, kind_of(step), context.folder.round(step.number)
     now.optimizer_state = None
+    # --final-recovery prunes nothing and starts from a fresh optimizer
     if kind.is_final:
         return
     before = context.folder.round(step.number - 1).optimizer_state()
-    if before.exists():  # not before a round has trained
+    # missing in the first round, and where earlier rounds had nothing to train
+    if before.exists():
         now.optimizer_state = optimizer_state.from_tensors(before.read())
     work = Work(context, step, compensates=context.config.prune.compensate and not weights_follow)
     kept = kind.apply(plan, work)
+    # the Gram matrices belong to the unpruned weights, and are large
     now.grams = None
     if kept:
         files.statistics.write(kept)
 
 
 def next_penalty(context: "RunContext", following: "Round") -> "Callable[[], Tensor] | None":
-    """Decide now what the next round will remove, and return the penalty of --anticipate on it."""
+    """Plan the next round during this one's recovery; return --anticipate's penalty on what it
+    will remove, a function that computes the term added to the loss (None: no penalty).
+
+    The plan is written to the next round's folder, and that round follows it.
+    """
+    # on resume the plan is read: the model has changed since, and would give another one
     plan_file = context.folder.round(following.number).plan
     plan = PruningPlan(**plan_file.once(lambda: plan_round(context, following)))
     now = context.now
-    now.grams = None  # of a model that goes on changing
+    now.grams = None  # this model goes on training, so they would be outdated when it is pruned
     weight = context.config.recovery.anticipate
     return next_prune_penalty.penalty(now.model, now.family, plan.kept_neurons, weight)
 
 
 def needed_statistics(context: "RunContext", step: "Round") -> "frozenset[Extra]":
-    """What a round's scores need besides squares and changes, or what the user wants to have."""
+    """The optional statistics to collect: those that the round's scorer needs, and with
+    --all-statistics the sums.
+
+    Squared activations and the change of the residual stream per layer are always collected.
+    """
     score = context.config.score
     wanted: frozenset[Extra] = frozenset({"sums"} if score.all_statistics else ())
+    # keyed by what the round makes smaller; a round that only trains needs no scores
     needs: dict[str | None, frozenset[Extra]] = {
         "width": SCORERS[score.scorer].needs,
         "num_layers": LAYER_SCORERS[score.layer_scorer].needs,
@@ -80,8 +104,10 @@ def needed_statistics(context: "RunContext", step: "Round") -> "frozenset[Extra]
 
 
 class Work:
-    """What a kind of round asks for (ptl_fast.pruning.round_kinds.PruningWork), computed when it
-    does.
+    """The run's side of ptl_fast.pruning.round_kinds.PruningWork: what a kind of round may ask for.
+
+    Scores and Gram matrices are computed when they are asked for, so a round that needs none makes
+    no calibration pass.
     """
 
     def __init__(self, context: "RunContext", step: "Round", compensates: bool = True) -> None:
@@ -109,11 +135,13 @@ class Work:
         return self.context.data.calibration(self.step.number, score.calibration_tokens)
 
     def neuron_scores(self) -> Scores:
+        """The neurons' scores, and which neurons are protected or redundant."""
         name, config = self.context.config.score.scorer, self.context.config
         scorer, kept = SCORERS[name], self._kept_once() or self._measured_neurons()
         scores, protected, redundant = kept["scores"], None, None
         if "protect_scores" in kept:
             protected = plan_module.protect(kept["protect_scores"], config.score.protect_share)
+        # --threshold takes the place of the scorer's own rule for redundant neurons
         if self.threshold is not None:
             redundant = scorer.per_token(scores, kept["num_tokens"]) <= self.threshold
         elif scorer.redundant_below is not None:
@@ -123,6 +151,7 @@ class Work:
         )
 
     def layer_scores(self) -> Scores:
+        """The layers' scores; with the statistics behind them, for the round's folder."""
         name = self.context.config.score.layer_scorer
         kept = self._kept_once()
         if kept is None:
@@ -131,15 +160,20 @@ class Work:
         return Scores(scorer=name, values=kept["scores"], kept=kept)
 
     def grams(self) -> "Iterable[Tensor]":
+        """Each layer's Gram matrix on the calibration tokens, (width, width)."""
         now = self.context.now
-        if now.grams is None:  # scored in another process, another round, or during a recovery
+        # missing if a resumed run read the plan from disk, or if no calibration pass was made: the
+        # scores came from an earlier round or from the statistics of a recovery
+        if now.grams is None:
             _, now.grams = self._collect(self.calibration_tokens(), "compensate")
         assert now.grams is not None
         return now.grams
 
     def _measured_neurons(self) -> "dict[str, Tensor]":
-        """The round's statistics, and its scores, also those on --protect's text where neurons are
-        kept by them.
+        """The round's statistics and its scores, (num_layers, width), by their names in the file.
+
+        With --protect there are also "protect_scores" on that text, by which neurons are protected,
+        unless the scorer takes that text into account itself.
         """
         config, protected = self.context.config, self.context.inputs.protected
         scorer, taken = SCORERS[config.score.scorer], self._statistics()
@@ -161,6 +195,7 @@ class Work:
         if SCORERS[config.score.scorer].reads_samples:
             protected = self.context.inputs.protected
             assert protected is not None
+            # the scorer reads whole documents, cut to what training sees of one
             own = self.context.data.corpus.subsets[self.step.number - 1]
             reasoning = [ids[: config.data.sequence_length] for ids in own]
             samples = Samples(reasoning=reasoning, general=protected.samples)
@@ -174,11 +209,12 @@ class Work:
         )
 
     def _statistics(self) -> Statistics:
-        """What the last round's recovery took for this one, or else those of a pass over the first
-        of the round's data.
+        """The statistics that the last round's recovery collected for this round, or else those of
+        a calibration pass over the first of this round's data.
         """
         during_recovery = self.context.config.score.score_during_recovery
         taken = self.context.folder.round(self.step.number - 1).next_statistics()
+        # missing in the first round, and where the last round had nothing to train
         if during_recovery and taken.exists():
             return Statistics(**taken.read())
         found, self.context.now.grams = self._collect(self.calibration_tokens(), "calibrate")
@@ -187,8 +223,10 @@ class Work:
     def _collect(
         self, tokens: "PackedTokens", description: str
     ) -> "tuple[Statistics, GramMatrices | None]":
-        """What scoring and compensating the round need to know of these tokens, by one pass where
-        memory allows.
+        """Run these tokens through the model; return the statistics for scores, and the Gram
+        matrices for compensation or for a scorer that reads them (else None).
+
+        Both come from the same pass where the matrices fit in memory.
         """
         config, grams = self.context.config, None
         removes_neurons = kind_of(self.step).size == "width"
@@ -209,8 +247,8 @@ class Work:
         return found, grams
 
     def _kept_once(self) -> "dict[str, Tensor] | None":
-        """With --score-once, the scores of the first round of this kind, of what is left of it, in
-        today's order; None in that round itself.
+        """With --score-once, the scores of the first round of this kind, for what is left of the
+        model; None in that round itself, and without --score-once.
         """
         number, schedule = self.step.number, self.context.rounds.schedule
         first = next(each.number for each in schedule if each.kind == self.step.kind)
@@ -220,6 +258,7 @@ class Work:
         scores: dict[str, Tensor] = {
             name: tensors[name] for name in ("scores", "protect_scores") if name in tensors
         }
+        # every plan since then removed some of the scored neurons or layers
         for each in range(first, number):
             plan = PruningPlan(**self.context.folder.round(each).plan.read())
             scores = {name: compact.follow(values, plan) for name, values in scores.items()}

@@ -1,4 +1,4 @@
-"""What a run leaves for people and for other programs: the report, and the result in final/."""
+"""Write a run's results: report.json and report.md after every round, and the model in final/."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,12 @@ HOW_TO_LOAD = """Load the result:
 
 
 def write_report(context: "RunContext", final: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Write report.json and report.md; returns what is in report.json.
+    """Write report.json and report.md, each by atomic rename; return the content of report.json.
+
+    Called after every round, so an interrupted run has the report of its finished rounds.
 
     Args:
-        final: the result's size and evaluation, once there is one.
+        final: the result's size and evaluation; None while the run goes on.
     """
     content: dict[str, Any] = {
         "environment": environment(context.device),
@@ -33,6 +35,7 @@ def write_report(context: "RunContext", final: dict[str, Any] | None = None) -> 
         "rounds": context.records,
         "final": final,
     }
+    # without a quality gate the report has no word about one
     if context.rounds.gate_on is not None:
         content["decisions"] = context.rounds.decisions_as_json()
         content["stopped"] = quality_gate.stopped_sentence(context.rounds.decisions)
@@ -42,18 +45,28 @@ def write_report(context: "RunContext", final: dict[str, Any] | None = None) -> 
 
 
 def finish(context: "RunContext") -> dict[str, Any]:
-    """Publish the last round's model as final/, and say where everything is."""
+    """Publish the last round's model as final/, print where everything is, and clean up.
+
+    final/ is a Hugging Face folder with a model card, complete or absent: it is renamed into place.
+    Calling this again on a finished run writes the report anew and leaves final/ as it is.
+
+    Returns:
+        The content of report.json.
+    """
     folder, number = context.folder, len(context.records)
     last = context.records[-1] if context.records else context.dense
     content = write_report(context, {name: last[name] for name in SIZE})
+    # the name goes into the model card, as the base model
     name, settings = context.config.model.model, context.config.model
     assert name is not None
     if not folder.final.exists():
         source = folder.round(number).model()
-        if not number:  # the quality gate let no round pass
+        # the quality gate let no round pass: the result is the original, saved as round 0's model
+        if not number:
             original = loading.load_model(name, settings, context.device)
             source.save(original, context.inputs.tokenizer)
         folder.publish_final(source, report.model_card(content, name, _is_sliced(context)))
+    # only now that final/ exists: a run killed before would have to save the original again
     remove(folder.round(0).path, folder.round(number).optimizer_state().path)
     where = f"Result: {folder.final.path}   Report: {folder.path / 'report.md'}"
     stopped = f"{content['stopped']}\n" if content.get("stopped") else ""
@@ -62,11 +75,12 @@ def finish(context: "RunContext") -> dict[str, Any]:
 
 
 def _is_sliced(context: "RunContext") -> bool:
-    """Whether the result needs ptl_fast to load."""
+    """Whether the result is a SliceGPT model, which transformers cannot load without ptl_fast."""
     return context.config.prune.slice_hidden is not None or slicegpt.is_sliced(context.original)
 
 
 def _how_to_load(context: "RunContext") -> str:
+    """The Python lines that load the result, for the console and the report."""
     imports = ""
     if _is_sliced(context):
         imports = (

@@ -1,4 +1,4 @@
-"""What the files of a round say, as one record."""
+"""The record of a round, record.json: one JSON object made of what the round's other files say."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,17 +10,25 @@ if TYPE_CHECKING:
     from ptl_fast.run.context import RunContext
     from ptl_fast.run.folder import RoundFolder
 
+# fields of the plan that the record repeats, so that the report needs no other file
 FROM_PLAN = ("num_redundant", "dropped_layers", "highest_removed", "lowest_kept")
 
 
 def of_round(context: "RunContext", files: "RoundFolder") -> dict[str, Any]:
-    """A finished round's record, or that of one that was undone; all ranks agree on it."""
+    """The record of a round that is finished, or that the quality gate has undone.
+
+    Read from the files alone, so a resumed run gives the same record. All ranks must call this and
+    get the main rank's record.
+    """
     plan = PruningPlan(**files.plan.read())
     num_extensions = files.num_extensions()
+    # one entry per extension; the round's own recovery is extension 0, and its numbers stand at the
+    # record's top level
     extra = [files.recovery(number + 1).read() for number in range(num_extensions)]
     length = context.config.data.sequence_length
     record = {
         **sizes.predicted_size(context.original, plan, length),
+        # the last extension's, which is the model that the round leaves
         "eval": files.recovered(num_extensions).read(),
         "round": plan.round,
         "kind": plan.kind,

@@ -1,4 +1,8 @@
-"""The other half of a round: its recovery, what it is given, and what the quality gate adds to it."""
+"""The second half of a round: the task that its recovery is given, and the files that it leaves.
+
+An *extension* is further training that the quality gate asks for after a recovery. Extensions are
+numbered from 1, and 0 is the round's own recovery; each has its own checkpoints and files.
+"""
 
 import contextlib
 import dataclasses
@@ -25,11 +29,17 @@ if TYPE_CHECKING:
 
 
 def recover_round(context: "RunContext", step: "Round", extension: int) -> None:
-    """Train in place; what later rounds need of it goes to the round's folder."""
+    """Train the model in place, and write what the training took to the round's folder.
+
+    recovery.json gets tokens, optimizer steps and held-out checks. With --score-during-recovery
+    the next round's statistics are written too, and with --keep-optimizer-state the Adam moments.
+    The caller saves the weights: a run killed before that repeats this from the last checkpoint.
+    """
     config, now, files = context.config, context.now, context.folder.round(step.number)
-    trains = step.recovery_share > 0  # not where --threshold found nothing to remove
+    trains = step.recovery_share > 0  # False if --threshold found nothing to remove
     names, following = context.recoveries(step), context.rounds.after(step)
     with contextlib.ExitStack() as stack:
+        # the collector reads the activations inside the fused FFN, so it brings its own
         collector = None
         if config.score.score_during_recovery and trains and following:
             extra = prune_step.needed_statistics(context, following[0])
@@ -38,11 +48,13 @@ def recover_round(context: "RunContext", step: "Round", extension: int) -> None:
             stack.enter_context(fused_ffns(families.feed_forwards(now.model, now.family)))
         task = _task(context, step, extension, collector)
         result = registry.recover(names if trains else [], now.model, task)
+    # without a step nothing was counted, and the next round makes a calibration pass instead
     if collector is not None and result.num_steps:
         files.next_statistics(extension).write(collector.total().tensors())
     if result.optimizer_state is not None:
         kept = optimizer_state.to_tensors(result.optimizer_state)
         files.optimizer_state(extension).write(kept)
+    # GRPO learns nothing from rewards that are always zero; the loss alone would not show it
     for details in result.details.values():
         if details["always_zero"]:
             say(report.unrewarded_line(step.number, details, extension))
@@ -56,31 +68,36 @@ def recover_round(context: "RunContext", step: "Round", extension: int) -> None:
 
 
 def has_trained(recovery: dict[str, Any]) -> bool:
-    """Whether a round's recovery, by its record, changed the model: with until-recovered it may
-    have found nothing to do.
+    """Whether a recovery changed the model, according to its recovery.json.
+
+    With --recovery-split until-recovered, a round that is good enough after pruning trains nothing.
     """
+    # GRPO counts its steps in its own details, under its name
     return recovery["recovery_steps"] > 0 or bool(RECOVERIES.keys() & recovery.keys())
 
 
 def goes_on(context: "RunContext", step: "Round") -> bool:
-    """Whether the round's recovery begins from weights that it kept itself, so that those that
-    pruning left are not read.
+    """Whether the round's recovery resumes from its own checkpoint, so that the pruned model's
+    weights are not used and only its shapes matter.
     """
     names = context.recoveries(step)
     name = registry.goes_on(names, context.folder.round(step.number).checkpoints())
+    # GRPO with a KL penalty compares with the weights it started from, also after a resume; for a
+    # method that comes second, those are in the task's folder
     reads_start = name == names[0] and RECOVERIES[name].reads_start(context.config.grpo)
     return name is not None and not reads_start
 
 
 def tokens_left(context: "RunContext") -> list[int]:
-    """Recovery tokens of each round that is not finished, the next one first.
+    """Recovery tokens of each unfinished round, the next one first; 0 without training on text.
 
-    Where a round's part of the data holds fewer, recovery sees that part several times.
+    If a round's part of the data holds fewer tokens, recovery goes over that part several times.
     """
     recovery, schedule = context.config.recovery, context.rounds.schedule
     own = [step for step in schedule if not kind_of(step).is_final]
     shares = [step.recovery_share for step in own]
     sizes = [tokens.num_tokens for tokens in context.data.training]
+    # with until-recovered, what early rounds did not spend goes to the later ones
     spent = [record["recovery_tokens"] for record in context.records[: len(own)]]
     if any(RECOVERIES[name].on_text for name in recovery.recoveries):
         left = token_budget.tokens_left(
@@ -94,6 +111,7 @@ def tokens_left(context: "RunContext") -> list[int]:
         left = [0] * (len(own) - len(spent))
     if recovery.final_recovery is None:
         return left
+    # the tokens of --final-recovery come on top of the other rounds'
     total = recovery.recovery_tokens
     return [*left, sizes[-1] if total is None else round(schedule[-1].recovery_share * total)]
 
@@ -101,7 +119,7 @@ def tokens_left(context: "RunContext") -> list[int]:
 def _task(
     context: "RunContext", step: "Round", extension: int, collector: StatisticsCollector | None
 ) -> RecoveryTask:
-    """The data that this round recovers with, and how it is to be spent."""
+    """The round's data, settings and folders, as the recovery methods want them."""
     config, files = context.config, context.folder.round(step.number)
     task = RecoveryTask(
         tokens=_sequences(context, step),
@@ -130,16 +148,20 @@ def _task(
 def _extended(
     context: "RunContext", task: RecoveryTask, step: "Round", extension: int
 ) -> RecoveryTask:
-    """The task of an extension of recovery: the round's data once more in another order, for the
-    tokens or steps that the quality gate allows.
+    """The task of an extension: the round's data once more, in another order, for the tokens or
+    steps that the quality gate allows.
+
+    The optimizer goes on where the recovery before it ended, if its state was kept.
     """
     decision, kept = context.rounds.extensions(step.number)[-1], None
     assert decision.next_tokens is not None
     assert decision.next_share is not None
     files = context.folder.round(step.number)
     before = files.optimizer_state(extension - 1)
-    if before.exists():  # not wherever --keep-optimizer-state is: nothing may have trained so far
+    # missing without --keep-optimizer-state, and if nothing has trained so far
+    if before.exists():
         kept = optimizer_state.from_tensors(before.read())
+    # the gate has found too little quality: no early stop, and no place in a schedule over rounds
     options = dataclasses.replace(
         task.options, schedule_position=None, held_out=None, optimizer_state=kept
     )
@@ -147,17 +169,18 @@ def _extended(
         task, num_tokens=decision.next_tokens, options=options, seed=task.seed + extension
     )
     own = files.recovery().read()
-    for name in RECOVERIES.keys() & own.keys():  # those that have steps of their own
+    # methods that count in steps of their own, not in tokens, have their details in the record
+    for name in RECOVERIES.keys() & own.keys():
         task = RECOVERIES[name].shortened(task, decision.next_share, own[name])
     return task
 
 
 def _options(context: "RunContext", step: "Round") -> TrainingOptions:
-    """How the settings want this round's tokens spent."""
+    """How this round trains on text: schedule, early stop, penalty and optimizer state."""
     recovery, following = context.config.recovery, context.rounds.after(step)
     anticipates = recovery.anticipate > 0 and bool(following)
     anticipates = anticipates and kind_of(following[0]).size == "width"
-    judged = context.rounds.is_judged(step)  # an extension may go on from the optimizer's state
+    judged = context.rounds.is_judged(step)  # an extension may need the optimizer state
     return TrainingOptions(
         schedule_position=_schedule_position(context, step),
         held_out=_held_out(context) if following and context.inputs.checked_documents else None,
@@ -170,7 +193,9 @@ def _options(context: "RunContext", step: "Round") -> TrainingOptions:
 
 
 def _schedule_position(context: "RunContext", step: "Round") -> tuple[int, int] | None:
-    """With --lr-schedule run, the optimizer steps of the rounds before and after this one."""
+    """With --lr-schedule run, (optimizer steps of the rounds before, of the rounds after); else
+    None: the round has a learning-rate schedule of its own.
+    """
     if context.config.recovery.lr_schedule != "run" or kind_of(step).is_final:
         return None
     following = context.rounds.after(step)
@@ -185,6 +210,7 @@ def _schedule_position(context: "RunContext", step: "Round") -> tuple[int, int] 
 
 
 def _held_out(context: "RunContext") -> HeldOutText:
+    """The held-out text of until-recovered, and the NLL at which a round has recovered."""
     documents, tokenizer = context.inputs.checked_documents, context.inputs.tokenizer
     return HeldOutText(
         nll=functools.partial(checked_nll, context),
@@ -194,8 +220,8 @@ def _held_out(context: "RunContext") -> HeldOutText:
 
 
 def _sequences(context: "RunContext", step: "Round") -> "PackedTokens":
-    """The round's own part of the data; with until-recovered, followed by what earlier rounds did
-    not come to of theirs.
+    """The round's part of the data; with until-recovered, followed by the sequences that earlier
+    rounds left unread when they stopped early.
     """
     config, parts = context.config, context.data.training[: step.number]
     if config.recovery.recovery_split != "until-recovered" or kind_of(step).is_final:
@@ -205,6 +231,6 @@ def _sequences(context: "RunContext", step: "Round") -> "PackedTokens":
 
 
 def _has_own_ffn(context: "RunContext") -> bool:
-    """Whether recovery trains on ptl_kernels' fused FFN."""
+    """Whether the FFN is ptl_kernels' fused one during recovery."""
     config = context.config
     return config.trainer.fused_ffn or config.score.score_during_recovery

@@ -1,4 +1,8 @@
-"""Each round's part of the data: no round sees another's."""
+"""Each round's part of the training data; the parts are disjoint.
+
+Held in memory and made anew at every start: the same seed and the same decisions of the quality
+gate give the same parts, so a resumed run trains on the same sequences.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,13 +16,15 @@ if TYPE_CHECKING:
 
 
 class RoundData:
-    """The corpus cut into the rounds' parts, as documents and as packed sequences.
+    """The rounds' parts of the corpus, as documents and as packed sequences.
+
+    ``training[n - 1]`` holds the packed sequences of round n.
 
     Args:
-        corpus: a subset for each round of the schedule.
-        sequence_length: tokens of a packed sequence.
-        pad: the token for padding.
-        source: --data, for messages.
+        corpus: has one subset for each round of the schedule.
+        sequence_length: tokens per packed sequence.
+        pad: id of the padding token.
+        source: the value of --data, for messages.
     """
 
     def __init__(self, corpus: "Corpus", sequence_length: int, pad: int, source: str) -> None:
@@ -31,9 +37,11 @@ class RoundData:
         self.training = [self._pack(number) for number in range(1, len(corpus.subsets) + 1)]
 
     def calibration(self, number: int, num_tokens: int) -> "PackedTokens":
-        """The first of a round's own data, and where that is short, of the rounds' that follow, and
-        then of those before.
+        """The calibration tokens of round ``number``: the first ``num_tokens`` of its part.
+
+        If the part is shorter, the parts of later rounds follow it, and then those of earlier ones.
         """
+        # later ones first: this model has not yet trained on them
         tokens, *others = [*self.training[number - 1 :], *self.training[: number - 1]]
         for part in others:
             if tokens.num_tokens < num_tokens:
@@ -41,12 +49,17 @@ class RoundData:
         return tokens.first(num_tokens)
 
     def stop_before(self, number: int) -> None:
-        """Forget the parts of the rounds from ``number`` on."""
+        """Drop the parts of the rounds from ``number`` on: the quality gate has ended the run."""
         del self.training[number - 1 :]
 
     def split(self, groups: "Sequence[Sequence[Round]]") -> None:
-        """Cut the part of each round that became several; the others' sequences stay as they are."""
+        """Split the part of each round that a smaller step has turned into several rounds.
+
+        Args:
+            groups: for each round so far, the rounds that take its place.
+        """
         self.corpus = self.corpus.cut(_shares(groups))
+        # the sequences of an unsplit round stay as they are: packing them again would cost time
         self.training = [
             whole if len(group) == 1 else self._pack(step.number)
             for whole, group in zip(self.training, groups, strict=True)
@@ -54,8 +67,14 @@ class RoundData:
         ]
 
     def lacks(self, groups: "Sequence[Sequence[Round]]", needs_questions: bool) -> str | None:
-        """What some round would lack of data after such a split, if it lacks something."""
+        """Why the data is too small for such a split, as a clause; None if it is not.
+
+        Args:
+            groups: as for ``split``, which is not done.
+            needs_questions: whether recovery poses problems, so each part must have a question.
+        """
         corpus = self.corpus.cut(_shares(groups))
+        # the same test as packing makes, which would fail only after the round was undone
         if any(sum(map(len, subset)) < self.sequence_length for subset in corpus.subsets):
             return "half of the round's data would not fill a sequence"
         if needs_questions and not all(
@@ -65,9 +84,11 @@ class RoundData:
         return None
 
     def _pack(self, number: int) -> "PackedTokens":
+        """Pack a round's documents into sequences; raises ValueError if they do not fill one."""
         source = f"round {number}'s part of {self.source}"
         return pack(self.corpus.subsets[number - 1], self.sequence_length, self.pad, source)
 
 
 def _shares(groups: "Sequence[Sequence[Round]]") -> list[list[float]]:
+    """The weights for ``Corpus.cut``: each round gets data in proportion to its tokens."""
     return [[step.recovery_share for step in group] for group in groups]

@@ -1,7 +1,8 @@
-"""The rounds of a run as they stand: the schedule, and the quality gate's decisions that change it.
+"""The rounds of a run: the schedule, and the quality gate's decisions that change it.
 
-Both follow from the settings and the decisions alone, so that a continued run has the same. The
-rounds' data is in round_data.py.
+The schedule follows from the settings and the decisions alone, so a resumed run that replays the
+decisions on disk has the same one. Nothing here reads or writes files. The rounds' data is in
+round_data.py.
 """
 
 import dataclasses
@@ -22,17 +23,19 @@ if TYPE_CHECKING:
 
 
 def kind_of(step: "Round") -> RoundKind:
-    """What a round does."""
+    """How this round plans, prunes and is halved: its entry in ROUND_KINDS."""
     return ROUND_KINDS[step.kind]
 
 
 class Rounds:
-    """The schedule and the decisions that made it what it is.
+    """The schedule, and the decisions that have changed it so far.
 
     Args:
-        width, num_layers: of the original model.
-        width_multiple: what widths are multiples of.
-        gate_on: task and metric of --gate.
+        schedule: the rounds that the settings ask for; round n is schedule[n - 1].
+        width: FFN width of the original model.
+        num_layers: number of layers of the original model.
+        width_multiple: every round's width is a multiple of this.
+        gate_on: (task, metric) of --gate; None without a quality gate.
     """
 
     def __init__(
@@ -48,27 +51,30 @@ class Rounds:
         self.decisions: list[Decision] = []
 
     def after(self, step: "Round") -> "list[Round]":
-        """The rounds after this one that remove something, or only train."""
+        """The rounds after this one, without --final-recovery's."""
         return [each for each in self.schedule[step.number :] if not kind_of(each).is_final]
 
     def is_judged(self, step: "Round") -> bool:
-        """Whether the gate holds for this round: not for --final-recovery, which has no pruning to
-        be undone.
+        """Whether the quality gate holds for this round.
+
+        It does not for --final-recovery, which has no pruning to undo.
         """
         return self.gate_on is not None and not kind_of(step).is_final
 
     def has_passed(self, number: int) -> bool:
+        """Whether round ``number`` has passed the quality gate; its record may not exist yet."""
         return quality_gate.has_passed(self.decisions, number)
 
     def extensions(self, number: int) -> list[Decision]:
-        """The decisions that made the recovery of this attempt at a round longer."""
+        """The decisions to extend recovery in the current attempt at round ``number``, in order."""
         return quality_gate.extensions(self.decisions, number)
 
     def failed_attempts(self) -> list[Decision]:
-        """The decisions that undid a round."""
+        """The decisions that undid a round, in order."""
         return [each for each in self.decisions if each.undoes]
 
     def decisions_as_json(self) -> list[dict[str, Any]]:
+        """All decisions in order: the content of decisions.json."""
         return [dataclasses.asdict(decision) for decision in self.decisions]
 
     def decide(
@@ -83,12 +89,15 @@ class Rounds:
         max_extra_recovery: float,
         lacks: str | None,
     ) -> Decision:
-        """What follows from a round's measurement; the arguments are those of quality_gate.decide.
+        """Return the quality gate's decision on a round, without following it.
+
+        The arguments are those of quality_gate.decide, and:
 
         Args:
-            lacks: what half of the step would lack of data, if it lacks something.
+            lacks: why the round's data is too small for a smaller step; None if it is not.
         """
         next_step, reason = self.smaller_step(step)
+        # a smaller step needs neurons or layers to halve, and data to split
         if next_step is not None and lacks is not None:
             next_step, reason = None, lacks
         return quality_gate.decide(
@@ -106,21 +115,28 @@ class Rounds:
         )
 
     def removed(self, step: "Round") -> int:
-        """How many neurons a layer, or layers, a round removes."""
+        """How many neurons per layer, or layers, a round removes; 0 if it only trains."""
         size = kind_of(step).size
         if size is None:
             return 0
+        # self has the original's width and num_layers, under the same names as a round
         before = self.schedule[step.number - 2] if step.number > 1 else self
         return getattr(before, size) - getattr(step, size)
 
     def smaller_step(self, step: "Round") -> tuple[int | None, str | None]:
-        """Half of what a round removes, or None and why there is no smaller step."""
+        """(half of what a round removes, None), or (None, why there is no smaller step)."""
         return kind_of(step).halve(self.removed(step), self.width_multiple)
 
     def split(self, number: int, next_step: int) -> "list[list[Round]]":
-        """For each round, the rounds that a smaller step from round ``number`` on makes of it."""
+        """For each round of the schedule, the rounds that take its place if steps get smaller.
+
+        Args:
+            number: the first round that is split; rounds of its kind after it are split too.
+            next_step: the most neurons per layer, or layers, that one round may then remove.
+        """
         size = kind_of(self.schedule[number - 1]).size
         assert size is not None
+        # layers are counted one by one
         original, multiple = {
             "width": (self.width, self.width_multiple),
             "num_layers": (self.num_layers, 1),
@@ -128,10 +144,15 @@ class Rounds:
         return split(self.schedule, number, next_step, size, original=original, multiple=multiple)
 
     def follow(self, decision: Decision) -> "list[list[Round]] | None":
-        """Change the rounds that are to come as a decision says; returns, for each round before,
-        the rounds that it became, where it became others.
+        """Change the rest of the schedule as a decision says, and remember the decision.
+
+        Returns:
+            With a back-off, for each round of the old schedule, the rounds that it became; else
+            None.
         """
+        # a pass or an extension changes no round, and is still part of the history
         self.decisions.append(decision)
+        # the failed round goes too: the result is the model before it
         if decision.stops:
             del self.schedule[decision.round - 1 :]
         if decision.next_step is None:
@@ -142,7 +163,7 @@ class Rounds:
 
 
 def make_schedule(config: "Config", original: "PretrainedConfig") -> "list[Round]":
-    """The rounds that the settings ask for.
+    """The rounds that the settings ask for, with --final-recovery's at the end if there is one.
 
     Raises:
         ValueError: the target cannot be reached; names the setting to change.
@@ -152,7 +173,9 @@ def make_schedule(config: "Config", original: "PretrainedConfig") -> "list[Round
 
 
 def _pruning_schedule(config: "Config", original: "PretrainedConfig") -> "list[Round]":
+    """The rounds without --final-recovery's; see make_schedule."""
     width, num_layers = original.intermediate_size, original.num_hidden_layers
+    # SliceGPT has one round of its own, and no neurons or layers are removed besides
     if config.prune.slice_hidden is not None:
         return slicing_schedule(config.prune.slice_hidden, original)
     if config.prune.drop_layers and hasattr(original, "sliced_hidden_size"):
@@ -160,9 +183,11 @@ def _pruning_schedule(config: "Config", original: "PretrainedConfig") -> "list[R
             f"--drop-layers: the layers of {config.model.model} cannot go, each one's output stands"
             " in axes of its own (SliceGPT)"
         )
+    # the shares depend on the number of rounds, which the schedule decides
     rounds = schedule.make_schedule(
         config.prune, lambda num_rounds: _token_shares(config, num_rounds), width, num_layers
     )
+    # protecting neurons by rank can forbid a round's width, which is known before any work is done
     keeps_by_rank = not SCORERS[config.score.scorer].reads_protected
     if config.data.protect is not None and config.prune.threshold is None and keeps_by_rank:
         schedule.check_protection(rounds, width, config.score.protect_share)
@@ -170,10 +195,10 @@ def _pruning_schedule(config: "Config", original: "PretrainedConfig") -> "list[R
 
 
 def _token_shares(config: "Config", num_rounds: int) -> list[float]:
-    """Each round's share of the recovery tokens, as --recovery-split and --recovery-growth say.
+    """Each round's fraction of the recovery tokens, by --recovery-split and --recovery-growth.
 
-    No share is below the tokens of one optimizer step, nor below two sequences: documents are not
-    cut between rounds, so a part of just one sequence may fall short of it.
+    No share is below the tokens of one optimizer step, or of two sequences. One sequence would not
+    be enough: documents are not cut between rounds, so such a part may fall short of a sequence.
     """
     recovery, batch = config.recovery, config.trainer.global_batch
     return schedule.token_shares(

@@ -1,4 +1,4 @@
-"""How large the model is after a round, from the original's config alone."""
+"""The model's size after a round (parameters, layers, width, FLOPs), from configs alone."""
 
 from typing import TYPE_CHECKING, Protocol
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class Size(Protocol):
-    """A round of the schedule, or the plan of one."""
+    """The sizes that a round changes: a Round of the schedule, or a PruningPlan."""
 
     @property
     def width(self) -> int: ...
@@ -20,11 +20,12 @@ class Size(Protocol):
 
 
 def config_after(original: "PretrainedConfig", size: Size | None) -> "PretrainedConfig":
-    """The config of the model that a round leaves; None is the original."""
+    """The config of the model after a round; the original's if ``size`` is None."""
     if size is None:
         return original
     if size.hidden_size is not None:
-        from ptl_fast.baselines.slicegpt import sliced_config  # imports torch
+        # imported here, because it imports torch, which a dry run can mostly do without
+        from ptl_fast.baselines.slicegpt import sliced_config
 
         original = sliced_config(original, size.hidden_size)
     return flops.resized(original, size.width, size.num_layers)
@@ -33,6 +34,11 @@ def config_after(original: "PretrainedConfig", size: Size | None) -> "Pretrained
 def predicted_size(
     original: "PretrainedConfig", size: Size | None, sequence_length: int
 ) -> dict[str, int]:
-    """num_parameters, num_layers, width and flops_per_token of the model that a round leaves."""
-    # a token of a full sequence sees, on average, half of it
+    """The size of the model after a round; of the original if ``size`` is None.
+
+    Returns:
+        num_parameters, num_layers, width (of the FFN) and flops_per_token, those of a forward pass
+        over a sequence of ``sequence_length`` tokens.
+    """
+    # under a causal mask, a token attends on average to half of a full sequence
     return flops.model_size(config_after(original, size), sequence_length // 2)

@@ -1,6 +1,7 @@
-"""Where a run begins, from the command line or from Python.
+"""Entry points of a run, for the command line and for Python.
 
-Imports nothing heavy, so that --help, a preset's dry run and wrong settings answer at once.
+Importing this module imports neither torch nor transformers, which takes seconds, so --help, a
+preset's dry run and an error in the settings answer at once. Functions import them when needed.
 """
 
 import os
@@ -16,31 +17,45 @@ if TYPE_CHECKING:
 
 
 def parse(arguments: list[str]) -> "Config":
-    """Settings from flags, a --config file and a preset.
+    """Parse command-line flags, a --config file and a preset into settings.
 
     Raises:
-        ValueError: a value is of another type, or there is no such preset.
+        ValueError: a value has the wrong type, or there is no such preset.
         argparse.ArgumentError: there is no such flag.
     """
+    # ptl_fast.config knows no recoveries, so the question whether one trains on text is handed in
     return command_line.parse(arguments, trains_on_text)
 
 
 def make_config(**settings: Any) -> "Config":
-    """Settings by name, with the defaults of their preset.
+    """Make settings from keyword arguments; the others get their preset's values or the defaults.
 
     Raises:
-        ValueError: a name or a value's type is wrong.
+        ValueError: there is no such setting, or a value has the wrong type.
     """
     return command_line.make_config(settings, trains_on_text)
 
 
 def compress(**settings: Any) -> dict[str, Any]:
-    """Compress a model and return the content of report.json; see ptl_fast.compress."""
+    """Compress a model, or resume the run in its folder; return the content of report.json.
+
+    This is ptl_fast.compress. It writes the run's folder, --output.
+
+    Raises:
+        ValueError: a setting, the model or the data does not fit; the message names the fix.
+    """
     return run(make_config(**settings))
 
 
 def planned_sizes(**settings: Any) -> list[dict[str, int]]:
-    """The sizes of the original and of what each round leaves; see ptl_fast.planned_sizes."""
+    """The planned size of the original model and of the model after each round, in this order.
+
+    This is ptl_fast.planned_sizes. Each size has num_parameters, num_layers, width and
+    flops_per_token. Only the model's config is read, no weights; nothing is written.
+
+    Raises:
+        ValueError: a setting does not fit the model; the message names the fix.
+    """
     from ptl_fast.model import loading
     from ptl_fast.pruning import width_multiple
     from ptl_fast.run import rounds, sizes
@@ -49,6 +64,7 @@ def planned_sizes(**settings: Any) -> list[dict[str, int]]:
     _check(config)
     assert config.model.model is not None
     original = loading.load_config(config.model.model)
+    # a real run measures it on its device; here the usual answer has to do
     if config.prune.width_multiple == "auto":
         config = config.changed(width_multiple=width_multiple.TENSOR_CORE_MULTIPLE)
     checks.check_lengths(config, original)
@@ -58,10 +74,13 @@ def planned_sizes(**settings: Any) -> list[dict[str, int]]:
 
 
 def run(config: "Config", quiet: bool = False) -> dict[str, Any]:
-    """Check the settings; then run, or continue, a compression, or print its dry run.
+    """Check the settings; then start or resume the run, or print its plan with --dry-run.
 
     Args:
-        quiet: leave only progress bars and our own messages on the screen.
+        quiet: silence the libraries' messages; progress bars and our own messages stay.
+
+    Returns:
+        The content of report.json; an empty dict for a dry run.
 
     Raises:
         ValueError: a setting, the model or the data does not fit; the message names the fix.
@@ -70,10 +89,12 @@ def run(config: "Config", quiet: bool = False) -> dict[str, Any]:
     if config.run.dry_run:
         from ptl_fast.run.dry_run import dry_run
 
+        # the launcher's variable: a dry run joins no process group, which would need torch
         if os.environ.get("RANK", "0") == "0":
             print(dry_run(config))
         return {}
-    if quiet:  # imports transformers, which a dry run may not need
+    # only now: it imports transformers, which a dry run may not need
+    if quiet:
         quiet_libraries()
     from ptl_fast.run import loop
 
@@ -81,5 +102,6 @@ def run(config: "Config", quiet: bool = False) -> dict[str, Any]:
 
 
 def _check(config: "Config") -> None:
+    """Raise ValueError for settings that contradict each other or name no method."""
     config.check()
     checks.check_methods(config)

@@ -1,5 +1,8 @@
-"""What a run keeps on disk, one file or folder at a time: written by the main rank, whole or not at
-all, and the same for all ranks.
+"""Files and folders of a run, each written by atomic rename, by the main rank alone.
+
+A crash leaves the old content, or the new, or a ``.tmp`` beside it that the next write replaces.
+So a file that exists is complete, and its existence can say that a stage is done. All ranks must
+call the methods that write; they return after the main rank has written.
 """
 
 import json
@@ -19,16 +22,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stored:
-    """A file or folder with a name of its own in the run's folder."""
+    """A file or folder in the run's folder."""
 
     path: Path
 
     def exists(self) -> bool:
-        """Whether it is there, as the main rank sees it; what is there is whole."""
+        """Whether it exists; if so, it is complete."""
+        # the main rank's answer: shared file systems may show a new file to other ranks later, and
+        # ranks that take different branches wait for each other forever
         return distributed.agree(self.path.exists())
 
     def remove(self) -> None:
-        """Delete it; if it is not there that is no error."""
+        """Delete it, on the main rank; no error if it does not exist."""
         remove(self.path)
 
 
@@ -36,10 +41,10 @@ class JsonFile(Stored):
     """A JSON file."""
 
     def read(self) -> Any:
-        """Its content, None where there is none.
+        """The content, None if the file does not exist. Each rank reads for itself.
 
         Raises:
-            ValueError: it is damaged.
+            ValueError: the file is not valid JSON.
         """
         try:
             return json.loads(self.path.read_text()) if self.path.exists() else None
@@ -49,12 +54,17 @@ class JsonFile(Stored):
             ) from error
 
     def write(self, content: Any) -> None:
+        """Write the content, replacing the file."""
         write_bytes(self.path, (json.dumps(content, indent=1) + "\n").encode())
 
     def once(self, compute: Callable[[], Any]) -> Any:
-        """Its content, computed (on all ranks) and written if it is not there."""
+        """The content; if the file does not exist, it is computed on all ranks and written.
+
+        This makes a stage resumable: after a restart, a finished stage is read and not repeated.
+        """
         content = distributed.agree(self.read())
         if content is None:
+            # the main rank's result: floating-point sums may differ between ranks
             content = distributed.agree(compute())
             self.write(content)
         return content
@@ -64,22 +74,27 @@ class TensorFile(Stored):
     """Named tensors in a safetensors file."""
 
     def read(self) -> "dict[str, Tensor]":
+        """The tensors by name, on the CPU."""
         from safetensors.torch import load_file
 
         return load_file(self.path)
 
     def write(self, tensors: "dict[str, Tensor]") -> None:
+        """Write the tensors, replacing the file."""
         from safetensors.torch import save
 
+        # safetensors refuses views with strides
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
         write_bytes(self.path, save(contiguous))
 
 
 class ModelFolder(Stored):
-    """A model and its tokenizer as a Hugging Face folder."""
+    """A model and its tokenizer in a folder that ``from_pretrained`` loads."""
 
     def save(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Save both on the main rank, replacing the folder in one rename."""
         if distributed.is_main():
+            # several files: they are complete together, once the folder has its name
             temporary = temporary_folder(self.path)
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
@@ -88,21 +103,21 @@ class ModelFolder(Stored):
 
 
 def temporary_folder(folder: Path) -> Path:
-    """Where a folder is made before it gets its name; what an interruption left there goes."""
+    """The path (FOLDER.tmp) to fill before the rename; deletes what a crash has left there."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     return temporary
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file, once for all ranks."""
+    """Write a file by atomic rename on the main rank; the other ranks wait for it."""
     if distributed.is_main():
         write_atomically(path, content)
     distributed.barrier()
 
 
 def remove(*paths: Path) -> None:
-    """Delete files and folders, once for all ranks; one that is not there is no error."""
+    """Delete files and folders on the main rank; no error for one that does not exist."""
     if distributed.is_main():
         for path in paths:
             if path.is_file():

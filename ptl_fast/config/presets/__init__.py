@@ -1,4 +1,7 @@
-"""Recipes by name: each .yaml file here holds settings; configs/ holds the models' architectures, which a dry run reads."""
+"""Presets (recipes by name): each NAME.yaml here holds the settings of one.
+
+configs/ holds the config.json of the models that presets name, for dry runs without a download.
+"""
 
 import json
 import types
@@ -10,15 +13,20 @@ DEMO_CONFIG = PRESETS.parents[1] / "demo" / "model" / "config.json"
 
 
 def preset_settings(name: str | None, model: str | None) -> dict[str, Any]:
-    """Settings of a preset; without a preset and a model, of the demo.
+    """Return {setting: value} of a preset, with its name.
+
+    Args:
+        name: value of --preset; None means no preset.
+        model: value of --model; if both are None, the demo's preset is returned.
 
     Raises:
-        ValueError: no such preset.
+        ValueError: there is no such preset; lists the choices.
     """
     if name is None:
         if model is not None:
             return {}
         name = "demo"
+    # only where a file is read: most uses have no preset
     import yaml
 
     file = PRESETS / f"{name}.yaml"
@@ -29,10 +37,14 @@ def preset_settings(name: str | None, model: str | None) -> dict[str, Any]:
 
 
 def shipped_config(name: str) -> types.SimpleNamespace | None:
-    """The architecture's numbers of a model that a preset names: enough for a dry run, not for loading weights."""
+    """Return the config of a model that a preset names, as plain attributes; None for other models.
+
+    Its sizes are enough for a dry run. It is no transformers config, and loads no weights.
+    """
     file = PRESETS / "configs" / f"{name.replace('/', '--')}.json"
     if name == "ptl-demo":
         file = DEMO_CONFIG
+    # a local folder of that name is the user's own model, with its own config
     if Path(name).exists() or not file.is_file():
         return None
     return types.SimpleNamespace(**json.loads(file.read_text()))

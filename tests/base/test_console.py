@@ -1,0 +1,50 @@
+"""Messages: once for all ranks, errors in one line, libraries quiet."""
+
+import logging
+
+import pytest
+import transformers
+
+from ptl_fast.base import distributed
+from ptl_fast.base.console import first_line, quiet_libraries, say
+
+
+def test_only_the_main_rank_says_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank in (1, 0):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        say(f"rank {rank}")
+    assert capsys.readouterr().out == "rank 0\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("one\ntwo"), "one"),
+        (ValueError("\n  one\n\ntwo"), "one"),
+        (MemoryError(), "MemoryError"),
+        (ValueError("  "), "ValueError"),
+    ],
+)
+def test_first_line(error: Exception, line: str) -> None:
+    assert first_line(error) == line
+
+
+def test_quiet_libraries_say_nothing_below_an_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    verbosity = transformers.logging.get_verbosity()
+    try:
+        quiet_libraries()
+        logging.getLogger("elsewhere").warning("quiet")
+        transformers.logging.get_logger("transformers.elsewhere").warning("quiet")
+        logging.getLogger("elsewhere").error("loud")
+        assert "quiet" not in capfd.readouterr().err
+        assert not logging.getLogger("elsewhere").isEnabledFor(logging.WARNING)
+        assert logging.getLogger("elsewhere").isEnabledFor(logging.ERROR)
+    finally:
+        logging.disable(logging.NOTSET)
+        transformers.logging.set_verbosity(verbosity)
+        transformers.logging.enable_progress_bar()

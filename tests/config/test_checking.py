@@ -1,0 +1,32 @@
+"""The checks that groups share name the flag and the value."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ptl_fast.config.checking import as_text, check_at_least_one, check_finite, flag
+
+
+def test_flags_have_dashes() -> None:
+    assert flag("grpo_micro_batch") == "--grpo-micro-batch"
+
+
+def test_paths_become_text_and_nothing_stays_nothing() -> None:
+    assert as_text(Path("a") / "b") == "a/b"
+    assert as_text("a") == "a"
+    assert as_text(None) is None
+
+
+def test_numbers_below_one_are_refused_and_words_are_no_numbers() -> None:
+    given = SimpleNamespace(a=1, b=None, c="auto", too_few=0)
+    check_at_least_one(given, ["a", "b", "c"])
+    with pytest.raises(ValueError, match="--too-few 0 must be at least 1"):
+        check_at_least_one(given, ["a", "too_few"])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_that_are_not_finite_are_refused(value: float) -> None:
+    check_finite(SimpleNamespace(a=-1.5), ["a"])
+    with pytest.raises(ValueError, match=f"--a {value} must be a finite number"):
+        check_finite(SimpleNamespace(a=value), ["a"])

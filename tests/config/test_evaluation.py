@@ -1,0 +1,30 @@
+"""Tasks come as a list or as text with commas, and there is at least one."""
+
+from typing import Any
+
+import pytest
+
+from ptl_fast.config.evaluation import EvaluationSettings
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"eval_tasks": []}, "--eval-tasks names no task"),
+        ({"eval_limit": 0}, "--eval-limit 0 must be at least 1"),
+        ({"eval_batch": 0}, "--eval-batch 0 must be at least 1"),
+    ],
+)
+def test_what_makes_no_sense_is_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EvaluationSettings(**values).check()
+
+
+def test_defaults_make_sense() -> None:
+    EvaluationSettings().check()
+
+
+def test_tasks_as_text_and_as_a_list_are_the_same() -> None:
+    expected = ["nll", "ptl_gsm8k=test.jsonl"]
+    assert EvaluationSettings(eval_tasks="nll,ptl_gsm8k=test.jsonl").eval_tasks == expected
+    assert EvaluationSettings(eval_tasks=expected).eval_tasks == expected

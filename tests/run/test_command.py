@@ -1,0 +1,61 @@
+"""Exit codes, and one line for what the user can mend."""
+
+import pytest
+
+from ptl_fast.config.config import Config
+from ptl_fast.run import start
+from ptl_fast.run.command import main
+
+
+def failing(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(config: Config, quiet: bool) -> None:
+        raise error
+
+    monkeypatch.setattr(start, "run", fail)
+
+
+@pytest.mark.parametrize("error", [ValueError("one\n two"), OSError("one two")])
+def test_what_the_user_can_mend_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(error, monkeypatch)
+    assert main([]) == 2
+    assert capsys.readouterr().err == "error: one two\n"
+
+
+def test_only_the_main_rank_tells_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    failing(ValueError("one"), monkeypatch)
+    assert main([]) == 2
+    assert capsys.readouterr().err == ""
+    failing(MemoryError(), monkeypatch)  # the others may have had enough
+    assert main([]) == 2
+    assert capsys.readouterr().err.startswith("error: out of memory: MemoryError. ")
+
+
+def test_an_interruption_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(KeyboardInterrupt(), monkeypatch)
+    assert main([]) == 130
+    assert "the same command continues from here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"), [([], RuntimeError("a bug")), (["--debug"], ValueError("a setting"))]
+)
+def test_a_bug_and_debug_show_where_it_happened(
+    flags: list[str], error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(error, monkeypatch)
+    with pytest.raises(type(error), match=str(error)):
+        main(flags)
+
+
+def test_a_run_gets_the_flags_and_ends_with_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[Config, bool]] = []
+    monkeypatch.setattr(start, "run", lambda config, quiet: given.append((config, quiet)))
+    assert main(["--keep", "0.5"]) == 0
+    assert [(config.prune.keep, quiet) for config, quiet in given] == [(0.5, True)]
