@@ -24,6 +24,19 @@ from ptl_fast.demo.problems import generate
 from support.files import write_rows
 from support.models import DEMO_MODEL, FAMILIES, make_model
 
+# What takes longest begins first, so that several workers end together.
+LONGEST = ("end_to_end", "recovery", "run", "benchmarks", "kernels")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Folders in the order of LONGEST, then the others."""
+
+    def place(item: pytest.Item) -> int:
+        folder = next((part for part in LONGEST if part in item.path.parts), None)
+        return LONGEST.index(folder) if folder is not None else len(LONGEST)
+
+    items.sort(key=place)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_collections() -> None:

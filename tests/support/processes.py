@@ -1,5 +1,6 @@
-"""Runs in processes of their own that begin at once, and die as abruptly as the system kills them."""
+"""Runs in processes of their own that begin at once and end by kill -9."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -15,8 +16,8 @@ PRELOADED = ["support.processes", "ptl_fast.run.loop", "transformers.trainer"]
 
 
 def kill_when(appears: str, flags: list[str], folder: Path) -> bool:
-    """``python -m ptl_fast.compress FLAGS`` in a folder and a process of its own, which kill -9 ends
-    as soon as a file appears that was not there before; False if the run ended first.
+    """``python -m ptl_fast.compress FLAGS`` in a folder and a process of its own, which ends by
+    kill -9 as soon as a file appears that was not there before; False if the run ended first.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
@@ -39,6 +40,8 @@ def _run(appears: str, flags: list[str], folder: Path) -> None:
 def _die_when(appears: str, folder: Path) -> None:
     """Watched from inside, so that a busy machine delays the watch no more than the run."""
     before = set(folder.glob(appears))
-    while not set(folder.glob(appears)) - before:
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # a folder that goes while it is listed
+            if set(folder.glob(appears)) - before:
+                os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.001)
-    os.kill(os.getpid(), signal.SIGKILL)
