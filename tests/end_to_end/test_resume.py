@@ -3,26 +3,14 @@ that was not.
 """
 
 import json
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 
-from support.runs import without_seconds
-
-FLAGS = (
-    "--rounds 1 --keep 0.75 --drop-layers 1 --order layers-then-neurons --recovery-tokens"
-    " 12000 --sequence-length 128"
-)
-FLAGS += (
-    " --global-batch 8 --micro-batch 8 --calibration-tokens 4000 --eval-limit 20"
-    " --checkpoint-minutes 0 --device cpu"
-)
-
+from ptl_fast import compress
+from support.processes import kill_when
+from support.runs import RUN, as_flags, main, without_seconds
 
 STAGES = [
     "dense.json",
@@ -40,38 +28,24 @@ STAGES = [
 ]
 
 
-def kill_when(appears: str, command: list[str], folder: Path, environment: dict[str, str]) -> bool:
-    """Start the run and kill -9 it as soon as a file appears that was not there before; False if
-    the run ended first.
-    """
-    before = set(folder.glob(f"run/{appears}"))
-    process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while process.poll() is None:
-        if set(folder.glob(f"run/{appears}")) - before:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            return True
-        time.sleep(0.002)
-    assert process.returncode == 0
-    return False
-
-
 def test_killed_run_goes_on_and_ends_bit_identical(
-    command_line: Callable[..., subprocess.CompletedProcess[str]],
-    environment: dict[str, str],
+    tiny_run: dict[str, str],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    result = command_line(*FLAGS.split(), "--output", "undisturbed")
-    assert result.returncode == 0, result.stderr
-    command = [sys.executable, "-m", "ptl_fast.compress", *FLAGS.split(), "--output", "run"]
-    kills = [stage for stage in STAGES if kill_when(stage, command, tmp_path, environment)]
+    """Killed with -9, at each stage once."""
+    monkeypatch.chdir(tmp_path)
+    shape = {"rounds": 1, "keep": 0.75, "drop_layers": 1, "order": "layers-then-neurons"}
+    flags = as_flags({**tiny_run, **RUN, **shape, "recovery_tokens": 6000})
+    assert main([*flags, "--output", "undisturbed"]) == 0
+    again = [*flags, "--output", "run"]
+    kills = [stage for stage in STAGES if kill_when(f"run/{stage}", again, tmp_path)]
     # a folder that lives for milliseconds may be missed; every file that stays may not
     assert set(STAGES) - set(kills) <= {"round-01/model.tmp"}, kills
-    result = command_line(*FLAGS.split(), "--output", "run")
-    assert result.returncode == 0, result.stderr
-    assert "continuing after round" in result.stdout
+    capsys.readouterr()
+    assert main(again) == 0
+    assert "continuing after round" in capsys.readouterr().out
     runs = [tmp_path / "undisturbed", tmp_path / "run"]
     for name in (
         "final/model.safetensors",
@@ -90,21 +64,23 @@ def test_killed_run_goes_on_and_ends_bit_identical(
 
 
 def test_a_run_goes_on_with_smaller_batches(
-    command_line: Callable[..., subprocess.CompletedProcess[str]],
-    environment: dict[str, str],
+    tiny_run: dict[str, str],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """As after running out of memory: in the middle of recovery, with the same weights in the end,
     to rounding.
     """
-    flags = FLAGS.replace("--drop-layers 1 --order layers-then-neurons ", "").split()
-    assert command_line(*flags, "--output", "undisturbed").returncode == 0
-    command = [sys.executable, "-m", "ptl_fast.compress", *flags, "--output", "run"]
-    assert kill_when("round-01/recovery/checkpoint-*/complete", command, tmp_path, environment)
-    smaller = ["--micro-batch", 2, "--eval-batch", 3, "--gradient-checkpointing", "true"]
-    result = command_line(*flags, "--output", "run", *smaller)
-    assert result.returncode == 0, result.stderr
-    assert "--micro-batch was 8 and is 2 from here" in result.stdout
+    monkeypatch.chdir(tmp_path)
+    flags = as_flags({**tiny_run, **RUN, "rounds": 1, "global_batch": 8, "micro_batch": 8})
+    assert main([*flags, "--output", "undisturbed"]) == 0
+    again = [*flags, "--output", "run"]
+    assert kill_when("run/round-01/recovery/checkpoint-*/complete", again, tmp_path)
+    smaller = ["--micro-batch", "2", "--eval-batch", "3", "--gradient-checkpointing", "true"]
+    capsys.readouterr()
+    assert main([*again, *smaller]) == 0
+    assert "--micro-batch was 8 and is 2 from here" in capsys.readouterr().out
     first, second = (
         load_file(tmp_path / run / "final" / "model.safetensors") for run in ("undisturbed", "run")
     )
@@ -114,33 +90,30 @@ def test_a_run_goes_on_with_smaller_batches(
 
 
 def test_finished_run_answers_at_once_and_another_is_refused(
-    command_line: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+    tiny_run: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    flags = (
-        "--rounds 1 --recovery none --recovery-tokens 9000 --sequence-length 128 --eval-limit"
-        " 10 --calibration-tokens 2000"
-    )
-    flags += " --device cpu --output run"
-    assert command_line(*flags.split()).returncode == 0
+    monkeypatch.chdir(tmp_path)
+    settings = {**tiny_run, **RUN, "rounds": 1, "recovery": "none", "output": "run"}
+    flags = as_flags(settings)
+    assert main(flags) == 0
     weights = (tmp_path / "run" / "final" / "model.safetensors").stat().st_mtime_ns
-    again = command_line(*flags.split(), "--checkpoint-minutes", 3)
-    assert again.returncode == 0, again.stderr
-    assert "Result: run/final" in again.stdout
-    other = command_line(*flags.split(), "--keep", 0.75)
-    assert other.returncode == 2
-    assert "run holds another run: its --keep is 0.5, now it is 0.75" in other.stderr
+    capsys.readouterr()
+    assert main([*flags, "--checkpoint-minutes", "3"]) == 0
+    assert "Result: run/final" in capsys.readouterr().out
+    assert main([*flags, "--keep", "0.75"]) == 2
+    refusal = "run holds another run: its --keep is 0.5, now it is 0.75"
+    assert refusal in capsys.readouterr().err
     assert (tmp_path / "run" / "final" / "model.safetensors").stat().st_mtime_ns == weights
-    assert command_line(*flags.split(), "--keep", 0.75, "--overwrite").returncode == 0
-    assert (
-        json.loads((tmp_path / "run" / "final" / "config.json").read_text())["intermediate_size"]
-        == 576
-    )
+    assert main([*flags, "--keep", "0.75", "--overwrite"]) == 0
+    config = json.loads((tmp_path / "run" / "final" / "config.json").read_text())
+    assert config["intermediate_size"] == 32
 
 
 def test_library_use(tmp_path: Path) -> None:
-    """``from ptl_fast import compress`` is a function."""
-    from ptl_fast import compress
-
+    """``from ptl_fast import compress`` is a function; without a model, it compresses the demo."""
     settings = {
         "recovery": "none",
         "recovery_tokens": 9000,

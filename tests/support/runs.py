@@ -57,6 +57,17 @@ def main(arguments: list[str]) -> Any:
     return ended.value.code
 
 
+def as_flags(settings: dict[str, Any]) -> list[str]:
+    """The same settings as flags."""
+    values = {
+        name: str(value).lower() if isinstance(value, bool) else str(value)
+        for name, value in settings.items()
+    }
+    return [
+        part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)
+    ]
+
+
 def without_seconds(report: dict) -> dict:
     return {
         "dense": report["dense"],

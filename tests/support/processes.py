@@ -1,0 +1,44 @@
+"""Runs in processes of their own that begin at once, and die as abruptly as the system kills them."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from support.runs import main
+
+# What a run imports; a process that is forked from one that has imported it has it at once.
+PRELOADED = ["support.processes", "ptl_fast.run.loop", "transformers.trainer"]
+
+
+def kill_when(appears: str, flags: list[str], folder: Path) -> bool:
+    """``python -m ptl_fast.compress FLAGS`` in a folder and a process of its own, which kill -9 ends
+    as soon as a file appears that was not there before; False if the run ended first.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=_run, args=(appears, flags, folder))
+    process.start()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
+def _run(appears: str, flags: list[str], folder: Path) -> None:
+    os.chdir(folder)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nothing, stream)
+    threading.Thread(target=_die_when, args=(appears, folder), daemon=True).start()
+    sys.exit(main(flags))
+
+
+def _die_when(appears: str, folder: Path) -> None:
+    """Watched from inside, so that a busy machine delays the watch no more than the run."""
+    before = set(folder.glob(appears))
+    while not set(folder.glob(appears)) - before:
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGKILL)
