@@ -152,3 +152,17 @@ def test_command_line_imports_nothing_heavy(name: str) -> None:
         ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)
     }
     assert not any("torch" in line or "transformers" in line for line in top_level)
+
+
+@pytest.mark.parametrize(
+    ("folder", "tests"),
+    [(PACKAGE, "tests"), (ROOT / "benchmarks", "tests/benchmarks"), (KERNELS, "tests/kernels")],
+)
+def test_every_module_has_a_test_file_of_its_name(folder: Path, tests: str) -> None:
+    modules = (file.relative_to(folder) for file in folder.rglob("*.py"))
+    expected = {
+        ROOT / tests / module.with_name(f"test_{module.name.removeprefix('_')}")
+        for module in modules
+        if module.name != "__init__.py" and not module.name.startswith("test_")
+    }
+    assert not {str(file.relative_to(ROOT)) for file in expected if not file.is_file()}

@@ -1,0 +1,47 @@
+"""A run's model is measured by its tasks, and on the held-out text of until-recovered."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ptl_fast.data.documents import Document
+from ptl_fast.demo.problems import generate
+from ptl_fast.evaluation.nll import answer_nll
+from ptl_fast.evaluation.tasks import EvalTask
+from ptl_fast.run import evaluate_step
+from support.settings import settings
+
+DOCUMENTS = [
+    Document(problem["question"], problem["answer"]) for problem in generate(8, 2, "training")
+]
+
+
+@pytest.fixture
+def context(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
+    return SimpleNamespace(
+        config=settings(eval_limit=8),
+        model=llama,
+        original=llama.config,
+        tasks=[EvalTask("nll", "nll", None)],
+        inputs=SimpleNamespace(
+            tokenizer=tokenizer,
+            nll_documents={"nll": DOCUMENTS},
+            lm_eval_tasks={},
+            checked_documents=[],
+        ),
+    )
+
+
+def test_the_original_is_measured_with_its_size(context: Any) -> None:
+    dense = evaluate_step.measure_dense(context)
+    assert dense["num_parameters"] == context.model.num_parameters()
+    assert dense["eval"] == evaluate_step.evaluate(context, "again")
+    assert "checked_nll" not in dense, "no round asks whether it has recovered"
+
+
+def test_held_out_text_is_measured_where_rounds_ask_for_it(context: Any) -> None:
+    context.inputs.checked_documents = DOCUMENTS[:3]
+    expected = answer_nll(context.model, context.inputs.tokenizer, DOCUMENTS[:3], 2, 512)["nll"]
+    assert evaluate_step.measure_dense(context)["checked_nll"] == pytest.approx(expected, rel=1e-4)
