@@ -15,5 +15,5 @@ def relative_error(out: torch.Tensor, expected: torch.Tensor) -> float:
     a tenth an element."""
     assert out.shape == expected.shape
     scale = expected.double().norm().clamp_min(0.1 * expected.numel() ** 0.5)
-    error = float((out.double() - expected.double()).norm() / scale)
+    error = float((out.double() - expected.double()).norm().detach() / scale.detach())
     return error if error == error else float("inf")

@@ -53,6 +53,14 @@ def test_gsm8k_asks_as_lm_evals_own_task_does(score: Callable, tmp_path: Path) -
     assert scores == {"exact_match": 1.0}
 
 
+def test_gsm8k_answer_may_be_the_number_alone(score: Callable, tmp_path: Path) -> None:
+    file = tmp_path / "test.jsonl"
+    file.write_text(json.dumps({"question": "A thousand and one?", "answer": " 1,001 "}) + "\n")
+    for said, right in (("The answer is 1001.", 1.0), ("The answer is 1.", 0.0)):
+        scores, _ = score(f"ptl_gsm8k={file}", lambda row, said=said: said)
+        assert scores == {"exact_match": right}
+
+
 @pytest.mark.parametrize("task", ["ptl_minerva_math", "ptl_math500"])
 def test_math_gold_scores_1_and_wrong_0(score: Callable, task: str) -> None:
     rows = {row["problem"]: row for row in read(MATH_PROBLEMS)}

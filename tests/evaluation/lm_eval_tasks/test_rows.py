@@ -18,7 +18,7 @@ from ptl_fast.evaluation.lm_eval_tasks import rows as rows_module
         ),
         (
             "ptl_gsm8k=test.jsonl",
-            '{"question": "?", "answer": "1"}',
+            '{"question": "?", "answer": "It is 1."}',
             r'row 1: its answer does not end in "#### N"',
         ),
         ("ptl_gsm8k=test.jsonl", '{"question": ', r"line 1 is not valid JSON"),
