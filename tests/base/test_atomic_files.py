@@ -19,3 +19,31 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="No space"):
         file.write(2)
     assert file.read() == 1
+
+
+def test_folder_is_whole_only_as_long_as_it_has_what_it_had(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "weights").write_bytes(b"12345")
+    assert not atomic_files.is_whole(tmp_path)
+    atomic_files.mark_whole(tmp_path)
+    assert atomic_files.is_whole(tmp_path)
+    (tmp_path / "deep" / "weights").write_bytes(b"123")  # cut off by a power failure
+    assert not atomic_files.is_whole(tmp_path)
+    (tmp_path / "deep" / "weights").write_bytes(b"12345")
+    (tmp_path / "other").touch()
+    assert not atomic_files.is_whole(tmp_path)
+
+
+def test_published_folder_takes_the_place_of_the_old_one_and_can_be_read(tmp_path: Path) -> None:
+    for name in ("model", "model.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text(name)
+    secret = tmp_path / "model.tmp" / "model.tmp"
+    secret.chmod(0o600)  # as safetensors writes
+    plain = tmp_path / "plain"
+    plain.touch()
+    atomic_files.publish(tmp_path / "model.tmp", tmp_path / "model")
+    assert [file.name for file in (tmp_path / "model").iterdir()] == ["model.tmp"]
+    assert not (tmp_path / "model.tmp").exists()
+    modes = [file.stat().st_mode & 0o777 for file in (tmp_path / "model" / "model.tmp", plain)]
+    assert modes[0] == modes[1], "as any file that this process writes"

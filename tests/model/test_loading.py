@@ -1,12 +1,17 @@
-"""Weights that do not fit their config are refused."""
+"""A model is loaded where it was asked for; weights that do not fit are refused, and
+others are noticed.
+"""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ptl_fast.model import loading
 from support.files import write_data
 from support.models import make_model
 from support.runs import main
@@ -45,3 +50,69 @@ def test_weights_that_do_not_fit_are_refused(
     assert message.startswith("error: --model model")
     assert ("do not belong together" in message) == (problem != "truncated")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "local_rank", "asked", "expected"),
+    [
+        pytest.param(0, None, "auto", "cpu", id="none"),
+        pytest.param(
+            0, None, "cuda", "not present .found 0 CUDA devices.; use --device cpu", id="cuda"
+        ),
+        pytest.param(2, None, "auto", "cuda:0", id="first"),
+        pytest.param(2, "1", "cuda", "cuda:1", id="the-ranks-own"),
+        pytest.param(2, "1", "cuda:0", "cuda:0", id="the-one-named"),
+        pytest.param(
+            2, None, "cuda:2", "not present .found 2 CUDA devices.; use --device cuda", id="third"
+        ),
+        pytest.param(2, None, "cuda:x", "unknown --device cuda:x", id="no-number"),
+        pytest.param(2, None, "cpu", "cpu", id="cpu"),
+    ],
+)
+def test_device_is_the_ranks_own_or_the_one_named(
+    count: int, local_rank: str | None, asked: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[int] = []
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    if " " in expected:
+        with pytest.raises(ValueError, match=expected):
+            loading.resolve_device(asked)
+        return
+    assert loading.resolve_device(asked) == expected
+    assert [f"cuda:{number}" for number in chosen] == [expected] * expected.startswith("cuda")
+
+
+def test_other_weights_have_another_fingerprint(
+    llama: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever they differ near the beginning or the end, or in size."""
+    monkeypatch.setattr(loading, "FINGERPRINT_BYTES", 1000)
+    llama.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = file.read_bytes()
+    first = loading.weights_fingerprint(str(tmp_path))
+    assert list(first) == ["model.safetensors"]
+    seen = {first["model.safetensors"]}
+    for changed in (b"x" + whole[1:], whole[:-1] + b"x", whole + b"\0"):
+        file.write_bytes(changed)
+        seen |= set(loading.weights_fingerprint(str(tmp_path)).values())
+    assert len(seen) == 4
+    file.write_bytes(whole)
+    assert loading.weights_fingerprint(str(tmp_path)) == first
+    assert loading.weights_fingerprint("owner/name") == {}
+
+
+def test_stages_do_not_depend_on_what_ran_before() -> None:
+    def drawn() -> tuple[float, float]:
+        loading.seed_everything(5)
+        return random.random(), float(torch.rand(()))
+
+    first = drawn()
+    torch.rand(7)
+    random.random()
+    assert drawn() == first

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from ptl_fast.base.atomic_files import mark_whole
 from ptl_fast.recovery import registry
 from ptl_fast.recovery.grpo import train as train_module
-from ptl_fast.recovery.task import RecoveryResult
+from ptl_fast.recovery.task import RecoveryResult, RecoveryTask
 from support.recovery import Killed, grpo_config, grpo_task, killed_at_step, with_training
 
 
@@ -47,3 +49,49 @@ def test_killed_reinforcement_ends_bit_identical(
 def _die_in(train: Any, *arguments: Any) -> RecoveryResult:
     killed_at_step(2, lambda: train(*arguments))
     raise Killed
+
+
+def test_recoveries_on_text_share_the_tokens_and_all_have_the_problems(
+    model: PreTrainedModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[RecoveryTask] = []
+
+    def note(name: str) -> Callable[..., RecoveryResult]:
+        def train(model: PreTrainedModel, task: RecoveryTask) -> RecoveryResult:
+            given.append(task)
+            task.folder.mkdir(parents=True)
+            return RecoveryResult(num_steps=1, num_tokens=task.num_tokens, details={name: {}})
+
+        return train
+
+    names = ["cpt", "distill", "grpo"]
+    for name in names:
+        monkeypatch.setitem(registry.RECOVERIES, name, with_training(name, note(name)))
+    own = grpo_task(grpo_config(), folder)
+    spent = registry.recover(names, model, own)
+    assert [task.num_tokens for task in given] == [250] * 3, "half of 500, for two on text"
+    assert all(task.problems == own.problems for task in given)
+    assert [task.folder for task in given] == [folder / name for name in names]
+    assert (spent.num_steps, list(spent.details)) == (3, names)
+    alone = registry.recover(["cpt"], model, dataclasses.replace(own, folder=folder / "alone"))
+    assert (alone.num_tokens, given[-1].folder) == (500, folder / "alone")
+
+
+def test_goes_on_with_the_first_that_is_not_finished(folder: Path) -> None:
+    names = ["cpt", "grpo"]
+    assert registry.goes_on(names, folder) is None
+    for name in names:
+        (folder / name / "checkpoint-3").mkdir(parents=True)
+        mark_whole(folder / name / "checkpoint-3")
+        assert registry.goes_on(names, folder) == name
+        mark_whole(folder / name)
+    assert registry.goes_on(names, folder) == "grpo", "all are finished: the last one's weights"
+    assert registry.goes_on(["cpt"], folder / "cpt") == "cpt"
+    assert registry.goes_on(["cpt"], folder / "nothing") is None
+
+
+def test_unknown_names_list_the_choices() -> None:
+    with pytest.raises(ValueError, match="unknown recovery hope; choose none, cpt, distill, grpo"):
+        registry.find(["cpt", "hope"])
+    given = ("grpo", "none", "cpt,grpo", "grpo, distill", "hope")
+    assert [registry.trains_on_text(each) for each in given] == [False, False, True, True, True]
