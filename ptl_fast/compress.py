@@ -1,13 +1,15 @@
 """The command line: ``python -m ptl_fast.compress``.
 
-Do not import this module: it would replace the function ``ptl_fast.compress`` as an attribute of
-the package. From Python, ``from ptl_fast import compress`` is the function, and
-``compress.main(["--keep", "0.5"])`` is this command.
+From Python, ``ptl_fast.compress`` is the function, whether this module was imported or not:
+``compress(keep=0.5)`` runs, and ``compress.main(["--keep", "0.5"])`` is the command line.
 """
 
 import sys
 
+import ptl_fast
 from ptl_fast.run.command import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
+# the import system binds what stands here to ptl_fast.compress: the function, not this module
+sys.modules[__name__] = ptl_fast.compress  # type: ignore[assignment]

@@ -3,6 +3,7 @@ that the kernels do not know ptl_fast.
 """
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,10 +133,43 @@ def test_modules_are_short() -> None:
             assert num_lines <= 400, f"{file} has {num_lines} lines: is it still one room?"
 
 
+def relative_imports(source: str) -> list[str]:
+    """Imports that do not say their package, and so escape the laws here."""
+    return [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+
+
+def test_imports_say_their_package() -> None:
+    assert relative_imports("def late():\n    from ..run import loop") == ["from ..run import loop"]
+    for folder in (PACKAGE, ROOT / "benchmarks"):
+        for file in folder.rglob("*.py"):
+            assert not relative_imports(file.read_text()), file
+
+
 def test_kernels_import_only_torch_and_triton() -> None:
+    allowed = {*sys.stdlib_module_names, "torch", "triton", "ptl_kernels"}
     for file in KERNELS.glob("*.py"):
-        roots = {name.split(".")[0] for name in imported_modules(file.read_text())}
-        assert not {"ptl_fast", "transformers", "numpy"} & roots, file
+        relative = {line.split()[1] for line in relative_imports(file.read_text())}
+        assert all(name.startswith(".") and not name.startswith("..") for name in relative), file
+        tree = ast.parse(file.read_text())
+        # a relative one's module is of this package
+        names = {
+            name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and not node.level)
+            for name in imported_modules(ast.unparse(node))
+        }
+        assert {name.split(".")[0] for name in names} <= allowed, file
+
+
+def test_test_files_do_not_import_one_another() -> None:
+    for file in (ROOT / "tests").rglob("test_*.py"):
+        parts = {part for name in imported_modules(file.read_text()) for part in name.split(".")}
+        parts -= {"test_case"}
+        assert not any(part.startswith("test_") for part in parts), file
 
 
 def test_kernels_folder_is_no_package() -> None:

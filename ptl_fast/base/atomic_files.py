@@ -38,6 +38,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def temporary_folder(folder: Path) -> Path:
+    """The path (FOLDER.tmp) to fill before the rename; deletes what a crash has left there."""
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    return temporary
+
+
 def publish(temporary: Path, folder: Path) -> None:
     """Flush a finished folder to disk, and rename it to ``folder``, replacing that.
 

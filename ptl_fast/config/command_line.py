@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ptl_fast.config.checking import flag
@@ -31,6 +32,7 @@ def parse(arguments: list[str], on_text: OnText) -> Config:
     parser = _parser()
     # the deepspeed launcher adds this flag; LOCAL_RANK in the environment says the same
     arguments = [argument for argument in arguments if not argument.startswith("--local_rank=")]
+    _check_files(arguments)
     try:
         # parsed twice: the first time to find the preset, whose values become the defaults
         parser.set_defaults(_defaults(vars(parser.parse_args(arguments)), on_text))
@@ -57,6 +59,23 @@ def make_config(settings: dict[str, Any], on_text: OnText) -> Config:
     """
     settings = checked(settings)
     return Config.from_flat(**{**_defaults(settings, on_text), **settings})
+
+
+def _check_files(arguments: list[str]) -> None:
+    """Raise ValueError, with its name, for a --config file that is not a mapping in YAML."""
+    for flagged, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        name = value if flagged == "--config" else flagged.partition("--config=")[2]
+        if not name:
+            continue
+        import yaml
+
+        try:
+            content = yaml.safe_load(Path(name).read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = getattr(error, "problem", None) or getattr(error, "strerror", None) or error
+            raise ValueError(f"--config {name} cannot be read as YAML: {reason}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"--config {name} holds no settings; write lines such as keep: 0.65")
 
 
 def _parser() -> Any:

@@ -27,8 +27,8 @@ class RunSettings:
 
     dry_run: bool = field(default=False, metadata=FREE)
     """Print what each round would do (width, layers, parameters, FLOPs, tokens, memory, hours) from
-    the config alone, and stop. Needs no --data. The names of scorers and evaluation tasks are
-    checked by the run itself."""
+    the config alone, and stop. Needs no --data, and does not look at the evaluation tasks.
+    """
 
     dry_run_gpus: str = field(default="1xA100-80GB", metadata=FREE)
     """The GPUs that --dry-run predicts memory and hours for, COUNTxNAME: A100-40GB, A100-80GB,

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import math
 from typing import Any
 
 from ptl_fast.data.documents import Form
@@ -45,6 +46,8 @@ def question_and_answer(row: dict, where: str, form: Form) -> tuple[str, str]:
             f" {_expected(row, form)}"
         )
     question_column, answer_column = columns
+    if row[answer_column] is None:
+        return "", ""
     turns = _turns(row, question_column, answer_column, where)
     if turns is not None:
         question, answer = _last_exchange(turns, where)
@@ -132,17 +135,17 @@ def _turns(
             after = [{"role": "assistant", "content": answer}]
         if not isinstance(after, list):
             raise ValueError(f"{where}: {answer_column} {MESSAGES}")
-        return [_turn(each, where) for each in [*before, *after]]
+        return [_turn(each, f"{where}: {answer_column}") for each in [*before, *after]]
     return None
 
 
 def _turn(message: Any, where: str) -> dict[str, str]:
     """Return one message as {role, content}, with content that is text."""
     if isinstance(message, dict) and "from" in message and "value" in message:  # ShareGPT's names
-        role = SHAREGPT_ROLES.get(message["from"], message["from"])
+        role = SHAREGPT_ROLES.get(str(message["from"]), message["from"])
         message = {"role": role, "content": message["value"]}
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise ValueError(f"{where}: messages {MESSAGES}")
+        raise ValueError(f"{where} {MESSAGES}")
     content = message.get("content")
     if isinstance(content, list):  # content parts, of which only text can be read
         content = "".join(_part(part, where) for part in content)
@@ -151,7 +154,7 @@ def _turn(message: Any, where: str) -> dict[str, str]:
         written = json.dumps(calls, ensure_ascii=False)
         content = f"{content}\n{written}" if content else written
     if content is None:
-        raise ValueError(f"{where}: messages {MESSAGES}")
+        raise ValueError(f"{where} {MESSAGES}")
     return {"role": message["role"], "content": as_text(content, where)}
 
 
@@ -178,12 +181,15 @@ def _last_exchange(turns: list[dict[str, str]], where: str) -> tuple[str, str]:
 
 
 def as_text(value: Any, where: str) -> str:
-    """Return a cell as text: null is empty, and a number is written out.
+    """Return a cell as text: null and NaN are empty, and a number is written out.
 
     Raises:
         ValueError: it is neither text nor a number, or text that UTF-8 cannot hold.
     """
     if value is None:
+        return ""
+    # not a number, which is how tables write a missing one
+    if isinstance(value, float) and not math.isfinite(value):
         return ""
     if isinstance(value, int | float) and not isinstance(value, bool):
         # tables with missing values make floats of whole numbers

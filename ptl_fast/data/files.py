@@ -82,7 +82,8 @@ def _jsonl_rows(path: Path) -> Rows:
             try:
                 row = json.loads(line)
             # RecursionError: brackets nested too deep
-            except (json.JSONDecodeError, RecursionError) as error:
+            # ValueError: also numbers of thousands of digits
+            except (ValueError, RecursionError) as error:
                 raise ValueError(
                     f"{path} line {number} is not valid JSON ({first_line(error)}); correct or"
                     " remove that line"
@@ -102,6 +103,8 @@ def _json_rows(path: Path) -> Rows:
     """
     with open_text(path) as stream:
         content = stream.read()
+    if not content.strip():
+        return
     try:
         rows = json.loads(content)
     except RecursionError as error:
@@ -112,6 +115,8 @@ def _json_rows(path: Path) -> Rows:
             raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
         yield from _jsonl_rows(path)
         return
+    except ValueError as error:  # numbers of thousands of digits
+        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
     rows = [rows] if isinstance(rows, dict) else rows
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ptl_fast.base.console import first_line, say
 from ptl_fast.data.columns import question_and_answer
 from ptl_fast.data.documents import Document, Form
-from ptl_fast.data.files import FILE_TYPES, file_rows, file_type, paragraphs
+from ptl_fast.data.files import FILE_READERS, FILE_TYPES, file_rows, file_type, paragraphs
 
 DEMO = "ptl-demo"
 # the demo's corpus is generated, so that it needs no download
@@ -231,6 +231,7 @@ def dataset_rows(source: Source, streaming_seed: int | None = None) -> Iterator[
     import datasets
 
     datasets.disable_progress_bars()
+    _check_folder(source)
     streaming = streaming_seed is not None
     try:
         rows: Any = _saved_to_disk(source)
@@ -254,6 +255,22 @@ def dataset_rows(source: Source, streaming_seed: int | None = None) -> Iterator[
             f"no file {source.text}, and no such data set on the hub or in its cache"
             f" ({first_line(error)})"
         ) from error
+
+
+def _check_folder(source: Source) -> None:
+    """Raise ValueError for a folder of tables of several types: datasets would read those of one
+    type, and say nothing of the others.
+    """
+    folder = Path(source.name)
+    # a README may say which files belong to which configuration
+    if source.config is not None or not folder.is_dir() or (folder / "README.md").exists():
+        return
+    found = {file_type(file) for file in folder.rglob("*") if file.is_file()} & FILE_READERS.keys()
+    if len(found) > 1:
+        raise ValueError(
+            f"{source.text} holds {', '.join(sorted(found))} files; name the files of --data one by"
+            " one, with commas between them"
+        )
 
 
 def _saved_to_disk(source: Source) -> Any:

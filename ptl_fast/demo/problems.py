@@ -30,6 +30,11 @@ def solve(start: int, steps: list[tuple[str, int]]) -> str:
     return "".join(thoughts) + f"#### {value}"
 
 
+def as_prompt(problem: dict[str, str]) -> str:
+    """The text that the bundled model was trained to complete."""
+    return f"Question: {problem['question']}\nAnswer:"
+
+
 def draw_problem(rng: random.Random) -> dict[str, str]:
     """Draw one problem: a start below 100, then 2 to 4 operations with operands from 1 to 9."""
     # the order of these draws is part of the data: another one gives other problems for a seed

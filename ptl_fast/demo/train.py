@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ptl_fast.demo.problems import generate
+from ptl_fast.demo.problems import as_prompt, generate
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 TRAINING_SEED, VALIDATION_SEED = 0, 1
@@ -71,11 +71,6 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         pad_token_id=tokenizer.pad_token_id,
     )
     return LlamaForCausalLM(config)
-
-
-def as_prompt(problem: dict[str, str]) -> str:
-    """The text that the model completes; the evaluation tasks use the same format."""
-    return f"Question: {problem['question']}\nAnswer:"
 
 
 def as_text(problem: dict[str, str]) -> str:

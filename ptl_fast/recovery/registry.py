@@ -6,13 +6,12 @@ called: a dry run reads the dict and must not spend seconds on importing torch.
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base import distributed
-from ptl_fast.base.atomic_files import is_whole, mark_whole, publish
+from ptl_fast.base.atomic_files import is_whole, mark_whole, publish, temporary_folder
 from ptl_fast.config.grpo import GrpoSettings
 from ptl_fast.recovery import estimate
 from ptl_fast.recovery.task import RecoveryResult, RecoveryTask
@@ -188,8 +187,7 @@ def _save(folder: Path, model: "PreTrainedModel", result: RecoveryResult) -> Non
     import torch
 
     if distributed.is_main():
-        temporary = folder.with_name(folder.name + ".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary = temporary_folder(folder)
         temporary.mkdir(parents=True)
         # parameters by name, tied ones once: the architecture is that of the model in memory
         torch.save(dict(model.named_parameters()), temporary / WEIGHTS)

@@ -135,8 +135,3 @@ class RecoveryResult:
     """Adam moments at the end, if the task asked for them."""
     details: dict[str, Any] = field(default_factory=dict)
     """{method: what else the round's record keeps}, of methods with steps of their own."""
-
-    @property
-    def has_trained(self) -> bool:
-        """Whether the model changed; with early stopping there may have been nothing to do."""
-        return self.num_steps > 0 or bool(self.details)

@@ -33,16 +33,16 @@ from pathlib import Path
 from typing import Any
 
 from ptl_fast.base import distributed
-from ptl_fast.base.atomic_files import publish, sync, write_atomically
+from ptl_fast.base.atomic_files import publish, sync, temporary_folder, write_atomically
 from ptl_fast.config.checking import flag
 from ptl_fast.config.config import RESUME_ROUNDING
+from ptl_fast.pruning.plan import PruningPlan
 from ptl_fast.run.stored import (
     JsonFile,
     ModelFolder,
     Stored,
     TensorFile,
     remove,
-    temporary_folder,
     write_bytes,
 )
 
@@ -73,6 +73,15 @@ class RoundFolder:
         self.pruned = JsonFile(path / "pruned.json")
         self.seconds = JsonFile(path / "seconds.json")
         self.record = JsonFile(path / "record.json")
+
+    def read_plan(self) -> PruningPlan:
+        """The round's plan; raises ValueError if its file does not hold one."""
+        try:
+            return PruningPlan(**self.plan.read())
+        except TypeError as error:
+            raise ValueError(
+                f"{self.plan.path} is damaged ({error}); delete it, or begin anew with --overwrite"
+            ) from error
 
     def recovered(self, extension: int = 0) -> JsonFile:
         """The evaluation after training; empty if it diverged."""

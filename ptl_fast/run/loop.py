@@ -89,9 +89,10 @@ def attempt(context: "RunContext", step: "Round") -> "Decision | None":
     Returns:
         The gate's last decision, which passes or undoes the round; None without a gate.
     """
-    plan_file = context.folder.round(step.number).plan
+    files = context.folder.round(step.number)
     decide = functools.partial(prune_step.plan_round, context, step)
-    plan = PruningPlan(**plan_file.once(lambda: _stage(context, step, "calibrate", decide)))
+    files.plan.once(lambda: _stage(context, step, "calibrate", decide))
+    plan = files.read_plan()
     # with --threshold the scores decide on the width, and there may be nothing to recover from
     share = 0.0 if plan.removes_nothing else step.recovery_share
     step = dataclasses.replace(step, width=plan.width, recovery_share=share)

@@ -79,8 +79,9 @@ def next_penalty(context: "RunContext", following: "Round") -> "Callable[[], Ten
     The plan is written to the next round's folder, and that round follows it.
     """
     # on resume the plan is read: the model has changed since, and would give another one
-    plan_file = context.folder.round(following.number).plan
-    plan = PruningPlan(**plan_file.once(lambda: plan_round(context, following)))
+    files = context.folder.round(following.number)
+    files.plan.once(lambda: plan_round(context, following))
+    plan = files.read_plan()
     now = context.now
     now.grams = None  # this model goes on training, so they would be outdated when it is pruned
     weight = context.config.recovery.anticipate
@@ -260,6 +261,6 @@ class Work:
         }
         # every plan since then removed some of the scored neurons or layers
         for each in range(first, number):
-            plan = PruningPlan(**self.context.folder.round(each).plan.read())
+            plan = self.context.folder.round(each).read_plan()
             scores = {name: compact.follow(values, plan) for name, values in scores.items()}
         return {"num_tokens": tensors["num_tokens"], **scores}

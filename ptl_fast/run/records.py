@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base import distributed
-from ptl_fast.pruning.plan import PruningPlan
 from ptl_fast.run import sizes
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ def of_round(context: "RunContext", files: "RoundFolder") -> dict[str, Any]:
     Read from the files alone, so a resumed run gives the same record. All ranks must call this and
     get the main rank's record.
     """
-    plan = PruningPlan(**files.plan.read())
+    plan = files.read_plan()
     num_extensions = files.num_extensions()
     # one entry per extension; the round's own recovery is extension 0, and its numbers stand at the
     # record's top level

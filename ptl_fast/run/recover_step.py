@@ -55,8 +55,8 @@ def recover_round(context: "RunContext", step: "Round", extension: int) -> None:
         kept = optimizer_state.to_tensors(result.optimizer_state)
         files.optimizer_state(extension).write(kept)
     # GRPO learns nothing from rewards that are always zero; the loss alone would not show it
-    for details in result.details.values():
-        if details["always_zero"]:
+    for name, details in result.details.items():
+        if RECOVERIES[name].on_problems and details["always_zero"]:
             say(report.unrewarded_line(step.number, details, extension))
     took = {
         "recovery_tokens": result.num_tokens,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base import distributed
-from ptl_fast.base.atomic_files import publish, write_atomically
+from ptl_fast.base.atomic_files import publish, temporary_folder, write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,13 +100,6 @@ class ModelFolder(Stored):
             tokenizer.save_pretrained(temporary)
             publish(temporary, self.path)
         distributed.barrier()
-
-
-def temporary_folder(folder: Path) -> Path:
-    """The path (FOLDER.tmp) to fill before the rename; deletes what a crash has left there."""
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    return temporary
 
 
 def write_bytes(path: Path, content: bytes) -> None:

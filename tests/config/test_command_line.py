@@ -69,3 +69,24 @@ def test_flags_override_config_file_and_preset(tmp_path: Path) -> None:
     assert given["eval_tasks"] == ["nll", "demo_arithmetic"]
     assert given["width_multiple"] == 32, "from the preset"
     assert flat("--model", "m", "--data", "d")["preset"] is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read as YAML: No such file or directory"),
+        ("", "holds no settings; write lines such as keep: 0.65"),
+        ("- keep", "holds no settings"),
+        ("keep: [", "cannot be read as YAML: "),
+    ],
+)
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_config_file_that_is_none_is_named(
+    content: str | None, message: str, joined: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.yaml"
+    if content is not None:
+        file.write_text(content)
+    flags = [f"--config={file}"] if joined else ["--config", str(file)]
+    with pytest.raises(ValueError, match=f"--config {file} {message}"):
+        parse(flags)

@@ -78,3 +78,24 @@ def test_system_turns_tool_calls_and_results_are_part_of_the_question(tmp_path: 
 def test_what_is_no_exchange_is_named(row: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"line 1.*{message}"):
         readers.load_documents(write_rows(tmp_path / "a.jsonl", row))
+
+
+def test_null_messages_are_left_out(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "1"}]
+    file = write_rows(tmp_path / "a.jsonl", {"messages": chat}, {"messages": None})
+    assert readers.load_documents(file) == [Document("1?", "1")]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"conversations": [{"from": ["x"], "value": "?"}]},
+            "line 1: conversations must be a list",
+        ),
+        ({"question": "?", "answer": ["a", "b"]}, "line 1: answer must be a list"),
+    ],
+)
+def test_a_chat_of_another_form_names_its_column(row: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        readers.load_documents(write_rows(tmp_path / "a.jsonl", row))

@@ -144,3 +144,29 @@ def test_other_values_are_no_answers(value: Any, tmp_path: Path) -> None:
     file = write_rows(tmp_path / "a.jsonl", {"question": "?", "answer": value})
     with pytest.raises(ValueError, match=r"line 1(: |.*must be)"):
         readers.load_documents(file)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_what_is_no_number_is_an_empty_answer(value: str, tmp_path: Path) -> None:
+    lines = ('{"question": "1?", "answer": 1}\n', f'{{"question": "?", "answer": {value}}}\n')
+    assert readers.load_documents(write_rows(tmp_path / "a.jsonl", *lines)) == [Document("1?", "1")]
+
+
+@pytest.mark.parametrize(("suffix", "where"), [("jsonl", "a.jsonl line 1"), ("json", "a.json")])
+def test_a_number_too_long_to_read_is_named(suffix: str, where: str, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / f"a.{suffix}", f'{{"question": "?", "answer": {"9" * 5000}}}')
+    with pytest.raises(ValueError, match=where):
+        readers.load_documents(file)
+
+
+def test_an_empty_json_file_holds_no_documents(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no documents"):
+        readers.load_documents(write_rows(tmp_path / "a.json", " \n"))
+
+
+def test_a_folder_of_tables_of_two_types_is_refused(tmp_path: Path) -> None:
+    """The datasets library would read one of them, and say nothing of the other."""
+    write_rows(tmp_path / "a.jsonl", {"text": "one"})
+    (tmp_path / "b.csv").write_text("text\ntwo\n")
+    with pytest.raises(ValueError, match=r"holds \.csv, \.jsonl files; name the files"):
+        readers.load_documents(str(tmp_path))

@@ -1,20 +1,13 @@
-"""What a recovery is given and returns."""
+"""What a recovery is given."""
 
 from pathlib import Path
 
-from ptl_fast.recovery.task import RecoveryResult, TrainingOptions
+from ptl_fast.recovery.task import TrainingOptions
 from support.recovery import config, packed, task
 
 
 def test_the_sequence_length_is_that_of_the_tokens(tmp_path: Path) -> None:
     assert task(packed(), 100, config(), tmp_path / "recovery").sequence_length == 32
-
-
-def test_a_result_says_whether_the_model_changed() -> None:
-    assert not RecoveryResult().has_trained
-    assert not RecoveryResult(num_tokens=0, checks=[(0, 1.5)]).has_trained
-    assert RecoveryResult(num_steps=1).has_trained
-    assert RecoveryResult(details={"grpo": {"steps": 1}}).has_trained
 
 
 def test_options_as_they_stand_spend_all_tokens_from_a_fresh_optimizer() -> None:

@@ -142,3 +142,10 @@ def test_full_disk_is_noticed_before_work_begins(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="MiB free, and the run needs about"):
         RunFolder(tmp_path / "deep" / "run", STATE).check_disk(10**18)
     assert not (tmp_path / "deep").exists()
+
+
+def test_a_plan_that_is_none_is_damaged(tmp_path: Path) -> None:
+    files = RunFolder(tmp_path).round(1)
+    files.plan.write({"round": 1})
+    with pytest.raises(ValueError, match=r"plan.json is damaged .*missing.*; delete it, or begin"):
+        files.read_plan()

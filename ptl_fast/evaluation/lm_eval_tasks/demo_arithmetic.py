@@ -5,8 +5,10 @@ from typing import Any
 import datasets
 
 from ptl_fast.data.columns import first_present
-from ptl_fast.demo.problems import Part, generate
+from ptl_fast.demo.problems import Part, as_prompt, generate
 from ptl_fast.evaluation.lm_eval_tasks.rows import load_rows
+
+__all__ = ["as_prompt", "final_number", "load", "load_validation"]  # what the YAML files name
 
 # Fixed, so that every run evaluates the same problems.
 NUM_PROBLEMS, SEED = 500, 1
@@ -27,11 +29,6 @@ def load_validation(source: str | None = None, **_: Any) -> dict[str, datasets.D
     """Return {"test": problems}, of the validation part or from the local file ``source``."""
     # the split is still called "test", as the task's YAML file includes the test task's
     return load(source, "validation")
-
-
-def prompt(problem: dict[str, str]) -> str:
-    """The prompt, in the format of the demo model's training text."""
-    return f"Question: {problem['question']}\nAnswer:"
 
 
 def final_number(problem: dict[str, str]) -> str:
