@@ -5,6 +5,7 @@ Imports neither torch nor transformers, so that --help answers at once.
 
 import argparse
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +64,7 @@ def make_config(settings: dict[str, Any], on_text: OnText) -> Config:
 
 def _check_files(arguments: list[str]) -> None:
     """Raise ValueError, with its name, for a --config file that is not a mapping in YAML."""
-    for flagged, value in zip(arguments, [*arguments[1:], ""], strict=True):
+    for flagged, value in itertools.pairwise([*arguments, ""]):
         name = value if flagged == "--config" else flagged.partition("--config=")[2]
         if not name:
             continue

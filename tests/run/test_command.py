@@ -23,6 +23,11 @@ def test_what_the_user_can_mend_is_one_line(
     assert capsys.readouterr().err == "error: one two\n"
 
 
+def test_no_flag_is_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "run", lambda config, quiet: None)
+    assert main([]) == 0
+
+
 def test_only_the_main_rank_tells_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
