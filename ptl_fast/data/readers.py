@@ -265,7 +265,10 @@ def _check_folder(source: Source) -> None:
     # a README may say which files belong to which configuration
     if source.config is not None or not folder.is_dir() or (folder / "README.md").exists():
         return
-    found = {file_type(file) for file in folder.rglob("*") if file.is_file()} & FILE_READERS.keys()
+    # what lies beside tables in .json describes them, and hidden folders are caches
+    files = [file for file in folder.rglob("[!.]*") if file.is_file()]
+    visible = [file for file in files if "/." not in f"/{file.relative_to(folder)}"]
+    found = set(map(file_type, visible)) & (FILE_READERS.keys() - {".json"})
     if len(found) > 1:
         raise ValueError(
             f"{source.text} holds {', '.join(sorted(found))} files; name the files of --data one by"

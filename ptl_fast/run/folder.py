@@ -77,7 +77,8 @@ class RoundFolder:
     def read_plan(self) -> PruningPlan:
         """The round's plan; raises ValueError if its file does not hold one."""
         try:
-            return PruningPlan(**self.plan.read())
+            # the main rank's: a network file system may show others a new file later
+            return PruningPlan(**distributed.agree(self.plan.read()))
         except TypeError as error:
             raise ValueError(
                 f"{self.plan.path} is damaged ({error}); delete it, or begin anew with --overwrite"

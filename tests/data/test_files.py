@@ -170,3 +170,12 @@ def test_a_folder_of_tables_of_two_types_is_refused(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("text\ntwo\n")
     with pytest.raises(ValueError, match=r"holds \.csv, \.jsonl files; name the files"):
         readers.load_documents(str(tmp_path))
+
+
+def test_what_lies_beside_a_table_is_no_second_table(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.jsonl", {"text": "one"})
+    for name in ("dataset_infos.json", ".cache/b.csv", "LICENSE.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    source = readers.Source(str(tmp_path), str(tmp_path))
+    readers._check_folder(source)
