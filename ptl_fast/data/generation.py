@@ -1,0 +1,184 @@
+"""Let a model answer prompts, in batches, and say of each answer whether it ended by itself.
+
+transformers generates. What the model's own generation config asks for (a repetition penalty,
+top-k) is switched off: answers are drawn from the model's distribution as it is, which is what is
+compared before and after pruning.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# An answer repeats itself when its end is the same piece again and again: at least so many times,
+# and over at least so many tokens. Pieces are at most LONGEST_PIECE tokens long.
+NUM_REPEATS, REPEATED_TOKENS, LONGEST_PIECE = 4, 32, 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How answers are drawn."""
+
+    max_new_tokens: int
+    """An answer that is longer is cut off there."""
+    temperature: float = 0.0
+    """Divides the logits; 0 takes the likeliest token each time (greedy)."""
+    top_p: float = 1.0
+    """Draw from the likeliest tokens that together have this probability."""
+    seed: int = 0
+    stop_repeating: bool = False
+    """Whether an answer that ``repeats`` is cut off at once."""
+
+
+class Answer(NamedTuple):
+    """One answer to a prompt."""
+
+    tokens: list[int]
+    """Token ids, without the prompt and without the end-of-sequence token."""
+    finished: bool
+    """Whether the model ended it; False if it was cut off."""
+
+
+def answer_all(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    batch_size: int,
+    description: str,
+) -> list[Answer]:
+    """Answer every prompt; returns the answers in the prompts' order.
+
+    Args:
+        prompts: token ids of each, not empty.
+        batch_size: prompts in a forward pass.
+        description: label of the progress bar.
+    """
+    answers: dict[int, Answer] = {}
+    for indices in tqdm(by_length(prompts, batch_size), desc=description, leave=False):
+        batch = answer_batch(model, tokenizer, [prompts[index] for index in indices], sampling)
+        answers.update(zip(indices, batch, strict=True))
+    return [answers[index] for index in range(len(prompts))]
+
+
+def by_length(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """Indices of the prompts, batch by batch: the longest first, so that batches need little
+    padding and the one that takes most memory shows at once whether it fits.
+    """
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+    return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+
+
+@torch.inference_mode()
+def answer_batch(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+) -> list[Answer]:
+    """Answer these prompts in one batch, padded on the left.
+
+    The random numbers depend on ``sampling.seed`` and the batch alone; torch's own generators are
+    as they were afterwards. Dropout is off, and the model's mode is as it was afterwards.
+    """
+    ends = stop_tokens(model, tokenizer)
+    pad, longest = ends[0], max(map(len, prompts))
+    rows = [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    stops = [_Repetition(longest)] if sampling.stop_repeating else []
+    was_training = model.training
+    model.eval()
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(sampling.seed)
+        produced = model.generate(  # type: ignore[operator]
+            torch.tensor(rows, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            generation_config=_generation_config(sampling, ends),
+            stopping_criteria=StoppingCriteriaList(stops),
+        )
+    model.train(was_training)
+    return [_cut(row, set(ends), sampling) for row in produced[:, longest:].tolist()]
+
+
+def stop_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The ids that end an answer: the tokenizer's end of sequence, and those that the model's
+    generation config names beside it (chat models end a turn with a token of its own).
+
+    Raises:
+        ValueError: there is none, so no answer would ever end.
+    """
+    named: Any = getattr(model.generation_config, "eos_token_id", None)
+    listed = named if isinstance(named, list) else [named]
+    ends = [each for each in (tokenizer.eos_token_id, *listed) if each is not None]
+    if not ends:
+        raise ValueError("the tokenizer has no end-of-sequence token; set eos_token")
+    return list(dict.fromkeys(ends))
+
+
+def repeats(tokens: Sequence[int]) -> bool:
+    """Whether the end of an answer is one piece, again and again: it would go on for ever.
+
+    >>> repeats([5, 6] * 20), repeats([5, 6, 7] * 3)
+    (True, False)
+    """
+    return bool(_repeating_rows(torch.tensor([list(tokens)]))[0])
+
+
+def _repeating_rows(tokens: Tensor) -> Tensor:
+    """Of each row, whether it ``repeats``: (rows, length) int64 -> (rows,) bool."""
+    found = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+    for piece in range(1, LONGEST_PIECE + 1):
+        length = max(NUM_REPEATS * piece, REPEATED_TOKENS)
+        if tokens.shape[1] < length:
+            break
+        end = tokens[:, -length:]
+        found |= (end[:, piece:] == end[:, :-piece]).all(1)
+    return found
+
+
+class _Repetition(StoppingCriteria):
+    """Ends an answer that repeats itself."""
+
+    def __init__(self, prompt_length: int) -> None:
+        self.prompt_length = prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        return _repeating_rows(input_ids[:, self.prompt_length :])
+
+
+def _generation_config(sampling: Sampling, ends: list[int]) -> GenerationConfig:
+    """Everything that the model's own generation config might ask for is named and off."""
+    drawn: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_p": 1.0}
+    if sampling.temperature > 0:
+        drawn = {
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+        }
+    return GenerationConfig(
+        **drawn,
+        top_k=0,
+        num_beams=1,
+        repetition_penalty=1.0,
+        max_new_tokens=sampling.max_new_tokens,
+        eos_token_id=ends,
+        pad_token_id=ends[0],
+        use_cache=True,
+    )
+
+
+def _cut(tokens: list[int], ends: set[int], sampling: Sampling) -> Answer:
+    """The answer up to the first end-of-sequence token; what follows is padding."""
+    length = next((index for index, token in enumerate(tokens) if token in ends), None)
+    if length is None:
+        return Answer(tokens, finished=False)
+    answer = tokens[:length]
+    # an answer that was stopped for repeating itself is padded like one that ended
+    return Answer(answer, finished=not (sampling.stop_repeating and repeats(answer)))
