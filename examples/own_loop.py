@@ -12,7 +12,7 @@ import torch
 from ptl_fast.config.model import ModelSettings
 from ptl_fast.data import packing, readers, sampling
 from ptl_fast.data.batching import sequence_batches
-from ptl_fast.model.families import feed_forwards, find_family
+from ptl_fast.model.families import find_family
 from ptl_fast.model.loading import DEMO, load_model, load_tokenizer
 from ptl_fast.pruning.compact import compact_
 from ptl_fast.pruning.compensate import compensate_
@@ -41,7 +41,7 @@ def main() -> None:
         plan = plan_neurons(step, prices(grams), None, "reconstruction")
         assert plan.kept_neurons is not None
         # in this order: the fit needs the neurons that compaction then removes
-        compensate_(list(feed_forwards(model, family).values()), grams, plan.kept_neurons)
+        compensate_(grams.downs, grams, plan.kept_neurons)
         compact_(model, family, plan)
         # the model is an ordinary transformers model with a smaller intermediate_size
         loss = train(model, tokens, number)

@@ -15,7 +15,7 @@ from ptl_fast.scoring.scorers import Evidence, Scorer
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from ptl_fast.pruning.plan import PruningPlan
     from ptl_fast.pruning.round_kinds import PruningWork
@@ -27,16 +27,15 @@ def _authors_rule(evidence: Evidence) -> "Tensor":
     return authors_rule.score(evidence)
 
 
-def _slice(plan: "PruningPlan", work: "PruningWork") -> "dict[str, Tensor]":
+def _slice(plan: "PruningPlan", work: "PruningWork") -> "tuple[PreTrainedModel, dict[str, Tensor]]":
     from ptl_fast.baselines import slicing
 
     # the plan only holds the size: which directions go is decided by PCA while slicing
     assert plan.hidden_size is not None
-    tokens = work.calibration_tokens()
-    work.model, eigenvalues = slicing.rotate_and_slice(
-        work.model, tokens, plan.hidden_size, work.batch_size
+    model, eigenvalues = slicing.rotate_and_slice(
+        work.model, work.tokens, plan.hidden_size, work.batch_size
     )
-    return {"eigenvalues": eigenvalues}
+    return model, {"eigenvalues": eigenvalues}
 
 
 def _no_half(removed: int, multiple: int) -> tuple[int | None, str | None]:

@@ -10,21 +10,19 @@ Shape suffixes: L layers, I FFN width, K kept neurons, H hidden size.
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
-
-from ptl_kernels import GatedFfn
+from torch import Tensor, nn
 
 
 @torch.no_grad()
 def compensate_(
-    ffns: Sequence[GatedFfn], grams: Iterable[Tensor], kept_LK: Sequence[Sequence[int]]
+    downs: Sequence[nn.Linear], grams: Iterable[Tensor], kept_LK: Sequence[Sequence[int]]
 ) -> None:
     """Refit the kept neurons' columns of each down projection, in place, by least squares.
 
     The others are not removed here; compaction does that afterwards.
 
     Args:
-        ffns: every layer's FFN, in order.
+        downs: every layer's down projection, in order.
         grams: each layer's Gram matrix on the unchanged model, (width, width) fp64, in order.
         kept_LK: indices of the neurons that stay, (num_layers, num_kept).
 
@@ -33,11 +31,11 @@ def compensate_(
     """
     # iterating ``grams`` may run the model, so no weight may change before all layers are solved
     columns = [
-        least_squares(gram_II, ffn.down.weight, torch.tensor(kept_K, device=gram_II.device))
-        for gram_II, ffn, kept_K in zip(grams, ffns, kept_LK, strict=True)
+        least_squares(gram_II, down.weight, torch.tensor(kept_K, device=gram_II.device))
+        for gram_II, down, kept_K in zip(grams, downs, kept_LK, strict=True)
     ]
-    for ffn, columns_HK, kept_K in zip(ffns, columns, kept_LK, strict=True):
-        ffn.down.weight[:, torch.tensor(kept_K, device=columns_HK.device)] = columns_HK
+    for down, columns_HK, kept_K in zip(downs, columns, kept_LK, strict=True):
+        down.weight[:, torch.tensor(kept_K, device=columns_HK.device)] = columns_HK
 
 
 def least_squares(gram_II: Tensor, down_HI: Tensor, kept_K: Tensor) -> Tensor:

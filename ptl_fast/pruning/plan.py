@@ -49,11 +49,6 @@ class PruningPlan:
     lowest_kept: list[float] | None = None
     """Lowest score among those that stay, in the same form."""
 
-    @property
-    def removes_nothing(self) -> bool:
-        """Whether --threshold found too few redundant neurons for the round to remove any."""
-        return self.num_redundant is not None and self.kept_neurons is None
-
 
 def plan_neurons(
     step: Round,
@@ -107,7 +102,7 @@ def plan_redundant(
 
     Each layer loses the same number, since all layers have one width: at most as many as are
     redundant in the layer with the fewest. The width is then rounded up to a multiple of
-    ``multiple`` and is at least ``step.width``. If it does not shrink, ``removes_nothing`` is True.
+    ``multiple`` and is at least ``step.width``. If it does not shrink, ``kept_neurons`` is None.
 
     Args:
         redundant_LI: neurons whose score is at most the threshold, (num_layers, width) bool;

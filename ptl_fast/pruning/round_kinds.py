@@ -5,8 +5,8 @@ ROUND_KINDS, here or in ptl_fast.baselines; no other code compares the kinds' na
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from ptl_fast.model.families import Family, feed_forwards
 from ptl_fast.pruning.plan import (
@@ -39,47 +39,37 @@ class Scores:
     """(num_layers, num_protected): indices of neurons that stay whatever their score."""
     redundant_LI: "Tensor | None" = None
     """(num_layers, width) bool: neurons redundant by --threshold, or by the scorer's own rule."""
+    redundant_only: bool = False
+    """Whether none but redundant neurons may go (--threshold): then the scores decide how many."""
+    width_multiple: int = 1
+    """Where the scores decide, the width that is left is a multiple of this."""
 
 
-class PruningWork(Protocol):
-    """What a kind of round may ask for, to plan and to prune.
-
-    ptl_fast.run implements it, and computes scores and Gram matrices only when they are asked for.
-    """
+@dataclass(frozen=True, kw_only=True)
+class PruningWork:
+    """The model that a plan is applied to, and what that takes."""
 
     model: "PreTrainedModel"
-    """The model; pruning makes it smaller in place, or assigns another one."""
+    """Pruning may make it smaller in place."""
     family: Family
+    optimizer_state: "dict[str, dict[str, Tensor]] | None" = None
+    """Adam moments from the round before, pruned in place like the weights; None: none kept."""
+    grams: "Iterable[Tensor] | None" = None
+    """Each layer's Gram matrix A^T A on the calibration tokens, (width, width), for fitting the
+    remaining neurons' down projection by least squares; None: it is not fitted.
+    """
+    tokens: "PackedTokens"
+    """The round's calibration tokens."""
     batch_size: int
     """Packed sequences per batch of a calibration pass."""
-    threshold: float | None
-    """The value of --threshold."""
-    width_multiple: int
-    """FFN widths must be multiples of this."""
-    compensates: bool
-    """Whether the remaining neurons' down projection is fitted by least squares (--compensate)."""
-
-    @property
-    def optimizer_state(self) -> "dict[str, dict[str, Tensor]] | None":
-        """Adam moments from the round before, to be pruned like the weights; None: none kept."""
-
-    def neuron_scores(self) -> Scores:
-        """Scores of the model's present neurons."""
-
-    def layer_scores(self) -> Scores:
-        """Scores of the model's present layers."""
-
-    def grams(self) -> "Iterable[Tensor]":
-        """Each layer's Gram matrix A^T A on the calibration tokens, (width, width)."""
-
-    def calibration_tokens(self) -> "PackedTokens":
-        """Packed sequences from the round's own data, as many as --calibration-tokens."""
 
 
-Decide = Callable[[Round, PruningWork], tuple[PruningPlan, "dict[str, Tensor]"]]
-"""(round, work) -> (plan, tensors for the round's folder); without tensors no file is written."""
-Apply = Callable[[PruningPlan, PruningWork], "dict[str, Tensor]"]
-"""(plan, work) -> tensors for the round's folder; makes ``work.model`` smaller."""
+Decide = Callable[[Round, Scores | None], PruningPlan]
+"""(round, scores of what it makes smaller: see ``RoundKind.size``) -> plan. A round that removes no
+neurons is given with the width that the model has.
+"""
+Apply = Callable[[PruningPlan, PruningWork], "tuple[PreTrainedModel, dict[str, Tensor]]"]
+"""(plan, work) -> (the smaller model, tensors for the round's folder)."""
 Halve = Callable[[int, int], tuple[int | None, str | None]]
 """(what a round removed, --width-multiple) -> (half of it, None), or (None, why it has no half)."""
 
@@ -105,47 +95,41 @@ class RoundKind:
     """
 
 
-def _plan_neurons(step: Round, work: PruningWork) -> tuple[PruningPlan, "dict[str, Tensor]"]:
-    found = work.neuron_scores()
-    scores, protected, redundant = found.values, found.protected_LK, found.redundant_LI
+def _plan_neurons(step: Round, scores: Scores | None) -> PruningPlan:
+    assert scores is not None
+    values, protected, redundant = scores.values, scores.protected_LK, scores.redundant_LI
     # the schedule decides how many neurons go, unless --threshold leaves that to the scores
-    if work.threshold is None:
-        return plan_neurons(step, scores, protected, found.scorer, redundant), found.kept
+    if not scores.redundant_only:
+        return plan_neurons(step, values, protected, scores.scorer, redundant)
     assert redundant is not None
-    plan = plan_redundant(step, scores, protected, found.scorer, redundant, work.width_multiple)
-    return plan, found.kept
+    return plan_redundant(step, values, protected, scores.scorer, redundant, scores.width_multiple)
 
 
-def _plan_layers(step: Round, work: PruningWork) -> tuple[PruningPlan, "dict[str, Tensor]"]:
+def _plan_layers(step: Round, scores: Scores | None) -> PruningPlan:
     # --threshold is about neurons: the schedule always decides how many layers go
-    found = work.layer_scores()
-    return plan_layers(_with_width(step, work), found.values, found.scorer), found.kept
+    assert scores is not None
+    return plan_layers(step, scores.values, scores.scorer)
 
 
-def plan_without_scores(step: Round, work: PruningWork) -> tuple[PruningPlan, "dict[str, Tensor]"]:
-    """The plan, without tensors, of a round that scores neither neurons nor layers."""
-    return plan_nothing(_with_width(step, work)), {}
+def plan_without_scores(step: Round, scores: Scores | None) -> PruningPlan:
+    """The plan of a round that scores neither neurons nor layers."""
+    return plan_nothing(step)
 
 
-def _with_width(step: Round, work: PruningWork) -> Round:
-    """The round with the model's present width: with --threshold it is not the schedule's."""
-    return replace(step, width=work.model.config.intermediate_size)
-
-
-def _compact(plan: PruningPlan, work: PruningWork) -> "dict[str, Tensor]":
+def _compact(plan: PruningPlan, work: PruningWork) -> "tuple[PreTrainedModel, dict[str, Tensor]]":
     from ptl_fast.pruning.compact import compact_
     from ptl_fast.pruning.compensate import compensate_
 
     # before compaction: the fit needs the columns of the neurons that go
-    if work.compensates and plan.kept_neurons is not None:
-        ffns = list(feed_forwards(work.model, work.family).values())
-        compensate_(ffns, work.grams(), plan.kept_neurons)
+    if work.grams is not None and plan.kept_neurons is not None:
+        downs = [ffn.down for ffn in feed_forwards(work.model, work.family).values()]
+        compensate_(downs, work.grams, plan.kept_neurons)
     compact_(work.model, work.family, plan, work.optimizer_state)
-    return {}
+    return work.model, {}
 
 
-def _keep(plan: PruningPlan, work: PruningWork) -> "dict[str, Tensor]":
-    return {}
+def _keep(plan: PruningPlan, work: PruningWork) -> "tuple[PreTrainedModel, dict[str, Tensor]]":
+    return work.model, {}
 
 
 def _halve_neurons(removed: int, multiple: int) -> tuple[int | None, str | None]:

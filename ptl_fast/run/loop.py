@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ptl_fast.base.console import say
 from ptl_fast.base.errors import Diverged
 from ptl_fast.model import loading
-from ptl_fast.pruning.plan import PruningPlan
 from ptl_fast.run import gate_step, prune_step, publish, records, recover_step, report, tables
 from ptl_fast.run.evaluate_step import evaluate, measure_dense
 from ptl_fast.run.prepare import load_weights, prepare
@@ -93,24 +92,23 @@ def attempt(context: "RunContext", step: "Round") -> "Decision | None":
     decide = functools.partial(prune_step.plan_round, context, step)
     files.plan.once(lambda: _stage(context, step, "calibrate", decide))
     plan = files.read_plan()
-    # with --threshold the scores decide on the width, and there may be nothing to recover from
-    share = 0.0 if plan.removes_nothing else step.recovery_share
-    step = dataclasses.replace(step, width=plan.width, recovery_share=share)
+    step = dataclasses.replace(step, width=plan.width)
     if plan.num_redundant is not None:
         before = (context.records[-1] if context.records else context.dense)["width"]
         say(report.redundant_line(step.number, plan.num_redundant, before - plan.width))
+        # with --threshold the scores decide on the width, and there may be nothing to recover from
+        if plan.width == before:
+            step = dataclasses.replace(step, recovery_share=0.0)
     # each pass trains once: the round's own recovery (extension 0), then the gate's extensions; a
     # resumed run starts at the extension that the decisions on disk ask for
     while True:
         extension = len(context.rounds.extensions(step.number))
-        decision = gate_step.judge(context, step, recovered(context, step, plan, extension))
+        decision = gate_step.judge(context, step, recovered(context, step, extension))
         if decision is None or decision.action != "extend":
             return decision
 
 
-def recovered(
-    context: "RunContext", step: "Round", plan: PruningPlan, extension: int
-) -> dict[str, Any]:
+def recovered(context: "RunContext", step: "Round", extension: int) -> dict[str, Any]:
     """Train (or load the trained weights), and return the evaluation: {task: {metric: value}}.
 
     Returns an empty dict if training or evaluation diverged and there is a quality gate, which
@@ -122,7 +120,7 @@ def recovered(
     files = context.folder.round(step.number)
     evaluated, recovery = files.recovered(extension), files.recovery(extension)
     try:
-        train(context, step, plan, extension)
+        train(context, step, extension)
         # no step was trained, so the evaluation of the pruned model still holds
         unchanged = None
         if not recover_step.has_trained(recovery.read()):
@@ -140,7 +138,7 @@ def recovered(
         return {}
 
 
-def train(context: "RunContext", step: "Round", plan: PruningPlan, extension: int) -> None:
+def train(context: "RunContext", step: "Round", extension: int) -> None:
     """Leave in memory and on disk the model after the round's recovery, or after an extension.
 
     A saved model is only loaded. Otherwise training resumes from its newest checkpoint, or starts
@@ -155,7 +153,7 @@ def train(context: "RunContext", step: "Round", plan: PruningPlan, extension: in
         # from disk even if it is in memory: the start is the same in a resumed run
         load_weights(context, step.number, extension - 1)
     else:
-        _prune(context, step, plan)
+        _prune(context, step)
     recover = functools.partial(recover_step.recover_round, context, step, extension)
     _stage(context, step, "recover", recover)
     saved.save(context.model, context.inputs.tokenizer)
@@ -164,7 +162,7 @@ def train(context: "RunContext", step: "Round", plan: PruningPlan, extension: in
         files.model(extension - 1).remove()
 
 
-def _prune(context: "RunContext", step: "Round", plan: PruningPlan) -> None:
+def _prune(context: "RunContext", step: "Round") -> None:
     """Make the model in memory smaller, and evaluate it before recovery (pruned.json).
 
     The pruned weights are not saved: without a checkpoint of the recovery, a resumed run prunes
@@ -174,7 +172,7 @@ def _prune(context: "RunContext", step: "Round", plan: PruningPlan) -> None:
     # a checkpoint of this recovery replaces the weights, so compensation (least squares) can be
     # skipped on resume, unless the evaluation of the pruned model is still missing
     weights_follow = files.pruned.exists() and recover_step.goes_on(context, step)
-    prune = functools.partial(prune_step.prune, context, step, plan, weights_follow=weights_follow)
+    prune = functools.partial(prune_step.prune, context, step, weights_follow=weights_follow)
     _stage(context, step, "compact", prune)
     # a round that only trains starts from a model that was already evaluated
     unchanged = None

@@ -20,10 +20,9 @@ from ptl_fast.pruning import width_multiple
 from ptl_fast.recovery import registry, trainer
 from ptl_fast.recovery.distillation import teacher_cache
 from ptl_fast.recovery.grpo.train import rollout_split
-from ptl_fast.run import checks, inputs, quality_gate, rounds, sizes
+from ptl_fast.run import checks, inputs, prune_step, quality_gate, rounds, sizes
 from ptl_fast.run.context import LoadedModel, RunContext
 from ptl_fast.run.folder import RunFolder
-from ptl_fast.scoring import statistics
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -111,8 +110,7 @@ def load_weights(context: RunContext, number: int, extension: int = 0) -> None:
             f" {num_embeddings} embeddings"
         )
     context.loaded = LoadedModel(model=model, family=family)
-    # one sequence: weights that overflow or are damaged show here, not after hours of training
-    statistics.collect(model, family, context.data.training[0].first(1), 1, "check")
+    prune_step.check_weights(context)
 
 
 def output_folder(config: "Config") -> Path:

@@ -1,22 +1,20 @@
 """The first half of a round: score the model's neurons or layers, plan what goes, and remove it.
 
-How a kind of round plans and prunes is in ptl_fast.pruning.round_kinds; this module gives it scores
-and calibration data from the run's context, through the class Work.
+How a kind of round plans and prunes is in ptl_fast.pruning.round_kinds; this module gives it the
+scores and what else it takes, from the run's context.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast.baselines import SCORERS
 from ptl_fast.pruning import compact
 from ptl_fast.pruning import plan as plan_module
-from ptl_fast.pruning.plan import PruningPlan
-from ptl_fast.pruning.round_kinds import Scores
+from ptl_fast.pruning.round_kinds import PruningWork, Scores
 from ptl_fast.recovery import next_prune_penalty, optimizer_state
 from ptl_fast.run.rounds import kind_of
 from ptl_fast.scoring import statistics as statistics_module
-from ptl_fast.scoring.gram import GramMatrices
 from ptl_fast.scoring.scorers import LAYER_SCORERS, Evidence, Samples
 from ptl_fast.scoring.statistics import Statistics
 
@@ -25,9 +23,21 @@ if TYPE_CHECKING:
 
     from ptl_fast.data.packing import PackedTokens
     from ptl_fast.pruning.schedule import Round
-    from ptl_fast.recovery.task import OptimizerState
     from ptl_fast.run.context import RunContext
+    from ptl_fast.scoring.gram import GramMatrices
     from ptl_fast.scoring.statistics import Extra
+
+
+def check_weights(context: "RunContext") -> None:
+    """Run one sequence through the model in memory.
+
+    Weights that overflow or are damaged show here, not after hours of training.
+
+    Raises:
+        ValueError: an activation is NaN or infinite.
+    """
+    now, tokens = context.now, context.data.calibration(1, num_tokens=1)
+    statistics_module.collect(now.model, now.family, tokens, 1, "check")
 
 
 def plan_round(context: "RunContext", step: "Round") -> dict[str, Any]:
@@ -36,17 +46,19 @@ def plan_round(context: "RunContext", step: "Round") -> dict[str, Any]:
     The statistics and scores behind it are written to statistics.safetensors. A run killed before
     the caller has written plan.json decides again and overwrites them.
     """
-    plan, kept = kind_of(step).plan(step, Work(context, step))
+    kind, scores = kind_of(step), Calibration(context, step).scores()
+    # with --threshold, the width that such a round leaves as it is may not be the schedule's
+    if kind.size != "width":
+        step = dataclasses.replace(step, width=context.model.config.intermediate_size)
+    plan = kind.plan(step, scores)
     # a round that only trains has no scores
-    if kept:
-        context.folder.round(step.number).statistics.write(kept)
+    if scores is not None:
+        context.folder.round(step.number).statistics.write(scores.kept)
     return dataclasses.asdict(plan)
 
 
-def prune(
-    context: "RunContext", step: "Round", plan: PruningPlan, *, weights_follow: bool = False
-) -> None:
-    """Make the model in memory smaller as the plan says.
+def prune(context: "RunContext", step: "Round", *, weights_follow: bool = False) -> None:
+    """Make the model in memory smaller as the round's plan.json says.
 
     With --keep-optimizer-state, the optimizer state that the round before left is loaded and cut to
     the same shapes.
@@ -64,8 +76,17 @@ def prune(
     # missing in the first round, and where earlier rounds had nothing to train
     if before.exists():
         now.optimizer_state = optimizer_state.from_tensors(before.read())
-    work = Work(context, step, compensates=context.config.prune.compensate and not weights_follow)
-    kept = kind.apply(plan, work)
+    plan, calibration = files.read_plan(), Calibration(context, step)
+    compensates = calibration.compensates and plan.kept_neurons is not None and not weights_follow
+    work = PruningWork(
+        model=now.model,
+        family=now.family,
+        optimizer_state=now.optimizer_state,
+        grams=calibration.grams() if compensates else None,
+        tokens=calibration.tokens(),
+        batch_size=calibration.batch_size,
+    )
+    now.model, kept = kind.apply(plan, work)
     # the Gram matrices belong to the unpruned weights, and are large
     now.grams = None
     if kept:
@@ -104,54 +125,63 @@ def needed_statistics(context: "RunContext", step: "Round") -> "frozenset[Extra]
     return wanted | needs.get(kind_of(step).size, frozenset())
 
 
-class Work:
-    """The run's side of ptl_fast.pruning.round_kinds.PruningWork: what a kind of round may ask for.
+class Calibration:
+    """Scores and Gram matrices of the model in memory, on a round's calibration tokens.
 
-    Scores and Gram matrices are computed when they are asked for, so a round that needs none makes
-    no calibration pass.
+    Computed when they are asked for, so a round that needs none makes no calibration pass.
     """
 
-    def __init__(self, context: "RunContext", step: "Round", compensates: bool = True) -> None:
+    def __init__(self, context: "RunContext", step: "Round") -> None:
         config = context.config
-        assert isinstance(config.prune.width_multiple, int)
-        self.context, self.step = context, step
-        self.compensates = compensates and config.prune.compensate
+        self.context, self.step, self.model = context, step, context.now.model
         self.family, self.batch_size = context.now.family, config.trainer.micro_batch
-        self.threshold, self.width_multiple = config.prune.threshold, config.prune.width_multiple
+        self.compensates = config.prune.compensate
 
-    @property
-    def model(self) -> Any:
-        return self.context.now.model
-
-    @model.setter
-    def model(self, smaller: Any) -> None:
-        self.context.now.model = smaller
-
-    @property
-    def optimizer_state(self) -> "OptimizerState | None":
-        return self.context.now.optimizer_state
-
-    def calibration_tokens(self) -> "PackedTokens":
+    def tokens(self) -> "PackedTokens":
+        """The first --calibration-tokens of the round's part of the data."""
         score = self.context.config.score
         return self.context.data.calibration(self.step.number, score.calibration_tokens)
 
-    def neuron_scores(self) -> Scores:
+    def scores(self) -> Scores | None:
+        """The scores of what the round makes smaller; None if it makes neither smaller."""
+        find = {"width": self._neuron_scores, "num_layers": self._layer_scores}
+        size = kind_of(self.step).size
+        return find[size]() if size is not None else None
+
+    def grams(self) -> "GramMatrices":
+        """Each layer's Gram matrix on the calibration tokens, (width, width)."""
+        now = self.context.now
+        # missing if a resumed run read the plan from disk, or if no calibration pass was made: the
+        # scores came from an earlier round or from the statistics of a recovery
+        if now.grams is None:
+            _, now.grams = self._collect(self.tokens(), "compensate")
+        assert now.grams is not None
+        return now.grams
+
+    def _neuron_scores(self) -> Scores:
         """The neurons' scores, and which neurons are protected or redundant."""
-        name, config = self.context.config.score.scorer, self.context.config
-        scorer, kept = SCORERS[name], self._kept_once() or self._measured_neurons()
+        config, kept = self.context.config, self._kept_once() or self._measured_neurons()
+        scorer, threshold = SCORERS[config.score.scorer], config.prune.threshold
         scores, protected, redundant = kept["scores"], None, None
         if "protect_scores" in kept:
             protected = plan_module.protect(kept["protect_scores"], config.score.protect_share)
         # --threshold takes the place of the scorer's own rule for redundant neurons
-        if self.threshold is not None:
-            redundant = scorer.per_token(scores, kept["num_tokens"]) <= self.threshold
+        if threshold is not None:
+            redundant = scorer.per_token(scores, kept["num_tokens"]) <= threshold
         elif scorer.redundant_below is not None:
             redundant = scores < scorer.redundant_below
+        assert isinstance(config.prune.width_multiple, int)
         return Scores(
-            scorer=name, values=scores, kept=kept, protected_LK=protected, redundant_LI=redundant
+            scorer=config.score.scorer,
+            values=scores,
+            kept=kept,
+            protected_LK=protected,
+            redundant_LI=redundant,
+            redundant_only=threshold is not None,
+            width_multiple=config.prune.width_multiple,
         )
 
-    def layer_scores(self) -> Scores:
+    def _layer_scores(self) -> Scores:
         """The layers' scores; with the statistics behind them, for the round's folder."""
         name = self.context.config.score.layer_scorer
         kept = self._kept_once()
@@ -159,16 +189,6 @@ class Work:
             taken = self._statistics()
             kept = {**taken.tensors(), "scores": LAYER_SCORERS[name].compute(taken)}
         return Scores(scorer=name, values=kept["scores"], kept=kept)
-
-    def grams(self) -> "Iterable[Tensor]":
-        """Each layer's Gram matrix on the calibration tokens, (width, width)."""
-        now = self.context.now
-        # missing if a resumed run read the plan from disk, or if no calibration pass was made: the
-        # scores came from an earlier round or from the statistics of a recovery
-        if now.grams is None:
-            _, now.grams = self._collect(self.calibration_tokens(), "compensate")
-        assert now.grams is not None
-        return now.grams
 
     def _measured_neurons(self) -> "dict[str, Tensor]":
         """The round's statistics and its scores, (num_layers, width), by their names in the file.
@@ -218,7 +238,7 @@ class Work:
         # missing in the first round, and where the last round had nothing to train
         if during_recovery and taken.exists():
             return Statistics(**taken.read())
-        found, self.context.now.grams = self._collect(self.calibration_tokens(), "calibrate")
+        found, self.context.now.grams = self._collect(self.tokens(), "calibrate")
         return found
 
     def _collect(
@@ -229,23 +249,15 @@ class Work:
 
         Both come from the same pass where the matrices fit in memory.
         """
-        config, grams = self.context.config, None
-        removes_neurons = kind_of(self.step).size == "width"
-        if removes_neurons and (SCORERS[config.score.scorer].reads_grams or self.compensates):
-            protected = self.context.inputs.protected
-            grams = GramMatrices(
-                self.model,
-                self.family,
-                tokens,
-                self.batch_size,
-                protected.tokens if protected is not None else None,
-                config.score.protect_share,
-            )
+        config, protected = self.context.config, self.context.inputs.protected
         extra = needed_statistics(self.context, self.step)
-        found = statistics_module.collect(
-            self.model, self.family, tokens, self.batch_size, description, extra, grams
-        )
-        return found, grams
+        own = (self.model, self.family, tokens, self.batch_size, description, extra)
+        removes_neurons = kind_of(self.step).size == "width"
+        reads_grams = SCORERS[config.score.scorer].reads_grams or self.compensates
+        if not (removes_neurons and reads_grams):
+            return statistics_module.collect(*own), None
+        other = protected.tokens if protected is not None else None
+        return statistics_module.collect_with_grams(*own, other, config.score.protect_share)
 
     def _kept_once(self) -> "dict[str, Tensor] | None":
         """With --score-once, the scores of the first round of this kind, for what is left of the

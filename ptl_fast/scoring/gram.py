@@ -73,8 +73,9 @@ class GramMatrices:
         if protected is not None and protect_share > 0:
             others = protect_share * tokens.num_tokens / protected.num_tokens
             self.texts = [(tokens, 1 - protect_share), (protected, others)]
-        self.ffns = list(feed_forwards(model, family).values())
-        self.at_once = max(1, GRAM_BYTES // (8 * self.ffns[0].width ** 2))
+        self.downs = [ffn.down for ffn in feed_forwards(model, family).values()]
+        """The layers' down projections; A is one's input."""
+        self.at_once = max(1, GRAM_BYTES // (8 * self.downs[0].in_features ** 2))
         self.mask: Tensor | None = None
         self.sums: list[Tensor] = []
         """Unfinished matrices of the current group of layers, without the texts in ``unread``."""
@@ -99,17 +100,17 @@ class GramMatrices:
             yield
 
     def __iter__(self) -> Iterator[Tensor]:
-        for first in range(0, len(self.ffns), self.at_once):
+        for first in range(0, len(self.downs), self.at_once):
             if first or not self.taken:
                 self._take(first)
             yield from self.taken
-            if self.at_once < len(self.ffns):
+            if self.at_once < len(self.downs):
                 self.taken = []
 
     def _begin(self, first: int) -> None:
         """Start the group of layers from ``first`` on with zero matrices, and all texts unread."""
-        width, device = self.ffns[first].width, self.model.device
-        group = self.ffns[first : first + self.at_once]
+        width, device = self.downs[first].in_features, self.model.device
+        group = self.downs[first : first + self.at_once]
         # inference tensors could not be changed in place after the caller's inference mode ends
         with torch.inference_mode(False):
             self.sums = [
@@ -154,9 +155,9 @@ class GramMatrices:
     def _adding(self, first: int, weight: float) -> Iterator[None]:
         """Hook the layers from ``first`` on: forward passes inside add tokens with this weight."""
         with ExitStack() as stack:
-            for gram_II, ffn in zip(self.sums, self.ffns[first:], strict=False):
+            for gram_II, down in zip(self.sums, self.downs[first:], strict=False):
                 stack.callback(
-                    ffn.down.register_forward_pre_hook(partial(self._add, gram_II, weight)).remove
+                    down.register_forward_pre_hook(partial(self._add, gram_II, weight)).remove
                 )
             yield
 

@@ -24,8 +24,8 @@ def prices(grams: GramMatrices) -> Tensor:
     """
     return torch.stack(
         [
-            eliminate(gram_II, ffn.down.weight.detach())
-            for gram_II, ffn in zip(grams, grams.ffns, strict=True)
+            eliminate(gram_II, down.weight.detach())
+            for gram_II, down in zip(grams, grams.downs, strict=True)
         ]
     ).cpu()
 

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from ptl_fast.base import distributed
 from ptl_fast.data.batching import document_batches
 from ptl_fast.model.families import Family, decoder_layers, feed_forwards
+from ptl_fast.scoring.gram import GramMatrices
 from ptl_kernels import FfnStatistics, NeuronSums, fused_ffns, residual_change
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ptl_fast.data.packing import PackedTokens
-    from ptl_fast.scoring.gram import GramMatrices
 
 # what is collected only if a scorer asks for it: see ``Statistics``
 Extra = Literal["sums", "angles", "gradients"]
@@ -172,7 +172,7 @@ def collect(
     batch_size: int,
     description: str = "calibrate",
     extra: frozenset[Extra] = NOTHING,
-    grams: "GramMatrices | None" = None,
+    grams: GramMatrices | None = None,
 ) -> Statistics:
     """Run the model over the corpus once and return its statistics, on the CPU.
 
@@ -207,6 +207,26 @@ def collect(
                 model.base_model(**batch, use_cache=False)
     model.train(model_was_training)
     return watched.total()
+
+
+def collect_with_grams(
+    model: "PreTrainedModel",
+    family: Family,
+    tokens: "PackedTokens",
+    batch_size: int,
+    description: str = "calibrate",
+    extra: frozenset[Extra] = NOTHING,
+    protected: "PackedTokens | None" = None,
+    protect_share: float = 0.0,
+) -> tuple[Statistics, GramMatrices]:
+    """``collect``, and the layers' Gram matrices from the same pass where they fit in memory.
+
+    Args:
+        protected: other text, and its share of the Gram matrices' weight: see ``GramMatrices``. The
+            statistics are of ``tokens`` alone.
+    """
+    grams = GramMatrices(model, family, tokens, batch_size, protected, protect_share)
+    return collect(model, family, tokens, batch_size, description, extra, grams), grams
 
 
 @torch.no_grad()

@@ -69,7 +69,7 @@ def prune(
     plan = plan_neurons(step, price_LI, None, "reconstruction")
     assert plan.kept_neurons is not None
     if compensate:
-        compensate_module.compensate_(grams.ffns, grams, plan.kept_neurons)
+        compensate_module.compensate_(grams.downs, grams, plan.kept_neurons)
     compact.compact_(model, family, plan)
     return float(price_LI[0].sort().values[-width - 1])
 

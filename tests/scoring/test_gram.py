@@ -137,9 +137,7 @@ def test_neurons_that_shout_at_one_token_leave_the_gram_matrix_positive_definite
     down = torch.nn.Linear(width, 1)
     model = torch.nn.Sequential(down)
     model.device = torch.device("cpu")
-    monkeypatch.setattr(
-        gram_module, "feed_forwards", lambda *_: {"0": SimpleNamespace(down=down, width=width)}
-    )
+    monkeypatch.setattr(gram_module, "feed_forwards", lambda *_: {"0": SimpleNamespace(down=down)})
     grams = gram_module.GramMatrices(model, None, None, 1)
     with grams.watch():
         grams.expect(torch.ones(1, 256, dtype=torch.bool))
