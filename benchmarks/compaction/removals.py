@@ -34,9 +34,6 @@ def ours(model: PreTrainedModel, kept: KeptNeurons) -> PreTrainedModel:
         width=len(kept[0]),
         num_layers=len(kept),
         kept_neurons=kept,
-        dropped_layers=[],
-        num_rescued=0,
-        layer_scores=None,
     )
     compact.compact_(model, find_family(model), plan)
     return model

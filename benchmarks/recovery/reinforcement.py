@@ -128,13 +128,14 @@ class PrunedModel:
         return round(100 * value, 1)
 
     def _task(self, folder: Path, num_tokens: int) -> "RecoveryTask":
+        from ptl_fast.base.run_files import RunFiles
         from ptl_fast.recovery.task import RecoveryTask
 
         return RecoveryTask(
             tokens=self.tokens,
             num_tokens=num_tokens,
             name="round-01",
-            folder=folder / "round-01" / "recovery",
+            folder=RunFiles(folder).round(1).recovery_folder(),
             log_folder=folder / "log",
             tokenizer=self.tokenizer,
             problems=self.corpus.documents[0],

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from benchmarks.harness import clock
+from ptl_fast.base.run_files import RecoveryFolder
 from ptl_fast.config.trainer import TrainerSettings
 from ptl_fast.data import packing as packing_module
 from ptl_fast.model.families import feed_forwards, find_family
@@ -130,7 +131,7 @@ def train_ours(
             tokens=tokens,
             num_tokens=round(setup.num_steps * batch * tokens.num_tokens / len(tokens)),
             name="ours",
-            folder=Path(folder) / "recovery",
+            folder=RecoveryFolder(Path(folder) / "recovery"),
             log_folder=Path(folder) / "log",
             tokenizer=setup.tokenizer,
             trainer=trainer,

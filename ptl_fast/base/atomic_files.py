@@ -1,16 +1,12 @@
 """Write files and folders atomically: after a crash or power failure they are complete or absent.
 
 The order is that of an atomic write on POSIX file systems: write under a temporary name, fsync,
-rename, fsync the parent folder. Functions here act for one process; ranks are in run/stored.py.
+rename, fsync the parent folder. Functions here act for one process; ranks are in base/stored.py.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
-
-WHOLE = "complete"
-"""Marker file of a complete folder: the sizes of its other files, as JSON; written last."""
 
 
 def write_atomically(file: Path, content: bytes) -> None:
@@ -63,26 +59,3 @@ def publish(temporary: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     sync(folder.parent)
-
-
-def mark_whole(folder: Path) -> None:
-    """Mark a folder as complete, for folders that are written in place and not renamed.
-
-    The Trainer's checkpoints are such folders. A crash before this leaves the folder unmarked.
-    """
-    write_atomically(folder / WHOLE, json.dumps(_sizes(folder)).encode())
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether a folder was marked as complete, and its files still have the sizes of that time.
-
-    After a power failure, files that were not flushed to disk may be missing or truncated.
-    """
-    marker = folder / WHOLE
-    return marker.is_file() and json.loads(marker.read_text()) == _sizes(folder)
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    """{path in the folder: bytes} of all files but the marker."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != WHOLE)
-    return {str(file.relative_to(folder)): file.stat().st_size for file in files}

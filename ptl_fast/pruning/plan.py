@@ -3,7 +3,7 @@
 Shape suffixes: L layers, I FFN width, K neurons kept or protected per layer.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ class PruningPlan:
     """Number of layers after the round."""
     kept_neurons: list[list[int]] | None
     """Indices of the neurons that stay in each layer, ascending; None if none are removed."""
-    dropped_layers: list[int]
+    dropped_layers: list[int] = field(default_factory=list)
     """Indices of the layers that are removed, ascending."""
-    num_rescued: int
+    num_rescued: int = 0
     """Neurons per layer (mean) that only --protect kept from being removed. 0 with scorers such as
     reconstruction that read the protected text themselves: there no neuron is exempt by rank.
     """
-    layer_scores: list[float] | None
+    layer_scores: list[float] | None = None
     """In a layer round, the score of every layer."""
     num_redundant: list[int] | None = None
     """Number of redundant neurons in each layer, by --threshold or by the rule of the scorer
@@ -81,9 +81,7 @@ def plan_neurons(
         width=step.width,
         num_layers=step.num_layers,
         kept_neurons=kept_LK.tolist(),
-        dropped_layers=[],
         num_rescued=_num_rescued(scores_LI, protected_LK, step.width),
-        layer_scores=None,
         num_redundant=None if redundant_LI is None else redundant_LI.sum(1).tolist(),
         highest_removed=highest_removed,
         lowest_kept=lowest_kept,
@@ -142,7 +140,6 @@ def plan_layers(step: Round, scores_L: "Tensor", scorer: str) -> PruningPlan:
         num_layers=step.num_layers,
         kept_neurons=None,
         dropped_layers=dropped.tolist(),
-        num_rescued=0,
         layer_scores=scores_L.tolist(),
         highest_removed=highest_removed,
         lowest_kept=lowest_kept,
@@ -161,9 +158,6 @@ def plan_nothing(step: Round) -> PruningPlan:
         width=step.width,
         num_layers=step.num_layers,
         kept_neurons=None,
-        dropped_layers=[],
-        num_rescued=0,
-        layer_scores=None,
         hidden_size=step.hidden_size,
     )
 

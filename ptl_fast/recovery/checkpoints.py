@@ -1,15 +1,13 @@
-"""Checkpoints during a round's recovery: when to write them, and which ones are complete."""
+"""Checkpoints during a round's recovery: when to write them."""
 
-import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainingArguments
 
 from ptl_fast.base import distributed
-from ptl_fast.base.atomic_files import is_whole, mark_whole
+from ptl_fast.base.run_files import Checkpoint, RecoveryFolder
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState
@@ -19,20 +17,19 @@ class Checkpoints(TrainerCallback):
     """Saves a checkpoint every ``seconds`` seconds, and keeps only the newest complete one.
 
     Args:
-        folder: where the Trainer writes its checkpoint-STEP folders.
+        folder: where the Trainer writes them.
         seconds: wall-clock time between two checkpoints.
         end: returns the round's last step, where no checkpoint is needed; a function, as early
             stopping moves it.
-        keep: called on every rank with the new checkpoint's folder, to write what the Trainer does
-            not save.
+        keep: called on every rank with the new checkpoint, to write what the Trainer does not save.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folder: RecoveryFolder,
         seconds: float,
         end: Callable[[], int],
-        keep: Callable[[Path], None] | None = None,
+        keep: Callable[[Checkpoint], None] | None = None,
     ) -> None:
         self.folder, self.seconds, self.end, self.keep = folder, seconds, end, keep
         self.last = time.monotonic()
@@ -55,23 +52,11 @@ class Checkpoints(TrainerCallback):
         control: "TrainerControl",
         **kwargs: Any,
     ) -> None:
-        checkpoint = self.folder / f"checkpoint-{state.global_step}"
+        checkpoint = self.folder.checkpoint(state.global_step)
         if self.keep is not None:
             self.keep(checkpoint)
-        # every rank writes files of its own (random states, ZeRO shards) before the mark
-        distributed.barrier()
-        if distributed.is_main():
-            mark_whole(checkpoint)
-            # older ones go only now: a crash at any moment leaves a complete checkpoint
-            for other in self.folder.glob("checkpoint-*"):
-                if other != checkpoint:
-                    shutil.rmtree(other)
-        distributed.barrier()
+        # waits for every rank, as each has files of its own: random states, ZeRO shards
+        checkpoint.mark()
+        # older ones go only now: a crash at any moment leaves a complete checkpoint
+        self.folder.remove_checkpoints(but=checkpoint)
         self.last = time.monotonic()
-
-
-def newest_checkpoint(folder: Path) -> str | None:
-    """Return the newest complete checkpoint of ``folder``, or None; the same on all ranks."""
-    whole = [str(each) for each in folder.glob("checkpoint-*") if is_whole(each)]
-    agreed = distributed.agree(whole)
-    return max(agreed, key=lambda path: int(path.rsplit("-", 1)[1]), default=None)

@@ -1,13 +1,11 @@
 """Continual pre-training: next-token prediction on the round's part of the data."""
 
 import contextlib
-import json
 import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -17,10 +15,11 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ptl_fast.base import distributed
+from ptl_fast.base.run_files import Checkpoint
 from ptl_fast.data.batching import collator
 from ptl_fast.recovery import optimizer_state
 from ptl_fast.recovery.borrowed_model import borrowed, tear_down
-from ptl_fast.recovery.checkpoints import Checkpoints, newest_checkpoint
+from ptl_fast.recovery.checkpoints import Checkpoints
 from ptl_fast.recovery.learning_rate import learning_rate
 from ptl_fast.recovery.liger import unpatched_afterwards
 from ptl_fast.recovery.task import (
@@ -36,9 +35,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerControl, TrainerState
 
     from ptl_fast.data.packing import PackedTokens
-
-# Files that a checkpoint has besides the Trainer's own: statistics, state of the closing phase.
-STATISTICS, CLOSING = "watched.pt", "closing.json"
 
 
 class Teaching(Protocol):
@@ -79,7 +75,7 @@ def train(
         _tokens_per_step(task.tokens, task.trainer.global_batch),
         options.held_out,
     )
-    checkpoint = newest_checkpoint(task.folder)
+    checkpoint = task.folder.newest_checkpoint()
     if checkpoint is None and options.held_out is not None:
         closing.note(0, distributed.agree(options.held_out.nll()))
         # pruning did no harm: skip training, and hand the optimizer state on unchanged
@@ -109,7 +105,7 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         if checkpoint is not None:
-            _restore(Path(checkpoint), closing, options.statistics)
+            _restore(checkpoint, closing, options.statistics)
         run(trainer, checkpoint, model)
         result = _result(trainer, model, closing, task)
         tear_down(trainer, model)
@@ -326,23 +322,26 @@ class _CountTheEnd(TrainerCallback):
         self.statistics.enabled = state.global_step >= self.closing.ends - self.num_steps
 
 
-def _keep(checkpoint: Path, closing: ClosingPhase, statistics: ForwardStatistics | None) -> None:
+def _keep(
+    checkpoint: Checkpoint, closing: ClosingPhase, statistics: ForwardStatistics | None
+) -> None:
     """Add to a checkpoint what ``_restore`` reads. Collective: every rank must call it."""
     if statistics is not None:
         # summed over ranks, so that training can resume on another number of them
         total = statistics.over_ranks()
         if distributed.is_main():
-            torch.save(total, checkpoint / STATISTICS)
-    if distributed.is_main():
-        (checkpoint / CLOSING).write_text(json.dumps(closing.state()))
+            torch.save(total, checkpoint.statistics.path)
+    checkpoint.closing.write(closing.state())
 
 
-def _restore(checkpoint: Path, closing: ClosingPhase, statistics: ForwardStatistics | None) -> None:
+def _restore(
+    checkpoint: Checkpoint, closing: ClosingPhase, statistics: ForwardStatistics | None
+) -> None:
     """Restore the closing phase and the statistics from a checkpoint."""
-    closing.restore(json.loads((checkpoint / CLOSING).read_text()))
+    closing.restore(checkpoint.closing.read())
     # the file has the sums over all ranks, so one rank takes them and the others start at zero
     if statistics is not None and distributed.is_main():
-        for name, tensor in torch.load(checkpoint / STATISTICS).items():
+        for name, tensor in torch.load(checkpoint.statistics.path).items():
             statistics.tensors()[name].copy_(tensor)
 
 

@@ -10,17 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptl_fast.base import distributed
-from ptl_fast.base.atomic_files import is_whole, mark_whole, publish, temporary_folder
+from ptl_fast.base.run_files import RecoveryFolder
 from ptl_fast.config.grpo import GrpoSettings
 from ptl_fast.recovery import estimate
 from ptl_fast.recovery.task import RecoveryResult, RecoveryTask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-# files in the folder of a method that is finished while others of the round are still to come
-WEIGHTS, RESULT = "weights.pt", "result.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,11 +138,11 @@ def recover(names: Sequence[str], model: "PreTrainedModel", task: RecoveryTask) 
         part = dataclasses.replace(
             task,
             num_tokens=task.num_tokens // max(1, num_on_text),
-            folder=task.folder / name,
+            folder=task.folder.method(name),
             log_folder=task.log_folder / name,
         )
         # finished before an interruption
-        if distributed.agree(is_whole(part.folder)):
+        if part.folder.finished.exists():
             parts.append(_load(part.folder, model))
             continue
         parts.append(RECOVERIES[name].train(model, part))
@@ -161,49 +157,44 @@ def recover(names: Sequence[str], model: "PreTrainedModel", task: RecoveryTask) 
     )
 
 
-def goes_on(names: Sequence[str], folder: Path) -> str | None:
+def goes_on(names: Sequence[str], folder: RecoveryFolder) -> str | None:
     """The method that ``recover`` would resume in this folder; None if all would start anew.
 
     "Resume" includes a method that has not begun, if one before it is finished.
     """
-    from ptl_fast.recovery.checkpoints import newest_checkpoint
-
     if len(names) == 1:
-        return names[0] if newest_checkpoint(folder) is not None else None
-    # asked of every method on every rank: ``agree`` is collective
-    whole = [distributed.agree(is_whole(folder / name)) for name in names]
+        return names[0] if folder.newest_checkpoint() is not None else None
+    whole = [folder.method(name).finished.exists() for name in names]
     for name, finished in zip(names, whole, strict=True):
         if not finished:
-            started = any(whole) or newest_checkpoint(folder / name) is not None
+            started = any(whole) or folder.method(name).newest_checkpoint() is not None
             return name if started else None
     return names[-1]
 
 
-def _save(folder: Path, model: "PreTrainedModel", result: RecoveryResult) -> None:
+def _save(folder: RecoveryFolder, model: "PreTrainedModel", result: RecoveryResult) -> None:
     """Save a finished method's weights and result, replacing its checkpoints in one rename.
 
     A crash before the rename leaves the checkpoints, so the method resumes from the newest one.
     """
     import torch
 
-    if distributed.is_main():
-        temporary = temporary_folder(folder)
-        temporary.mkdir(parents=True)
+    def write(path: Path) -> None:
+        new = RecoveryFolder(path)
         # parameters by name, tied ones once: the architecture is that of the model in memory
-        torch.save(dict(model.named_parameters()), temporary / WEIGHTS)
+        torch.save(dict(model.named_parameters()), new.weights.path)
         content = dataclasses.asdict(dataclasses.replace(result, optimizer_state=None))
-        (temporary / RESULT).write_text(json.dumps(content))
-        mark_whole(temporary)
-        publish(temporary, folder)
-    distributed.barrier()
+        new.result.path.write_text(json.dumps(content))
+
+    folder.finished.fill(write)
 
 
-def _load(folder: Path, model: "PreTrainedModel") -> RecoveryResult:
+def _load(folder: RecoveryFolder, model: "PreTrainedModel") -> RecoveryResult:
     """Load what ``_save`` has written into the model, in place; return the method's result."""
     import torch
 
     # copied into the existing tensors, which keeps them on their device and tied
     with torch.no_grad():
-        for name, weight in torch.load(folder / WEIGHTS, map_location="cpu").items():
+        for name, weight in torch.load(folder.weights.path, map_location="cpu").items():
             model.get_parameter(name).copy_(weight)
-    return RecoveryResult(**json.loads((folder / RESULT).read_text()))
+    return RecoveryResult(**folder.result.read())

@@ -1,6 +1,6 @@
 """The input and output of a recovery method: RecoveryTask -> RecoveryResult.
 
-A task is plain data: recovery methods do not know the run, its schedule or its folder's layout.
+A task is plain data: recovery methods do not know the run or its schedule.
 """
 
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ptl_fast.base.run_files import RecoveryFolder
 from ptl_fast.config.distill import DistillSettings
 from ptl_fast.config.grpo import GrpoSettings
 from ptl_fast.config.model import ModelSettings
@@ -93,8 +94,10 @@ class RecoveryTask:
     """Tokens to train on; if the data has fewer, it is repeated."""
     name: str
     """The round's name, for messages."""
-    folder: Path
-    """For checkpoints. If it holds one, training resumes from it."""
+    folder: RecoveryFolder
+    """For checkpoints; ``RecoveryFolder(path)`` without a run. If it holds one, training resumes
+    from it.
+    """
     log_folder: Path
     """For TensorBoard logs."""
     tokenizer: "PreTrainedTokenizerBase"

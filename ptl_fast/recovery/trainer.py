@@ -17,6 +17,7 @@ from ptl_fast.recovery.liger import liger_kernels
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerControl, TrainerState
 
+    from ptl_fast.base.run_files import Checkpoint
     from ptl_fast.config.trainer import TrainerSettings
     from ptl_fast.recovery.task import RecoveryTask
 
@@ -48,7 +49,7 @@ def common_arguments(model: "PreTrainedModel", task: "RecoveryTask") -> dict[str
     """Return the fields of transformers' TrainingArguments that are the same in all recoveries."""
     on_cpu = model.device.type == "cpu"
     return {
-        "output_dir": str(task.folder),
+        "output_dir": str(task.folder.path),
         "bf16": model.dtype == torch.bfloat16,
         "fp16": model.dtype == torch.float16,
         "gradient_checkpointing": task.trainer.gradient_checkpointing,
@@ -91,7 +92,7 @@ def deepspeed_settings(name: str | None, on_cpu: bool) -> dict | None:
     return read_deepspeed(name)
 
 
-def run(trainer: Trainer, checkpoint: str | None, model: "PreTrainedModel") -> None:
+def run(trainer: Trainer, checkpoint: "Checkpoint | None", model: "PreTrainedModel") -> None:
     """Train, resuming from ``checkpoint`` if there is one; close the progress bar in any case.
 
     Raises:
@@ -99,7 +100,7 @@ def run(trainer: Trainer, checkpoint: str | None, model: "PreTrainedModel") -> N
             its weights are useless.
     """
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
     except Diverged:
         tear_down(trainer, model)
         raise

@@ -1,141 +1,37 @@
-"""A run's folder: its files have their names here, and their existence says which stages are done.
-
-state.json                       the run's settings and hashes of its inputs, checked on resume
-dense.json                       size and evaluation of the original model
-round-01/plan.json               which neurons or layers were removed
-round-01/statistics.safetensors  the statistics and scores that the plan was made from
-round-01/pruned.json             evaluation before recovery
-round-01/recovery/               checkpoints of recovery's training, until the round is finished
-round-01/recovery.json           recovery's steps and tokens, checks of held-out text, rewards
-round-01/next_statistics.safetensors   with --score-during-recovery: statistics for the next round
-round-01/optimizer.safetensors   with --keep-optimizer-state: Adam moments, until the next round is
-                                 finished
-round-01/model/                  weights after recovery, of the newest --keep-rounds rounds
-round-01/recovered.json          evaluation after recovery
-round-01/seconds.json            wall-clock time of each stage
-round-01/record.json             all of this in one file; written last: the round is finished
-round-01/*-extra-1*              with --gate: the same files of an extension of recovery; its model
-                                 becomes model/ when the round passes
-round-01.failed-1/               with --gate: a round that was undone, without weights
-decisions.json                   with --gate: the quality gate's measurements and decisions
-final/                           the result, a Hugging Face model folder
-report.json, report.md           the report, after every round
-log/                             TensorBoard logs
-width_multiple.json              with --width-multiple auto: the timings and the chosen multiple
-"""
+"""What is done with a run's folder as a whole; base/run_files.py names the files in it."""
 
 import fcntl
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from ptl_fast.base import distributed
-from ptl_fast.base.atomic_files import publish, sync, temporary_folder, write_atomically
+from ptl_fast.base.atomic_files import write_atomically
+from ptl_fast.base.run_files import BEFORE_STATE, WRITTEN, RoundFolder, RunFiles
+from ptl_fast.base.stored import ModelFolder, Stored, remove, rename, write_bytes
 from ptl_fast.config.checking import flag
 from ptl_fast.config.config import RESUME_ROUNDING
 from ptl_fast.pruning.plan import PruningPlan
-from ptl_fast.run.stored import (
-    JsonFile,
-    ModelFolder,
-    Stored,
-    TensorFile,
-    remove,
-    write_bytes,
-)
 
 # version of this layout, kept in state.json
 FORMAT = 1
-LOCK = ".lock"
-# what a run killed before its first state.json leaves: such a folder counts as empty
-BEFORE_STATE = {LOCK, "state.json.tmp"}
-# What a run writes at the top of its folder, besides LOCK: --overwrite deletes these and nothing
-# else, as the folder may hold files of the user's.
-WRITTEN = re.compile(
-    r"(round-\d{2,}(\.failed-\d+)?|final(\.tmp)?|log"
-    r"|(state|dense|decisions|width_multiple|report)\.json(\.tmp)?|report\.md(\.tmp)?)"
-)
 
 
-class RoundFolder:
-    """One round's files.
-
-    Extension k of recovery, the k-th that the quality gate asked for, has its own files; extension
-    0 is the round's own recovery.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.plan = JsonFile(path / "plan.json")
-        self.statistics = TensorFile(path / "statistics.safetensors")
-        self.pruned = JsonFile(path / "pruned.json")
-        self.seconds = JsonFile(path / "seconds.json")
-        self.record = JsonFile(path / "record.json")
-
-    def read_plan(self) -> PruningPlan:
-        """The round's plan; raises ValueError if its file does not hold one."""
-        try:
-            # the main rank's: a network file system may show others a new file later
-            return PruningPlan(**distributed.agree(self.plan.read()))
-        except TypeError as error:
-            raise ValueError(
-                f"{self.plan.path} is damaged ({error}); delete it, or begin anew with --overwrite"
-            ) from error
-
-    def recovered(self, extension: int = 0) -> JsonFile:
-        """The evaluation after training; empty if it diverged."""
-        return JsonFile(self.path / f"recovered{_suffix(extension)}.json")
-
-    def recovery(self, extension: int = 0) -> JsonFile:
-        """What the training took: tokens, steps, held-out checks."""
-        return JsonFile(self.path / f"recovery{_suffix(extension)}.json")
-
-    def model(self, extension: int = 0) -> ModelFolder:
-        """The weights after training."""
-        return ModelFolder(self.path / f"model{_suffix(extension)}")
-
-    def optimizer_state(self, extension: int = 0) -> TensorFile:
-        """The Adam moments after training."""
-        return TensorFile(self.path / f"optimizer{_suffix(extension)}.safetensors")
-
-    def next_statistics(self, extension: int = 0) -> TensorFile:
-        """Statistics for the next round's scores, collected during this round's recovery."""
-        return TensorFile(self.path / f"next_statistics{_suffix(extension)}.safetensors")
-
-    def checkpoints(self, extension: int = 0) -> Path:
-        """The folder of the training's checkpoints."""
-        return self.path / f"recovery{_suffix(extension)}"
-
-    def name(self, extension: int = 0) -> str:
-        """The name in messages, and of the TensorBoard folder."""
-        return f"{self.path.name}{_suffix(extension)}"
-
-    def num_extensions(self) -> int:
-        """Number of extensions whose training has ended."""
-        return len(list(self.path.glob("recovery-extra-*.json")))
-
-    def keep_extension(self, extension: int) -> None:
-        """Give the last extension's weights and tensors the round's own names; 0: no extension.
-
-        Safe to repeat: what was renamed before a crash is skipped. The extensions' JSON files stay.
-        """
-        if not extension:
-            return
-        # all renames before the deletion below: a crash in between loses nothing
-        for last, own in (
-            (self.optimizer_state(extension), self.optimizer_state()),
-            (self.next_statistics(extension), self.next_statistics()),
-            (self.model(extension), self.model()),
-        ):
-            _rename(last.path, own.path)
-        # checkpoints, and the tensors of earlier extensions
-        remove(*(path for path in self.path.glob("*-extra-*") if path.suffix != ".json"))
+def read_plan(files: RoundFolder) -> PruningPlan:
+    """A round's plan; raises ValueError if its file does not hold one."""
+    try:
+        # the main rank's: a network file system may show others a new file later
+        return PruningPlan(**distributed.agree(files.plan.read()))
+    except TypeError as error:
+        raise ValueError(
+            f"{files.plan.path} is damaged ({error}); delete it, or begin anew with --overwrite"
+        ) from error
 
 
-class RunFolder:
-    """A run's files.
+class RunFolder(RunFiles):
+    """A run's folder: its files, and what is done with all of them together.
 
     Only the main rank writes. All ranks must call the methods that write, which wait for it.
 
@@ -145,30 +41,8 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, state: dict[str, Any] | None = None) -> None:
-        self.path, self.state = path, {"format": FORMAT, **(state or {})}
-        self.state_file = JsonFile(path / "state.json")
-        self.dense = JsonFile(path / "dense.json")
-        self.decisions = JsonFile(path / "decisions.json")
-        self.width_multiple = JsonFile(path / "width_multiple.json")
-        self.report = JsonFile(path / "report.json")
-        self.final = Stored(path / "final")
-        self.log = path / "log"
-
-    def round(self, number: int) -> RoundFolder:
-        """The files of round ``number``, from 1."""
-        return RoundFolder(self.path / f"round-{number:02d}")
-
-    def failed(self, number: int, attempt: int) -> RoundFolder:
-        """The files of an attempt at a round that the quality gate has undone."""
-        return RoundFolder(self.path / f"round-{number:02d}.failed-{attempt}")
-
-    def num_finished_rounds(self) -> int:
-        """Number of rounds, from the first on, that have a record."""
-        # a later round cannot have a record without the earlier ones
-        number = 0
-        while self.round(number + 1).record.exists():
-            number += 1
-        return number
+        super().__init__(path)
+        self.state = {"format": FORMAT, **(state or {})}
 
     def check(self, overwrite: bool) -> dict[str, tuple[Any, Any]]:
         """Check that the folder is new or empty, or holds this run. Writes nothing.
@@ -271,7 +145,7 @@ class RunFolder:
         """Lock the folder for this process; raises ValueError if another one holds it."""
         # flock, not a file with a process id: the system releases it however the process ends. The
         # attribute keeps the file open
-        self.lock = (self.path / LOCK).open("w")
+        self.lock = self.lock_file.open("w")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -286,7 +160,7 @@ class RunFolder:
 
     def _is_run(self) -> bool:
         """Whether the folder holds a run, of whatever settings."""
-        return self.state_file.path.is_file()
+        return self.state_file.is_whole()
 
     def check_disk(self, needed_bytes: int) -> None:
         """Raise ValueError if fewer than ``needed_bytes`` are free on the folder's file system."""
@@ -300,19 +174,19 @@ class RunFolder:
 
     def write_report(self, text: str) -> None:
         """Write report.md."""
-        write_bytes(self.path / "report.md", text.encode())
+        write_bytes(self.report_text, text.encode())
 
     def publish_final(self, source: ModelFolder, card: str) -> None:
         """Make ``final/`` from a round's saved model and a model card, in one rename.
 
         Files are hard links if the file system supports them, so they take no space of their own.
         """
-        if distributed.is_main():
-            temporary = temporary_folder(self.final.path)
-            shutil.copytree(source.path, temporary, copy_function=_link_or_copy)
-            (temporary / "README.md").write_text(card)
-            publish(temporary, self.final.path)
-        distributed.barrier()
+
+        def write(folder: Path) -> None:
+            shutil.copytree(source.path, folder, copy_function=_link_or_copy, dirs_exist_ok=True)
+            (folder / "README.md").write_text(card)
+
+        self.final.fill(write)
 
     def put_aside(self, number: int, attempt: int) -> RoundFolder:
         """Rename round-NN, without its weights, to round-NN.failed-K; return the new folder.
@@ -321,7 +195,7 @@ class RunFolder:
         and the renames of logs are done again; once it has its new name nothing is done.
         """
         own, failed = self.round(number), self.failed(number, attempt)
-        if not distributed.agree(failed.path.exists()):
+        if not Stored(failed.path).exists():
             light = {*own.path.glob("*.json"), own.statistics.path}
             # with --anticipate the next round has a plan already, made for this round's model
             heavy = [path for path in own.path.glob("*") if path not in light]
@@ -329,8 +203,8 @@ class RunFolder:
             logs = [self.log / own.name(), *self.log.glob(f"{own.name()}-extra-*")]
             # agreed, as every rename has a barrier: all ranks must loop over the same list
             for log in distributed.agree(logs):
-                _rename(log, log.with_name(log.name.replace(own.name(), failed.name())))
-            _rename(own.path, failed.path)
+                rename(log, log.with_name(log.name.replace(own.name(), failed.name())))
+            rename(own.path, failed.path)
         return failed
 
     def remove_old_weights(self, num_finished: int, keep_rounds: int) -> None:
@@ -341,26 +215,7 @@ class RunFolder:
         # the newest weights always stay (keep_rounds is at least 1): the next round needs them
         old = [each.model().path for each in finished[:-keep_rounds]]
         old += [each.optimizer_state().path for each in finished[:-1]]
-        remove(*old, *(each.checkpoints() for each in finished))
-
-
-def _suffix(extension: int) -> str:
-    """The suffix of an extension's file names; empty for the round's own recovery."""
-    return f"-extra-{extension}" if extension else ""
-
-
-def _rename(old: Path, new: Path) -> None:
-    """Rename a file or folder on the main rank, replacing ``new``; no error if ``old`` is missing.
-
-    A crash may leave ``new`` deleted and ``old`` in place; repeating the call completes it.
-    """
-    if distributed.is_main() and old.exists():
-        # rename() replaces a file, but not a folder that has files
-        if new.is_dir():
-            shutil.rmtree(new)
-        old.rename(new)
-        sync(new.parent)
-    distributed.barrier()
+        remove(*old, *(each.recovery_folder().path for each in finished))
 
 
 def _link_or_copy(source: str, target: str) -> None:

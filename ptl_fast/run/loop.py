@@ -18,6 +18,7 @@ from ptl_fast.base.errors import Diverged
 from ptl_fast.model import loading
 from ptl_fast.run import gate_step, prune_step, publish, records, recover_step, report, tables
 from ptl_fast.run.evaluate_step import evaluate, measure_dense
+from ptl_fast.run.folder import read_plan
 from ptl_fast.run.prepare import load_weights, prepare
 from ptl_fast.run.rounds import kind_of
 
@@ -91,7 +92,7 @@ def attempt(context: "RunContext", step: "Round") -> "Decision | None":
     files = context.folder.round(step.number)
     decide = functools.partial(prune_step.plan_round, context, step)
     files.plan.once(lambda: _stage(context, step, "calibrate", decide))
-    plan = files.read_plan()
+    plan = read_plan(files)
     step = dataclasses.replace(step, width=plan.width)
     if plan.num_redundant is not None:
         before = (context.records[-1] if context.records else context.dense)["width"]

@@ -13,6 +13,7 @@ from ptl_fast.pruning import compact
 from ptl_fast.pruning import plan as plan_module
 from ptl_fast.pruning.round_kinds import PruningWork, Scores
 from ptl_fast.recovery import next_prune_penalty, optimizer_state
+from ptl_fast.run.folder import read_plan
 from ptl_fast.run.rounds import kind_of
 from ptl_fast.scoring import statistics as statistics_module
 from ptl_fast.scoring.scorers import LAYER_SCORERS, Evidence, Samples
@@ -76,7 +77,7 @@ def prune(context: "RunContext", step: "Round", *, weights_follow: bool = False)
     # missing in the first round, and where earlier rounds had nothing to train
     if before.exists():
         now.optimizer_state = optimizer_state.from_tensors(before.read())
-    plan, calibration = files.read_plan(), Calibration(context, step)
+    plan, calibration = read_plan(files), Calibration(context, step)
     compensates = calibration.compensates and plan.kept_neurons is not None and not weights_follow
     work = PruningWork(
         model=now.model,
@@ -102,7 +103,7 @@ def next_penalty(context: "RunContext", following: "Round") -> "Callable[[], Ten
     # on resume the plan is read: the model has changed since, and would give another one
     files = context.folder.round(following.number)
     files.plan.once(lambda: plan_round(context, following))
-    plan = files.read_plan()
+    plan = read_plan(files)
     now = context.now
     now.grams = None  # this model goes on training, so they would be outdated when it is pruned
     weight = context.config.recovery.anticipate
@@ -273,6 +274,6 @@ class Calibration:
         }
         # every plan since then removed some of the scored neurons or layers
         for each in range(first, number):
-            plan = self.context.folder.round(each).read_plan()
+            plan = read_plan(self.context.folder.round(each))
             scores = {name: compact.follow(values, plan) for name, values in scores.items()}
         return {"num_tokens": tensors["num_tokens"], **scores}

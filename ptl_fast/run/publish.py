@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base.console import say
+from ptl_fast.base.stored import remove
 from ptl_fast.baselines import slicegpt
 from ptl_fast.model import loading
 from ptl_fast.run import quality_gate, report
 from ptl_fast.run.environment import environment
-from ptl_fast.run.stored import remove
 
 if TYPE_CHECKING:
     from ptl_fast.run.context import RunContext
@@ -68,7 +68,7 @@ def finish(context: "RunContext") -> dict[str, Any]:
         folder.publish_final(source, report.model_card(content, name, _is_sliced(context)))
     # only now that final/ exists: a run killed before would have to save the original again
     remove(folder.round(0).path, folder.round(number).optimizer_state().path)
-    where = f"Result: {folder.final.path}   Report: {folder.path / 'report.md'}"
+    where = f"Result: {folder.final.path}   Report: {folder.report_text}"
     stopped = f"{content['stopped']}\n" if content.get("stopped") else ""
     say(f"{stopped}{where}\n\n{_how_to_load(context)}")
     return content

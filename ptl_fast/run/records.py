@@ -4,10 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base import distributed
 from ptl_fast.run import sizes
+from ptl_fast.run.folder import read_plan
 
 if TYPE_CHECKING:
+    from ptl_fast.base.run_files import RoundFolder
     from ptl_fast.run.context import RunContext
-    from ptl_fast.run.folder import RoundFolder
 
 # fields of the plan that the record repeats, so that the report needs no other file
 FROM_PLAN = ("num_redundant", "dropped_layers", "highest_removed", "lowest_kept")
@@ -19,7 +20,7 @@ def of_round(context: "RunContext", files: "RoundFolder") -> dict[str, Any]:
     Read from the files alone, so a resumed run gives the same record. All ranks must call this and
     get the main rank's record.
     """
-    plan = files.read_plan()
+    plan = read_plan(files)
     num_extensions = files.num_extensions()
     # one entry per extension; the round's own recovery is extension 0, and its numbers stand at the
     # record's top level

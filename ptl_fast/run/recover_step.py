@@ -81,7 +81,7 @@ def goes_on(context: "RunContext", step: "Round") -> bool:
     weights are not used and only its shapes matter.
     """
     names = context.recoveries(step)
-    name = registry.goes_on(names, context.folder.round(step.number).checkpoints())
+    name = registry.goes_on(names, context.folder.round(step.number).recovery_folder())
     # GRPO with a KL penalty compares with the weights it started from, also after a resume; for a
     # method that comes second, those are in the task's folder
     reads_start = name == names[0] and RECOVERIES[name].reads_start(context.config.grpo)
@@ -125,7 +125,7 @@ def _task(
         tokens=_sequences(context, step),
         num_tokens=tokens_left(context)[0],
         name=files.name(extension),
-        folder=files.checkpoints(extension),
+        folder=files.recovery_folder(extension),
         log_folder=context.folder.log / files.name(extension),
         tokenizer=context.inputs.tokenizer,
         model=config.model,

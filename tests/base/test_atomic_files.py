@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ptl_fast.base import atomic_files
-from ptl_fast.run.stored import JsonFile
+from ptl_fast.base.stored import JsonFile
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,19 +19,6 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="No space"):
         file.write(2)
     assert file.read() == 1
-
-
-def test_folder_is_whole_only_as_long_as_it_has_what_it_had(tmp_path: Path) -> None:
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "weights").write_bytes(b"12345")
-    assert not atomic_files.is_whole(tmp_path)
-    atomic_files.mark_whole(tmp_path)
-    assert atomic_files.is_whole(tmp_path)
-    (tmp_path / "deep" / "weights").write_bytes(b"123")  # cut off by a power failure
-    assert not atomic_files.is_whole(tmp_path)
-    (tmp_path / "deep" / "weights").write_bytes(b"12345")
-    (tmp_path / "other").touch()
-    assert not atomic_files.is_whole(tmp_path)
 
 
 def test_published_folder_takes_the_place_of_the_old_one_and_can_be_read(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ptl_fast import compress
+from ptl_fast.base.stored import JsonFile
 from ptl_fast.baselines.slicegpt import sliced_config
 from ptl_fast.model.flops import model_size
 from ptl_fast.recovery import checkpoints
-from ptl_fast.run.stored import JsonFile
 from support.files import write_data
 from support.models import DEMO_MODEL, make_model
 from support.runs import main, without_seconds

@@ -89,10 +89,8 @@ def test_a_reference_model_needs_the_weights_that_recovery_began_with(
     settings |= {"grpo_prompt_tokens": 64, "grpo_response_tokens": 8}
 
     def leave_a_checkpoint(model: Any, task: Any) -> Any:
-        from ptl_fast.base.atomic_files import mark_whole
-
-        (task.folder / "checkpoint-1").mkdir(parents=True)
-        mark_whole(task.folder / "checkpoint-1")
+        task.folder.checkpoint(1).path.mkdir(parents=True)
+        task.folder.checkpoint(1).mark()
         raise Killed
 
     with monkeypatch.context() as patch:

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from ptl_fast.base import stored
 from ptl_fast.evaluation import tasks
 from ptl_fast.pruning import compact
-from ptl_fast.run import stored
 from support.files import write_data
 from support.models import make_model
 from support.runs import kill_at, main, without_seconds

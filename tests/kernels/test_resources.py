@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from support import kernel_resources
+from support.kernel_launches import covering
 from support.kernel_resources import judge
 
 TESTS = Path(__file__).parents[1]
@@ -160,7 +161,7 @@ def test_each_rule_can_be_broken(log, sass, shared, arch, problem):
 
 def test_variants_cover_every_pair_of_values():
     choices = {"a": (0, 1, 2), "b": (0, 1, 2), "c": (0, 1)}
-    chosen = kernel_resources.covering(**choices)
+    chosen = covering(**choices)
     for (first, firsts), (second, seconds) in [
         (p, q) for p in choices.items() for q in choices.items() if p[0] < q[0]
     ]:

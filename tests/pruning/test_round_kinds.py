@@ -1,10 +1,13 @@
-"""Kinds of rounds: the half of a step."""
+"""Kinds of rounds: what they plan from scores, and the half of a step."""
 
 from typing import Any
 
 import pytest
+import torch
 
 from ptl_fast.baselines import ROUND_KINDS
+from ptl_fast.pruning.round_kinds import Scores
+from support.plans import neuron_round
 
 
 @pytest.mark.parametrize(
@@ -29,3 +32,29 @@ def test_half_a_step_is_whole_multiples_or_layers(
     step, reason = ROUND_KINDS[kind].halve(removed, multiple)
     assert step == expected
     assert (reason is None) == (expected is not None)
+
+
+@pytest.mark.parametrize(
+    ("redundant_only", "width"),
+    [(False, 8), (True, 12)],
+    ids=["the schedule decides", "the scores decide"],
+)
+def test_only_with_a_threshold_scores_decide_how_many_neurons_go(
+    redundant_only: bool, width: int
+) -> None:
+    """Of 16 neurons 5 are redundant in one layer and 7 in the other: 11 stay, rounded up to 12."""
+    scores = torch.rand(2, 16, dtype=torch.float64)
+    ranks = scores.argsort(1).argsort(1)
+    given = Scores(
+        scorer="test",
+        values=scores,
+        kept={},
+        redundant_LI=ranks < torch.tensor([[5], [7]]),
+        redundant_only=redundant_only,
+        width_multiple=4,
+    )
+    plan = ROUND_KINDS["neurons"].plan(neuron_round(8, 2), given)
+    assert plan.width == width
+    assert plan.num_redundant == [5, 7]
+    kept = (ranks >= 16 - width).nonzero()[:, 1].view(2, width)
+    assert plan.kept_neurons == kept.tolist()

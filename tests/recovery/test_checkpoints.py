@@ -1,4 +1,4 @@
-"""Checkpoints come in time, replace the one before, and are used only if they are whole."""
+"""Checkpoints come in time, and replace the one before once they are whole."""
 
 import types
 from pathlib import Path
@@ -6,30 +6,19 @@ from typing import Any
 
 import pytest
 
-from ptl_fast.base.atomic_files import WHOLE
+from ptl_fast.base.run_files import Checkpoint, RecoveryFolder
 from ptl_fast.recovery import checkpoints
-
-
-def test_half_written_checkpoint_is_not_used(tmp_path: Path) -> None:
-    for step in (3, 12, 20):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-    assert checkpoints.newest_checkpoint(tmp_path) is None
-    for step in (3, 12):
-        (tmp_path / f"checkpoint-{step}" / "optimizer.pt").write_bytes(b"moments")
-        (tmp_path / f"checkpoint-{step}" / WHOLE).write_text('{"optimizer.pt": 7}')
-    assert checkpoints.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
-    (tmp_path / "checkpoint-12" / "optimizer.pt").write_bytes(b"mom")  # as after a power failure
-    assert checkpoints.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
 
 
 def callback(folder: Path, seconds: float, end: int = 10) -> tuple[checkpoints.Checkpoints, Any]:
     """Saves so often, and none at the last step; with a control that says what it asked for."""
     control = types.SimpleNamespace(should_save=False)
-    return checkpoints.Checkpoints(folder, seconds, lambda: end, mark_kept), control
+    own = RecoveryFolder(folder)
+    return checkpoints.Checkpoints(own, seconds, lambda: end, mark_kept), control
 
 
-def mark_kept(checkpoint: Path) -> None:
-    (checkpoint / "kept").write_text("x")
+def mark_kept(checkpoint: Checkpoint) -> None:
+    (checkpoint.path / "kept").write_text("x")
 
 
 def state(step: int) -> Any:
@@ -62,6 +51,7 @@ def test_new_checkpoint_replaces_the_one_before_once_it_is_whole(tmp_path: Path)
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "optimizer.pt").write_bytes(b"moments")
         saving.on_save(arguments, state(step), control)
-        assert checkpoints.newest_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{step}")
+        folder = RecoveryFolder(tmp_path)
+        assert folder.newest_checkpoint() == folder.checkpoint(step)
     assert [folder.name for folder in tmp_path.iterdir()] == ["checkpoint-12"]
     assert (tmp_path / "checkpoint-12" / "kept").is_file(), "what the Trainer does not save"

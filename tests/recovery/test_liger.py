@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ptl_fast import compress
+from ptl_fast.base.run_files import RecoveryFolder
 from ptl_fast.config.trainer import TrainerSettings
 from ptl_fast.recovery import liger as liger_module
 from ptl_fast.recovery import trainer
@@ -40,7 +41,10 @@ def test_trainer_gets_liger_with_the_ffn_that_is_not_ours(has_own_ffn: bool, ffn
 
     def arguments(liger: bool) -> dict[str, Any]:
         task: Any = types.SimpleNamespace(
-            folder=Path("x"), trainer=TrainerSettings(liger=liger), seed=0, has_own_ffn=has_own_ffn
+            folder=RecoveryFolder(Path("x")),
+            trainer=TrainerSettings(liger=liger),
+            seed=0,
+            has_own_ffn=has_own_ffn,
         )
         return trainer.common_arguments(model, task)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from ptl_fast.base.atomic_files import mark_whole
+from ptl_fast.base.run_files import RecoveryFolder
 from ptl_fast.recovery import registry
 from ptl_fast.recovery.grpo import train as train_module
 from ptl_fast.recovery.task import RecoveryResult, RecoveryTask
@@ -27,7 +27,8 @@ def test_killed_reinforcement_ends_bit_identical(
     settings = grpo_config(recovery="cpt,grpo", learning_rate=1e-3)
     undisturbed, killed = copy.deepcopy(model), copy.deepcopy(model)
     names, own = settings.recovery.recoveries, grpo_task(settings, folder)
-    other = dataclasses.replace(own, folder=folder.with_name("undisturbed"))
+    elsewhere = RecoveryFolder(folder.with_name("undisturbed"))
+    other = dataclasses.replace(own, folder=elsewhere)
     expected = registry.recover(names, undisturbed, other)
     with pytest.MonkeyPatch.context() as patch:  # the first part's steps are not where it dies
         dies = with_training("grpo", partial(_die_in, train_module.train))
@@ -59,7 +60,7 @@ def test_recoveries_on_text_share_the_tokens_and_all_have_the_problems(
     def note(name: str) -> Callable[..., RecoveryResult]:
         def train(model: PreTrainedModel, task: RecoveryTask) -> RecoveryResult:
             given.append(task)
-            task.folder.mkdir(parents=True)
+            task.folder.path.mkdir(parents=True)
             return RecoveryResult(num_steps=1, num_tokens=task.num_tokens, details={name: {}})
 
         return train
@@ -71,23 +72,25 @@ def test_recoveries_on_text_share_the_tokens_and_all_have_the_problems(
     spent = registry.recover(names, model, own)
     assert [task.num_tokens for task in given] == [250] * 3, "half of 500, for two on text"
     assert all(task.problems == own.problems for task in given)
-    assert [task.folder for task in given] == [folder / name for name in names]
+    assert [task.folder.path for task in given] == [folder / name for name in names]
     assert (spent.num_steps, list(spent.details)) == (3, names)
-    alone = registry.recover(["cpt"], model, dataclasses.replace(own, folder=folder / "alone"))
-    assert (alone.num_tokens, given[-1].folder) == (500, folder / "alone")
+    elsewhere = dataclasses.replace(own, folder=RecoveryFolder(folder / "alone"))
+    alone = registry.recover(["cpt"], model, elsewhere)
+    assert (alone.num_tokens, given[-1].folder) == (500, elsewhere.folder)
 
 
 def test_goes_on_with_the_first_that_is_not_finished(folder: Path) -> None:
-    names = ["cpt", "grpo"]
-    assert registry.goes_on(names, folder) is None
+    names, own = ["cpt", "grpo"], RecoveryFolder(folder)
+    assert registry.goes_on(names, own) is None
     for name in names:
-        (folder / name / "checkpoint-3").mkdir(parents=True)
-        mark_whole(folder / name / "checkpoint-3")
-        assert registry.goes_on(names, folder) == name
-        mark_whole(folder / name)
-    assert registry.goes_on(names, folder) == "grpo", "all are finished: the last one's weights"
-    assert registry.goes_on(["cpt"], folder / "cpt") == "cpt"
-    assert registry.goes_on(["cpt"], folder / "nothing") is None
+        checkpoint = own.method(name).checkpoint(3)
+        checkpoint.path.mkdir(parents=True)
+        checkpoint.mark()
+        assert registry.goes_on(names, own) == name
+        own.method(name).finished.mark()
+    assert registry.goes_on(names, own) == "grpo", "all are finished: the last one's weights"
+    assert registry.goes_on(["cpt"], own.method("cpt")) == "cpt"
+    assert registry.goes_on(["cpt"], own.method("nothing")) is None
 
 
 def test_unknown_names_list_the_choices() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ptl_fast.run import folder as folder_module
-from ptl_fast.run.folder import RunFolder
+from ptl_fast.run.folder import RunFolder, read_plan
 
 STATE = {"config": {"keep": 0.5, "seed": 0}, "data": "abc"}
 
@@ -148,4 +148,4 @@ def test_a_plan_that_is_none_is_damaged(tmp_path: Path) -> None:
     files = RunFolder(tmp_path).round(1)
     files.plan.write({"round": 1})
     with pytest.raises(ValueError, match=r"plan.json is damaged .*missing.*; delete it, or begin"):
-        files.read_plan()
+        read_plan(files)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from ptl_fast import compress
+from ptl_fast.base import run_files, stored
 from ptl_fast.recovery import (
     trainer,
 )
 from ptl_fast.run import folder as folder_module
-from ptl_fast.run import stored
 from support.gate import DECIDED, SCRIPT, actions
 from support.runs import LATER, RUN, Killed, plans
 
@@ -120,8 +120,8 @@ def mortal(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(stored, "write_atomically", dying(stored.write_atomically, "write"))
     monkeypatch.setattr(stored, "publish", dying(stored.publish, "save"))
-    monkeypatch.setattr(folder_module, "publish", dying(folder_module.publish, "save"))
-    monkeypatch.setattr(folder_module, "_rename", dying(folder_module._rename, "rename"))
+    for module in (folder_module, run_files):
+        monkeypatch.setattr(module, "rename", dying(module.rename, "rename"))
     return places
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ptl_fast.base.run_files import RecoveryFolder
 from ptl_fast.config.config import Config
 from ptl_fast.data.packing import PackedTokens
 from ptl_fast.recovery.distillation import teacher_cache
@@ -51,7 +52,7 @@ def cached(
 ) -> tuple[TeacherCache, PackedTokens]:
     tokens = packed()
     rows = torch.arange(len(tokens))[1:num_rows]
-    return TeacherCache(folder, rows, tokens.input_ids.shape[1], top_k, 384), tokens
+    return TeacherCache(RecoveryFolder(folder), rows, tokens.input_ids.shape[1], top_k, 384), tokens
 
 
 def fill(

@@ -53,9 +53,6 @@ def neuron_plan(kept: list[list[int]]) -> PruningPlan:
         width=len(kept[0]),
         num_layers=len(kept),
         kept_neurons=kept,
-        dropped_layers=[],
-        num_rescued=0,
-        layer_scores=None,
     )
 
 

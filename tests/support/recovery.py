@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
+from ptl_fast.base.run_files import RecoveryFolder
 from ptl_fast.config.config import Config
 from ptl_fast.data import packing
 from ptl_fast.data.documents import Document
@@ -83,7 +84,7 @@ def task(
         tokens=tokens,
         num_tokens=num_tokens,
         name=folder.parent.name,
-        folder=folder,
+        folder=RecoveryFolder(folder),
         log_folder=folder.parent / "log",
         tokenizer=AutoTokenizer.from_pretrained(DEMO_MODEL),
         model=given.model,

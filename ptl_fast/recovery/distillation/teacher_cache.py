@@ -14,17 +14,17 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ptl_fast.base import distributed
 from ptl_fast.base.atomic_files import write_atomically
+from ptl_fast.base.run_files import RecoveryFolder
 from ptl_fast.data.batching import sequence_batches
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class TeacherCache:
     """Reads and writes the predictions for chosen packed sequences, in one folder.
 
     Args:
+        folder: the recovery's; the predictions are its ``teacher_part`` files.
         rows: indices of the sequences, ascending and without duplicates.
         length: tokens of a sequence.
         top_k: tokens kept per position; the whole vocabulary if that is smaller.
@@ -70,7 +71,7 @@ class TeacherCache:
     """
 
     def __init__(
-        self, folder: Path, rows: Tensor, length: int, top_k: int, vocab_size: int
+        self, folder: RecoveryFolder, rows: Tensor, length: int, top_k: int, vocab_size: int
     ) -> None:
         self.folder, self.rows = folder, rows.tolist()
         self.row_bytes = row_bytes(length, top_k, vocab_size)
@@ -92,7 +93,11 @@ class TeacherCache:
 
     def missing(self) -> list[int]:
         """Numbers of the parts that are not on disk, or are truncated."""
-        return [part for part in range(self.num_parts) if not self._is_whole(part)]
+        return [
+            part
+            for part in range(self.num_parts)
+            if not self.folder.teacher_part(part).holds(CHECKSUMS, [len(self.part_rows(part))])
+        ]
 
     def write(self, part: int, prediction: Prediction) -> None:
         """Write a part atomically: predictions, (rows, length, ...), and a checksum per row."""
@@ -101,7 +106,9 @@ class TeacherCache:
             _checksum({name: tensor[row] for name, tensor in tensors.items()})
             for row in range(len(prediction.log_rest))
         ]
-        write_atomically(self._file(part), save({**tensors, CHECKSUMS: torch.tensor(checksums)}))
+        # not TensorFile.write: each rank writes its own parts
+        file = self.folder.teacher_part(part).path
+        write_atomically(file, save({**tensors, CHECKSUMS: torch.tensor(checksums)}))
 
     def read(self, row: int) -> dict[str, Tensor]:
         """Return one sequence's predictions, {field of ``Prediction``: (length, ...)}.
@@ -116,7 +123,8 @@ class TeacherCache:
         tensors = {name: file.get_slice(name)[index] for name in Prediction.__dataclass_fields__}
         if _checksum(tensors) != int(file.get_slice(CHECKSUMS)[index]):
             raise ValueError(
-                f"{self._file(part)} is damaged; delete it, and the same command computes it again"
+                f"{self.folder.teacher_part(part).path} is damaged; delete it, and the same command"
+                " computes it again"
             )
         return tensors
 
@@ -125,12 +133,12 @@ class TeacherCache:
         needed = self.row_bytes * sum(len(self.part_rows(part)) for part in self.missing())
         # the folder itself may not exist yet: ask its nearest parent that does
         free = shutil.disk_usage(
-            next(parent for parent in self.folder.absolute().parents if parent.exists())
+            next(parent for parent in self.folder.teacher.absolute().parents if parent.exists())
         ).free
         if needed > free:
             raise ValueError(
                 f"the teacher's predictions for {len(self.rows)} sequences need"
-                f" {needed / 2**30:.1f} GiB in {self.folder}, and"
+                f" {needed / 2**30:.1f} GiB in {self.folder.teacher}, and"
                 f" {free / 2**30:.1f} GiB are free there; lower --distill-top-k or"
                 " --recovery-tokens, or give another --output"
             )
@@ -139,19 +147,8 @@ class TeacherCache:
         """Close the files: deleting an open file frees no disk space."""
         self._open.cache_clear()
 
-    def _is_whole(self, part: int) -> bool:
-        try:
-            return self._open_part(part).get_slice(CHECKSUMS).get_shape() == [
-                len(self.part_rows(part))
-            ]
-        except (OSError, SafetensorError):  # missing, or truncated
-            return False
-
     def _open_part(self, part: int) -> Any:
-        return safe_open(self._file(part), framework="pt")
-
-    def _file(self, part: int) -> Path:
-        return self.folder / f"part-{part:05d}.safetensors"
+        return safe_open(self.folder.teacher_part(part).path, framework="pt")
 
 
 def row_bytes(length: int, top_k: int, vocab_size: int) -> int:

@@ -15,9 +15,6 @@ from ptl_fast.recovery.task import RecoveryResult, RecoveryTask
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Subfolder of the round's recovery folder, which is deleted when the round is finished.
-FOLDER = "teacher"
-
 
 def train(model: "PreTrainedModel", task: RecoveryTask) -> RecoveryResult:
     """Train in place as continual pre-training does, with the distillation loss.
@@ -36,7 +33,7 @@ def train(model: "PreTrainedModel", task: RecoveryTask) -> RecoveryResult:
         task.tokens, task.num_tokens, task.trainer.global_batch, task.seed
     ).unique()
     length, top_k = task.tokens.input_ids.shape[1], distill.distill_top_k
-    cache = TeacherCache(task.folder / FOLDER, rows, length, top_k, vocab_size)
+    cache = TeacherCache(task.folder, rows, length, top_k, vocab_size)
 
     # called by continual pre-training: a round with nothing to recover needs no teacher
     def prepare() -> None:

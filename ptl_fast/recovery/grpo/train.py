@@ -4,7 +4,6 @@ import contextlib
 import copy
 import os
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from ptl_fast.base import distributed
 from ptl_fast.recovery.borrowed_model import borrowed, tear_down
-from ptl_fast.recovery.checkpoints import Checkpoints, newest_checkpoint
+from ptl_fast.recovery.checkpoints import Checkpoints
 from ptl_fast.recovery.grpo.prompts import make_prompts
 from ptl_fast.recovery.grpo.rewards import REWARDS, parse_weights
 from ptl_fast.recovery.learning_rate import WARMUP_SHARE
@@ -86,7 +85,7 @@ def train(model: "PreTrainedModel", task: RecoveryTask) -> RecoveryResult:
             ],
         )
         trainer.remove_callback(PrinterCallback)
-        run(trainer, newest_checkpoint(task.folder), model)
+        run(trainer, task.folder.newest_checkpoint(), model)
         record = {"num_too_long": num_too_long, **_record(trainer.state.log_history, grpo)}
         tear_down(trainer, model)
     return RecoveryResult(details={"grpo": record})
@@ -230,16 +229,12 @@ def _on_disk(model: "PreTrainedModel", task: RecoveryTask) -> Iterator[None]:
     if task.grpo.rollouts != "vllm":
         yield
         return
-    folder, name = task.folder / "start", model.config._name_or_path
-    if distributed.is_main():
-        model.save_pretrained(folder)
-        task.tokenizer.save_pretrained(folder)
-    distributed.barrier()
-    model.config._name_or_path = model.name_or_path = str(folder)
+    start, name = task.folder.start, model.config._name_or_path
+    start.save(model, task.tokenizer)
+    model.config._name_or_path = model.name_or_path = str(start.path)
     yield
     model.config._name_or_path = model.name_or_path = name
-    if distributed.is_main():
-        shutil.rmtree(folder)
+    start.remove()
 
 
 def _record(logs: list[dict[str, Any]], grpo: "GrpoSettings") -> dict[str, Any]:

@@ -24,7 +24,7 @@ def test_predictions_are_read_by_row_as_the_teacher_made_them(
     """Alone in its batch; half precision is all that is lost. Nothing is kept of the sequences that
     were not asked for.
     """
-    cache, tokens = cached(tmp_path / "teacher")
+    cache, tokens = cached(tmp_path)
     fill(cache, tokens, lambda: llama)
     assert cache.num_parts > 2
     with pytest.raises(KeyError):
@@ -53,7 +53,7 @@ def test_size_on_disk_is_the_predicted_one(
     """But for a header of each file; and a vocabulary above 65536 takes two more bytes a token that
     is kept.
     """
-    cache, tokens = cached(tmp_path / "teacher")
+    cache, tokens = cached(tmp_path)
     fill(cache, tokens, lambda: llama)
     sizes = [file.stat().st_size for file in (tmp_path / "teacher").iterdir()]
     predicted = len(cache.rows) * teacher_cache.row_bytes(32, 16, 384)
@@ -87,11 +87,11 @@ def test_killed_pass_goes_on_and_ends_bit_identical(
         with pytest.raises(Killed):
             fill(cache, tokens, lambda: llama)
     assert cache.missing() == list(range(2, cache.num_parts))
-    before = (tmp_path / "b" / "part-00000.safetensors").stat().st_mtime_ns
+    before = (tmp_path / "b" / "teacher" / "part-00000.safetensors").stat().st_mtime_ns
     fill(cache, tokens, lambda: llama)
-    assert (tmp_path / "b" / "part-00000.safetensors").stat().st_mtime_ns == before
+    assert (tmp_path / "b" / "teacher" / "part-00000.safetensors").stat().st_mtime_ns == before
     files = {
-        folder: {file.name: file.read_bytes() for file in (tmp_path / folder).iterdir()}
+        folder: {file.name: file.read_bytes() for file in (tmp_path / folder / "teacher").iterdir()}
         for folder in "ab"
     }
     assert files["a"] == files["b"]
@@ -101,19 +101,19 @@ def test_killed_pass_goes_on_and_ends_bit_identical(
 def test_part_that_was_cut_off_is_computed_again_and_a_damaged_one_is_named(
     small_parts: None, llama: PreTrainedModel, tmp_path: Path
 ) -> None:
-    cache, tokens = cached(tmp_path / "teacher")
+    cache, tokens = cached(tmp_path)
     fill(cache, tokens, lambda: llama)
     part = tmp_path / "teacher" / "part-00001.safetensors"
     whole = part.read_bytes()
     for size in (0, len(whole) // 2, len(whole) - 1):
         part.write_bytes(whole[:size])
-        again, _ = cached(tmp_path / "teacher")
+        again, _ = cached(tmp_path)
         assert again.missing() == [1]
         fill(again, tokens, lambda: llama)
         assert part.read_bytes() == whole
     middle = len(whole) // 2
     part.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
-    again, _ = cached(tmp_path / "teacher")
+    again, _ = cached(tmp_path)
     with pytest.raises(ValueError, match=r"part-00001.safetensors is damaged; delete it"):
         list(map(again.read, again.rows))
 
@@ -121,7 +121,7 @@ def test_part_that_was_cut_off_is_computed_again_and_a_damaged_one_is_named(
 def test_full_disk_and_broken_teacher_are_named(
     llama: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache, tokens = cached(tmp_path / "teacher")
+    cache, tokens = cached(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(
             teacher_cache.shutil,

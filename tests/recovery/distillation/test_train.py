@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ptl_fast import compress
+from ptl_fast.base.run_files import RecoveryFolder
 from ptl_fast.model import loading
 from ptl_fast.recovery.continual_pretraining import examples
 from ptl_fast.recovery.continual_pretraining import train as cpt
@@ -57,7 +58,7 @@ def test_without_weight_training_is_continual_pre_training(
     says something else.
     """
     other, one = copy.deepcopy(llama), distill_task(tmp_path / "a", num_tokens=600)
-    cache = TeacherCache(tmp_path / "teacher", torch.arange(len(one.tokens)), 32, 16, 384)
+    cache = TeacherCache(RecoveryFolder(tmp_path), torch.arange(len(one.tokens)), 32, 16, 384)
     fill(cache, one.tokens, lambda: make_model("llama", intermediate_size=64))
     for weight, same in ((0.0, True), (0.5, False)):
         model = copy.deepcopy(llama)

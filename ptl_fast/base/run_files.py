@@ -1,0 +1,241 @@
+"""The files of a run: every name is here. base/stored.py says of each whether it is done.
+
+state.json                       the run's settings and hashes of its inputs, checked on resume
+dense.json                       size and evaluation of the original model
+round-01/plan.json               which neurons or layers were removed
+round-01/statistics.safetensors  the statistics and scores that the plan was made from
+round-01/pruned.json             evaluation before recovery
+round-01/recovery/               until the round is finished, what its recovery needs to go on:
+  checkpoint-8/                  the newest checkpoint, the Trainer's own files and
+    watched.pt, closing.json     statistics so far, state of the closing phase
+    complete                     sizes of all files; written last: the checkpoint is whole
+  teacher/part-00000.safetensors with distill: the teacher's predictions
+  start/                         with --rollouts vllm: the model that vLLM loads
+  cpt/, grpo/                    with several methods: all of this for each of them, or
+    weights.pt, result.json      of a finished one, what it left; with complete
+round-01/recovery.json           recovery's steps and tokens, checks of held-out text, rewards
+round-01/next_statistics.safetensors   with --score-during-recovery: statistics for the next round
+round-01/optimizer.safetensors   with --keep-optimizer-state: Adam moments, until the next round is
+                                 finished
+round-01/model/                  weights after recovery, of the newest --keep-rounds rounds
+round-01/recovered.json          evaluation after recovery
+round-01/seconds.json            wall-clock time of each stage
+round-01/record.json             all of this in one file; written last: the round is finished
+round-01/*-extra-1*              with --gate: the same files of an extension of recovery; its model
+                                 becomes model/ when the round passes
+round-01.failed-1/               with --gate: a round that was undone, without weights
+decisions.json                   with --gate: the quality gate's measurements and decisions
+final/                           the result, a Hugging Face model folder
+report.json, report.md           the report, after every round
+log/                             TensorBoard logs
+width_multiple.json              with --width-multiple auto: the timings and the chosen multiple
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ptl_fast.base import distributed
+from ptl_fast.base.stored import (
+    FilledFolder,
+    JsonFile,
+    MarkedFolder,
+    ModelFolder,
+    Stored,
+    TensorFile,
+    remove,
+    rename,
+)
+
+LOCK = ".lock"
+# what a run killed before its first state.json leaves: such a folder counts as empty
+BEFORE_STATE = {LOCK, "state.json.tmp"}
+# What a run writes at the top of its folder, besides LOCK: --overwrite deletes these and nothing
+# else, as the folder may hold files of the user's.
+WRITTEN = re.compile(
+    r"(round-\d{2,}(\.failed-\d+)?|final(\.tmp)?|log"
+    r"|(state|dense|decisions|width_multiple|report)\.json(\.tmp)?|report\.md(\.tmp)?)"
+)
+
+
+class Checkpoint(MarkedFolder):
+    """A checkpoint of transformers' Trainer, and what we add to it."""
+
+    @property
+    def step(self) -> int:
+        """Number of optimizer steps before it."""
+        return int(self.path.name.rsplit("-", 1)[1])
+
+    @property
+    def statistics(self) -> Stored:
+        """Statistics for the next round's scores so far, as torch.save writes them."""
+        return Stored(self.path / "watched.pt")
+
+    @property
+    def closing(self) -> JsonFile:
+        """The state of early stopping (token_budget.ClosingPhase)."""
+        return JsonFile(self.path / "closing.json")
+
+
+@dataclass(frozen=True)
+class RecoveryFolder:
+    """What a recovery keeps while it trains, so that a killed one goes on: ``RecoveryFolder(path)``
+    for a recovery without a run. The folder need not exist.
+    """
+
+    path: Path
+
+    def method(self, name: str) -> "RecoveryFolder":
+        """The folder of one of several methods that train one after another."""
+        return RecoveryFolder(self.path / name)
+
+    @property
+    def finished(self) -> MarkedFolder:
+        """The folder itself, once its method is finished while others are still to come. It then
+        holds ``weights`` and ``result``.
+        """
+        return MarkedFolder(self.path)
+
+    @property
+    def weights(self) -> Stored:
+        """A finished method's {parameter name: tensor}, as torch.save writes it."""
+        return Stored(self.path / "weights.pt")
+
+    @property
+    def result(self) -> JsonFile:
+        """A finished method's RecoveryResult, without optimizer state."""
+        return JsonFile(self.path / "result.json")
+
+    @property
+    def teacher(self) -> Path:
+        """The folder of the teacher's predictions."""
+        return self.path / "teacher"
+
+    def teacher_part(self, number: int) -> TensorFile:
+        """The teacher's predictions for some of the sequences."""
+        return TensorFile(self.teacher / f"part-{number:05d}.safetensors")
+
+    @property
+    def start(self) -> ModelFolder:
+        """The model that training starts from, where another program loads it."""
+        return ModelFolder(self.path / "start")
+
+    def checkpoint(self, step: int) -> Checkpoint:
+        """The checkpoint after so many optimizer steps; transformers gives it its name."""
+        return Checkpoint(self.path / f"checkpoint-{step}")
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        """The newest complete checkpoint, None if there is none; the same on all ranks."""
+        # asked on each rank alone, as ranks may see different folders; then the main rank's answer
+        steps = [each.step for each in self._checkpoints() if each.is_whole()]
+        newest = distributed.agree(max(steps, default=None))
+        return self.checkpoint(newest) if newest is not None else None
+
+    def remove_checkpoints(self, but: Checkpoint) -> None:
+        """Delete all checkpoints but one, on the main rank."""
+        remove(*(each.path for each in self._checkpoints() if each != but))
+
+    def _checkpoints(self) -> list[Checkpoint]:
+        return [Checkpoint(path) for path in self.path.glob("checkpoint-*")]
+
+
+class RoundFolder:
+    """One round's files.
+
+    Extension k of recovery, the k-th that the quality gate asked for, has its own files; extension
+    0 is the round's own recovery.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.plan = JsonFile(path / "plan.json")
+        self.statistics = TensorFile(path / "statistics.safetensors")
+        self.pruned = JsonFile(path / "pruned.json")
+        self.seconds = JsonFile(path / "seconds.json")
+        self.record = JsonFile(path / "record.json")
+
+    def recovered(self, extension: int = 0) -> JsonFile:
+        """The evaluation after training; empty if it diverged."""
+        return JsonFile(self.path / f"recovered{_suffix(extension)}.json")
+
+    def recovery(self, extension: int = 0) -> JsonFile:
+        """What the training took: tokens, steps, held-out checks."""
+        return JsonFile(self.path / f"recovery{_suffix(extension)}.json")
+
+    def model(self, extension: int = 0) -> ModelFolder:
+        """The weights after training."""
+        return ModelFolder(self.path / f"model{_suffix(extension)}")
+
+    def optimizer_state(self, extension: int = 0) -> TensorFile:
+        """The Adam moments after training."""
+        return TensorFile(self.path / f"optimizer{_suffix(extension)}.safetensors")
+
+    def next_statistics(self, extension: int = 0) -> TensorFile:
+        """Statistics for the next round's scores, collected during this round's recovery."""
+        return TensorFile(self.path / f"next_statistics{_suffix(extension)}.safetensors")
+
+    def recovery_folder(self, extension: int = 0) -> RecoveryFolder:
+        """What the training keeps while it goes on."""
+        return RecoveryFolder(self.path / f"recovery{_suffix(extension)}")
+
+    def name(self, extension: int = 0) -> str:
+        """The name in messages, and of the TensorBoard folder."""
+        return f"{self.path.name}{_suffix(extension)}"
+
+    def num_extensions(self) -> int:
+        """Number of extensions whose training has ended."""
+        return len(list(self.path.glob("recovery-extra-*.json")))
+
+    def keep_extension(self, extension: int) -> None:
+        """Give the last extension's weights and tensors the round's own names; 0: no extension.
+
+        Safe to repeat: what was renamed before a crash is skipped. The extensions' JSON files stay.
+        """
+        if not extension:
+            return
+        # all renames before the deletion below: a crash in between loses nothing
+        for last, own in (
+            (self.optimizer_state(extension), self.optimizer_state()),
+            (self.next_statistics(extension), self.next_statistics()),
+            (self.model(extension), self.model()),
+        ):
+            rename(last.path, own.path)
+        # checkpoints, and the tensors of earlier extensions
+        remove(*(path for path in self.path.glob("*-extra-*") if path.suffix != ".json"))
+
+
+class RunFiles:
+    """The files at the top of a run's folder, and its rounds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock_file = path / LOCK
+        self.state_file = JsonFile(path / "state.json")
+        self.dense = JsonFile(path / "dense.json")
+        self.decisions = JsonFile(path / "decisions.json")
+        self.width_multiple = JsonFile(path / "width_multiple.json")
+        self.report = JsonFile(path / "report.json")
+        self.report_text = path / "report.md"
+        self.final = FilledFolder(path / "final")
+        self.log = path / "log"
+
+    def round(self, number: int) -> RoundFolder:
+        """The files of round ``number``, from 1."""
+        return RoundFolder(self.path / f"round-{number:02d}")
+
+    def failed(self, number: int, attempt: int) -> RoundFolder:
+        """The files of an attempt at a round that the quality gate has undone."""
+        return RoundFolder(self.path / f"round-{number:02d}.failed-{attempt}")
+
+    def num_finished_rounds(self) -> int:
+        """Number of rounds, from the first on, that have a record."""
+        # a later round cannot have a record without the earlier ones
+        number = 0
+        while self.round(number + 1).record.exists():
+            number += 1
+        return number
+
+
+def _suffix(extension: int) -> str:
+    """The suffix of an extension's file names; empty for the round's own recovery."""
+    return f"-extra-{extension}" if extension else ""

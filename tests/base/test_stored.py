@@ -1,0 +1,94 @@
+"""What a run keeps is read back as it was, is not computed again, and is done only if whole."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ptl_fast.base.stored import JsonFile, MarkedFolder, TensorFile, remove, rename
+
+
+def test_once_computes_once(tmp_path: Path) -> None:
+    calls: list[int] = []
+    file = JsonFile(tmp_path / "a" / "b.json")
+    for _ in range(2):
+        assert file.once(lambda: calls.append(1) or {"x": 1}) == {"x": 1}
+    assert calls == [1]
+
+
+def test_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text('{"round": 1, "kept')
+    with pytest.raises(
+        ValueError, match=r"plan.json is damaged .* delete it, or begin anew with --overwrite"
+    ):
+        JsonFile(tmp_path / "plan.json").read()
+
+
+def test_tensors_come_back_as_they_were(tmp_path: Path) -> None:
+    file = TensorFile(tmp_path / "statistics.safetensors")
+    assert not file.exists()
+    scores = torch.rand(3, 5).T  # not contiguous
+    file.write({"scores": scores})
+    assert file.exists()
+    assert torch.equal(file.read()["scores"], scores)
+
+
+def test_removing_what_is_not_there_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    remove(tmp_path / "folder", tmp_path / "file", tmp_path / "nothing")
+    assert not list(tmp_path.iterdir())
+
+
+def test_truncated_tensors_are_not_whole(tmp_path: Path) -> None:
+    file = TensorFile(tmp_path / "part.safetensors")
+    assert not file.holds("rows", [3, 5])
+    file.write({"rows": torch.rand(3, 5)})
+    assert file.holds("rows", [3, 5])
+    assert not file.holds("rows", [4, 5])
+    assert not file.holds("columns", [3, 5])
+    content = file.path.read_bytes()
+    for size in (0, 20, len(content) - 1):
+        file.path.write_bytes(content[:size])
+        assert not file.holds("rows", [3, 5]), size
+
+
+def test_folder_is_whole_only_as_long_as_it_has_what_it_had(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "weights").write_bytes(b"12345")
+    folder = MarkedFolder(tmp_path)
+    assert not folder.exists()
+    folder.mark()
+    assert folder.exists()
+    # as an older version of this package wrote it
+    assert (tmp_path / "complete").read_text() == '{"deep/weights": 5}'
+    (tmp_path / "deep" / "weights").write_bytes(b"123")  # cut off by a power failure
+    assert not folder.exists()
+    (tmp_path / "deep" / "weights").write_bytes(b"12345")
+    (tmp_path / "other").touch()
+    assert not folder.exists()
+
+
+def test_a_folder_is_replaced_by_one_that_is_whole(tmp_path: Path) -> None:
+    folder = MarkedFolder(tmp_path / "cpt")
+    (folder.path / "checkpoint-3").mkdir(parents=True)
+
+    def killed(new: Path) -> None:
+        (new / "weights").write_bytes(b"1")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        folder.fill(killed)
+    assert [file.name for file in folder.path.iterdir()] == ["checkpoint-3"]
+    folder.fill(lambda new: (new / "weights").write_bytes(b"12") and None)
+    assert folder.exists()
+    assert {file.name for file in folder.path.iterdir()} == {"weights", "complete"}
+
+
+def test_renaming_again_after_a_crash_completes_it(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    for _ in range(2):
+        rename(tmp_path / "old", tmp_path / "new")
+        assert [file.name for file in (tmp_path / "new").iterdir()] == ["old"]
