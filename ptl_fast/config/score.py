@@ -1,6 +1,7 @@
 """How neurons and layers are ranked."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ptl_fast.config.checking import check_at_least_one
 
@@ -32,6 +33,12 @@ class ScoreSettings:
     subset holds fewer, those of other
     rounds follow: few tokens make poor least squares, and scoring does not train on them."""
 
+    ridge: float | Literal["auto"] = "auto"
+    """Ridge of the least squares of --scorer reconstruction and --compensate, as a fraction of the
+    mean square of a neuron's activations. Too small a one learns the calibration text by heart, too
+    large a one leaves what the other neurons could make up for. auto chooses one for each layer, by
+    the error on calibration tokens that are set aside for it."""
+
     protect_share: float = 0.5
     """How much --protect's text counts. --scorer reconstruction and --compensate give its tokens
     this share of the weight in their least squares; other scorers never remove this share of each
@@ -57,5 +64,10 @@ class ScoreSettings:
     def check(self) -> None:
         """Raise ValueError for a setting out of range."""
         check_at_least_one(self, ["calibration_tokens"])
+        if self.ridge != "auto" and self.ridge <= 0:
+            raise ValueError(
+                f"--ridge {self.ridge} must be above 0: neurons that depend on one another linearly"
+                " have no least squares without it; or auto"
+            )
         if not 0 <= self.protect_share < 1:
             raise ValueError(f"--protect-share {self.protect_share} is outside [0, 1)")

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ptl_fast.base.console import say
 from ptl_fast.baselines import SCORERS
 from ptl_fast.pruning import compact
 from ptl_fast.pruning import plan as plan_module
@@ -15,6 +16,7 @@ from ptl_fast.pruning.round_kinds import PruningWork, Scores
 from ptl_fast.recovery import next_prune_penalty, optimizer_state
 from ptl_fast.run.folder import read_plan
 from ptl_fast.run.rounds import kind_of
+from ptl_fast.scoring import ridge
 from ptl_fast.scoring import statistics as statistics_module
 from ptl_fast.scoring.scorers import LAYER_SCORERS, Evidence, Samples
 from ptl_fast.scoring.statistics import Statistics
@@ -210,7 +212,11 @@ class Calibration:
                 needed_statistics(self.context, self.step),
             )
             scores["protect_scores"] = scorer.compute(self._evidence(general))
-        return {**taken.tensors(), **scores}
+        grams = self.context.now.grams
+        choices = grams.choices if grams is not None else {}
+        if choices:
+            say(f"round {self.step.number}: {ridge.in_words(choices)}")
+        return {**taken.tensors(), **ridge.tensors(choices), **scores}
 
     def _evidence(self, taken: Statistics) -> Evidence:
         config, samples = self.context.config, None
@@ -258,7 +264,9 @@ class Calibration:
         if not (removes_neurons and reads_grams):
             return statistics_module.collect(*own), None
         other = protected.tokens if protected is not None else None
-        return statistics_module.collect_with_grams(*own, other, config.score.protect_share)
+        given = None if config.score.ridge == "auto" else config.score.ridge
+        share = config.score.protect_share
+        return statistics_module.collect_with_grams(*own, other, share, given)
 
     def _kept_once(self) -> "dict[str, Tensor] | None":
         """With --score-once, the scores of the first round of this kind, for what is left of the

@@ -24,6 +24,14 @@ from torch import Tensor, nn
 from ptl_fast.base import distributed
 from ptl_fast.data.batching import document_batches
 from ptl_fast.model.families import Family, feed_forwards
+from ptl_fast.scoring.ridge import (
+    DEFAULT_RIDGE,
+    HELD_OUT_SHARE,
+    HELD_OUT_TOKENS,
+    Choice,
+    choose,
+    damped,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,8 +39,6 @@ if TYPE_CHECKING:
     from ptl_fast.data.packing import PackedTokens
 
 
-# added to G's diagonal, as a fraction of its mean: linearly dependent neurons make G singular
-RIDGE = 1e-4
 # blocks of rows in which G is computed: as it is symmetric, 36 of its 8 x 8 blocks are enough
 GRAM_BLOCKS = 8
 # memory for Gram matrices: layers that do not fit together take several passes over the corpus
@@ -41,6 +47,9 @@ GRAM_BYTES = 8 * 2**30
 
 class GramMatrices:
     """Iterable of each layer's G = A^T A + ridge on a corpus, over the tokens of all ranks.
+
+    The ridge is what ``scoring.ridge`` finds best for tokens that it sets aside. Without one,
+    linearly dependent neurons make G singular; too small a one learns the corpus by heart.
 
     Each G is (width, width) fp64, on the model's device. Where a few neurons have massive
     activations on single tokens, a thousand times those of the others as in many large models,
@@ -56,6 +65,7 @@ class GramMatrices:
         protected: other text on which the layers' outputs should be preserved too.
         protect_share: fraction of the total weight that ``protected`` gets, however many tokens it
             has. The weights of all tokens add up to the number of the corpus's tokens.
+        ridge: as a fraction of the mean of G's diagonal; None chooses it for each layer.
     """
 
     def __init__(
@@ -66,8 +76,9 @@ class GramMatrices:
         batch_size: int,
         protected: "PackedTokens | None" = None,
         protect_share: float = 0.0,
+        ridge: float | None = None,
     ) -> None:
-        self.model, self.batch_size = model, batch_size
+        self.model, self.batch_size, self.ridge = model, batch_size, ridge
         # (tokens, weight of each token)
         self.texts = [(tokens, 1.0)]
         if protected is not None and protect_share > 0:
@@ -82,6 +93,8 @@ class GramMatrices:
         self.unread: list[tuple[PackedTokens, float]] = []
         self.taken: list[Tensor] = []
         """Finished matrices of the current group of layers."""
+        self.choices: dict[int, Choice] = {}
+        """By layer, the ridge that was chosen; empty where it was given."""
 
     def expect(self, mask: Tensor) -> None:
         """Set the mask of the next forward pass, one bool per token: False leaves a token out."""
@@ -123,33 +136,72 @@ class GramMatrices:
         if not self.sums:
             self._begin(first)
         description = f"reconstruct layers {first}-{first + len(self.sums) - 1}"
-        # --anticipate plans a round in the middle of a recovery, and dropout would add noise
-        was_training = self.model.training
-        self.model.eval()
         for tokens, weight in self.unread:
-            with self._adding(first, weight), torch.inference_mode():
-                for batch, _, mask in document_batches(
-                    self.model, tokens, self.batch_size, description
-                ):
-                    self.expect(mask)
-                    # base_model: the language-model head is not needed
-                    self.model.base_model(**batch, use_cache=False)
-        self.model.train(was_training)
+            with self._adding(first, weight):
+                self._read(tokens, description)
         if distributed.world_size() > 1:
             self.sums = list(
                 distributed.summed(
                     {str(index): gram_II for index, gram_II in enumerate(self.sums)}
                 ).values()
             )
-        for gram_II in self.sums:
+        held_out = self._held_out(first)
+        for index, gram_II in enumerate(self.sums):
             # ``_add`` computes the blocks on and below the diagonal: mirror those below
             for start, end in _blocks(len(gram_II)):
                 gram_II[:start, start:end] = gram_II[start:end, :start].T
-            # not zero even if all activations are, so that the Cholesky factorization exists
-            gram_II.diagonal().add_(
-                RIDGE * gram_II.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
-            )
+            ridge = self.ridge
+            if ridge is None:
+                ridge = self._choose(first + index, gram_II, held_out[index])
+            damped(gram_II, ridge)
+            held_out[index] = []  # large, and not needed any more
         self.taken, self.sums = self.sums, []
+
+    def _read(self, tokens: "PackedTokens", description: str) -> None:
+        """Run these tokens through the model, for the hooks."""
+        # --anticipate plans a round in the middle of a recovery, and dropout would add noise
+        was_training = self.model.training
+        self.model.eval()
+        with torch.inference_mode():
+            for batch, _, mask in document_batches(
+                self.model, tokens, self.batch_size, description
+            ):
+                self.expect(mask)
+                # base_model: the language-model head is not needed
+                self.model.base_model(**batch, use_cache=False)
+        self.model.train(was_training)
+
+    def _held_out(self, first: int) -> list[list[Tensor]]:
+        """For each layer of the group, the activations, (tokens, width), of this rank's share of
+        the tokens that choose the ridge, batch by batch; nothing if the ridge is given.
+        """
+        kept: list[list[Tensor]] = [[] for _ in self.sums]
+        tokens, _ = self.texts[0]
+        if self.ridge is not None or len(tokens) == 1:
+            return kept
+
+        def keep(batches: list[Tensor], module: nn.Module, args: tuple) -> None:
+            assert self.mask is not None
+            batches.append(args[0].flatten(0, -2)[self.mask.flatten()])
+
+        aside = tokens.rows(slice(None, None, HELD_OUT_SHARE)).first(HELD_OUT_TOKENS)
+        with ExitStack() as stack:
+            for batches, down in zip(kept, self.downs[first:], strict=False):
+                hook = down.register_forward_pre_hook(partial(keep, batches))
+                stack.callback(hook.remove)
+            self._read(aside, "ridge")
+        return kept
+
+    def _choose(self, layer: int, gram_II: Tensor, batches: list[Tensor]) -> float:
+        """The ridge of a layer whose Gram matrix is complete but for it."""
+        if len(self.texts[0][0]) == 1:
+            return DEFAULT_RIDGE
+        # a rank may have no batch; the activations count as they do in the matrix
+        held_TI = torch.cat(batches) if batches else gram_II[:0]
+        weight = self.texts[0][1]
+        choice = choose(gram_II, self.downs[layer].weight, held_TI.double() * weight**0.5)
+        self.choices[layer] = choice
+        return choice.ridge
 
     @contextmanager
     def _adding(self, first: int, weight: float) -> Iterator[None]:

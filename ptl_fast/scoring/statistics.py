@@ -218,14 +218,16 @@ def collect_with_grams(
     extra: frozenset[Extra] = NOTHING,
     protected: "PackedTokens | None" = None,
     protect_share: float = 0.0,
+    ridge: float | None = None,
 ) -> tuple[Statistics, GramMatrices]:
     """``collect``, and the layers' Gram matrices from the same pass where they fit in memory.
 
     Args:
         protected: other text, and its share of the Gram matrices' weight: see ``GramMatrices``. The
             statistics are of ``tokens`` alone.
+        ridge: of the Gram matrices; None chooses it for each layer.
     """
-    grams = GramMatrices(model, family, tokens, batch_size, protected, protect_share)
+    grams = GramMatrices(model, family, tokens, batch_size, protected, protect_share, ridge)
     return collect(model, family, tokens, batch_size, description, extra, grams), grams
 
 

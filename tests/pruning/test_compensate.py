@@ -12,7 +12,7 @@ from ptl_fast.pruning import compensate as compensate_module
 from ptl_fast.pruning.plan import plan_neurons
 from ptl_fast.scoring import gram as gram_module
 from ptl_fast.scoring import reconstruction
-from support.least_squares import activations, best_columns, gram, long_documents, projection
+from support.least_squares import RIDGE, activations, best_columns, gram, long_documents, projection
 from support.models import make_model
 from support.plans import neuron_round
 
@@ -64,7 +64,7 @@ def prune(
     """Return what the first layer's dearest removed neuron was priced at."""
     family = find_family(model)
     step = neuron_round(width, 5)
-    grams = gram_module.GramMatrices(model, family, tokens, 2, protected, share)
+    grams = gram_module.GramMatrices(model, family, tokens, 2, protected, share, ridge=RIDGE)
     price_LI = reconstruction.prices(grams)
     plan = plan_neurons(step, price_LI, None, "reconstruction")
     assert plan.kept_neurons is not None

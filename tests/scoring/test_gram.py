@@ -11,7 +11,7 @@ from ptl_fast.data import packing
 from ptl_fast.model.families import feed_forwards, find_family
 from ptl_fast.scoring import gram as gram_module
 from ptl_fast.scoring import reconstruction, statistics
-from support.least_squares import gram, long_documents
+from support.least_squares import RIDGE, gram, long_documents
 
 
 @pytest.fixture
@@ -20,7 +20,9 @@ def tokens() -> packing.PackedTokens:
 
 
 def prices(model: PreTrainedModel, tokens: packing.PackedTokens) -> Tensor:
-    return reconstruction.prices(gram_module.GramMatrices(model, find_family(model), tokens, 2))
+    return reconstruction.prices(
+        gram_module.GramMatrices(model, find_family(model), tokens, 2, ridge=RIDGE)
+    )
 
 
 def test_layers_in_several_passes_give_the_same(
@@ -40,10 +42,10 @@ def test_matrices_come_with_the_statistics_pass_and_are_kept_if_all_fit(
     family, passes = find_family(llama), []
     num_batches = len(tokens.unpacked(tokens.input_ids.numel()))
     llama.model.layers[0].register_forward_pre_hook(lambda module, args: passes.append(module))
-    expected = list(gram_module.GramMatrices(llama, family, tokens, len(tokens)))
+    expected = list(gram_module.GramMatrices(llama, family, tokens, len(tokens), ridge=RIDGE))
     for layers_that_fit, further in ((5, [0, 0]), (2, [2, 3])):
         monkeypatch.setattr(gram_module, "GRAM_BYTES", layers_that_fit * 8 * 48**2)
-        grams = gram_module.GramMatrices(llama, family, tokens, len(tokens))
+        grams = gram_module.GramMatrices(llama, family, tokens, len(tokens), ridge=RIDGE)
         statistics.collect(llama, family, tokens, len(tokens), grams=grams)
         for num_passes in further:
             passes.clear()
@@ -61,7 +63,7 @@ def test_matrices_are_products_of_the_activations_with_a_ridge(
 ) -> None:
     monkeypatch.setattr(gram_module, "GRAM_BLOCKS", num_blocks)
     family, inputs = find_family(llama.double()), list[Tensor]()
-    grams = list(gram_module.GramMatrices(llama, family, tokens, len(tokens)))
+    grams = list(gram_module.GramMatrices(llama, family, tokens, len(tokens), ridge=RIDGE))
     for ffn in feed_forwards(llama, family).values():
         ffn.down.register_forward_pre_hook(lambda module, args: inputs.append(args[0][tokens.mask]))
     llama(input_ids=tokens.input_ids, position_ids=tokens.position_ids, use_cache=False)
@@ -86,8 +88,7 @@ def test_protected_text_has_its_share_of_the_weight_however_long_it_is(
     )
 
     def products(of: packing.PackedTokens) -> list[Tensor]:
-        monkeypatch.setattr(gram_module, "RIDGE", 0.0)
-        return list(gram_module.GramMatrices(llama, family, of, 2))
+        return list(gram_module.GramMatrices(llama, family, of, 2, ridge=0.0))
 
     weight = share * tokens.num_tokens / protected.num_tokens
     expected = [
@@ -98,7 +99,7 @@ def test_protected_text_has_its_share_of_the_weight_however_long_it_is(
     for layers_that_fit in (5, 2):
         monkeypatch.setattr(gram_module, "GRAM_BYTES", layers_that_fit * 8 * 48**2)
         for with_statistics in (True, False):
-            grams = gram_module.GramMatrices(llama, family, tokens, 2, protected, share)
+            grams = gram_module.GramMatrices(llama, family, tokens, 2, protected, share, ridge=0.0)
             if with_statistics:
                 counted = statistics.collect(llama, family, tokens, 2, grams=grams)
                 assert all(
@@ -115,7 +116,7 @@ def test_a_pass_with_gradients_does_not_run_through_the_matrices(
 ) -> None:
     """It would hold the activations of all batches."""
     family = find_family(llama)
-    grams = gram_module.GramMatrices(llama, family, tokens, 2)
+    grams = gram_module.GramMatrices(llama, family, tokens, 2, ridge=RIDGE)
     statistics.collect(llama, family, tokens, 2, extra=frozenset({"gradients"}), grams=grams)
     assert grams.sums
     assert not any(sums_II.requires_grad for sums_II in grams.sums)
@@ -138,7 +139,7 @@ def test_neurons_that_shout_at_one_token_leave_the_gram_matrix_positive_definite
     model = torch.nn.Sequential(down)
     model.device = torch.device("cpu")
     monkeypatch.setattr(gram_module, "feed_forwards", lambda *_: {"0": SimpleNamespace(down=down)})
-    grams = gram_module.GramMatrices(model, None, None, 1)
+    grams = gram_module.GramMatrices(model, None, None, 1, ridge=RIDGE)
     with grams.watch():
         grams.expect(torch.ones(1, 256, dtype=torch.bool))
         down(a_TI.unsqueeze(0))

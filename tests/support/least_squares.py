@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 from ptl_fast.data import packing
-from ptl_fast.scoring import gram as gram_module
+
+# as a fraction of the mean square of a neuron's activations
+RIDGE = 1e-4
 
 
 def activations(num_tokens: int, width: int, rank: int, seed: int) -> Tensor:
@@ -26,9 +28,7 @@ def projection(hidden: int, width: int) -> Tensor:
 def ridge(activations_TI: Tensor) -> Tensor:
     """Rows that add the ridge to a Gram matrix: least squares on them too is what a ridge means."""
     mean_square = activations_TI.square().sum(0).mean()
-    return (gram_module.RIDGE * mean_square).sqrt() * torch.eye(
-        activations_TI.shape[1], dtype=torch.float64
-    )
+    return (RIDGE * mean_square).sqrt() * torch.eye(activations_TI.shape[1], dtype=torch.float64)
 
 
 def best_columns(activations_TI: Tensor, down_HI: Tensor, kept: list[int]) -> tuple[Tensor, float]:
