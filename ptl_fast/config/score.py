@@ -1,6 +1,6 @@
 """How neurons and layers are ranked."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ptl_fast.config.checking import check_at_least_one
@@ -33,7 +33,8 @@ class ScoreSettings:
     subset holds fewer, those of other
     rounds follow: few tokens make poor least squares, and scoring does not train on them."""
 
-    ridge: float | Literal["auto"] = "auto"
+    # runs that began before this could be set had 1e-4
+    ridge: float | Literal["auto"] = field(default="auto", metadata={"without": 1e-4})
     """Ridge of the least squares of --scorer reconstruction and --compensate, as a fraction of the
     mean square of a neuron's activations. Too small a one learns the calibration text by heart, too
     large a one leaves what the other neurons could make up for. auto chooses one for each layer, by
