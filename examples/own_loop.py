@@ -56,8 +56,8 @@ def train(model: torch.nn.Module, tokens: packing.PackedTokens, seed: int) -> fl
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))
     loss = torch.zeros(())
     model.train()
-    for inputs, labels, _ in sequence_batches(model, tokens.rows(order[: STEPS * BATCH]), BATCH):
-        loss = model(**inputs, labels=labels, use_cache=False).loss
+    for batch in sequence_batches(model, tokens.rows(order[: STEPS * BATCH]), BATCH):
+        loss = model(**batch.inputs, labels=batch.labels, use_cache=False).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -111,8 +111,8 @@ def make_passes(
     eager = EagerHooks(model, family)
 
     def batches() -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        for inputs, _, mask in batching.document_batches(model, tokens, batch, "peer"):
-            yield inputs, mask
+        for each in batching.document_batches(model, tokens, batch, "peer"):
+            yield each.inputs, each.mask
 
     # positions restart in each document, from which transformers makes the mask between them
     def packed_forward() -> None:

@@ -122,10 +122,10 @@ def _record_batches(
             None,
             distributed.world_size(),
         )
-        for inputs, _, mask in mine:
-            decoder(**inputs, use_cache=False)
+        for batch in mine:
+            decoder(**batch.inputs, use_cache=False)
             arguments = [recorder.arguments for recorder in decoder.layers]
-            stream, mask_T = decoder.layers[0].stream, mask.flatten()
+            stream, mask_T = decoder.layers[0].stream, batch.mask.flatten()
             batches.append(_Batch(stream=stream, mask_T=mask_T, arguments=arguments))
     finally:
         decoder.layers = layers

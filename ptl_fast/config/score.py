@@ -46,6 +46,15 @@ class ScoreSettings:
     layer's neurons, those that rank highest on that text. Scorer reference has a use of its own for
     it, and no other."""
 
+    token_weights: Literal["none", "divergence"] = "none"
+    """How much each of --calibration-tokens counts when neurons are scored and compensated. none:
+    all alike. divergence: a token counts more the further a probe's prediction after it is from the
+    model's (KL over its 16 likeliest tokens and the rest); the probe is the model without the
+    neurons that unweighted scores remove, compensated if --compensate says so. Neurons are then
+    scored again, if the scorer reads sums of squares, sums or Gram matrices. Costs two forward
+    passes with the language-model head and a second pass for statistics in each round that removes
+    neurons. --protect's text and layers' scores are not weighted."""
+
     all_statistics: bool = False
     """Also store each neuron's sum, sum of magnitudes and largest magnitude in
     statistics.safetensors.
@@ -62,9 +71,19 @@ class ScoreSettings:
     round still needs one. Brings --fused-ffn with it. Not for the scorers reconstruction, gradient
     and reference."""
 
+    @property
+    def weighs_tokens(self) -> bool:
+        """Whether tokens get weights (--token-weights)."""
+        return self.token_weights != "none"
+
     def check(self) -> None:
         """Raise ValueError for a setting out of range."""
         check_at_least_one(self, ["calibration_tokens"])
+        if self.weighs_tokens and self.score_during_recovery:
+            raise ValueError(
+                "--token-weights divergence runs a probe over the calibration tokens, and"
+                " --score-during-recovery has no such pass; leave one of the two out"
+            )
         if self.ridge != "auto" and self.ridge <= 0:
             raise ValueError(
                 f"--ridge {self.ridge} must be above 0: neurons that depend on one another linearly"

@@ -33,6 +33,8 @@ class Batch(NamedTuple):
     """
     mask: Tensor
     """(rows, length) bool: False on padding. It keeps its rows where the others become one row."""
+    weights: Tensor | None = None
+    """(rows, length) float32: the tokens' weights, if they have any; its rows are those of mask."""
 
 
 def document_batches(
@@ -105,4 +107,5 @@ def _batch(model: "PreTrainedModel", rows: "PackedTokens") -> Batch:
     if needs_one_row(model):
         batch = {name: tensor.view(1, -1) for name, tensor in batch.items()}
     labels = batch.pop("labels")
-    return Batch(batch, labels, mask)
+    weights = None if rows.weights is None else rows.weights.to(model.device)
+    return Batch(batch, labels, mask, weights)

@@ -37,6 +37,10 @@ class PackedTokens:
     """
     mask: "Tensor"
     """bool, False on padding."""
+    weights: "Tensor | None" = None
+    """float32: how much each token counts in statistics, 1 on the mean and 0 on padding; None: all
+    count alike. Training takes no notice of it.
+    """
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -69,7 +73,10 @@ class PackedTokens:
 
     def rows(self, chosen: "Tensor | slice") -> "PackedTokens":
         """Some of the sequences, chosen by indices, by a bool mask or by a slice."""
-        return PackedTokens(self.input_ids[chosen], self.position_ids[chosen], self.mask[chosen])
+        weights = None if self.weights is None else self.weights[chosen]
+        return PackedTokens(
+            self.input_ids[chosen], self.position_ids[chosen], self.mask[chosen], weights
+        )
 
     def unpacked(self, max_tokens: int) -> "list[PackedTokens]":
         """Batches with one document per row, longest first, cut so that padding costs least.
@@ -88,16 +95,18 @@ class PackedTokens:
             descending=True, stable=True
         )
         ids, batches = self.input_ids.flatten()[tokens], []
+        weights = None if self.weights is None else self.weights.flatten()[tokens]
         for first, end in itertools.pairwise(_least_padding(lengths.tolist(), max_tokens)):
             positions = torch.arange(int(lengths[first])).expand(end - first, -1)
             mask = positions < lengths[first:end, None]
             # padding reads token 0 and is overwritten below, so that no index is out of range
             places = (starts[order[first:end], None] + positions).where(mask, 0)
-            batches.append(PackedTokens(ids[places].where(mask, 0), positions, mask))
+            own = None if weights is None else weights[places].where(mask, 0.0)
+            batches.append(PackedTokens(ids[places].where(mask, 0), positions, mask, own))
         return batches
 
     def followed_by(self, other: "PackedTokens") -> "PackedTokens":
-        """These sequences, followed by the other's."""
+        """These sequences, followed by the other's; neither may have weights."""
         import torch
 
         names = ("input_ids", "position_ids", "mask")

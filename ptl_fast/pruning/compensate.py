@@ -7,6 +7,7 @@ that ``scoring.gram`` collects.
 Shape suffixes: L layers, I FFN width, K kept neurons, H hidden size.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -36,6 +37,27 @@ def compensate_(
     ]
     for down, columns_HK, kept_K in zip(downs, columns, kept_LK, strict=True):
         down.weight[:, torch.tensor(kept_K, device=columns_HK.device)] = columns_HK
+
+
+@torch.no_grad()
+def pruned_projections(
+    downs: Sequence[nn.Linear], grams: Iterable[Tensor] | None, kept_LK: Sequence[Sequence[int]]
+) -> list[Tensor]:
+    """Return every layer's down projection as pruning will leave it, in its present shape.
+
+    The columns of the neurons that go are zero. Those of the others are refitted by least squares,
+    or as they are without Gram matrices. The arguments are those of ``compensate_``.
+    """
+    pruned = []
+    gram = iter(grams) if grams is not None else itertools.repeat(None)
+    for down, kept_K, gram_II in zip(downs, map(torch.tensor, kept_LK), gram, strict=False):
+        weight_HI = down.weight
+        kept_K = kept_K.to(weight_HI.device)
+        columns_HK = weight_HI[:, kept_K]
+        if gram_II is not None:
+            columns_HK = least_squares(gram_II, weight_HI, kept_K)
+        pruned.append(torch.zeros_like(weight_HI).index_copy_(1, kept_K, columns_HK))
+    return pruned
 
 
 def least_squares(gram_II: Tensor, down_HI: Tensor, kept_K: Tensor) -> Tensor:

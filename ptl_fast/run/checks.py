@@ -55,6 +55,11 @@ def _check_scoring(config: "Config") -> None:
         )
     if scorer.reads_samples and config.data.protect is None:
         raise ValueError(f"--scorer {name} also looks at English samples; give them with --protect")
+    if config.score.weighs_tokens and not (scorer.weighs_tokens or config.prune.compensate):
+        raise ValueError(
+            f"--token-weights {config.score.token_weights} changes nothing with --scorer {name} and"
+            " without --compensate; leave it out, or add --compensate"
+        )
     # random numbers and ranks have no unit that a threshold could be in
     if config.prune.threshold is not None and not scorer.measures:
         raise ValueError(

@@ -4,6 +4,7 @@ Parameters and FLOPs are exact (flops.py); memory and hours are estimates, print
 assumptions. Bytes are for one GPU. N is the number of parameters.
 """
 
+import itertools
 import re
 import types
 from dataclasses import dataclass
@@ -215,6 +216,8 @@ def assumptions(config: "Config", rows: list[dict[str, Any]]) -> str:
         f" {recompute} gradient checkpointing;"
         " an estimate.",
     ]
+    if config.score.weighs_tokens:
+        lines.append(_weighing(config, rows))
     if all(row["recovery_hours"] is not None for row in rows[1:]):
         total = sum(row["recovery_hours"] for row in rows[1:])
         lines.append(
@@ -250,6 +253,23 @@ def assumptions(config: "Config", rows: list[dict[str, Any]]) -> str:
             " --deepspeed."
         )
     return "\n".join(lines)
+
+
+def _weighing(config: "Config", rows: list[dict[str, Any]]) -> str:
+    """The line about what --token-weights costs, in rounds that remove neurons."""
+    num_gpus, gpu = parse_gpus(config.run.dry_run_gpus)
+    # three more forward passes of the model before the round: its own prediction, the probe's, and
+    # the second pass for statistics
+    work = sum(
+        3 * config.score.calibration_tokens * before["flops_per_token"]
+        for before, after in itertools.pairwise(rows)
+        if after["width"] < before["width"]
+    )
+    return (
+        f"--token-weights {config.score.token_weights}: three more forward passes over"
+        " --calibration-tokens in each round that removes neurons,"
+        f" {hours(work, num_gpus, gpu):.2g} hours in all; Gram matrices are made a second time."
+    )
 
 
 def training_bytes(

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base.console import say
 from ptl_fast.baselines import SCORERS
-from ptl_fast.pruning import compact
+from ptl_fast.model.families import feed_forwards
+from ptl_fast.pruning import compact, compensate
 from ptl_fast.pruning import plan as plan_module
+from ptl_fast.pruning.plan import PruningPlan
 from ptl_fast.pruning.round_kinds import PruningWork, Scores
 from ptl_fast.recovery import next_prune_penalty, optimizer_state
+from ptl_fast.run import report
 from ptl_fast.run.folder import read_plan
 from ptl_fast.run.rounds import kind_of
-from ptl_fast.scoring import ridge
+from ptl_fast.scoring import ridge, token_weights
 from ptl_fast.scoring import statistics as statistics_module
 from ptl_fast.scoring.scorers import LAYER_SCORERS, Evidence, Samples
 from ptl_fast.scoring.statistics import Statistics
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
     from ptl_fast.run.context import RunContext
     from ptl_fast.scoring.gram import GramMatrices
     from ptl_fast.scoring.statistics import Extra
+
+# statistics.safetensors: with --token-weights, each calibration token's divergence
+DIVERGENCE = "divergence_ST"
 
 
 def check_weights(context: "RunContext") -> None:
@@ -54,10 +60,43 @@ def plan_round(context: "RunContext", step: "Round") -> dict[str, Any]:
     if kind.size != "width":
         step = dataclasses.replace(step, width=context.model.config.intermediate_size)
     plan = kind.plan(step, scores)
+    weighs = context.config.score.weighs_tokens and plan.kept_neurons is not None
+    if weighs and scores is not None:
+        scores = _weighted_scores(context, step, plan, scores)
+        plan = kind.plan(step, scores)
     # a round that only trains has no scores
     if scores is not None:
         context.folder.round(step.number).statistics.write(scores.kept)
     return dataclasses.asdict(plan)
+
+
+def _weighted_scores(
+    context: "RunContext", step: "Round", first: PruningPlan, scores: Scores
+) -> Scores:
+    """The round's scores by weighted tokens. The weights follow from a probe, the model that the
+    first plan, by unweighted scores, would leave; a scorer that knows no weights keeps its scores.
+    """
+    divergence = Calibration(context, step).divergence(first)
+    # those of unweighted tokens, as large as those to come
+    context.now.grams = None
+    weighted = Calibration(context, step, divergence)
+    summary = token_weights.summary(weighted.tokens(), divergence)
+    context.folder.round(step.number).token_weights.write(summary)
+    say(report.token_weights_line(step.number, summary))
+    if SCORERS[context.config.score.scorer].weighs_tokens:
+        found = weighted.scores()
+        assert found is not None
+        scores = found
+    return dataclasses.replace(scores, kept={**scores.kept, DIVERGENCE: divergence})
+
+
+def _stored_divergence(context: "RunContext", step: "Round") -> "Tensor | None":
+    """Each calibration token's divergence, as the round was planned with; None: no weights."""
+    stored = context.folder.round(step.number).statistics
+    # a round that only trains has no statistics
+    if not context.config.score.weighs_tokens or not stored.exists():
+        return None
+    return stored.read().get(DIVERGENCE)
 
 
 def prune(context: "RunContext", step: "Round", *, weights_follow: bool = False) -> None:
@@ -79,7 +118,8 @@ def prune(context: "RunContext", step: "Round", *, weights_follow: bool = False)
     # missing in the first round, and where earlier rounds had nothing to train
     if before.exists():
         now.optimizer_state = optimizer_state.from_tensors(before.read())
-    plan, calibration = read_plan(files), Calibration(context, step)
+    calibration = Calibration(context, step, _stored_divergence(context, step))
+    plan = read_plan(files)
     compensates = calibration.compensates and plan.kept_neurons is not None and not weights_follow
     work = PruningWork(
         model=now.model,
@@ -132,18 +172,27 @@ class Calibration:
     """Scores and Gram matrices of the model in memory, on a round's calibration tokens.
 
     Computed when they are asked for, so a round that needs none makes no calibration pass.
+
+    Args:
+        divergence: by which the tokens are weighted; None: all count alike.
     """
 
-    def __init__(self, context: "RunContext", step: "Round") -> None:
+    def __init__(
+        self, context: "RunContext", step: "Round", divergence: "Tensor | None" = None
+    ) -> None:
         config = context.config
         self.context, self.step, self.model = context, step, context.now.model
         self.family, self.batch_size = context.now.family, config.trainer.micro_batch
         self.compensates = config.prune.compensate
+        self._divergence = divergence
 
     def tokens(self) -> "PackedTokens":
         """The first --calibration-tokens of the round's part of the data."""
         score = self.context.config.score
-        return self.context.data.calibration(self.step.number, score.calibration_tokens)
+        tokens = self.context.data.calibration(self.step.number, score.calibration_tokens)
+        if self._divergence is None:
+            return tokens
+        return token_weights.weighted(tokens, self._divergence)
 
     def scores(self) -> Scores | None:
         """The scores of what the round makes smaller; None if it makes neither smaller."""
@@ -160,6 +209,16 @@ class Calibration:
             _, now.grams = self._collect(self.tokens(), "compensate")
         assert now.grams is not None
         return now.grams
+
+    def divergence(self, plan: PruningPlan) -> "Tensor":
+        """How far the model that the plan would leave predicts from the present one, at each of the
+        calibration tokens: (num_sequences, length), in nats.
+        """
+        assert plan.kept_neurons is not None
+        downs = [ffn.down for ffn in feed_forwards(self.model, self.family).values()]
+        grams = self.grams() if self.compensates else None
+        probe = compensate.pruned_projections(downs, grams, plan.kept_neurons)
+        return token_weights.divergence(self.model, self.tokens(), self.batch_size, downs, probe)
 
     def _neuron_scores(self) -> Scores:
         """The neurons' scores, and which neurons are protected or redundant."""

@@ -39,6 +39,21 @@ def redundant_line(number: int, num_redundant: list[int], num_removed: int) -> s
     return line + "."
 
 
+def token_weights_line(number: int, summary: dict[str, Any]) -> str:
+    """Say in one sentence how unevenly a round's probe departs, and what its weights are worth.
+
+    Args:
+        number: the round.
+        summary: the round's token_weights.json: ``ptl_fast.scoring.token_weights.summary``.
+    """
+    return (
+        f"Round {number}: without the neurons that unweighted scores remove, predictions depart by"
+        f" {summary['mean_divergence']:.3g} nats a token, {summary['top_tenth']:.0%} of it at a"
+        f" tenth of the tokens; the {summary['num_tokens']:,} weighted tokens average noise out"
+        f" like {summary['effective_tokens']:,} equal ones."
+    )
+
+
 def unrewarded_line(number: int, details: dict[str, Any], extension: int = 0) -> str:
     """Say in one sentence that a reward was 0 in all rollouts of a round, and what to try.
 
@@ -97,6 +112,13 @@ def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
     redundant = _redundant(report)
     if redundant:
         parts.append("## Redundant neurons\n\n" + redundant)
+    weighted = [
+        f"- {token_weights_line(record['round'], record['token_weights'])}"
+        for record in report["rounds"]
+        if "token_weights" in record
+    ]
+    if weighted:
+        parts.append("## Token weights\n\n" + "\n".join(weighted))
     if any(_on_problems(record) for record in report["rounds"]):
         parts.append("## Reinforcement learning\n\n" + _reinforcement(report["rounds"]))
     parts.append("## Evaluation\n\n" + _evaluations(report))

@@ -60,7 +60,7 @@ class GramMatrices:
     are kept, so that iterating again is free; they are outdated once the model changes.
 
     Args:
-        tokens: the calibration corpus.
+        tokens: the calibration corpus. If its tokens have weights w, G = sum_t w[t] a[t] a[t]^T.
         batch_size: packed sequences per batch.
         protected: other text on which the layers' outputs should be preserved too.
         protect_share: fraction of the total weight that ``protected`` gets, however many tokens it
@@ -88,6 +88,7 @@ class GramMatrices:
         """The layers' down projections; A is one's input."""
         self.at_once = max(1, GRAM_BYTES // (8 * self.downs[0].in_features ** 2))
         self.mask: Tensor | None = None
+        self.weights: Tensor | None = None
         self.sums: list[Tensor] = []
         """Unfinished matrices of the current group of layers, without the texts in ``unread``."""
         self.unread: list[tuple[PackedTokens, float]] = []
@@ -96,9 +97,11 @@ class GramMatrices:
         self.choices: dict[int, Choice] = {}
         """By layer, the ridge that was chosen; empty where it was given."""
 
-    def expect(self, mask: Tensor) -> None:
-        """Set the mask of the next forward pass, one bool per token: False leaves a token out."""
-        self.mask = mask
+    def expect(self, mask: Tensor, weights: Tensor | None = None) -> None:
+        """Set the mask of the next forward pass, one bool per token: False leaves a token out; and
+        the tokens' weights, None if all count alike.
+        """
+        self.mask, self.weights = mask, weights
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -163,12 +166,10 @@ class GramMatrices:
         was_training = self.model.training
         self.model.eval()
         with torch.inference_mode():
-            for batch, _, mask in document_batches(
-                self.model, tokens, self.batch_size, description
-            ):
-                self.expect(mask)
+            for batch in document_batches(self.model, tokens, self.batch_size, description):
+                self.expect(batch.mask, batch.weights)
                 # base_model: the language-model head is not needed
-                self.model.base_model(**batch, use_cache=False)
+                self.model.base_model(**batch.inputs, use_cache=False)
         self.model.train(was_training)
 
     def _held_out(self, first: int) -> list[list[Tensor]]:
@@ -181,8 +182,7 @@ class GramMatrices:
             return kept
 
         def keep(batches: list[Tensor], module: nn.Module, args: tuple) -> None:
-            assert self.mask is not None
-            batches.append(args[0].flatten(0, -2)[self.mask.flatten()])
+            batches.append(self._counted(args[0]))
 
         aside = tokens.rows(slice(None, None, HELD_OUT_SHARE)).first(HELD_OUT_TOKENS)
         with ExitStack() as stack:
@@ -217,12 +217,24 @@ class GramMatrices:
     @torch.no_grad()
     def _add(self, gram_II: Tensor, weight: float, module: nn.Module, args: tuple) -> None:
         """Forward pre-hook of a down projection: its input is the FFN's activations."""
-        assert self.mask is not None
-        activations_TI = args[0].flatten(0, -2)[self.mask.flatten()].double()
+        activations_TI = self._counted(args[0]).double()
         for start, end in _blocks(len(gram_II)):
             gram_II[start:end, :end].addmm_(
                 activations_TI[:, start:end].T, activations_TI[:, :end], alpha=weight
             )
+
+    def _counted(self, activations: Tensor) -> Tensor:
+        """The activations of the tokens that count, (tokens, width). If they have weights, each
+        times the root of its own: a product of two of one token then has the token's weight.
+        """
+        assert self.mask is not None
+        counted_T = self.mask.flatten()
+        rows_TI = activations.flatten(0, -2)[counted_T]
+        if self.weights is None:
+            return rows_TI
+        # in fp32 or fp64, as half precision would round once more
+        wide = torch.promote_types(rows_TI.dtype, torch.float32)
+        return rows_TI.to(wide) * self.weights.flatten()[counted_T].to(wide).sqrt()[:, None]
 
 
 def _blocks(width: int) -> list[tuple[int, int]]:

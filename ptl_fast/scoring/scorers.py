@@ -67,6 +67,8 @@ class Scorer:
     """Whether it takes --protect's text into account itself. If not, the neurons that it ranks
     highest on that text are kept.
     """
+    weighs_tokens: bool = False
+    """Whether --token-weights changes it: it reads sums of squares, sums or Gram matrices."""
     measures: bool = True
     """Whether a threshold on the score has a meaning: it has none on random numbers or ranks."""
     redundant_below: float | None = None
@@ -210,11 +212,15 @@ def last(statistics: "Statistics") -> "Tensor":
 # the names are the values of --scorer and --layer-scorer; nothing else compares them
 SCORERS = {
     "reconstruction": Scorer(
-        compute=reconstruction, reads_grams=True, grows_with_tokens=True, reads_protected=True
+        compute=reconstruction,
+        reads_grams=True,
+        grows_with_tokens=True,
+        reads_protected=True,
+        weighs_tokens=True,
     ),
-    "activation": Scorer(compute=activation, grows_with_tokens=True),
-    "output-change": Scorer(compute=output_change, grows_with_tokens=True),
-    "fluctuation": Scorer(compute=fluctuation, needs=frozenset({"sums"})),
+    "activation": Scorer(compute=activation, grows_with_tokens=True, weighs_tokens=True),
+    "output-change": Scorer(compute=output_change, grows_with_tokens=True, weighs_tokens=True),
+    "fluctuation": Scorer(compute=fluctuation, needs=frozenset({"sums"}), weighs_tokens=True),
     "gradient": Scorer(compute=gradient, needs=frozenset({"gradients"})),
     "magnitude": Scorer(compute=magnitude),
     "random": Scorer(compute=random, measures=False),

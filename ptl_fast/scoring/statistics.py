@@ -19,6 +19,7 @@ from ptl_fast.base import distributed
 from ptl_fast.data.batching import document_batches
 from ptl_fast.model.families import Family, decoder_layers, feed_forwards
 from ptl_fast.scoring.gram import GramMatrices
+from ptl_fast.scoring.weighted_sums import WeightedSums
 from ptl_kernels import FfnStatistics, NeuronSums, fused_ffns, residual_change
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ NOTHING: frozenset[Extra] = frozenset()
 class Statistics:
     """Sums over a corpus's tokens, which add up across batches and ranks.
 
+    Where tokens have weights, square_LI, sum_LI and absolute_LI have them too, and no other field.
     The optional ones are None unless the extra that they belong to was asked for.
     """
 
@@ -113,7 +115,10 @@ class StatisticsCollector:
 
 @contextmanager
 def collecting(
-    model: "PreTrainedModel", family: Family, extra: frozenset[Extra] = NOTHING
+    model: "PreTrainedModel",
+    family: Family,
+    extra: frozenset[Extra] = NOTHING,
+    takes_sums: bool = True,
 ) -> Iterator[StatisticsCollector]:
     """Collect statistics of all forward passes of ``model`` inside the context.
 
@@ -124,6 +129,8 @@ def collecting(
         extra: what to collect besides square_LI and change_L3. "sums" is free, as the kernels read
             the activations anyway; "angles" reads each layer's input and output a few more times,
             in plain PyTorch; "gradients" needs the caller to run backward passes.
+        takes_sums: whether the kernels take the neurons' sums; False where tokens have weights, and
+            the caller takes them.
     """
     ffns, layers = feed_forwards(model, family), decoder_layers(model, family)
     statistics = _zeros(model, len(layers), ffns["0"].width, extra)
@@ -156,7 +163,7 @@ def collecting(
                 _add_angles(before, after, statistics.angle_L[index], neurons.token_mask)
 
     with ExitStack() as stack:
-        stack.enter_context(fused_ffns(ffns, neurons))
+        stack.enter_context(fused_ffns(ffns, neurons if takes_sums else None))
         if statistics.gradient_LI is not None:
             stack.enter_context(_watch_gradients(model, family, statistics.gradient_LI))
         for index, layer in enumerate(layers):
@@ -179,6 +186,7 @@ def collect(
     Each rank takes every world_size-th batch, and all ranks get the total.
 
     Args:
+        tokens: the corpus; its tokens may have weights.
         batch_size: packed sequences per batch.
         description: of the progress bar.
         extra: what else to collect. "gradients" also runs the language-model head and a backward
@@ -193,18 +201,24 @@ def collect(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(not gradients))
         stack.enter_context(torch.set_grad_enabled(gradients))
-        watched = stack.enter_context(collecting(model, family, extra))
-        watches: list[StatisticsCollector | GramMatrices] = [watched]
+        weighted = tokens.weights is not None
+        watched = stack.enter_context(collecting(model, family, extra, takes_sums=not weighted))
+        watches: list[WeightedSums | GramMatrices] = []
+        if weighted:
+            sums = WeightedSums(watched.neurons.sums)
+            stack.enter_context(sums.watch(feed_forwards(model, family)))
+            watches.append(sums)
         if grams is not None:
             stack.enter_context(grams.watch())
             watches.append(grams)
-        for batch, labels, mask in document_batches(model, tokens, batch_size, description):
+        for batch in document_batches(model, tokens, batch_size, description):
+            watched.expect(batch.mask)
             for each in watches:
-                each.expect(mask)
+                each.expect(batch.mask, batch.weights)
             if gradients:
-                _backward(model, batch, labels, watched.statistics)
+                _backward(model, batch.inputs, batch.labels, watched.statistics)
             else:
-                model.base_model(**batch, use_cache=False)
+                model.base_model(**batch.inputs, use_cache=False)
     model.train(model_was_training)
     return watched.total()
 

@@ -1,5 +1,7 @@
 """Batches hold each token once, in the layout that attention wants; ranks share them."""
 
+import dataclasses
+
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -28,6 +30,26 @@ def test_documents_come_once_in_batches_that_are_not_too_large(
         positions = batch.inputs["position_ids"]
         assert positions.shape == batch.labels.shape
         assert (positions.shape[0] == 1) if varlen else (positions[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize("varlen", [False, True])
+def test_weights_stay_with_their_tokens(
+    varlen: bool, llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token's weight is made its id."""
+    monkeypatch.setattr(batching, "needs_one_row", lambda model: varlen)
+    tokens = packed()
+    assert all(batch.weights is None for batch in batching.document_batches(llama, tokens, 2, ""))
+    weighted = dataclasses.replace(tokens, weights=tokens.input_ids.float()).first(300)
+    for layout in (
+        batching.document_batches(llama, weighted, 2, ""),
+        batching.sequence_batches(llama, weighted, 2),
+    ):
+        for batch in layout:
+            assert batch.weights is not None
+            assert batch.weights.shape == batch.mask.shape
+            ids = batch.inputs["input_ids"].view(batch.mask.shape)
+            assert torch.equal(batch.weights[batch.mask], ids[batch.mask].float())
 
 
 def test_ranks_share_the_batches(llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:

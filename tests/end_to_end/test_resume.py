@@ -63,6 +63,33 @@ def test_killed_run_goes_on_and_ends_bit_identical(
     ]
 
 
+@pytest.mark.parametrize("stage", ["statistics.safetensors", "plan.json", "pruned.json"])
+def test_weights_of_tokens_are_the_same_after_a_kill(
+    stage: str,
+    tiny_run: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Killed with -9 before the second round is planned, before it is pruned, and after: what the
+    weights follow from is made again, or read.
+    """
+    monkeypatch.chdir(tmp_path)
+    weights = {"token_weights": "divergence", "rounds": 2, "recovery_tokens": 3000}
+    flags = as_flags({**tiny_run, **RUN, **weights})
+    assert main([*flags, "--output", "undisturbed"]) == 0
+    again = [*flags, "--output", "run"]
+    assert kill_when(f"run/round-02/{stage}", again, tmp_path)
+    assert main(again) == 0
+    for name in (
+        "final/model.safetensors",
+        "round-02/plan.json",
+        "round-02/statistics.safetensors",
+        "round-02/token_weights.json",
+    ):
+        first, second = ((tmp_path / run / name).read_bytes() for run in ("undisturbed", "run"))
+        assert first == second, name
+
+
 def test_a_run_goes_on_with_smaller_batches(
     tiny_run: dict[str, str],
     tmp_path: Path,

@@ -33,6 +33,28 @@ def test_columns_equal_least_squares_on_the_tokens(
     )
 
 
+@pytest.mark.parametrize("compensated", [False, True])
+def test_pruned_projections_are_those_that_pruning_leaves(
+    llama: PreTrainedModel, compensated: bool
+) -> None:
+    """Zeros stand for the neurons that go, and the model itself stays as it is."""
+    family = find_family(llama)
+    ffns = list(feed_forwards(llama, family).values())
+    kept = [sorted({layer, 5, 7, 30, 47 - layer}) for layer in range(len(ffns))]
+    grams = list(gram_module.GramMatrices(llama, family, long_documents(), 2))
+    before = [ffn.down.weight.clone() for ffn in ffns]
+    pruned = compensate_module.pruned_projections(
+        [ffn.down for ffn in ffns], grams if compensated else None, kept
+    )
+    assert all(torch.equal(ffn.down.weight, old) for ffn, old in zip(ffns, before, strict=True))
+    if compensated:
+        compensate_module.compensate_(ffns, grams, kept)
+    for ffn, weight_HI, kept_K in zip(ffns, pruned, kept, strict=True):
+        assert torch.equal(weight_HI[:, kept_K], ffn.down.weight[:, kept_K])
+        gone = [neuron for neuron in range(48) if neuron not in kept_K]
+        assert not weight_HI[:, gone].any()
+
+
 @pytest.fixture
 def tokens() -> packing.PackedTokens:
     return long_documents()

@@ -77,6 +77,15 @@ def test_unknown_names_and_missing_vllm_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_token_weights_that_change_nothing_are_refused(tmp_path: Path) -> None:
+    weights = {"token_weights": "divergence", "scorer": "magnitude", "compensate": False}
+    with pytest.raises(
+        ValueError, match=r"changes nothing with --scorer magnitude .* --compensate"
+    ):
+        compress(**{**DEMO, "rounds": 1, **weights}, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_teachers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
     tokenizer.add_tokens(["<new>"])

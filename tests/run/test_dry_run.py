@@ -2,7 +2,9 @@
 rest on.
 """
 
+import itertools
 import json
+import re
 import subprocess
 import sys
 import types
@@ -213,6 +215,25 @@ def test_dry_run_counts_the_teachers_pass() -> None:
     assert distill_hours - cpt_hours == pytest.approx(
         estimates.hours(teacher_flops, *estimates.parse_gpus("1xA100-80GB"))
     )
+
+
+def test_dry_run_says_what_weights_of_tokens_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    """Three forward passes of the model before each round that removes neurons; none for layers."""
+    flags = ["--preset", "llama3-8b", "--dry-run", "--token-weights", "divergence"]
+    assert main([*flags, "--calibration-tokens", "100000000"]) == 0
+    text = capsys.readouterr().out
+    gflops = [
+        float(before["FLOPs/token"].removesuffix("G"))
+        for before, after in itertools.pairwise(cells(text))
+        if "neurons" in after["round"]
+    ]
+    assert len(gflops) == 5
+    expected = estimates.hours(3e8 * 1e9 * sum(gflops), *estimates.parse_gpus("4xA100-80GB"))
+    found = re.search(r"--token-weights divergence: .* removes neurons, (.+) hours in all", text)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(expected, rel=0.05)
+    assert main(["--preset", "llama3-8b", "--dry-run"]) == 0
+    assert "--token-weights" not in capsys.readouterr().out
 
 
 def test_reference_costs_a_forward_pass_and_a_copy_of_the_weights() -> None:

@@ -1,5 +1,6 @@
 """What goes in a round: by whose scores, on which tokens, and when that is decided."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from ptl_fast import compress
 from ptl_fast.pruning.schedule import Round
 from ptl_fast.run import prune_step
+from ptl_fast.scoring import token_weights
 from ptl_kernels import hole_filling
 from support.runs import RUN, plans
 
@@ -129,3 +131,77 @@ def test_statistics_from_recovery_decide_the_next_round(
     assert int(taken["num_tokens"]) > 0
     assert all(torch.equal(tensor, used[name]) for name, tensor in taken.items())
     assert not (tmp_path / "round-02" / "next_statistics.safetensors").exists()
+
+
+def test_weights_come_from_a_probe_without_the_neurons_of_the_unweighted_plan(
+    tiny_run: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is what unweighted pruning leaves, and the plan then follows the weighted scores."""
+    settings = {**RUN, "recovery": "none", "rounds": 1}
+    compress(**tiny_run, **settings, output=tmp_path / "none")
+    (plain,) = plans(tmp_path / "none")
+    measure, probes = token_weights.divergence, list[list[list[int]]]()
+
+    def note(*args: Any) -> torch.Tensor:
+        probes.append([probe.any(0).nonzero().flatten().tolist() for probe in args[-1]])
+        return measure(*args)
+
+    monkeypatch.setattr(token_weights, "divergence", note)
+    compress(**tiny_run, **settings, token_weights="divergence", output=tmp_path / "weighted")
+    (weighted,) = plans(tmp_path / "weighted")
+    assert probes == [plain["kept_neurons"]]
+    assert weighted["kept_neurons"] != plain["kept_neurons"]
+    unweighted, stored = (
+        load_file(tmp_path / name / "round-01" / "statistics.safetensors")
+        for name in ("none", "weighted")
+    )
+    assert stored.keys() - unweighted.keys() == {"divergence_ST"}
+    assert torch.equal(stored["num_tokens"], unweighted["num_tokens"])
+    assert not torch.allclose(stored["square_LI"], unweighted["square_LI"], rtol=1e-3)
+    (record,) = json.loads((tmp_path / "weighted" / "report.json").read_text())["rounds"]
+    assert record["token_weights"]["num_tokens"] == int(stored["num_tokens"])
+    assert record["token_weights"]["effective_tokens"] < int(stored["num_tokens"])
+    assert "## Token weights" in (tmp_path / "weighted" / "report.md").read_text()
+    assert "Token weights" not in (tmp_path / "none" / "report.md").read_text()
+
+
+def test_without_compensation_the_probe_has_the_models_own_columns(
+    tiny_run: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed = []
+    measure = token_weights.divergence
+
+    def note(model: Any, tokens: Any, size: int, downs: Any, probe: Any) -> torch.Tensor:
+        probed.extend(zip([down.weight.clone() for down in downs], probe, strict=True))
+        return measure(model, tokens, size, downs, probe)
+
+    monkeypatch.setattr(token_weights, "divergence", note)
+    settings = {**RUN, "recovery": "none", "rounds": 1, "scorer": "activation"}
+    weights = {"token_weights": "divergence", "compensate": False}
+    compress(**tiny_run, **settings, **weights, output=tmp_path)
+    for own_HI, probe_HI in probed:
+        kept = probe_HI.any(0)
+        assert int(kept.sum()) == 24
+        assert torch.equal(probe_HI[:, kept], own_HI[:, kept])
+
+
+def test_scores_that_know_no_weights_stay_and_the_compensation_is_weighted(
+    tiny_run: dict[str, str], tmp_path: Path
+) -> None:
+    """Also those that --score-once keeps from the first round; later ones have weights too."""
+    for name, changes in (
+        ("random", {"scorer": "random", "rounds": 1}),
+        ("once", {"scorer": "reconstruction", "score_once": True, "rounds": 2}),
+    ):
+        weights: dict[str, dict] = {"none": {}, "weighted": {"token_weights": "divergence"}}
+        for kind, setting in weights.items():
+            output = tmp_path / name / kind
+            settings = {**RUN, "recovery": "none", **changes, **setting}
+            compress(**tiny_run, **settings, output=output)
+        last = f"round-0{changes['rounds']}/statistics.safetensors"
+        before, after = (load_file(tmp_path / name / kind / last) for kind in weights)
+        assert after.keys() - before.keys() == {"divergence_ST"}
+        if name == "random":
+            assert torch.equal(before["scores"], after["scores"])
+        final = [tmp_path / name / kind / "final/model.safetensors" for kind in weights]
+        assert final[0].read_bytes() != final[1].read_bytes()

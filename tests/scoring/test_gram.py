@@ -11,7 +11,9 @@ from ptl_fast.data import packing
 from ptl_fast.model.families import feed_forwards, find_family
 from ptl_fast.scoring import gram as gram_module
 from ptl_fast.scoring import reconstruction, statistics
+from ptl_fast.scoring import ridge as ridge_module
 from support.least_squares import RIDGE, gram, long_documents
+from support.weights import with_weights
 
 
 @pytest.fixture
@@ -69,6 +71,51 @@ def test_matrices_are_products_of_the_activations_with_a_ridge(
     llama(input_ids=tokens.input_ids, position_ids=tokens.position_ids, use_cache=False)
     for gram_II, a_TI in zip(grams, inputs, strict=True):
         torch.testing.assert_close(gram_II, gram(a_TI), rtol=1e-9, atol=1e-9)
+
+
+def test_matrices_of_weighted_tokens_are_weighted_products(
+    llama: PreTrainedModel, tokens: packing.PackedTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where they come with the statistics, and where not all layers fit at once."""
+    weighted, family, inputs = with_weights(tokens), find_family(llama), list[Tensor]()
+    found = []
+    for layers_that_fit, with_statistics in ((5, False), (5, True), (2, True)):
+        monkeypatch.setattr(gram_module, "GRAM_BYTES", layers_that_fit * 8 * 48**2)
+        grams = gram_module.GramMatrices(llama, family, weighted, 2, ridge=RIDGE)
+        if with_statistics:
+            statistics.collect(llama, family, weighted, 2, grams=grams)
+        found.append(list(grams))
+    for ffn in feed_forwards(llama, family).values():
+        ffn.down.register_forward_pre_hook(
+            lambda module, args: inputs.append(args[0][tokens.mask].double())
+        )
+    llama(input_ids=tokens.input_ids, position_ids=tokens.position_ids, use_cache=False)
+    assert weighted.weights is not None
+    roots_T1 = weighted.weights[tokens.mask].double().sqrt()[:, None]
+    for layer, a_TI in enumerate(inputs):
+        for grams_LII in found:
+            torch.testing.assert_close(
+                grams_LII[layer], gram(roots_T1 * a_TI), rtol=1e-4, atol=1e-6
+            )
+
+
+def test_the_ridge_of_weighted_tokens_is_chosen_with_their_weights(
+    llama: PreTrainedModel, tokens: packing.PackedTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows set aside are those whose products are part of the matrix."""
+    held, weighted = list[Tensor](), with_weights(tokens)
+    choose = gram_module.choose
+
+    def note(gram_II: Tensor, down_HI: Tensor, held_TI: Tensor) -> ridge_module.Choice:
+        held.append(held_TI)
+        return choose(gram_II, down_HI, held_TI)
+
+    monkeypatch.setattr(gram_module, "choose", note)
+    list(gram_module.GramMatrices(llama, find_family(llama), weighted, 2))
+    aside = weighted.rows(slice(None, None, ridge_module.HELD_OUT_SHARE))
+    expected = list(gram_module.GramMatrices(llama, find_family(llama), aside, 2, ridge=0.0))
+    for held_TI, expected_II in zip(held, expected, strict=False):
+        torch.testing.assert_close(held_TI.T @ held_TI, expected_II, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25])

@@ -4,13 +4,11 @@ The student is the pruned model, the teacher the original. At every position tha
 student logits z, teacher distribution p at temperature t and its K likeliest tokens:
 
     loss = w * t**2 * KL(p || q) + (1 - w) * cross-entropy of z,  q = softmax(z / t)
-    KL(p || q) = sum over the K tokens of p (log p - log q) + p_rest (log p_rest - log q_rest)
 
-``rest`` is one outcome that stands for all other tokens. By the log sum inequality merging outcomes
-never increases a divergence, so this is a lower bound of the full KL, and equal to it when K is the
-vocabulary size. Without the rest the student would learn probabilities for the K tokens that are
-too high (arXiv 2503.16870). t**2 keeps the gradient's size independent of the temperature, as in
-Hinton et al. 2015 (arXiv 1503.02531).
+KL is that of ptl_fast.model.predictions: over the K tokens, and all others as one outcome. Without
+the rest the student would learn probabilities for the K tokens that are too high (arXiv
+2503.16870). t**2 keeps the gradient's size independent of the temperature, as in Hinton et al. 2015
+(arXiv 1503.02531).
 
 The training loop is that of continual pre-training. TRL 1.16 has distillation trainers
 (DistillationTrainer, experimental GKD, and one with the same bucket for the rest), but they sample
@@ -30,12 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ptl_fast.recovery.distillation.teacher_cache import (
-    Prediction,
-    TeacherCache,
-    rest,
-    tokens_per_chunk,
-)
+from ptl_fast.model.predictions import Prediction, divergence, tokens_per_chunk
+from ptl_fast.recovery.distillation.teacher_cache import TeacherCache
 
 # Label of positions without a loss: cross_entropy's ignore_index, as in ptl_fast.data.packing.
 IGNORED = -100
@@ -179,24 +173,3 @@ def _chunk_loss(
         kl_T = divergence(logits_TV / temperature, taught)
         loss = loss + weight * temperature**2 * kl_T.where(following_T != IGNORED, 0.0).sum()
     return loss
-
-
-def divergence(scaled_TV: Tensor, prediction: Prediction) -> Tensor:
-    """Return KL(p || q) per position, (T,) float32 in nats, by the formula at the top of this file.
-
-    Args:
-        scaled_TV: the student's logits divided by the temperature, float32.
-        prediction: p, the teacher's K likeliest tokens and the rest.
-    """
-    log_p_TK, tokens_TK, log_rest_T = (
-        prediction.log_top.float(),
-        prediction.tokens.long(),
-        prediction.log_rest,
-    )
-    total_T = scaled_TV.logsumexp(-1)
-    log_q_TK = scaled_TV.gather(-1, tokens_TK) - total_T[:, None]
-    kl_T = (log_p_TK.exp() * (log_p_TK - log_q_TK)).sum(-1)
-    # the K tokens are the whole vocabulary: the rest has probability 0, and its log q is -inf
-    if tokens_TK.shape[-1] == scaled_TV.shape[-1]:
-        return kl_T
-    return kl_T + log_rest_T.exp() * (log_rest_T - (rest(scaled_TV, tokens_TK) - total_T))

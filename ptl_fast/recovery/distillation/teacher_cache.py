@@ -13,7 +13,6 @@ import functools
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +25,7 @@ from ptl_fast.base import distributed
 from ptl_fast.base.atomic_files import write_atomically
 from ptl_fast.base.run_files import RecoveryFolder
 from ptl_fast.data.batching import sequence_batches
+from ptl_fast.model.predictions import Prediction, most_likely, tokens_per_chunk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,34 +33,15 @@ if TYPE_CHECKING:
     from ptl_fast.data.packing import PackedTokens
 
 PART_BYTES = 2**26
-# Float32 logits that exist at a time.
-CHUNK_BYTES = 2**26
 # Files kept open: training reads sequences in random order, so nearly every read is in another one.
 OPEN_PARTS = 64
 CHECKSUMS = "checksums"
-# Stands for log 0: the lowest float16, whose exp() is 0. With minus infinity, p log p would be NaN.
-LOG_ZERO = -65504.0
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A teacher's next-token distribution at positions ``...``: K likeliest tokens, and the rest.
-
-    Natural-log probabilities of softmax(logits / temperature). The K tokens and ``log_rest``
-    together are a distribution over K + 1 outcomes. On disk ``log_top`` is float16, ``tokens``
-    uint16 or int32, ``log_rest`` float32.
-    """
-
-    log_top: Tensor
-    """(..., K): log-probabilities of the K most likely tokens, descending."""
-    tokens: Tensor
-    """(..., K): their token ids."""
-    log_rest: Tensor
-    """(...): log-probability of all other tokens together."""
 
 
 class TeacherCache:
     """Reads and writes the predictions for chosen packed sequences, in one folder.
+
+    On disk ``log_top`` is float16, ``tokens`` uint16 or int32, ``log_rest`` float32.
 
     Args:
         folder: the recovery's; the predictions are its ``teacher_part`` files.
@@ -225,9 +206,9 @@ def _predict(
     batch_size: int,
 ) -> Iterator[Prediction]:
     """Yield predictions, ``batch_size`` sequences at a time, on the CPU in the on-disk dtypes."""
-    for inputs, _, mask in sequence_batches(teacher, tokens, batch_size):
-        shape = mask.shape
-        logits_TV = teacher(**inputs, use_cache=False).logits[..., :vocab_size].flatten(0, -2)
+    for batch in sequence_batches(teacher, tokens, batch_size):
+        shape = batch.mask.shape
+        logits_TV = teacher(**batch.inputs, use_cache=False).logits[..., :vocab_size].flatten(0, -2)
         # by chunks, as float32 logits of a whole batch may not fit next to the teacher
         chunks = [
             most_likely(chunk, top_k, temperature)
@@ -246,33 +227,6 @@ def _predict(
             tokens=ids.to(_index_type(vocab_size)).cpu().view(*shape, -1),
             log_rest=log_rest.cpu().view(shape),
         )
-
-
-def most_likely(logits_TV: Tensor, top_k: int, temperature: float) -> Prediction:
-    """Return the top-K prediction of softmax(logits / temperature), computed in float32.
-
-    Args:
-        logits_TV: any float type.
-        top_k: K; at most V tokens are kept.
-    """
-    scaled_TV = logits_TV.float() / temperature
-    total_T = scaled_TV.logsumexp(-1)
-    top_TK, tokens_TK = scaled_TV.topk(min(top_k, scaled_TV.shape[-1]), dim=-1)
-    # not log(1 - sum of the K), which loses all digits of a small rest
-    log_rest_T = rest(scaled_TV, tokens_TK) - total_T
-    return Prediction(
-        (top_TK - total_T[:, None]).clamp(min=LOG_ZERO), tokens_TK, log_rest_T.clamp(min=LOG_ZERO)
-    )
-
-
-def rest(scaled_TV: Tensor, tokens_TK: Tensor) -> Tensor:
-    """Return the logsumexp, (T,), over all tokens but these; minus infinity if none are left."""
-    return scaled_TV.scatter(-1, tokens_TK, -torch.inf).logsumexp(-1)
-
-
-def tokens_per_chunk(vocab_size: int) -> int:
-    """How many positions' float32 logits take CHUNK_BYTES; at least one."""
-    return max(1, CHUNK_BYTES // (4 * vocab_size))
 
 
 def _index_type(vocab_size: int) -> torch.dtype:

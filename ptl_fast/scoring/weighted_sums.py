@@ -1,0 +1,61 @@
+"""Neurons' sums over tokens that have weights.
+
+The fused kernels add tokens up alike, so these sums come from the input of the down projection: an
+extra pass over the activations, in plain PyTorch.
+
+Shape suffixes: I FFN width, T tokens.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ptl_kernels import GatedFfn, NeuronSums
+
+
+class WeightedSums:
+    """Adds w[t] a[t]^2, w[t] a[t] and w[t] |a[t]| of every forward pass's tokens to FFNs' sums.
+
+    The maximum of |a| is over all tokens, whatever their weights.
+
+    Args:
+        sums: each FFN's, by name; on the FFN's device.
+    """
+
+    def __init__(self, sums: Mapping[str, NeuronSums]) -> None:
+        self.sums = sums
+
+    def expect(self, mask: Tensor, weights: Tensor | None) -> None:
+        """Set what the next forward pass's tokens count, one entry a token: nothing where the bool
+        mask is False, else their weight.
+        """
+        assert weights is not None, "without weights the kernels take the sums"
+        self.counted_T = mask.flatten()
+        self.weights_T = weights.flatten()[self.counted_T]
+
+    @contextmanager
+    def watch(self, ffns: Mapping[str, GatedFfn]) -> Iterator[None]:
+        """Add the tokens of forward passes inside; the caller calls ``expect`` before each."""
+        with ExitStack() as stack:
+            for name, ffn in ffns.items():
+                add = partial(self._add, self.sums[name])
+                stack.callback(ffn.down.register_forward_pre_hook(add).remove)
+            yield
+
+    @torch.no_grad()
+    def _add(self, sums: NeuronSums, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        value_TI = args[0].flatten(0, -2)[self.counted_T]
+        if value_TI.dtype != torch.float64:
+            value_TI = value_TI.float()  # half precision is too coarse for sums
+        weights_T = self.weights_T.to(value_TI)
+        sums.square += weights_T @ value_TI.square()
+        if sums.sum is None or sums.absolute is None or sums.maximum is None:
+            return
+        magnitude_TI = value_TI.abs()
+        sums.sum += weights_T @ value_TI
+        sums.absolute += weights_T @ magnitude_TI
+        if len(magnitude_TI):
+            torch.maximum(sums.maximum, magnitude_TI.amax(0).double(), out=sums.maximum)
