@@ -112,9 +112,7 @@ RESUME_FREE = {name for name, each in FIELDS.items() if each.metadata == FREE}
 """Settings that may be different when a run is resumed: they do not change the result."""
 RESUME_ROUNDING = {name for name, each in FIELDS.items() if each.metadata == ROUNDING}
 """Settings that may be different too, although they change rounding errors."""
-WITHOUT = {
-    name: each.metadata.get("without", each.default)
-    for name, each in FIELDS.items()
-    if each.default is not dataclasses.MISSING
+DEFAULTS = {
+    name: each.default for name, each in FIELDS.items() if each.default is not dataclasses.MISSING
 }
-"""What a run did whose state.json lacks a setting, because it began before there was one."""
+"""What a setting counts as in a run that began before there was one: its state.json lacks it."""

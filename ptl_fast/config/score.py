@@ -1,6 +1,6 @@
 """How neurons and layers are ranked."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from ptl_fast.config.checking import check_at_least_one
@@ -33,12 +33,12 @@ class ScoreSettings:
     subset holds fewer, those of other
     rounds follow: few tokens make poor least squares, and scoring does not train on them."""
 
-    # runs that began before this could be set had 1e-4
-    ridge: float | Literal["auto"] = field(default="auto", metadata={"without": 1e-4})
+    ridge: float | Literal["auto"] = 1e-4
     """Ridge of the least squares of --scorer reconstruction and --compensate, as a fraction of the
     mean square of a neuron's activations. Too small a one learns the calibration text by heart, too
     large a one leaves what the other neurons could make up for. auto chooses one for each layer, by
-    the error on calibration tokens that are set aside for it."""
+    the error on calibration tokens that are set aside for it: try it where --calibration-tokens are
+    few for the FFN's width."""
 
     protect_share: float = 0.5
     """How much --protect's text counts. --scorer reconstruction and --compensate give its tokens

@@ -155,16 +155,17 @@ class _Repetition(StoppingCriteria):
 
 def _generation_config(sampling: Sampling, ends: list[int]) -> GenerationConfig:
     """Everything that the model's own generation config might ask for is named and off."""
-    drawn: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_p": 1.0}
+    # greedy generation warns of settings of sampling
+    drawn: dict[str, Any] = {"do_sample": False}
     if sampling.temperature > 0:
         drawn = {
             "do_sample": True,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
+            "top_k": 0,
         }
     return GenerationConfig(
         **drawn,
-        top_k=0,
         num_beams=1,
         repetition_penalty=1.0,
         max_new_tokens=sampling.max_new_tokens,

@@ -28,6 +28,7 @@ from ptl_fast.scoring.ridge import (
     DEFAULT_RIDGE,
     HELD_OUT_SHARE,
     HELD_OUT_TOKENS,
+    RIDGE,
     Choice,
     choose,
     damped,
@@ -48,8 +49,8 @@ GRAM_BYTES = 8 * 2**30
 class GramMatrices:
     """Iterable of each layer's G = A^T A + ridge on a corpus, over the tokens of all ranks.
 
-    The ridge is what ``scoring.ridge`` finds best for tokens that it sets aside. Without one,
-    linearly dependent neurons make G singular; too small a one learns the corpus by heart.
+    Without a ridge, linearly dependent neurons make G singular; too small a one learns a small
+    corpus by heart. ``scoring.ridge`` can choose it.
 
     Each G is (width, width) fp64, on the model's device. Where a few neurons have massive
     activations on single tokens, a thousand times those of the others as in many large models,
@@ -76,7 +77,7 @@ class GramMatrices:
         batch_size: int,
         protected: "PackedTokens | None" = None,
         protect_share: float = 0.0,
-        ridge: float | None = None,
+        ridge: float | None = RIDGE,
     ) -> None:
         self.model, self.batch_size, self.ridge = model, batch_size, ridge
         # (tokens, weight of each token)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ptl_fast.base import distributed
 
-# the ridge is added to G's diagonal, as a fraction of its mean
+# the ridge is added to G's diagonal, as a fraction of its mean; RIDGE is that of --ridge
+RIDGE = 1e-4
 RIDGES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 # where no token can be set aside: errors are flat between a few hundredths and a few tenths
 DEFAULT_RIDGE = 0.1

@@ -19,6 +19,7 @@ from ptl_fast.base import distributed
 from ptl_fast.data.batching import document_batches
 from ptl_fast.model.families import Family, decoder_layers, feed_forwards
 from ptl_fast.scoring.gram import GramMatrices
+from ptl_fast.scoring.ridge import RIDGE
 from ptl_fast.scoring.weighted_sums import WeightedSums
 from ptl_kernels import FfnStatistics, NeuronSums, fused_ffns, residual_change
 
@@ -232,7 +233,7 @@ def collect_with_grams(
     extra: frozenset[Extra] = NOTHING,
     protected: "PackedTokens | None" = None,
     protect_share: float = 0.0,
-    ridge: float | None = None,
+    ridge: float | None = RIDGE,
 ) -> tuple[Statistics, GramMatrices]:
     """``collect``, and the layers' Gram matrices from the same pass where they fit in memory.
 

@@ -48,7 +48,7 @@ def test_pruned_projections_are_those_that_pruning_leaves(
     )
     assert all(torch.equal(ffn.down.weight, old) for ffn, old in zip(ffns, before, strict=True))
     if compensated:
-        compensate_module.compensate_(ffns, grams, kept)
+        compensate_module.compensate_([ffn.down for ffn in ffns], grams, kept)
     for ffn, weight_HI, kept_K in zip(ffns, pruned, kept, strict=True):
         assert torch.equal(weight_HI[:, kept_K], ffn.down.weight[:, kept_K])
         gone = [neuron for neuron in range(48) if neuron not in kept_K]

@@ -120,14 +120,16 @@ def test_settings_that_only_round_otherwise_may_change_and_are_named(tmp_path: P
 
 
 def test_a_run_from_before_a_setting_goes_on_with_what_it_did(tmp_path: Path) -> None:
-    """Absent in state.json, a setting counts as its default, or as what was done before it."""
+    """Absent in state.json, a setting counts as its default."""
     RunFolder(tmp_path, STATE).open(False)
 
     def now(**config: float | str) -> RunFolder:
         return RunFolder(tmp_path, {**STATE, "config": {**STATE["config"], **config}})
 
     assert now(ridge=1e-4, score_once=False).check(False) == {}
-    with pytest.raises(ValueError, match=r"its --ridge is 0\.0001, now it is auto; give --ridge"):
+    with pytest.raises(
+        ValueError, match=r"its --ridge is 0\.0001, now it is auto; give --ridge 0\.0001 to"
+    ):
         now(ridge="auto", score_once=False).check(False)
     with pytest.raises(ValueError, match=r"its --score-once is False, now it is True"):
         now(ridge=1e-4, score_once=True).check(False)
