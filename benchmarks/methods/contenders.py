@@ -31,7 +31,10 @@ def nearest(candidates: Sequence[T], size: Callable[[T], int], target: int) -> T
 
 
 def fewer_layers(setup: Setup, keep: float, layer_scorer: str) -> Settings:
-    """Drop whole layers at once, as many as bring the parameters nearest to PTL's at this size."""
+    """Drop whole layers at once, as many as bring the parameters nearest to PTL's at this size.
+
+    Nothing takes their place, as in the papers that drop layers.
+    """
     total = num_layers(setup)
 
     def without(num_kept: int) -> Settings:
@@ -42,6 +45,7 @@ def fewer_layers(setup: Setup, keep: float, layer_scorer: str) -> Settings:
             "drop_layers": num_dropped,
             "layers_per_round": num_dropped,
             "layer_scorer": layer_scorer,
+            "compensate_layers": False,
         }
 
     target = num_parameters({**setup.base, "keep": keep})

@@ -5,6 +5,7 @@ dense.json                       size and evaluation of the original model
 round-01/plan.json               which neurons or layers were removed
 round-01/statistics.safetensors  the statistics and scores that the plan was made from
 round-01/token_weights.json      with --token-weights: how far the probe departs, how unevenly
+round-01/folded_layers.json      with --compensate-layers: what became of the dropped layers
 round-01/pruned.json             evaluation before recovery
 round-01/recovery/               until the round is finished, what its recovery needs to go on:
   checkpoint-8/                  the newest checkpoint, the Trainer's own files and
@@ -152,6 +153,7 @@ class RoundFolder:
         self.plan = JsonFile(path / "plan.json")
         self.statistics = TensorFile(path / "statistics.safetensors")
         self.token_weights = JsonFile(path / "token_weights.json")
+        self.folded_layers = JsonFile(path / "folded_layers.json")
         self.pruned = JsonFile(path / "pruned.json")
         self.seconds = JsonFile(path / "seconds.json")
         self.record = JsonFile(path / "record.json")

@@ -112,7 +112,11 @@ RESUME_FREE = {name for name, each in FIELDS.items() if each.metadata == FREE}
 """Settings that may be different when a run is resumed: they do not change the result."""
 RESUME_ROUNDING = {name for name, each in FIELDS.items() if each.metadata == ROUNDING}
 """Settings that may be different too, although they change rounding errors."""
-DEFAULTS = {
-    name: each.default for name, each in FIELDS.items() if each.default is not dataclasses.MISSING
+WITHOUT = {
+    name: each.metadata.get("without", each.default)
+    for name, each in FIELDS.items()
+    if each.default is not dataclasses.MISSING
 }
-"""What a setting counts as in a run that began before there was one: its state.json lacks it."""
+"""What a run did whose state.json lacks a setting, because it began before there was one: the
+field's metadata says it, or it is the default.
+"""

@@ -1,7 +1,7 @@
 """How much goes, in which steps."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ptl_fast.config.checking import check_at_least_one
@@ -58,6 +58,15 @@ class PruneSettings:
     output on --calibration-tokens changes least (least squares). The checkpoint stays an ordinary
     one. Costs what --scorer reconstruction costs, and with it no further pass where its matrices
     fit."""
+
+    # runs that began before this could be set dropped layers and did no more
+    compensate_layers: bool = field(default=True, metadata={"without": False})
+    """When layers go, fold what they did into the down projection of the layer before them, so that
+    the residual stream on --calibration-tokens is as near as can be to what it was after them
+    (least squares). The checkpoint stays an ordinary one. Costs a further pass over these tokens.
+    Layers that go from the model's start are not compensated, nor are those of models that
+    normalise the FFN's output before adding it, such as Gemma2. Where several blocks of layers go
+    in one round, each is fitted to the model before any of them went."""
 
     width_multiple: int | Literal["auto"] = 128
     """FFN widths are rounded to a multiple of this. auto is 128 on a GPU, whose tensor cores work

@@ -34,17 +34,17 @@ class ScoreSettings:
     rounds follow: few tokens make poor least squares, and scoring does not train on them."""
 
     ridge: float | Literal["auto"] = 1e-4
-    """Ridge of the least squares of --scorer reconstruction and --compensate, as a fraction of the
-    mean square of a neuron's activations. Too small a one learns the calibration text by heart, too
-    large a one leaves what the other neurons could make up for. auto chooses one for each layer, by
-    the error on calibration tokens that are set aside for it: try it where --calibration-tokens are
-    few for the FFN's width."""
+    """Ridge of the least squares of --scorer reconstruction, --compensate and --compensate-layers,
+    as a fraction of the mean square of a neuron's activations. Too small a one learns the
+    calibration text by heart, too large a one leaves what the other neurons could make up for. auto
+    chooses one for each layer, or block of dropped layers, by the error on calibration tokens that
+    are set aside for it: try it where --calibration-tokens are few for the FFN's width."""
 
     protect_share: float = 0.5
-    """How much --protect's text counts. --scorer reconstruction and --compensate give its tokens
-    this share of the weight in their least squares; other scorers never remove this share of each
-    layer's neurons, those that rank highest on that text. Scorer reference has a use of its own for
-    it, and no other."""
+    """How much --protect's text counts. --scorer reconstruction, --compensate and
+    --compensate-layers give its tokens this share of the weight in their least squares; other
+    scorers never remove this share of each layer's neurons, those that rank highest on that text.
+    Scorer reference has a use of its own for it, and no other."""
 
     token_weights: Literal["none", "divergence"] = "none"
     """How much each of --calibration-tokens counts when neurons are scored and compensated. none:

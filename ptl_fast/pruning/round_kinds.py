@@ -4,7 +4,7 @@ A kind of round removes neurons, or layers, or nothing (training only). A new ki
 ROUND_KINDS, here or in ptl_fast.baselines; no other code compares the kinds' names.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ptl_fast.data.packing import PackedTokens
+    from ptl_fast.pruning.compensate_layers import Fold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,8 @@ class PruningWork:
     """Each layer's Gram matrix A^T A on the calibration tokens, (width, width), for fitting the
     remaining neurons' down projection by least squares; None: it is not fitted.
     """
+    folds: "Sequence[Fold]" = ()
+    """What takes the place of the blocks of layers that go; empty: nothing does."""
     tokens: "PackedTokens"
     """The round's calibration tokens."""
     batch_size: int
@@ -119,11 +122,14 @@ def plan_without_scores(step: Round, scores: Scores | None) -> PruningPlan:
 def _compact(plan: PruningPlan, work: PruningWork) -> "tuple[PreTrainedModel, dict[str, Tensor]]":
     from ptl_fast.pruning.compact import compact_
     from ptl_fast.pruning.compensate import compensate_
+    from ptl_fast.pruning.compensate_layers import fold_
 
+    downs = [ffn.down for ffn in feed_forwards(work.model, work.family).values()]
     # before compaction: the fit needs the columns of the neurons that go
     if work.grams is not None and plan.kept_neurons is not None:
-        downs = [ffn.down for ffn in feed_forwards(work.model, work.family).values()]
         compensate_(downs, work.grams, plan.kept_neurons)
+    # likewise, as folds go by the layers' numbers before it
+    fold_(downs, work.folds)
     compact_(work.model, work.family, plan, work.optimizer_state)
     return work.model, {}
 

@@ -218,6 +218,11 @@ def assumptions(config: "Config", rows: list[dict[str, Any]]) -> str:
     ]
     if config.score.weighs_tokens:
         lines.append(_weighing(config, rows))
+    if config.prune.drop_layers and config.prune.compensate_layers:
+        lines.append(
+            "What dropped layers did is folded into the FFN before them (--compensate-layers):"
+            " another pass over --calibration-tokens in each round that drops layers."
+        )
     if all(row["recovery_hours"] is not None for row in rows[1:]):
         total = sum(row["recovery_hours"] for row in rows[1:])
         lines.append(

@@ -12,7 +12,7 @@ from ptl_fast.base.atomic_files import write_atomically
 from ptl_fast.base.run_files import BEFORE_STATE, WRITTEN, RoundFolder, RunFiles
 from ptl_fast.base.stored import ModelFolder, Stored, remove, rename, write_bytes
 from ptl_fast.config.checking import flag
-from ptl_fast.config.config import DEFAULTS, RESUME_ROUNDING
+from ptl_fast.config.config import RESUME_ROUNDING, WITHOUT
 from ptl_fast.pruning.plan import PruningPlan
 
 # version of this layout, kept in state.json
@@ -79,7 +79,7 @@ class RunFolder(RunFiles):
         before, now = self._state_on_disk(), self.state
         differing = {}
         for name in before["config"].keys() | now["config"].keys():
-            old, new = (each["config"].get(name, DEFAULTS.get(name)) for each in (before, now))
+            old, new = (each["config"].get(name, WITHOUT.get(name)) for each in (before, now))
             if old != new and name in RESUME_ROUNDING:
                 differing[name] = (old, new)
             elif old != new:

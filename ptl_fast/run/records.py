@@ -27,6 +27,7 @@ def of_round(context: "RunContext", files: "RoundFolder") -> dict[str, Any]:
     extra = [files.recovery(number + 1).read() for number in range(num_extensions)]
     length = context.config.data.sequence_length
     weights = files.token_weights.read()
+    folded = files.folded_layers.read()
     record = {
         **sizes.predicted_size(context.original, plan, length),
         # the last extension's, which is the model that the round leaves
@@ -39,5 +40,6 @@ def of_round(context: "RunContext", files: "RoundFolder") -> dict[str, Any]:
         **({"extra_recovery": extra} if extra else {}),
         **{name: getattr(plan, name) for name in FROM_PLAN},
         **({"token_weights": weights} if weights else {}),
+        **({"folded_layers": folded} if folded else {}),
     }
     return distributed.agree(record)

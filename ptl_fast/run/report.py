@@ -54,6 +54,27 @@ def token_weights_line(number: int, summary: dict[str, Any]) -> str:
     )
 
 
+def folded_lines(number: int, folded: list[dict[str, Any]]) -> list[str]:
+    """Say in one sentence for each block of layers that went in round ``number`` what became of it.
+
+    Args:
+        folded: the round's folded_layers.json: compensate_layers.Fold of each block.
+    """
+    lines = []
+    for block in folded:
+        first, last = block["layers"][0], block["layers"][-1]
+        went = f"layer {first} was" if first == last else f"layers {first} to {last} were"
+        if block["reason"] is not None:
+            lines.append(f"Round {number}: {went} not compensated: {block['reason']}.")
+            continue
+        lines.append(
+            f"Round {number}: {went} folded into layer {block['into']}'s down projection, which"
+            f" makes up for {block['made_up_for']:.1%} of what went (squared norm, on tokens set"
+            f" aside; ridge {block['ridge']:g})."
+        )
+    return lines
+
+
 def unrewarded_line(number: int, details: dict[str, Any], extension: int = 0) -> str:
     """Say in one sentence that a reward was 0 in all rollouts of a round, and what to try.
 
@@ -119,6 +140,13 @@ def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
     ]
     if weighted:
         parts.append("## Token weights\n\n" + "\n".join(weighted))
+    folded = [
+        f"- {line}"
+        for record in report["rounds"]
+        for line in folded_lines(record["round"], record.get("folded_layers", []))
+    ]
+    if folded:
+        parts.append("## Compensated layers\n\n" + "\n".join(folded))
     if any(_on_problems(record) for record in report["rounds"]):
         parts.append("## Reinforcement learning\n\n" + _reinforcement(report["rounds"]))
     parts.append("## Evaluation\n\n" + _evaluations(report))

@@ -80,11 +80,7 @@ class GramMatrices:
         ridge: float | None = RIDGE,
     ) -> None:
         self.model, self.batch_size, self.ridge = model, batch_size, ridge
-        # (tokens, weight of each token)
-        self.texts = [(tokens, 1.0)]
-        if protected is not None and protect_share > 0:
-            others = protect_share * tokens.num_tokens / protected.num_tokens
-            self.texts = [(tokens, 1 - protect_share), (protected, others)]
+        self.texts = weighted_texts(tokens, protected, protect_share)
         self.downs = [ffn.down for ffn in feed_forwards(model, family).values()]
         """The layers' down projections; A is one's input."""
         self.at_once = max(1, GRAM_BYTES // (8 * self.downs[0].in_features ** 2))
@@ -151,9 +147,7 @@ class GramMatrices:
             )
         held_out = self._held_out(first)
         for index, gram_II in enumerate(self.sums):
-            # ``_add`` computes the blocks on and below the diagonal: mirror those below
-            for start, end in _blocks(len(gram_II)):
-                gram_II[:start, start:end] = gram_II[start:end, :start].T
+            mirror_(gram_II)
             ridge = self.ridge
             if ridge is None:
                 ridge = self._choose(first + index, gram_II, held_out[index])
@@ -218,11 +212,7 @@ class GramMatrices:
     @torch.no_grad()
     def _add(self, gram_II: Tensor, weight: float, module: nn.Module, args: tuple) -> None:
         """Forward pre-hook of a down projection: its input is the FFN's activations."""
-        activations_TI = self._counted(args[0]).double()
-        for start, end in _blocks(len(gram_II)):
-            gram_II[start:end, :end].addmm_(
-                activations_TI[:, start:end].T, activations_TI[:, :end], alpha=weight
-            )
+        add_products_(gram_II, self._counted(args[0]).double(), weight)
 
     def _counted(self, activations: Tensor) -> Tensor:
         """The activations of the tokens that count, (tokens, width). If they have weights, each
@@ -236,6 +226,33 @@ class GramMatrices:
         # in fp32 or fp64, as half precision would round once more
         wide = torch.promote_types(rows_TI.dtype, torch.float32)
         return rows_TI.to(wide) * self.weights.flatten()[counted_T].to(wide).sqrt()[:, None]
+
+
+def weighted_texts(
+    tokens: "PackedTokens", protected: "PackedTokens | None", protect_share: float
+) -> "list[tuple[PackedTokens, float]]":
+    """The texts of a least-squares problem as (tokens, weight of each token), ``tokens`` first.
+
+    Arguments are those of ``GramMatrices``.
+    """
+    if protected is None or not protect_share:
+        return [(tokens, 1.0)]
+    others = protect_share * tokens.num_tokens / protected.num_tokens
+    return [(tokens, 1 - protect_share), (protected, others)]
+
+
+def add_products_(gram_II: Tensor, activations_TI: Tensor, weight: float) -> None:
+    """Add weight * A^T A, its blocks on and below the diagonal only; both are fp64."""
+    for start, end in _blocks(len(gram_II)):
+        gram_II[start:end, :end].addmm_(
+            activations_TI[:, start:end].T, activations_TI[:, :end], alpha=weight
+        )
+
+
+def mirror_(gram_II: Tensor) -> None:
+    """Fill the blocks that ``add_products_`` left out."""
+    for start, end in _blocks(len(gram_II)):
+        gram_II[:start, start:end] = gram_II[start:end, :start].T
 
 
 def _blocks(width: int) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ import pytest
 from ptl_fast import compress
 from ptl_fast.pruning import compensate
 from ptl_fast.recovery import registry, trainer
+from ptl_fast.scoring import dropped_blocks
 from support.recovery import Killed, with_training
 
 SETTINGS: dict[str, Any] = {
@@ -28,6 +29,14 @@ SETTINGS: dict[str, Any] = {
     "gradient_checkpointing": False,
 }
 
+# A round of two layers instead of neurons, folded into the FFN before them.
+LAYERS: dict[str, Any] = {
+    "keep": 1.0,
+    "drop_layers": 2,
+    "layers_per_round": 2,
+    "layer_scorer": "last",
+}
+
 
 def run_until_step(number: int, settings: dict[str, Any], output: Path) -> None:
     def die(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -41,22 +50,29 @@ def run_until_step(number: int, settings: dict[str, Any], output: Path) -> None:
 
 
 def count_least_squares(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry for each layer that is solved from now on."""
+    """One entry for each layer, or block of dropped layers, that is fitted from now on."""
     solved: list[int] = []
-    solve = compensate.least_squares
 
-    def counting(*args: Any) -> Any:
-        solved.append(1)
-        return solve(*args)
+    def counted(solve: Any) -> Any:
+        def counting(*args: Any) -> Any:
+            solved.append(1)
+            return solve(*args)
 
-    monkeypatch.setattr(compensate, "least_squares", counting)
+        return counting
+
+    monkeypatch.setattr(compensate, "least_squares", counted(compensate.least_squares))
+    monkeypatch.setattr(dropped_blocks, "fit", counted(dropped_blocks.fit))
     return solved
 
 
+@pytest.mark.parametrize("shape", [{}, LAYERS], ids=["neurons", "layers"])
 def test_resume_inside_recovery_solves_nothing_and_ends_bit_identical(
-    tiny_run: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shape: dict[str, Any],
+    tiny_run: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = {**tiny_run, **SETTINGS}
+    settings = {**tiny_run, **SETTINGS, **shape}
     compress(**settings, output=tmp_path / "whole")
     run_until_step(5, settings, tmp_path / "killed")
     solved = count_least_squares(monkeypatch)
@@ -64,16 +80,26 @@ def test_resume_inside_recovery_solves_nothing_and_ends_bit_identical(
     assert not solved
     results = [tmp_path / name / "final" / "model.safetensors" for name in ("whole", "killed")]
     assert results[0].read_bytes() == results[1].read_bytes()
+    records = [tmp_path / name / "round-01" / "folded_layers.json" for name in ("whole", "killed")]
+    assert [file.exists() for file in records] == [bool(shape)] * 2
 
 
+@pytest.mark.parametrize(("shape", "num_solved"), [({}, 5), (LAYERS, 1)], ids=["neurons", "layers"])
 def test_resume_before_the_first_checkpoint_solves_again(
-    tiny_run: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shape: dict[str, Any],
+    num_solved: int,
+    tiny_run: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = {**tiny_run, **SETTINGS}
+    settings = {**tiny_run, **SETTINGS, **shape}
+    compress(**settings, output=tmp_path / "whole")
     run_until_step(0, settings, tmp_path / "killed")
     solved = count_least_squares(monkeypatch)
     compress(**settings, output=tmp_path / "killed")
-    assert len(solved) == 5, "one for each layer"
+    assert len(solved) == num_solved, "one for each layer, or block of layers"
+    results = [tmp_path / name / "final" / "model.safetensors" for name in ("whole", "killed")]
+    assert results[0].read_bytes() == results[1].read_bytes()
 
 
 @pytest.mark.parametrize(("kl", "solves"), [(0.0, False), (0.1, True)])

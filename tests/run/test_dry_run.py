@@ -259,3 +259,18 @@ def test_dry_run_takes_the_gpus_rule() -> None:
     assert dry_run(settings(**values, width_multiple="auto")) == dry_run(
         settings(**values, width_multiple=128)
     )
+
+
+@pytest.mark.parametrize(
+    ("flags", "passes"),
+    [
+        (["--drop-layers", "1"], True),
+        (["--drop-layers", "1", "--compensate-layers", "false"], False),
+        ([], False),
+    ],
+)
+def test_dry_run_says_what_folding_layers_costs(flags: list[str], passes: bool) -> None:
+    text = dry_run(parse(["--dry-run", *flags]))
+    assert ("another pass over --calibration-tokens in each round that drops layers" in text) == (
+        passes
+    )

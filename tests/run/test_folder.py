@@ -120,7 +120,7 @@ def test_settings_that_only_round_otherwise_may_change_and_are_named(tmp_path: P
 
 
 def test_a_run_from_before_a_setting_goes_on_with_what_it_did(tmp_path: Path) -> None:
-    """Absent in state.json, a setting counts as its default."""
+    """Absent in state.json, a setting counts as what was done without it, mostly its default."""
     RunFolder(tmp_path, STATE).open(False)
 
     def now(**config: float | str) -> RunFolder:
@@ -131,6 +131,8 @@ def test_a_run_from_before_a_setting_goes_on_with_what_it_did(tmp_path: Path) ->
         ValueError, match=r"its --ridge is 0\.0001, now it is auto; give --ridge 0\.0001 to"
     ):
         now(ridge="auto", score_once=False).check(False)
+    with pytest.raises(ValueError, match=r"its --compensate-layers is False, now it is True"):
+        now(ridge=1e-4, compensate_layers=True).check(False)
     with pytest.raises(ValueError, match=r"its --score-once is False, now it is True"):
         now(ridge=1e-4, score_once=True).check(False)
 

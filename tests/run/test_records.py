@@ -45,6 +45,14 @@ def test_record_by_hand(tmp_path: Path) -> None:
     }
 
 
+def test_what_became_of_dropped_layers_is_in_the_record(tmp_path: Path) -> None:
+    original = AutoConfig.from_pretrained(DEMO_MODEL)
+    context: Any = SimpleNamespace(original=original, config=settings(sequence_length=128))
+    files, folded = written(tmp_path), [{"layers": [2], "into": 1}]
+    files.folded_layers.write(folded)
+    assert records.of_round(context, files)["folded_layers"] == folded
+
+
 def test_the_last_extension_is_what_the_round_measures(tmp_path: Path) -> None:
     original = AutoConfig.from_pretrained(DEMO_MODEL)
     context: Any = SimpleNamespace(original=original, config=settings(sequence_length=128))

@@ -105,3 +105,16 @@ def test_line_for_one_reward() -> None:
         "so there was nothing to learn from; 80% of the responses were cut off: try a higher"
         " --grpo-response-tokens"
     ) in line
+
+
+def test_lines_for_dropped_layers() -> None:
+    nothing = {"into": None, "ridge": None, "made_up_for": None, "reason": None}
+    folded = [
+        {**nothing, "layers": [0], "reason": "no layer stays before it"},
+        {**nothing, "layers": [3, 4, 5], "into": 2, "ridge": 0.01, "made_up_for": 0.7349},
+    ]
+    assert report.folded_lines(4, folded) == [
+        "Round 4: layer 0 was not compensated: no layer stays before it.",
+        "Round 4: layers 3 to 5 were folded into layer 2's down projection, which makes up for"
+        " 73.5% of what went (squared norm, on tokens set aside; ridge 0.01).",
+    ]
