@@ -13,6 +13,7 @@ from ptl_fast.config.evaluation import EvaluationSettings
 from ptl_fast.config.gate import GateSettings
 from ptl_fast.config.grpo import GrpoSettings
 from ptl_fast.config.model import ModelSettings
+from ptl_fast.config.opd import OpdSettings
 from ptl_fast.config.prune import PruneSettings
 from ptl_fast.config.recovery import RecoverySettings
 from ptl_fast.config.run import RunSettings
@@ -34,6 +35,7 @@ class Config:
     recovery: RecoverySettings = field(default_factory=RecoverySettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     distill: DistillSettings = field(default_factory=DistillSettings)
+    opd: OpdSettings = field(default_factory=OpdSettings)
     grpo: GrpoSettings = field(default_factory=GrpoSettings)
     gate: GateSettings = field(default_factory=GateSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)

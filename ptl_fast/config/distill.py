@@ -11,8 +11,8 @@ class DistillSettings:
     """Recovery by distillation."""
 
     teacher: str | None = None
-    """With distill: folder or hub name of the model to learn from, with the vocabulary of --model
-    (default: --model itself).
+    """With distill or opd: folder or hub name of the model to learn from, with the vocabulary of
+    --model (default: --model itself).
     """
 
     distill_weight: float = 0.9

@@ -52,10 +52,6 @@ class GrpoSettings:
     by math-verify) and format (an answer is marked at all: in a box, or after #### or "answer
     is")."""
 
-    rollouts: Literal["transformers", "vllm"] = "transformers"
-    """What samples grpo's responses; vllm must be installed, and shares the GPUs with the training.
-    """
-
     def check(self) -> None:
         """Raise ValueError for a setting out of range."""
         names = "grpo_steps grpo_prompts grpo_prompt_tokens grpo_response_tokens grpo_micro_batch"

@@ -15,8 +15,9 @@ class RecoverySettings:
 
     recovery: str = "cpt"
     """How a round recovers: cpt (continual pre-training on the data), distill (the same, learning
-    also from the original model's predictions), grpo (reinforcement learning on the data's
-    problems), several one after another (cpt,grpo), or none."""
+    also from the original model's predictions), opd (on-policy distillation: the model answers the
+    data's questions, and the original judges every token), grpo (reinforcement learning on the
+    data's problems), several one after another (cpt,grpo), or none."""
 
     final_recovery: str | None = None
     """Recovery once more, after the last round, on a part of the data of its own, as large as the
@@ -24,7 +25,7 @@ class RecoverySettings:
 
     recovery_tokens: int | None = None
     """Training tokens over all rounds (default: the data once), and so how many documents are kept
-    in memory. More than there is repeats each round's part. For grpo it says only how many
+    in memory. More than there is repeats each round's part. For grpo and opd it says only how many
     documents there are."""
 
     recovery_split: Literal["growing", "equal", "until-recovered"] = "growing"

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ptl_fast.config.checking import FREE, ROUNDING, as_text, check_at_least_one, check_finite
 
@@ -36,6 +36,10 @@ class TrainerSettings:
     """Train on Liger's kernels (pip install liger-kernel; GPUs only): norms, rotary embedding, FFN,
     and a loss that never stores the logits. With --fused-ffn or --score-during-recovery, the FFN
     stays ours."""
+
+    rollouts: Literal["transformers", "vllm"] = "transformers"
+    """What samples the answers of grpo and opd; vllm must be installed, and shares the GPUs with
+    the training."""
 
     deepspeed: str | None = None
     """zero2, zero3, or a DeepSpeed JSON file; start with the deepspeed or torchrun launcher for

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ptl_fast.model import flops
+from ptl_fast.recovery.on_policy.rollouts import mean_longest_answer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from ptl_fast.config.grpo import GrpoSettings
+    from ptl_fast.config.opd import OpdSettings
 
 # A training step in forward passes: the backward pass costs two. The recomputation of gradient
 # checkpointing comes on top.
@@ -33,6 +35,9 @@ class Situation:
     """Tokens per packed sequence."""
     gradient_checkpointing: bool
     grpo: "GrpoSettings"
+    opd: "OpdSettings"
+    vllm: bool
+    """Whether vLLM samples the answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,8 @@ class Estimate:
     """FLOPs of training per token, with all forward and backward passes."""
     num_weight_copies: int = 0
     """Models of the trained one's size in memory besides it."""
+    with_teacher: bool = False
+    """Whether the teacher is in memory besides it."""
 
 
 def nothing(situation: Situation) -> Estimate:
@@ -87,12 +94,32 @@ def grpo(situation: Situation) -> Estimate:
         num_tokens = rollouts * grpo.grpo_response_tokens
     # without a KL penalty there is no reference model
     has_reference = grpo.grpo_kl > 0
-    passes = TRAINING_PASSES + has_reference + (grpo.rollouts == "vllm")
+    passes = TRAINING_PASSES + has_reference + situation.vllm
     length = grpo.grpo_prompt_tokens + grpo.grpo_response_tokens
     return Estimate(
         num_tokens=num_tokens,
         flops_per_token=training_flops(situation, passes, length),
         num_weight_copies=int(has_reference),
+    )
+
+
+def on_policy(situation: Situation) -> Estimate:
+    """The cost of on-policy distillation's training, an upper estimate: every answer is as long as
+    it may be in its step.
+
+    The teacher judges each answer in one forward pass. Not counted are prompts and sampling, as for
+    GRPO.
+    """
+    opd, num_tokens = situation.opd, None
+    length = opd.opd_prompt_tokens + opd.opd_max_tokens
+    # otherwise the number of questions in the data decides
+    if opd.opd_steps is not None:
+        num_tokens = opd.opd_steps * opd.opd_prompts * mean_longest_answer(opd)
+    teacher = flops.flops_per_sample(situation.original, length, causal=True) / length
+    return Estimate(
+        num_tokens=num_tokens,
+        flops_per_token=training_flops(situation, TRAINING_PASSES, length) + teacher,
+        with_teacher=True,
     )
 
 

@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base.run_files import RecoveryFolder
 from ptl_fast.config.grpo import GrpoSettings
+from ptl_fast.config.opd import OpdSettings
 from ptl_fast.recovery import estimate
+from ptl_fast.recovery.grpo import rollouts as grpo_rollouts
+from ptl_fast.recovery.on_policy import rollouts as opd_rollouts
+from ptl_fast.recovery.rollouts import Rollouts
 from ptl_fast.recovery.task import RecoveryResult, RecoveryTask
 
 if TYPE_CHECKING:
@@ -29,10 +33,14 @@ class Recovery:
     """Predicts the cost, for the dry run."""
     on_text: bool
     """Whether it trains on the data's text, --recovery-tokens of it."""
-    on_problems: bool = False
-    """Whether it lets the model answer the data's questions, and rewards the answers."""
+    rollouts: Callable[[GrpoSettings, OpdSettings], Rollouts] | None = None
+    """What it samples, if it lets the model answer the data's questions."""
+    is_rewarded: bool = False
+    """Whether it rewards the answers; its details then say which rewards were always 0."""
     has_teacher: bool = False
     """Whether it learns from a teacher model's predictions."""
+    teacher_on_disk: bool = False
+    """Whether those are computed ahead and stored, for which training needs the logits."""
     reads_start: Callable[[GrpoSettings], bool] = lambda settings: False
     """Whether it needs the weights it started from as a reference, also after a resume."""
     shortened: Callable[[RecoveryTask, float, dict[str, Any]], RecoveryTask] = (
@@ -41,6 +49,11 @@ class Recovery:
     """(task, share, details of the round's own recovery) -> the task of an extension that takes
     this share of its steps; for methods that count steps instead of tokens of text.
     """
+
+    @property
+    def on_problems(self) -> bool:
+        """Whether it lets the model answer the data's questions."""
+        return self.rollouts is not None
 
 
 def _train_nothing(model: "PreTrainedModel", task: RecoveryTask) -> RecoveryResult:
@@ -68,26 +81,54 @@ def _grpo(model: "PreTrainedModel", task: RecoveryTask) -> RecoveryResult:
     return train.train(model, task)
 
 
-def _fewer_steps(task: RecoveryTask, share: float, details: dict[str, Any]) -> RecoveryTask:
+def _on_policy(model: "PreTrainedModel", task: RecoveryTask) -> RecoveryResult:
+    from ptl_fast.recovery.on_policy import train
+
+    return train.train(model, task)
+
+
+def _share_of_steps(share: float, details: dict[str, Any]) -> int:
     # from the steps that were taken, not --grpo-steps: by default the data decides on their number
-    num_steps = max(1, round(share * details["steps"]))
-    return dataclasses.replace(task, grpo=dataclasses.replace(task.grpo, grpo_steps=num_steps))
+    return max(1, round(share * details["steps"]))
+
+
+def _less_grpo(task: RecoveryTask, share: float, details: dict[str, Any]) -> RecoveryTask:
+    fewer = dataclasses.replace(task.grpo, grpo_steps=_share_of_steps(share, details))
+    return dataclasses.replace(task, grpo=fewer)
+
+
+def _less_opd(task: RecoveryTask, share: float, details: dict[str, Any]) -> RecoveryTask:
+    fewer = dataclasses.replace(task.opd, opd_steps=_share_of_steps(share, details))
+    return dataclasses.replace(task, opd=fewer)
 
 
 RECOVERIES = {
     "none": Recovery(train=_train_nothing, estimate=estimate.nothing, on_text=False),
     "cpt": Recovery(train=_continual_pretraining, estimate=estimate.on_text, on_text=True),
     "distill": Recovery(
-        train=_distillation, estimate=estimate.distillation, on_text=True, has_teacher=True
+        train=_distillation,
+        estimate=estimate.distillation,
+        on_text=True,
+        has_teacher=True,
+        teacher_on_disk=True,
+    ),
+    "opd": Recovery(
+        train=_on_policy,
+        estimate=estimate.on_policy,
+        on_text=False,
+        rollouts=lambda grpo, opd: opd_rollouts.rollouts_of(opd),
+        has_teacher=True,
+        shortened=_less_opd,
     ),
     "grpo": Recovery(
         train=_grpo,
         estimate=estimate.grpo,
         on_text=False,
-        on_problems=True,
+        rollouts=lambda grpo, opd: grpo_rollouts.rollouts_of(grpo),
+        is_rewarded=True,
         # the KL penalty is against the weights that training started from
         reads_start=lambda settings: settings.grpo_kl > 0,
-        shortened=_fewer_steps,
+        shortened=_less_grpo,
     ),
 }
 
@@ -102,6 +143,12 @@ def find(names: Sequence[str]) -> list[Recovery]:
         if name not in RECOVERIES:
             raise ValueError(f"unknown recovery {name}; choose {', '.join(RECOVERIES)}")
     return [RECOVERIES[name] for name in names]
+
+
+def rollouts_of(names: Sequence[str], grpo: GrpoSettings, opd: OpdSettings) -> list[Rollouts]:
+    """What each of these methods samples, of those that let the model answer questions."""
+    functions = [each.rollouts for each in find(names)]
+    return [function(grpo, opd) for function in functions if function is not None]
 
 
 def trains_on_text(recovery: str) -> bool:
@@ -131,7 +178,7 @@ def recover(names: Sequence[str], model: "PreTrainedModel", task: RecoveryTask) 
         return _train_nothing(model, task)
     if len(names) == 1:
         return RECOVERIES[names[0]].train(model, task)
-    # GRPO has its own number of steps, so only the methods on text share the tokens
+    # methods on problems have their own number of steps: only those on text share the tokens
     num_on_text = sum(RECOVERIES[name].on_text for name in names)
     parts = []
     for name in names:

@@ -12,6 +12,7 @@ from ptl_fast.base.run_files import RecoveryFolder
 from ptl_fast.config.distill import DistillSettings
 from ptl_fast.config.grpo import GrpoSettings
 from ptl_fast.config.model import ModelSettings
+from ptl_fast.config.opd import OpdSettings
 from ptl_fast.config.trainer import TrainerSettings
 
 if TYPE_CHECKING:
@@ -103,9 +104,10 @@ class RecoveryTask:
     tokenizer: "PreTrainedTokenizerBase"
     # each method reads its own group; the defaults serve those who call a method without a run
     model: ModelSettings = field(default_factory=ModelSettings)
-    """Settings of --model: without --teacher, distillation loads that model as its teacher."""
+    """Settings of --model: without --teacher, that model is the teacher of distill and opd."""
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     distill: DistillSettings = field(default_factory=DistillSettings)
+    opd: OpdSettings = field(default_factory=OpdSettings)
     grpo: GrpoSettings = field(default_factory=GrpoSettings)
     seed: int = 0
     problems: "list[Document]" = field(default_factory=list)

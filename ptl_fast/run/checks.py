@@ -109,27 +109,27 @@ def _check_training(config: "Config") -> None:
 
 def _check_teacher(config: "Config") -> None:
     """Raise ValueError if distillation cannot have its logits, or if a teacher has no use."""
-    distills = any(each.has_teacher for each in registry.find(config.recovery.all_recoveries))
-    if distills and config.trainer.liger:
+    recoveries = registry.find(config.recovery.all_recoveries)
+    if any(each.teacher_on_disk for each in recoveries) and config.trainer.liger:
         raise ValueError(
             "--liger never stores the logits, which --recovery distill compares; leave one of"
             " the two out"
         )
-    if config.distill.teacher is not None and not distills:
+    has_teacher = any(each.has_teacher for each in recoveries)
+    if config.distill.teacher is not None and not has_teacher:
         raise ValueError(
-            f"--teacher is for --recovery distill, and --recovery is {config.recovery.recovery};"
-            " leave one of them out"
+            f"--teacher is for --recovery distill or opd, and --recovery is"
+            f" {config.recovery.recovery}; leave one of them out"
         )
 
 
 def check_lengths(config: "Config", original: "PretrainedConfig") -> None:
     """Raise ValueError if a sequence is longer than the model's max_position_embeddings."""
-    limit, grpo = getattr(original, "max_position_embeddings", None), config.grpo
+    limit = getattr(original, "max_position_embeddings", None)
     lengths = {flag("sequence_length"): config.data.sequence_length}
-    # GRPO's sequences are a prompt and its response
-    if any(each.on_problems for each in registry.find(config.recovery.all_recoveries)):
-        name = "--grpo-prompt-tokens and --grpo-response-tokens"
-        lengths[name] = grpo.grpo_prompt_tokens + grpo.grpo_response_tokens
+    # a prompt and its answer are one sequence
+    for each in registry.rollouts_of(config.recovery.all_recoveries, config.grpo, config.opd):
+        lengths[f"--{each.method}-prompt-tokens and {each.answer_flag}"] = each.longest
     for name, length in lengths.items():
         # some architectures have no limit in their config
         if limit is not None and length > limit:
@@ -153,7 +153,7 @@ def check_installation(config: "Config", device: str) -> None:
     if config.trainer.liger:
         liger.check_liger(device)
     # find_spec and not an import: importing vllm takes long
-    if config.grpo.rollouts == "vllm" and importlib.util.find_spec("vllm") is None:
+    if config.trainer.rollouts == "vllm" and importlib.util.find_spec("vllm") is None:
         raise ValueError(
             "--rollouts vllm: vllm is not installed; pip install vllm, or use --rollouts"
             " transformers"

@@ -9,9 +9,9 @@ from ptl_fast.run import start
 
 OUT_OF_MEMORY = (
     "The same command goes on from here, also with a smaller --micro-batch (training and scoring),"
-    " --eval-batch (evaluation) or --grpo-micro-batch, or with --gradient-checkpointing true. What"
-    " sampling for grpo needs only smaller --grpo-prompts or --grpo-rollouts lower, and those are"
-    " another run."
+    " --eval-batch (evaluation), --grpo-micro-batch or --opd-micro-batch, or with"
+    " --gradient-checkpointing true. What sampling needs only smaller --grpo-prompts,"
+    " --grpo-rollouts or --opd-prompts lower, and those are another run."
 )
 NO_MEMORY = (
     "out of memory",

@@ -176,6 +176,8 @@ def estimates(
         sequence_length=config.data.sequence_length,
         gradient_checkpointing=config.trainer.gradient_checkpointing,
         grpo=config.grpo,
+        opd=config.opd,
+        vllm=config.trainer.rollouts == "vllm",
     )
     return [each.estimate(situation) for each in recoveries]
 
@@ -202,7 +204,7 @@ def assumptions(config: "Config", rows: list[dict[str, Any]]) -> str:
     """
     _, gpu = parse_gpus(config.run.dry_run_gpus)
     recoveries = registry.find(config.recovery.all_recoveries)
-    on_problems = any(each.on_problems for each in recoveries)
+    rollouts = registry.rollouts_of(config.recovery.all_recoveries, config.grpo, config.opd)
     on_text = any(each.on_text for each in recoveries)
     batch = f"{config.trainer.micro_batch} x {config.data.sequence_length}"
     recompute = "with" if config.trainer.gradient_checkpointing else "without"
@@ -233,7 +235,7 @@ def assumptions(config: "Config", rows: list[dict[str, Any]]) -> str:
             )
             + (
                 ", generating the rollouts not counted, and each as long as it may be."
-                if on_problems
+                if rollouts
                 else "."
             )
         )
@@ -243,14 +245,16 @@ def assumptions(config: "Config", rows: list[dict[str, Any]]) -> str:
                 " token."
             )
     else:
-        needs_tokens, needs_steps = (
-            config.recovery.recovery_tokens is None and on_text,
-            config.grpo.grpo_steps is None,
-        )
+        needs_tokens = config.recovery.recovery_tokens is None and on_text
         flags = " and ".join(
-            ["--recovery-tokens"] * needs_tokens + ["--grpo-steps"] * (needs_steps and on_problems)
+            ["--recovery-tokens"] * needs_tokens
+            + [f"--{each.method}-steps" for each in rollouts if each.steps is None]
         )
         lines.append(f"Recovery hours need {flags}: how much the data has is not known here.")
+    if any(each.has_teacher and each.on_problems for each in recoveries):
+        lines.append(
+            "With opd the teacher stays in memory beside the model: training's memory has both."
+        )
     most = max(row["training_bytes"] for row in rows[1:]) / GIB
     if most > gpu.memory_gib:
         lines.append(
@@ -283,16 +287,18 @@ def training_bytes(
     """Estimate the peak memory of recovery on one GPU, over all its recoveries.
 
     Weights, gradients and Adam's state, divided over the GPUs as the ZeRO stage says; activations;
-    further copies of the weights, such as --grpo-kl's reference model. vLLM's engine is not
+    further models, such as --grpo-kl's reference model or opd's teacher. vLLM's engine is not
     included.
     """
     num_parameters = flops.count_weights(model).num_parameters
     parts = estimates(model, original, config, config.recovery.all_recoveries, 0)
-    copies = max(part.num_weight_copies for part in parts)
-    reference = (4 if config.model.dtype == "float32" else 2) * num_parameters * copies
+    num_teacher = flops.count_weights(original).num_parameters
+    others = max(
+        part.num_weight_copies * num_parameters + part.with_teacher * num_teacher for part in parts
+    )
     return (
         _state_bytes(num_parameters, config, num_gpus)
-        + reference
+        + (4 if config.model.dtype == "float32" else 2) * others
         + _activation_bytes(model, config)
     )
 

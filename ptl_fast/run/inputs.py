@@ -4,6 +4,7 @@ Everything is read before the first round, so bad data is refused at once. The i
 is kept in state.json: a run is not resumed on other data or other weights.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,7 @@ from ptl_fast.data.documents import Form, make_template
 from ptl_fast.evaluation import tasks as eval_tasks
 from ptl_fast.evaluation.nll import NLL
 from ptl_fast.model import loading
-from ptl_fast.recovery import registry, token_budget
-from ptl_fast.recovery.grpo import prompts
+from ptl_fast.recovery import prompts, registry, token_budget
 from ptl_fast.run import quality_gate
 from ptl_fast.run.round_data import RoundData
 
@@ -166,7 +166,7 @@ def _load_corpus(
     shares = [step.recovery_share for step in schedule]
     # the tokens of --final-recovery come on top, so with it the shares sum to more than 1
     total = sum(shares) if config.recovery.final_recovery is not None else 1.0
-    on_problems = any(each.on_problems for each in registry.find(config.recovery.all_recoveries))
+    rollouts = registry.rollouts_of(config.recovery.all_recoveries, config.grpo, config.opd)
     corpus = sampling.split_corpus(
         readers.open_parts(source, form, config.run.seed if config.data.streaming else None),
         tokenizer,
@@ -174,13 +174,12 @@ def _load_corpus(
         num_tokens=None if num_tokens is None else round(total * num_tokens),
         num_held_out=num_held_out,
         seed=config.run.seed,
-        keep_documents=on_problems,
+        keep_documents=bool(rollouts),
     )
     # GRPO needs questions and answers that it can check: refuse the data now, not in its round
-    if on_problems:
-        on_template = registry.trains_on_text(",".join(config.recovery.all_recoveries))
-        for documents in corpus.documents:
-            prompts.check(documents, tokenizer, config.grpo, on_template, source)
+    on_template = registry.trains_on_text(",".join(config.recovery.all_recoveries))
+    for each, documents in itertools.product(rollouts, corpus.documents):
+        prompts.check(documents, tokenizer, each, on_template, source)
     return corpus
 
 

@@ -17,9 +17,8 @@ from ptl_fast.config.checking import flag
 from ptl_fast.evaluation import tasks as eval_tasks
 from ptl_fast.model import families, loading
 from ptl_fast.pruning import width_multiple
-from ptl_fast.recovery import registry, trainer
+from ptl_fast.recovery import registry, rollouts, trainer
 from ptl_fast.recovery.distillation import teacher_cache
-from ptl_fast.recovery.grpo.train import rollout_split
 from ptl_fast.run import checks, inputs, prune_step, quality_gate, rounds, sizes
 from ptl_fast.run.context import LoadedModel, RunContext
 from ptl_fast.run.folder import RunFolder
@@ -172,8 +171,9 @@ def _rounds(config: "Config", original: "PretrainedConfig") -> rounds.Rounds:
 def _check_batches(config: "Config") -> None:
     """Raise ValueError if a batch does not divide among the ranks: now, not after pruning."""
     trainer.batch_split(config.trainer)
-    if any(each.on_problems for each in registry.find(config.recovery.all_recoveries)):
-        rollout_split(config.grpo, config.trainer.micro_batch * config.data.sequence_length)
+    tokens_per_pass = config.trainer.micro_batch * config.data.sequence_length
+    for each in registry.rollouts_of(config.recovery.all_recoveries, config.grpo, config.opd):
+        rollouts.split(each, tokens_per_pass)
 
 
 def _open_folder(context: RunContext, chosen: dict[str, Any] | None) -> None:
@@ -219,7 +219,7 @@ def _needed_bytes(context: RunContext) -> int:
     num_models = config.run.keep_rounds + 1 + (context.rounds.gate_on is not None)
     size = sizes.predicted_size(context.original, None, config.data.sequence_length)
     weights = size["num_parameters"] * 4 * (num_models + 3 + num_moments)
-    if not any(each.has_teacher for each in registry.find(config.recovery.all_recoveries)):
+    if not any(each.teacher_on_disk for each in registry.find(config.recovery.all_recoveries)):
         return weights
     row_bytes = teacher_cache.row_bytes(
         config.data.sequence_length, config.distill.distill_top_k, context.original.vocab_size

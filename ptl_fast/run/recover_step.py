@@ -16,7 +16,7 @@ from ptl_fast.recovery import optimizer_state, registry, token_budget
 from ptl_fast.recovery.continual_pretraining import last_part, num_steps
 from ptl_fast.recovery.registry import RECOVERIES
 from ptl_fast.recovery.task import HeldOutText, RecoveryTask, TrainingOptions
-from ptl_fast.run import prune_step, report
+from ptl_fast.run import prune_step, rollout_report
 from ptl_fast.run.evaluate_step import checked_nll
 from ptl_fast.run.rounds import kind_of
 from ptl_fast.scoring.statistics import StatisticsCollector, collecting
@@ -54,10 +54,10 @@ def recover_round(context: "RunContext", step: "Round", extension: int) -> None:
     if result.optimizer_state is not None:
         kept = optimizer_state.to_tensors(result.optimizer_state)
         files.optimizer_state(extension).write(kept)
-    # GRPO learns nothing from rewards that are always zero; the loss alone would not show it
+    # nothing is learned from rewards that are always zero; the loss alone would not show it
     for name, details in result.details.items():
-        if RECOVERIES[name].on_problems and details["always_zero"]:
-            say(report.unrewarded_line(step.number, details, extension))
+        if RECOVERIES[name].is_rewarded and details["always_zero"]:
+            say(rollout_report.unrewarded_line(step.number, details, extension))
     took = {
         "recovery_tokens": result.num_tokens,
         "recovery_steps": result.num_steps,
@@ -72,7 +72,7 @@ def has_trained(recovery: dict[str, Any]) -> bool:
 
     With --recovery-split until-recovered, a round that is good enough after pruning trains nothing.
     """
-    # GRPO counts its steps in its own details, under its name
+    # methods on problems count their steps in their own details, under their names
     return recovery["recovery_steps"] > 0 or bool(RECOVERIES.keys() & recovery.keys())
 
 
@@ -131,6 +131,7 @@ def _task(
         model=config.model,
         trainer=config.trainer,
         distill=config.distill,
+        opd=config.opd,
         grpo=config.grpo,
         seed=config.run.seed,
         problems=context.data.corpus.documents[step.number - 1],

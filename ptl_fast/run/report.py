@@ -4,8 +4,7 @@ from typing import Any
 
 from ptl_fast.base import markdown
 from ptl_fast.baselines import ROUND_KINDS, SCORERS
-from ptl_fast.recovery.registry import RECOVERIES
-from ptl_fast.run import quality_gate
+from ptl_fast.run import quality_gate, rollout_report
 from ptl_fast.run.tables import show, table
 
 # Header of the table "What went, and why".
@@ -75,42 +74,6 @@ def folded_lines(number: int, folded: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def unrewarded_line(number: int, details: dict[str, Any], extension: int = 0) -> str:
-    """Say in one sentence that a reward was 0 in all rollouts of a round, and what to try.
-
-    Args:
-        details: what GRPO wrote into the round's record.
-        extension: number of the quality gate's extension; 0 for the round itself.
-    """
-    names, verb = (
-        " and ".join(details["always_zero"]),
-        "was" if len(details["always_zero"]) == 1 else "were",
-    )
-    found = (
-        f"Round {number}{_extension(extension)}: {names} {verb} 0 for each of"
-        f" {details['rollouts']} rollouts"
-    )
-    if not any(details["reward"]):
-        found += ", so there was nothing to learn from"
-    # a truncated response has no final answer, so rewards of 0 say little about the model
-    cut_off = sum(details["truncated"]) / len(details["truncated"])
-    if cut_off > 0.5:
-        return (
-            f"{found}; {cut_off:.0%} of the responses were cut off: try a higher"
-            " --grpo-response-tokens first."
-        )
-    return (
-        f"{found}; try more continual pre-training first (--recovery cpt,grpo with more"
-        " --recovery-tokens), or a smaller step"
-        " (more --rounds)."
-    )
-
-
-def _extension(number: int) -> str:
-    """The suffix that names an extension by the quality gate; empty for the round itself."""
-    return f", extension {number}" if number else ""
-
-
 def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
     """Render report.json as markdown.
 
@@ -147,8 +110,7 @@ def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
     ]
     if folded:
         parts.append("## Compensated layers\n\n" + "\n".join(folded))
-    if any(_on_problems(record) for record in report["rounds"]):
-        parts.append("## Reinforcement learning\n\n" + _reinforcement(report["rounds"]))
+    parts += rollout_report.sections(report["rounds"])
     parts.append("## Evaluation\n\n" + _evaluations(report))
     parts.append("## Seconds per stage\n\n" + _seconds(report["rounds"]))
     # last, as the longest: what is needed to repeat the run
@@ -233,16 +195,12 @@ def _reasons(report: dict[str, Any]) -> str:
 
 
 def _trained(record: dict[str, Any]) -> list[str]:
-    """The cells "recovery tokens" (of text) and "steps" of a round, with extensions and GRPO."""
+    """The cells "recovery tokens" (of text) and "steps" of a round, with extensions, and the steps
+    of methods on problems.
+    """
     every = [record, *record.get("extra_recovery", [])]
-    steps = sum(each["recovery_steps"] + _on_problems(each).get("steps", 0) for each in every)
+    steps = sum(each["recovery_steps"] + rollout_report.num_steps(each) for each in every)
     return [f"{sum(each['recovery_tokens'] for each in every):,}", str(steps)]
-
-
-def _on_problems(recovery: dict[str, Any]) -> dict[str, Any]:
-    """What GRPO wrote into a recovery's record; empty if the round had no GRPO."""
-    names = [name for name, each in RECOVERIES.items() if each.on_problems]
-    return next((recovery[name] for name in names if name in recovery), {})
 
 
 def _about_scores(config: dict[str, Any]) -> str:
@@ -308,60 +266,6 @@ def _redundant(report: dict[str, Any]) -> str:
         if record.get("num_redundant") is not None
     ]
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _reinforcement(rounds: list[dict[str, Any]]) -> str:
-    """The table of GRPO trainings: rewards over the first and the last fifth of the steps.
-
-    A row per round, or extension, with GRPO; below the table, rewards that were always 0.
-    """
-    rows, lines = (
-        [
-            [
-                "round",
-                "steps",
-                "rollouts",
-                "reward at first",
-                "at last",
-                "truncated at last",
-                "response tokens at last",
-            ]
-        ],
-        [],
-    )
-    # a round's own recovery is number 0, its extensions follow
-    trained = [
-        (record["round"], *each)
-        for record in rounds
-        for each in enumerate([record, *record.get("extra_recovery", [])])
-    ]
-    for number, extension, recovery in trained:
-        details = _on_problems(recovery)
-        if not details:
-            continue
-        # a fifth, rounded up: single steps are too noisy to compare
-        few = -(-details["steps"] // 5)
-        means = [
-            show(sum(values) / few)
-            for values in (
-                details["reward"][:few],
-                details["reward"][-few:],
-                details["truncated"][-few:],
-            )
-        ]
-        length = f"{sum(details['response_tokens'][-few:]) / few:.0f}"
-        rows.append(
-            [
-                f"{number}{_extension(extension)}",
-                str(details["steps"]),
-                str(details["rollouts"]),
-                *means,
-                length,
-            ]
-        )
-        if details["always_zero"]:
-            lines.append(f"- {unrewarded_line(number, details, extension)}")
-    return "\n".join([markdown.table(rows), *([""] if lines else []), *lines])
 
 
 def _evaluations(report: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from ptl_fast.base.run_files import RecoveryFolder
 from ptl_fast.recovery import registry
 from ptl_fast.recovery.grpo import train as train_module
 from ptl_fast.recovery.task import RecoveryResult, RecoveryTask
-from support.recovery import Killed, grpo_config, grpo_task, killed_at_step, with_training
+from support.recovery import Killed, grpo_config, killed_at_step, problem_task, with_training
 
 
 def test_killed_reinforcement_ends_bit_identical(
@@ -26,7 +26,7 @@ def test_killed_reinforcement_ends_bit_identical(
     """
     settings = grpo_config(recovery="cpt,grpo", learning_rate=1e-3)
     undisturbed, killed = copy.deepcopy(model), copy.deepcopy(model)
-    names, own = settings.recovery.recoveries, grpo_task(settings, folder)
+    names, own = settings.recovery.recoveries, problem_task(settings, folder)
     elsewhere = RecoveryFolder(folder.with_name("undisturbed"))
     other = dataclasses.replace(own, folder=elsewhere)
     expected = registry.recover(names, undisturbed, other)
@@ -68,7 +68,7 @@ def test_recoveries_on_text_share_the_tokens_and_all_have_the_problems(
     names = ["cpt", "distill", "grpo"]
     for name in names:
         monkeypatch.setitem(registry.RECOVERIES, name, with_training(name, note(name)))
-    own = grpo_task(grpo_config(), folder)
+    own = problem_task(grpo_config(), folder)
     spent = registry.recover(names, model, own)
     assert [task.num_tokens for task in given] == [250] * 3, "half of 500, for two on text"
     assert all(task.problems == own.problems for task in given)

@@ -65,6 +65,19 @@ def grpo_config(**values: Any) -> Config:
     return config(**{"recovery": "grpo", **own, **grpo, **values})
 
 
+def opd_config(original: str, **values: Any) -> Config:
+    """Settings of four steps of eight short answers, judged by this model."""
+    opd = {
+        "opd_steps": 4,
+        "opd_prompts": 8,
+        "opd_max_tokens": 8,
+        "opd_prompt_tokens": 64,
+        "opd_learning_rate": 1e-2,
+    }
+    own = {"micro_batch": 8, "gradient_checkpointing": False, "checkpoint_minutes": 0.0}
+    return config(**{"recovery": "opd", "teacher": original, **own, **opd, **values})
+
+
 def task(
     tokens: packing.PackedTokens,
     num_tokens: int,
@@ -90,6 +103,7 @@ def task(
         model=given.model,
         trainer=given.trainer,
         distill=given.distill,
+        opd=given.opd,
         grpo=given.grpo,
         seed=given.run.seed,
         problems=list(problems),
@@ -97,8 +111,8 @@ def task(
     )
 
 
-def grpo_task(given: Config, folder: Path) -> RecoveryTask:
-    """What a round's reinforcement learning is given."""
+def problem_task(given: Config, folder: Path) -> RecoveryTask:
+    """What a round's recovery on problems is given."""
     return task(packed(), 500, given, folder, problems=PROBLEMS)
 
 

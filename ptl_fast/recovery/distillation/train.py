@@ -1,16 +1,13 @@
 """Recovery by distillation: cache the teacher's predictions, then train the student on them."""
 
-import dataclasses
 from functools import partial
 from typing import TYPE_CHECKING
 
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-from ptl_fast.model import loading
 from ptl_fast.recovery import continual_pretraining
 from ptl_fast.recovery.distillation.loss import Teaching
 from ptl_fast.recovery.distillation.teacher_cache import TeacherCache, fill
 from ptl_fast.recovery.task import RecoveryResult, RecoveryTask
+from ptl_fast.recovery.teacher import load_teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +37,7 @@ def train(model: "PreTrainedModel", task: RecoveryTask) -> RecoveryResult:
         fill(
             cache,
             task.tokens,
-            partial(_load_teacher, task, str(model.device)),
+            partial(load_teacher, task, str(model.device)),
             top_k,
             distill.distill_temperature,
             vocab_size,
@@ -53,15 +50,3 @@ def train(model: "PreTrainedModel", task: RecoveryTask) -> RecoveryResult:
         return continual_pretraining.train(model, task, teaching)
     finally:
         cache.close()
-
-
-def _load_teacher(task: RecoveryTask, device: str) -> "PreTrainedModel":
-    """Load --teacher, by default the original model (--model), in its checkpoint's dtype."""
-    name, flag = task.distill.teacher, "--teacher"
-    if name is None:
-        name, flag = task.model.model, "--model"
-    assert name is not None
-    # the previous round's global ZeRO-3 config would shard the teacher too; this round's Trainer
-    # sets it anew
-    unset_hf_deepspeed_config()
-    return loading.load_model(name, dataclasses.replace(task.model, dtype="auto"), device, flag)

@@ -1,10 +1,8 @@
 """Recovery by GRPO (arXiv 2402.03300) with verifiable rewards, on TRL's GRPOTrainer."""
 
-import contextlib
 import copy
 import os
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,12 +12,20 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models import prepare_deepspeed
 from trl.trainer.utils import add_fused_lm_head
 
-from ptl_fast.base import distributed
 from ptl_fast.recovery.borrowed_model import borrowed, tear_down
 from ptl_fast.recovery.checkpoints import Checkpoints
-from ptl_fast.recovery.grpo.prompts import make_prompts
 from ptl_fast.recovery.grpo.rewards import REWARDS, parse_weights
+from ptl_fast.recovery.grpo.rollouts import rollouts_of
 from ptl_fast.recovery.learning_rate import WARMUP_SHARE
+from ptl_fast.recovery.prompts import make_prompts
+from ptl_fast.recovery.rollouts import (
+    as_given,
+    in_seeded_order,
+    num_steps,
+    on_disk,
+    seed_of,
+    split,
+)
 from ptl_fast.recovery.task import RecoveryResult, RecoveryTask
 from ptl_fast.recovery.trainer import Progress, StopAtNan, common_arguments, run
 
@@ -28,8 +34,6 @@ if TYPE_CHECKING:
 
     from ptl_fast.config.grpo import GrpoSettings
 
-# Bounds that give every (run seed, step, rank) a seed of its own.
-MAX_STEPS, MAX_RANKS = 2**24, 2**16
 # Logged values that the round's record keeps of every step besides the rewards: {TRL's name: ours}.
 LOGGED = {
     "reward": "reward",
@@ -55,17 +59,18 @@ def train(model: "PreTrainedModel", task: RecoveryTask) -> RecoveryResult:
             the ranks.
     """
     grpo = task.grpo
+    rollouts = rollouts_of(grpo)
     prompts, num_too_long = make_prompts(
-        task.problems, task.tokenizer, grpo, task.trains_on_template, task.name
+        task.problems, task.tokenizer, rollouts, task.trains_on_template, task.name
     )
-    arguments = _arguments(model, task, num_steps(len(prompts), grpo))
+    arguments = _arguments(model, task, num_steps(len(prompts), rollouts))
     reference = copy.deepcopy(model) if grpo.grpo_kl else None
-    rows = _in_seeded_order(prompts, arguments.max_steps * grpo.grpo_prompts, task.seed)
+    rows = in_seeded_order(prompts, arguments.max_steps * grpo.grpo_prompts, task.seed)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(task.log_folder)
     with (
         borrowed(model, arguments.deepspeed is not None),
-        _as_given(model),
-        _on_disk(model, task),
+        as_given(model),
+        on_disk(model, task),
     ):
         trainer = RolloutTrainer(
             reference,
@@ -91,40 +96,6 @@ def train(model: "PreTrainedModel", task: RecoveryTask) -> RecoveryResult:
     return RecoveryResult(details={"grpo": record})
 
 
-def rollout_split(grpo: "GrpoSettings", tokens_per_pass: int) -> tuple[int, int]:
-    """Return (micro-batch per rank, in rollouts; gradient-accumulation steps).
-
-    The micro-batch is the largest divisor of a rank's rollouts that is at most --grpo-micro-batch.
-
-    Args:
-        tokens_per_pass: without --grpo-micro-batch, at most this many tokens are in a forward
-            pass, if every rollout is as long as it may be: as many as in training on text.
-
-    Raises:
-        ValueError: a step's rollouts do not divide among the ranks.
-    """
-    total, num_ranks = grpo.grpo_prompts * grpo.grpo_rollouts, distributed.world_size()
-    if total % num_ranks:
-        raise ValueError(
-            f"--grpo-prompts {grpo.grpo_prompts} times --grpo-rollouts {grpo.grpo_rollouts} do"
-            f" not divide among {num_ranks}"
-            " ranks; change one of them"
-        )
-    longest = grpo.grpo_prompt_tokens + grpo.grpo_response_tokens
-    most = grpo.grpo_micro_batch or max(1, tokens_per_pass // longest)
-    micro_batch = next(
-        size
-        for size in range(min(most, total // num_ranks), 0, -1)
-        if total // num_ranks % size == 0
-    )
-    return micro_batch, total // num_ranks // micro_batch
-
-
-def num_steps(num_problems: int, grpo: "GrpoSettings") -> int:
-    """Optimizer steps of a round: --grpo-steps, by default one epoch over the problems."""
-    return grpo.grpo_steps or max(1, num_problems // grpo.grpo_prompts)
-
-
 class RolloutTrainer(GRPOTrainer):
     """GRPOTrainer with a given reference model, and rollouts that are seeded by step and rank.
 
@@ -147,23 +118,11 @@ class RolloutTrainer(GRPOTrainer):
             self.beta = kl
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        # by the step alone: the random state at a checkpoint would not be the same after resuming
-        torch.manual_seed(
-            (self.args.seed * MAX_STEPS + self.state.global_step) * MAX_RANKS + distributed.rank()
-        )
+        torch.manual_seed(seed_of(self.args.seed, self.state.global_step))
         return super()._generate_and_score_completions(inputs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the card would lie in a checkpoint, which is deleted after the round."""
-
-
-def _in_seeded_order(rows: list[dict[str, Any]], number: int, seed: int) -> list[dict[str, Any]]:
-    """Return ``number`` rows, over several epochs if needed, each epoch in a new random order."""
-    order: list[dict[str, Any]] = []
-    generator = random.Random(seed)
-    while len(order) < number:
-        order += generator.sample(rows, len(rows))
-    return order[:number]
 
 
 def _reward(name: str) -> Callable[..., list[float]]:
@@ -185,7 +144,7 @@ def _arguments(model: "PreTrainedModel", task: RecoveryTask, num_steps: int) -> 
     """GRPOConfig for ``num_steps`` steps; beta stays 0, see ``RolloutTrainer``."""
     grpo = task.grpo
     tokens_per_pass = task.trainer.micro_batch * task.sequence_length
-    micro_batch, accumulation = rollout_split(grpo, tokens_per_pass)
+    micro_batch, accumulation = split(rollouts_of(grpo), tokens_per_pass)
     arguments = GRPOConfig(
         max_steps=num_steps,
         per_device_train_batch_size=micro_batch,
@@ -198,43 +157,13 @@ def _arguments(model: "PreTrainedModel", task: RecoveryTask, num_steps: int) -> 
         max_completion_length=grpo.grpo_response_tokens,
         reward_weights=list(parse_weights(grpo.reward_weights).values()),
         shuffle_dataset=False,  # the rows are in a seeded order already
-        use_vllm=grpo.rollouts == "vllm",
+        use_vllm=task.trainer.rollouts == "vllm",
         vllm_max_model_length=grpo.grpo_prompt_tokens + grpo.grpo_response_tokens,
         **common_arguments(model, task),
     )
     # without a launcher, several visible GPUs would mean nn.DataParallel
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
-
-
-@contextlib.contextmanager
-def _as_given(model: "PreTrainedModel") -> Iterator[None]:
-    """Undo TRL's changes to padding token, generation config and tags, which would be saved."""
-    pad, generation, tags = (
-        model.config.pad_token_id,
-        copy.deepcopy(model.generation_config),
-        model.model_tags,
-    )
-    yield
-    model.config.pad_token_id, model.generation_config, model.model_tags = pad, generation, tags
-
-
-@contextlib.contextmanager
-def _on_disk(model: "PreTrainedModel", task: RecoveryTask) -> Iterator[None]:
-    """Save the model for vLLM and point its name there; nothing without vLLM rollouts.
-
-    vLLM builds its engine from the model's name, which still is the unpruned original's, with
-    other shapes. The folder is deleted afterwards.
-    """
-    if task.grpo.rollouts != "vllm":
-        yield
-        return
-    start, name = task.folder.start, model.config._name_or_path
-    start.save(model, task.tokenizer)
-    model.config._name_or_path = model.name_or_path = str(start.path)
-    yield
-    model.config._name_or_path = model.name_or_path = name
-    start.remove()
 
 
 def _record(logs: list[dict[str, Any]], grpo: "GrpoSettings") -> dict[str, Any]:

@@ -10,9 +10,17 @@ from transformers import PreTrainedTokenizerBase
 
 from ptl_fast.config.config import Config
 from ptl_fast.data.documents import Document
-from ptl_fast.recovery import registry
-from ptl_fast.recovery.grpo import prompts, rewards
-from support.recovery import PROBLEMS, grpo_config
+from ptl_fast.recovery import prompts, registry
+from ptl_fast.recovery.grpo import rewards
+from ptl_fast.recovery.rollouts import Rollouts
+from support.recovery import PROBLEMS, grpo_config, opd_config
+
+
+def sampled(settings: Config) -> Rollouts:
+    (rollouts,) = registry.rollouts_of(
+        settings.recovery.all_recoveries, settings.grpo, settings.opd
+    )
+    return rollouts
 
 
 def asked(
@@ -21,7 +29,7 @@ def asked(
     problems: Sequence[Document] = PROBLEMS,
 ) -> tuple[list[dict[str, Any]], int]:
     on_text = registry.trains_on_text(",".join(settings.recovery.all_recoveries))
-    return prompts.make_prompts(problems, tokenizer, settings.grpo, on_text, "round-01")
+    return prompts.make_prompts(problems, tokenizer, sampled(settings), on_text, "round-01")
 
 
 def test_prompts_end_where_training_text_goes_on(
@@ -55,6 +63,16 @@ def test_long_prompts_are_left_out_and_counted(tokenizer: PreTrainedTokenizerBas
         asked(tokenizer, grpo_config(), [Document("", "plain text")])
 
 
+def talking(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer with a chat template."""
+    talks = copy.deepcopy(tokenizer)
+    talks.chat_template = (
+        "{% for message in messages %}<{{ message.role }}>{{ message.content"
+        " }}{% endfor %}<assistant>"
+    )
+    return talks
+
+
 @pytest.mark.parametrize(
     ("form", "recovery", "final", "chat"),
     [
@@ -72,12 +90,7 @@ def test_chat_is_used_where_nothing_trains_on_the_template(
     settings = grpo_config(
         grpo_prompt=form, recovery=recovery, final_recovery=final, grpo_prompt_tokens=500
     )
-    talks = copy.deepcopy(tokenizer)
-    talks.chat_template = (
-        "{% for message in messages %}<{{ message.role }}>{{ message.content"
-        " }}{% endfor %}<assistant>"
-    )
-    prompt = asked(talks, settings)[0][0]["prompt"]
+    prompt = asked(talking(tokenizer), settings)[0][0]["prompt"]
     assert (
         prompt == [{"role": "user", "content": f"{PROBLEMS[0].question}\n{prompts.INSTRUCTION}"}]
     ) == chat
@@ -93,14 +106,33 @@ def test_empty_box_is_no_answer(tokenizer: PreTrainedTokenizerBase, tmp_path: Pa
     assert rewards.format_("4", "so \\boxed{}") == 0.0
     problems = [Document("1 + 1 = ?", answer) for answer in ("so \\boxed{}", "#### $$", "#### 2")]
     rows, num_too_long = prompts.make_prompts(
-        problems, tokenizer, grpo_config().grpo, False, "data"
+        problems, tokenizer, sampled(grpo_config()), False, "data"
     )
     assert ([row["answer"] for row in rows], num_too_long) == (["2"], 0)
     with pytest.raises(
         ValueError, match=r"none with a question of at most 256 tokens and a final answer"
     ):
         prompts.check(
-            problems[:2], tokenizer, grpo_config(grpo_prompt_tokens=256).grpo, False, "data"
+            problems[:2], tokenizer, sampled(grpo_config(grpo_prompt_tokens=256)), False, "data"
         )
     with pytest.raises(ValueError, match="names accuracy twice"):
         rewards.parse_weights("accuracy=1,accuracy=0")
+
+
+def test_without_rewards_a_question_needs_no_answer_and_code_no_box(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    problems = [
+        Document("1 + 1 = ?", "it is #### 2"),
+        Document("Write add(a, b).", "def add(a, b):\n    return a + b"),
+        Document("", "plain text"),
+    ]
+    settings = opd_config("teacher", opd_prompt_tokens=200)
+    rows, num_too_long = asked(talking(tokenizer), settings, problems)
+    assert num_too_long == 0
+    assert [row["prompt"][0]["content"] for row in rows] == [
+        f"1 + 1 = ?\n{prompts.INSTRUCTION}",
+        "Write add(a, b).",
+    ]
+    with pytest.raises(ValueError, match="of at most 200 tokens; opd needs more"):
+        asked(tokenizer, settings, problems[2:])

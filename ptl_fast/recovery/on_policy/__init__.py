@@ -1,0 +1,1 @@
+"""Recovery by on-policy distillation: the model answers, and a teacher judges every token."""

@@ -1,0 +1,120 @@
+"""Turn documents with questions into prompts for the recoveries that let the model answer them."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ptl_fast.data.answers import final_answer
+from ptl_fast.recovery.rollouts import Rollouts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ptl_fast.data.documents import Document
+
+# Added to a chat prompt, so that the model marks its answer: an unmarked one earns no reward.
+INSTRUCTION = "Reason step by step, and put the final answer in \\boxed{}."
+
+
+def make_prompts(
+    documents: "Sequence[Document]",
+    tokenizer: "PreTrainedTokenizerBase",
+    rollouts: Rollouts,
+    trains_on_template: bool,
+    source: str,
+) -> tuple[list[dict[str, Any]], int]:
+    """Return ({prompt, answer} for each problem with a short enough prompt, number of the others).
+
+    A prompt is a string, or a list of chat messages (see ``uses_chat``); the answer is the final
+    one, and empty without rewards. Documents without a question are no problems, and count nowhere;
+    with rewards, neither do those without a final answer.
+
+    Args:
+        trains_on_template: whether another recovery of the run trains on --template's text.
+        source: what error messages call the data.
+
+    Raises:
+        ValueError: as ``check``.
+    """
+    check(documents, tokenizer, rollouts, trains_on_template, source)
+    rows = list(_rows(documents, tokenizer, rollouts, trains_on_template))
+    return rows, sum(_is_problem(document, rollouts) for document in documents) - len(rows)
+
+
+def check(
+    documents: "Sequence[Document]",
+    tokenizer: "PreTrainedTokenizerBase",
+    rollouts: Rollouts,
+    trains_on_template: bool,
+    source: str,
+) -> None:
+    """Raise ValueError when no document gives a prompt of at most --METHOD-prompt-tokens tokens."""
+    # stops at the first: tokenizing all of them would delay the start of a run
+    if next(_rows(documents, tokenizer, rollouts, trains_on_template), None) is None:
+        answered = "" if rollouts.gold is None else " and a final answer"
+        raise ValueError(
+            f"{source}: a round has {len(documents)} documents, and none with a question of at"
+            f" most {rollouts.prompt_tokens} tokens{answered}; {rollouts.method} needs more"
+            f" {{question, answer}} data, or a higher --{rollouts.method}-prompt-tokens"
+        )
+
+
+def _rows(
+    documents: "Sequence[Document]",
+    tokenizer: "PreTrainedTokenizerBase",
+    rollouts: Rollouts,
+    trains_on_template: bool,
+) -> Iterator[dict[str, Any]]:
+    """Yield {prompt, answer} of each problem whose prompt is short enough, in order."""
+    chat = uses_chat(tokenizer, rollouts, trains_on_template)
+    for document in documents:
+        if not _is_problem(document, rollouts):
+            continue
+        if chat:
+            prompt: Any = [{"role": "user", "content": _message(document, rollouts)}]
+            # the length with the template's own tokens, as the model reads it
+            length = len(
+                tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+            )
+        else:
+            # most tokenizers put the space into the answer's first token: it must not be given
+            prompt = document.prompt.rstrip(" ")
+            length = len(tokenizer(prompt)["input_ids"])
+        if length <= rollouts.prompt_tokens:
+            gold = "" if rollouts.gold is None else rollouts.gold(document.answer)
+            yield {"prompt": prompt, "answer": gold}
+
+
+def _is_problem(document: "Document", rollouts: Rollouts) -> bool:
+    """Whether there is a question and, for rewards, a final answer (an empty box is none)."""
+    return bool(document.question) and (
+        rollouts.gold is None or bool(rollouts.gold(document.answer))
+    )
+
+
+def _message(document: "Document", rollouts: Rollouts) -> str:
+    """The question as a chat's first message."""
+    # without rewards the answers need no box, and those to questions on code shall not get one
+    is_boxed = rollouts.gold is not None or bool(final_answer(document.answer))
+    return f"{document.question}\n{INSTRUCTION}" if is_boxed else document.question
+
+
+def uses_chat(
+    tokenizer: "PreTrainedTokenizerBase", rollouts: Rollouts, trains_on_template: bool
+) -> bool:
+    """Whether prompts are chat messages, as --METHOD-prompt says.
+
+    ``auto`` means chat if the tokenizer has a chat template, unless the run also trains on
+    --template: the model should be asked in the format that it is trained on.
+
+    Raises:
+        ValueError: --METHOD-prompt chat, and the tokenizer has no chat template.
+    """
+    has_template = tokenizer.chat_template is not None
+    if rollouts.prompt == "chat" and not has_template:
+        raise ValueError(
+            f"--{rollouts.method}-prompt chat: the model's tokenizer has no chat template; use"
+            f" --{rollouts.method}-prompt template"
+        )
+    return has_template and (
+        rollouts.prompt == "chat" or (rollouts.prompt == "auto" and not trains_on_template)
+    )
