@@ -159,27 +159,31 @@ def reinforced(tmp_path: Path) -> dict[str, Any]:
     }
 
 
-@needs_compiler
-def test_two_ranks_reinforce_two_rounds_and_go_on_where_they_were_killed(
-    reinforced: dict[str, Any], launch: Launch, environment: dict[str, str], tmp_path: Path
-) -> None:
-    """ZeRO-2; killed -9 inside the second round's reinforcement, and started again."""
-    settings = {**reinforced, "checkpoint_minutes": 0, "deepspeed": "zero2"}
+def kill_at(file: str, settings: dict[str, Any], environment: dict[str, str], folder: Path) -> None:
+    """Run on two ranks until this file exists, and kill them -9."""
     process = psutil.Popen(
         command(TORCHRUN, settings),
-        cwd=tmp_path,
+        cwd=folder,
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    checkpoint = "run/round-02/recovery/checkpoint-1/complete"
-    while process.poll() is None and not (tmp_path / checkpoint).exists():
+    while process.poll() is None and not (folder / file).exists():
         time.sleep(0.05)
     assert process.poll() is None, "it ended before it could be killed"
     # the launcher first: it would end the ranks gently
     for each in [process, *process.children(recursive=True)]:
         each.kill()
     process.wait()
+
+
+@needs_compiler
+def test_two_ranks_reinforce_two_rounds_and_go_on_where_they_were_killed(
+    reinforced: dict[str, Any], launch: Launch, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """ZeRO-2; killed -9 inside the second round's reinforcement, and started again."""
+    settings = {**reinforced, "checkpoint_minutes": 0, "deepspeed": "zero2"}
+    kill_at("run/round-02/recovery/checkpoint-1/complete", settings, environment, tmp_path)
     assert "continuing after round 1 of 2" in launch(TORCHRUN, settings).stdout
     records = json.loads((tmp_path / "run" / "report.json").read_text())["rounds"]
     for record in records:
@@ -187,6 +191,44 @@ def test_two_ranks_reinforce_two_rounds_and_go_on_where_they_were_killed(
             "each step once, also the one before the kill"
         )
         assert record["grpo"]["kl"][0] == pytest.approx(0, abs=1e-4)
+
+
+def test_two_ranks_distil_on_policy_as_one_does_and_go_on_where_they_were_killed(
+    reinforced: dict[str, Any], launch: Launch, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Plain data parallelism, and answers so near to greedy that they do not depend on the ranks'
+    seeds. Killed -9 inside the second round's training, and started again, two ranks end
+    bit-identical.
+    """
+    settings = {
+        **{name: value for name, value in reinforced.items() if not name.startswith("grpo")},
+        "recovery": "opd",
+        "opd_steps": 3,
+        "opd_prompts": 8,
+        "opd_temperature": 1e-4,
+        "opd_prompt_tokens": 64,
+        "opd_max_tokens": 24,
+        "opd_learning_rate": 1e-4,
+    }
+    launch([], {**settings, "output": "one"})
+    launch(TORCHRUN, {**settings, "output": "two"})
+    often = {**settings, "checkpoint_minutes": 0}
+    kill_at("run/round-02/recovery/checkpoint-2/complete", often, environment, tmp_path)
+    assert "continuing after round 1 of 2" in launch(TORCHRUN, often).stdout
+    curves = [
+        [
+            record["opd"]
+            for record in json.loads((tmp_path / run / "report.json").read_text())["rounds"]
+        ]
+        for run in ("one", "two", "run")
+    ]
+    assert curves[1] == curves[2], "each step once, also those before the kill"
+    for one, two in zip(curves[0], curves[1], strict=True):
+        assert two["response_tokens"] == one["response_tokens"]
+        assert two["divergence"] == pytest.approx(one["divergence"], abs=2e-3)
+    assert_alike(tmp_path / "one", tmp_path / "two")
+    weights = [(tmp_path / run / "final" / "model.safetensors") for run in ("two", "run")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 @needs_compiler

@@ -9,7 +9,7 @@ from ptl_fast.config.presets import shipped_config
 from ptl_fast.model import flops
 from ptl_fast.run import dry_run
 from ptl_fast.run.start import parse
-from support.recovery import grpo_config
+from support.recovery import grpo_config, opd_config
 
 
 def per_token(model: Any, settings: Config, recovery: str) -> float:
@@ -42,3 +42,20 @@ def test_dry_run_counts_rollouts_and_text() -> None:
     assert counted(settings, None, ["cpt"]) == [None]
     assert counted(grpo_config(grpo_steps=None), 1000, ["grpo"]) == [None]
     assert counted(settings, 1000, ["none"]) == [0]
+
+
+def test_dry_run_counts_growing_answers_and_their_judge() -> None:
+    """Up to 1 token at first and 8 in the second half of the steps, 6.25 in the mean; one pass of
+    the original for each, whatever the student's size.
+    """
+    settings = opd_config("teacher")
+    assert counted(settings, 1000, ["cpt", "opd"]) == [1000, 4 * 8 * 6.25]
+    assert counted(opd_config("teacher", opd_steps=None), 1000, ["opd"]) == [None]
+    demo: Any = shipped_config("ptl-demo")
+    smaller: Any = flops.resized(demo, 192, 4)
+    (one,) = dry_run.estimates(smaller, demo, settings, ["opd"], None)
+    student, teacher = (
+        flops.flops_per_sample(each, 72, causal=True) / 72 for each in (smaller, demo)
+    )
+    assert one.flops_per_token == pytest.approx(3 * student + teacher)
+    assert one.with_teacher

@@ -94,7 +94,10 @@ def test_goes_on_with_the_first_that_is_not_finished(folder: Path) -> None:
 
 
 def test_unknown_names_list_the_choices() -> None:
-    with pytest.raises(ValueError, match="unknown recovery hope; choose none, cpt, distill, grpo"):
+    with pytest.raises(
+        ValueError, match="unknown recovery hope; choose none, cpt, distill, opd, grpo"
+    ):
         registry.find(["cpt", "hope"])
-    given = ("grpo", "none", "cpt,grpo", "grpo, distill", "hope")
-    assert [registry.trains_on_text(each) for each in given] == [False, False, True, True, True]
+    given = ("grpo", "none", "cpt,grpo", "grpo, distill", "hope", "opd")
+    on_text = [False, False, True, True, True, False]
+    assert [registry.trains_on_text(each) for each in given] == on_text

@@ -54,7 +54,7 @@ def test_unknown_names_and_missing_vllm_are_refused(
 ) -> None:
     given = {**DEMO, "rounds": 1, "output": tmp_path / "run"}
     with pytest.raises(
-        ValueError, match="unknown --recovery hope; choose none, cpt, distill, grpo"
+        ValueError, match="unknown --recovery hope; choose none, cpt, distill, opd, grpo"
     ):
         compress(**given, recovery="cpt,hope")
     with pytest.raises(ValueError, match="unknown --final-recovery hope"):
@@ -123,7 +123,10 @@ def test_teachers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ({"distill_temperature": 0.0}, "--distill-temperature 0.0 must be"),
         ({"distill_top_k": 0}, "--distill-top-k 0 must be at least 1"),
         ({"liger": True}, "--liger never stores the logits"),
-        ({"recovery": "cpt", "teacher": "x"}, "--teacher is for .* distill, and --recovery is cpt"),
+        (
+            {"recovery": "cpt", "teacher": "x"},
+            "--teacher is for .* distill or opd, and --recovery is cpt",
+        ),
     ],
 )
 def test_distillation_without_sense_is_refused(values: dict, message: str) -> None:

@@ -21,7 +21,7 @@ from ptl_fast.run.dry_run import dry_run
 from ptl_fast.run.start import parse
 from support.models import DEMO_MODEL
 from support.presets import TARGETS
-from support.recovery import config, grpo_config
+from support.recovery import config, grpo_config, opd_config
 from support.runs import main
 from support.settings import settings
 
@@ -246,6 +246,22 @@ def test_reference_costs_a_forward_pass_and_a_copy_of_the_weights() -> None:
     assert costs[1] / costs[0] == pytest.approx(4 / 3)
     num_bytes = [estimates.training_bytes(demo, demo, each, 1) for each in (plain, with_kl)]
     assert num_bytes[1] - num_bytes[0] == 2 * 1_416_576
+
+
+def test_judging_teacher_stays_in_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    """The original's size, beside the pruned model's training; a teacher on disk takes none."""
+    demo: Any = shipped_config("ptl-demo")
+    smaller = flops.resized(demo, 192, 4)
+    judged, cached = (
+        estimates.training_bytes(smaller, demo, opd_config("teacher", recovery=name), 1)
+        for name in ("opd", "distill")
+    )
+    assert judged - cached == 2 * 1_416_576
+    flags = "--model ptl-demo --keep 0.5 --rounds 2 --dry-run --recovery cpt,opd"
+    assert main([*flags.split(), "--recovery-tokens", "9000"]) == 0
+    text = capsys.readouterr().out
+    assert "Recovery hours need --opd-steps" in text
+    assert "With opd the teacher stays in memory beside the model" in text
 
 
 def test_dry_run_takes_the_gpus_rule() -> None:

@@ -2,15 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from ptl_fast import compress
-from ptl_fast.run import report
-from support.runs import DEMO, RUN
+from support.runs import RUN
 
 
 def test_report_has_the_promised_form(tiny_run: dict[str, str], tmp_path: Path) -> None:
@@ -57,54 +55,6 @@ def test_report_has_the_promised_form(tiny_run: dict[str, str], tmp_path: Path) 
         assert (tmp_path / "run" / "final" / file).is_file(), file
     modes = {file.stat().st_mode for file in (tmp_path / "run" / "final").iterdir()}
     assert len(modes) == 1, "weights must be as readable as the rest"
-
-
-def test_reward_that_never_comes_is_reported(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A response of two tokens marks no answer. And the same command continues a run that died
-    after its last round.
-    """
-    settings = {
-        **DEMO,
-        "rounds": 1,
-        "recovery": "none",
-        "final_recovery": "grpo",
-        "grpo_steps": 1,
-        "grpo_prompts": 2,
-    }
-    settings |= {"grpo_response_tokens": 2, "output": tmp_path / "run"}
-    content = compress(**settings)
-    line = (
-        "Round 2: accuracy and format were 0 for each of 16 rollouts, so there was nothing to"
-        " learn from; 100% of the responses"
-    )
-    assert line in capsys.readouterr().out
-    details = content["rounds"][1]["grpo"]
-    assert (details["reward"], details["truncated"], details["steps"]) == ([0.0], [1.0], 1)
-    assert (
-        json.loads((tmp_path / "run" / "report.json").read_text())["rounds"][1]["grpo"] == details
-    )
-    assert line in (tmp_path / "run" / "report.md").read_text()
-
-
-def test_line_for_one_reward() -> None:
-    details: dict[str, Any] = {
-        "always_zero": ["accuracy"],
-        "rollouts": 1024,
-        "reward": [0.1, 0.0],
-        "truncated": [0.1, 0.2],
-    }
-    line = report.unrewarded_line(3, details)
-    assert line.startswith(
-        "Round 3: accuracy was 0 for each of 1024 rollouts; try more continual pre-training"
-    )
-    assert "smaller step (more --rounds)" in line
-    line = report.unrewarded_line(3, {**details, "reward": [0.0, 0.0], "truncated": [0.9, 0.7]})
-    assert (
-        "so there was nothing to learn from; 80% of the responses were cut off: try a higher"
-        " --grpo-response-tokens"
-    ) in line
 
 
 def test_lines_for_dropped_layers() -> None:
