@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from ptl_fast import compress
+from ptl_fast.run import report
 from support.runs import RUN
 
 

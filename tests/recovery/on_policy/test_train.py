@@ -168,7 +168,7 @@ def test_killed_distillation_ends_bit_identical(
     whole = train_module.train(models[0], problem_task(given, tmp_path / "a" / "recovery"))
     killed = problem_task(given, tmp_path / "b" / "recovery")
     killed_at_step(2, lambda: train_module.train(models[1], killed))
-    assert [each.name for each in killed.folder.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert [each.name for each in killed.folder.path.glob("checkpoint-*")] == ["checkpoint-2"]
     assert train_module.train(models[2], killed) == whole
     for name, parameter in models[0].named_parameters():
         assert torch.equal(parameter, models[2].get_parameter(name)), name
@@ -230,7 +230,7 @@ def test_vllm_samples_from_the_pruned_weights_and_its_answers_are_cut_alike(
     assert [len(answer) for _, answer in sampled[0]] == [32, *[2] * 7]
     assert details["repeating"] == [0.125] * 4
     assert details["finished"] == [0.875] * 4
-    assert not (task.folder / "start").exists()
+    assert not task.folder.start.path.exists()
 
 
 def test_run_killed_in_the_final_distillation_ends_bit_identical(
