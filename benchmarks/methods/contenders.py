@@ -124,6 +124,28 @@ CURVES = (
     "reference rule",
 )
 
+# Other methods' scores as their papers run them: all at once, and without our compensation (FLAP has
+# its own bias). Random neurons in the same way are what each must beat; docs/peers.md.
+PEERS: dict[str, SettingsAtSize] = {
+    "PTL": ptl,
+    "Prune-Once": METHODS["Prune-Once"],
+    **{
+        name: lambda setup, keep, scorer=scorer: {  # type: ignore[misc]
+            "keep": keep,
+            "rounds": 1,
+            "scorer": scorer,
+            "compensate": False,
+        }
+        for name, scorer in {
+            "Minitron": "minitron",
+            "Wanda": "wanda",
+            "FLAP": "flap",
+            "LLM-Pruner": "llm-pruner",
+            "random, once": "random",
+        }.items()
+    },
+}
+
 # What decides which neurons go, in PTL's schedule, or which layers go, at once. All but the
 # reference rule compensate.
 SCORERS: dict[str, SettingsAtSize] = {

@@ -7,6 +7,7 @@ from benchmarks.methods.contenders import (
     CURVES,
     DENSE,
     METHODS,
+    PEERS,
     RECOVERIES,
     SCORERS,
     SettingsAtSize,
@@ -38,6 +39,11 @@ class Draft:
 def methods_study(setup: Setup) -> list[Draft]:
     """Table 1: every method at every size."""
     return [Draft(method, keep, make) for keep in setup.sizes for method, make in METHODS.items()]
+
+
+def peers_study(setup: Setup) -> list[Draft]:
+    """Other methods' scores at every size, as their papers run them."""
+    return [Draft(peer, keep, make) for keep in setup.sizes for peer, make in PEERS.items()]
 
 
 def order_study(setup: Setup) -> list[Draft]:
@@ -131,6 +137,7 @@ def unseen_study(setup: Setup) -> list[Draft]:
 
 STUDIES: dict[str, Callable[[Setup], list[Draft]]] = {
     "methods": methods_study,
+    "peers": peers_study,
     "order": order_study,
     "rounds": rounds_study,
     "steps": steps_study,

@@ -16,6 +16,7 @@ from benchmarks.methods.summaries import (
 # by study, what its other methods are compared with
 PTL = {
     "methods": "PTL",
+    "peers": "Prune-Once",
     "budget": "PTL",
     "unseen": "PTL",
     "recovery": "PTL",
@@ -206,6 +207,10 @@ SECTIONS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "table1": (
         "Methods at equal size and equal recovery tokens (Table 1)",
         lambda results: study_table(results, "methods"),
+    ),
+    "peers": (
+        "Other methods' scores, at equal size and equal recovery tokens",
+        lambda results: study_table(results, "peers"),
     ),
     "table4": (
         "Pruning order (Table 4)",

@@ -1,12 +1,15 @@
 """Baselines: other methods to compare with, in the same dicts as our own scorers and rounds.
 
-They are SliceGPT (--slice-hidden), and the pruning rule in the code that the paper's authors
-published (--scorer reference). Their code is imported when it runs: a dry run reads these dicts
-and must not spend seconds on importing torch.
+They are SliceGPT (--slice-hidden), the pruning rule in the code that the paper's authors published
+(--scorer reference), and the scores of Minitron, Wanda, LLM-Pruner and FLAP (docs/peers.md). Their
+code is imported when it runs: a dry run reads these dicts and must not spend seconds on importing
+torch.
 """
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ptl_fast.baselines import peers
 from ptl_fast.pruning import round_kinds
 from ptl_fast.pruning.round_kinds import RoundKind, plan_without_scores
 from ptl_fast.pruning.schedule import Round
@@ -36,6 +39,17 @@ def _slice(plan: "PruningPlan", work: "PruningWork") -> "tuple[PreTrainedModel, 
         work.model, work.tokens, plan.hidden_size, work.batch_size
     )
     return model, {"eigenvalues": eigenvalues}
+
+
+def _compact(
+    plan: "PruningPlan", work: "PruningWork"
+) -> "tuple[PreTrainedModel, dict[str, Tensor]]":
+    """Remove neurons as ever, and where the plan says so, leave FLAP's bias in their place."""
+    if plan.down_bias:
+        from ptl_fast.baselines import flap
+
+        flap.add_bias_(work.model, work.family, work.means_LI, plan.kept_neurons)
+    return round_kinds.ROUND_KINDS["neurons"].apply(plan, work)
 
 
 def _no_half(removed: int, multiple: int) -> tuple[int | None, str | None]:
@@ -80,8 +94,13 @@ SCORERS = {
         measures=False,
         redundant_below=0.0,
     ),
+    "minitron": Scorer(compute=peers.minitron, needs=frozenset({"documents"})),
+    "wanda": Scorer(compute=peers.wanda, grows_with_tokens=True, weighs_tokens=True),
+    "llm-pruner": Scorer(compute=peers.llm_pruner, needs=frozenset({"weight_gradients"})),
+    "flap": replace(scorers.SCORERS["fluctuation"], adds_bias=True),
 }
 ROUND_KINDS = {
     **round_kinds.ROUND_KINDS,
+    "neurons": replace(round_kinds.ROUND_KINDS["neurons"], apply=_compact),
     "hidden": RoundKind(plan=plan_without_scores, apply=_slice, halve=_no_half, unit="directions"),
 }

@@ -21,7 +21,14 @@ class ScoreSettings:
     tokens of |activation times its loss gradient|; needs a backward pass), magnitude (L2 norm of
     the weights), random, reference (the rule that the method's authors published, as a baseline:
     neurons are selected on 10 samples of --data and 1000 of --protect, at one position each, and
-    deleted in index order; if it selects too few, the rest in index order follows)."""
+    deleted in index order; if it selects too few, the rest in index order follows). Other methods'
+    scores, to be compared as their papers run them, with --compensate false and --rounds 1:
+    minitron (mean magnitude of the activation over a document, L2 norm over documents), wanda (L2
+    norm of the activation times the column's L1 norm), llm-pruner (sum over the neuron's weights of
+    |weight times its loss gradient|; needs a backward pass and, for the gradients, as much memory
+    as the FFNs take in float32), flap (fluctuation, and a bias of down_proj takes the place of what
+    goes: each neuron's mean activation times its column; the result loads after ``import
+    ptl_fast.flap``)."""
 
     layer_scorer: str = "residual"
     """Layer importance: residual (Eq. 5: mean L2 norm of the layer's change of the residual

@@ -74,6 +74,9 @@ def count_weights(config: "PretrainedConfig") -> Weights:
         others += query + 2 * key_value + hidden
     if getattr(config, "mlp_bias", False):
         others += 2 * width + hidden
+    elif getattr(config, "down_bias", False):
+        # FLAP's, which no config of transformers has (ptl_fast.baselines.flap)
+        others += hidden
     # the last ``hidden`` below is the norm after the last layer
     head = config.vocab_size * hidden
     embeddings = head if config.tie_word_embeddings else 2 * head

@@ -42,6 +42,8 @@ class PruningPlan:
     """
     hidden_size: int | None = None
     """In a hidden round, the size of the residual stream that is left."""
+    down_bias: bool = False
+    """Whether the down projections have a bias after the round, in place of what went (FLAP)."""
     highest_removed: list[float] | None = None
     """Highest score among the removed neurons, one per layer (in a layer round, one in all, among
     the removed layers). It exceeds ``lowest_kept`` where --protect kept a lower score.
@@ -83,6 +85,7 @@ def plan_neurons(
         kept_neurons=kept_LK.tolist(),
         num_rescued=_num_rescued(scores_LI, protected_LK, step.width),
         num_redundant=None if redundant_LI is None else redundant_LI.sum(1).tolist(),
+        down_bias=step.down_bias,
         highest_removed=highest_removed,
         lowest_kept=lowest_kept,
     )
@@ -141,6 +144,7 @@ def plan_layers(step: Round, scores_L: "Tensor", scorer: str) -> PruningPlan:
         kept_neurons=None,
         dropped_layers=dropped.tolist(),
         layer_scores=scores_L.tolist(),
+        down_bias=step.down_bias,
         highest_removed=highest_removed,
         lowest_kept=lowest_kept,
     )
@@ -159,6 +163,7 @@ def plan_nothing(step: Round) -> PruningPlan:
         num_layers=step.num_layers,
         kept_neurons=None,
         hidden_size=step.hidden_size,
+        down_bias=step.down_bias,
     )
 
 

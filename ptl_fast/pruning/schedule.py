@@ -31,6 +31,8 @@ class Round:
     """
     hidden_size: int | None = None
     """In a hidden round, the size of the residual stream that is left."""
+    down_bias: bool = False
+    """Whether the down projections have a bias after the round, in place of what went (FLAP)."""
 
 
 def make_schedule(
@@ -69,6 +71,15 @@ def make_schedule(
 def with_final(schedule: list[Round]) -> list[Round]:
     """Append the round of --final-recovery, which removes nothing and only trains."""
     return [*schedule, replace(schedule[-1], number=len(schedule) + 1, kind="final")]
+
+
+def with_bias(schedule: list[Round], width: int) -> list[Round]:
+    """Give the down projections a bias in the rounds from the first that removes neurons on.
+
+    Args:
+        width: FFN width of the original model.
+    """
+    return [replace(step, down_bias=step.width < width) for step in schedule]
 
 
 def check_protection(schedule: Sequence[Round], width: int, share: float) -> None:

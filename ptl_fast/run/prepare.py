@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import ptl_fast.baselines.slicegpt  # noqa: F401  lets transformers load models that SliceGPT sliced
+import ptl_fast.baselines.flap
+import ptl_fast.baselines.slicegpt  # noqa: F401  and those that SliceGPT sliced
 from ptl_fast.base import distributed
 from ptl_fast.base.console import say
 from ptl_fast.config.checking import flag

@@ -130,6 +130,7 @@ def prune(context: "RunContext", step: "Round", *, weights_follow: bool = False)
         optimizer_state=now.optimizer_state,
         grams=calibration.grams() if compensates else None,
         folds=folds,
+        means_LI=calibration.means() if plan.down_bias and plan.kept_neurons is not None else None,
         tokens=calibration.tokens(),
         batch_size=calibration.batch_size,
     )
@@ -266,6 +267,15 @@ class Calibration:
         if not distributed.agree(adds):
             return "the model does not add the FFN's output to the residual stream as it is"
         return None
+
+    def means(self) -> "Tensor":
+        """Each neuron's mean activation on the calibration tokens, (num_layers, width) fp64."""
+        # what the round's scores rest on, also in a resumed run; --score-once has only its scores
+        taken = self.context.folder.round(self.step.number).statistics.read()
+        if "sum_LI" not in taken:
+            found, _ = self._collect(self.tokens(), "mean activations")
+            taken = found.tensors()
+        return taken["sum_LI"] / taken["num_tokens"]
 
     def _neuron_scores(self) -> Scores:
         """The neurons' scores, and which neurons are protected or redundant."""

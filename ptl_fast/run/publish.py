@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base.console import say
 from ptl_fast.base.stored import remove
-from ptl_fast.baselines import slicegpt
+from ptl_fast.baselines import flap, slicegpt
 from ptl_fast.model import loading
 from ptl_fast.run import quality_gate, report
 from ptl_fast.run.environment import environment
@@ -65,7 +65,7 @@ def finish(context: "RunContext") -> dict[str, Any]:
         if not number:
             original = loading.load_model(name, settings, context.device)
             source.save(original, context.inputs.tokenizer)
-        folder.publish_final(source, report.model_card(content, name, _is_sliced(context)))
+        folder.publish_final(source, report.model_card(content, name, _needed_import(context)))
     # only now that final/ exists: a run killed before would have to save the original again
     remove(folder.round(0).path, folder.round(number).optimizer_state().path)
     where = f"Result: {folder.final.path}   Report: {folder.report_text}"
@@ -74,16 +74,21 @@ def finish(context: "RunContext") -> dict[str, Any]:
     return content
 
 
-def _is_sliced(context: "RunContext") -> bool:
-    """Whether the result is a SliceGPT model, which transformers cannot load without ptl_fast."""
-    return context.config.prune.slice_hidden is not None or slicegpt.is_sliced(context.original)
+def _needed_import(context: "RunContext") -> str | None:
+    """The module without which transformers cannot load the result; None for an ordinary one."""
+    original, finished = context.original, context.rounds.schedule[: len(context.records)]
+    if context.config.prune.slice_hidden is not None or slicegpt.is_sliced(original):
+        return "ptl_fast.slicegpt"
+    # a type whose down projections may have a bias anyway needs no other class for it
+    gets_bias = any(step.down_bias for step in finished) and not getattr(
+        original, "mlp_bias", False
+    )
+    return "ptl_fast.flap" if gets_bias or flap.is_biased(original) else None
 
 
 def _how_to_load(context: "RunContext") -> str:
     """The Python lines that load the result, for the console and the report."""
-    imports = ""
-    if _is_sliced(context):
-        imports = (
-            "    import ptl_fast.slicegpt  # without it, transformers refuses this model type\n"
-        )
+    imports, needed = "", _needed_import(context)
+    if needed is not None:
+        imports = f"    import {needed}  # without it, transformers refuses this model type\n"
     return HOW_TO_LOAD.format(final=context.folder.final.path, imports=imports)

@@ -122,20 +122,19 @@ def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def model_card(report: dict[str, Any], model_name: str, sliced: bool) -> str:
+def model_card(report: dict[str, Any], model_name: str, needed_import: str | None) -> str:
     """Return README.md of the compressed model.
 
     Args:
         model_name: the original model.
-        sliced: whether SliceGPT sliced the model, in this run or before it: loading it then needs
-            ptl_fast.
+        needed_import: the module without which transformers cannot load it (SliceGPT, FLAP).
     """
     # SliceGPT runs have one round and no Prune-Tune Loop
     one_round = report["config"]["slice_hidden"] is not None
     method = (
         "SliceGPT (arXiv 2401.15024)" if one_round else "the Prune-Tune Loop (arXiv 2602.04919)"
     )
-    condition = " after `import ptl_fast.slicegpt`" if sliced else ""
+    condition = "" if needed_import is None else f" after `import {needed_import}`"
     stopped = f"{report['stopped']}\n\n" if report.get("stopped") else ""
     return (
         f"---\nbase_model: {model_name}\ntags: [pruned, ptl]\n---\n\n# {model_name}, compressed\n\n"

@@ -8,7 +8,7 @@ round_data.py.
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from ptl_fast.baselines import ROUND_KINDS, SCORERS, slicing_schedule
+from ptl_fast.baselines import ROUND_KINDS, SCORERS, peers, slicing_schedule
 from ptl_fast.pruning import schedule
 from ptl_fast.pruning.round_kinds import RoundKind
 from ptl_fast.pruning.smaller_steps import split
@@ -187,6 +187,9 @@ def _pruning_schedule(config: "Config", original: "PretrainedConfig") -> "list[R
     rounds = schedule.make_schedule(
         config.prune, lambda num_rounds: _token_shares(config, num_rounds), width, num_layers
     )
+    if SCORERS[config.score.scorer].adds_bias:
+        peers.check_flap(original)
+        rounds = schedule.with_bias(rounds, width)
     # protecting neurons by rank can forbid a round's width, which is known before any work is done
     keeps_by_rank = not SCORERS[config.score.scorer].reads_protected
     if config.data.protect is not None and config.prune.threshold is None and keeps_by_rank:

@@ -17,6 +17,8 @@ class Size(Protocol):
     def num_layers(self) -> int: ...
     @property
     def hidden_size(self) -> int | None: ...
+    @property
+    def down_bias(self) -> bool: ...
 
 
 def config_after(original: "PretrainedConfig", size: Size | None) -> "PretrainedConfig":
@@ -28,7 +30,10 @@ def config_after(original: "PretrainedConfig", size: Size | None) -> "Pretrained
         from ptl_fast.baselines.slicegpt import sliced_config
 
         original = sliced_config(original, size.hidden_size)
-    return flops.resized(original, size.width, size.num_layers)
+    smaller = flops.resized(original, size.width, size.num_layers)
+    if size.down_bias:
+        smaller.down_bias = True
+    return smaller
 
 
 def predicted_size(

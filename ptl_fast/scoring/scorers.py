@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from ptl_fast.scoring.statistics import Extra, Statistics
 
 
+# statistics that forward passes of a training collect too
+DURING_RECOVERY: "frozenset[Extra]" = frozenset({"sums", "angles"})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Samples:
     """Token ids of single documents, for a scorer that reads them one by one."""
@@ -73,13 +77,15 @@ class Scorer:
     """Whether a threshold on the score has a meaning: it has none on random numbers or ranks."""
     redundant_below: float | None = None
     """Neurons with a lower score count as redundant by the scorer's own rule; None: it has none."""
+    adds_bias: bool = False
+    """Whether a bias of the down projection takes the place of what it removes (FLAP)."""
 
     @property
     def needs_own_pass(self) -> bool:
         """Whether it needs a calibration pass, as --score-during-recovery's statistics lack what it
         reads.
         """
-        return bool(self.reads_grams or self.reads_samples or "gradients" in self.needs)
+        return bool(self.reads_grams or self.reads_samples or self.needs - DURING_RECOVERY)
 
     def per_token(self, scores_LI: "Tensor", num_tokens: "Tensor") -> "Tensor":
         """Scores that do not grow with the corpus, so that one --threshold fits any corpus.

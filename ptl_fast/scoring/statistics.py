@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from ptl_fast.base import distributed
 from ptl_fast.data.batching import document_batches
 from ptl_fast.model.families import Family, decoder_layers, feed_forwards
+from ptl_fast.scoring.document_means import DocumentMeans
 from ptl_fast.scoring.gram import GramMatrices
 from ptl_fast.scoring.ridge import RIDGE
+from ptl_fast.scoring.weight_gradients import WeightGradients, frozen
 from ptl_fast.scoring.weighted_sums import WeightedSums
 from ptl_kernels import FfnStatistics, NeuronSums, fused_ffns, residual_change
 
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
     from ptl_fast.data.packing import PackedTokens
 
 # what is collected only if a scorer asks for it: see ``Statistics``
-Extra = Literal["sums", "angles", "gradients"]
+Extra = Literal["sums", "angles", "documents", "gradients", "weight_gradients"]
 NOTHING: frozenset[Extra] = frozenset()
+# what needs the language-model head and a backward pass
+BACKWARD: frozenset[Extra] = frozenset({"gradients", "weight_gradients"})
 
 
 @dataclass(kw_only=True)
@@ -57,10 +61,20 @@ class Statistics:
     """(num_layers, width) fp64: largest absolute activation, over ranks too; "sums"."""
     angle_L: Tensor | None = None
     """(num_layers,) fp64: sum of the angular distance from layer input to output; "angles"."""
+    document_LI: Tensor | None = None
+    """(num_layers, width) fp64: sum over documents of (mean over tokens of |a|)^2; "documents"."""
+    num_documents: Tensor | None = None
+    """() int64: number of documents (pieces, of one longer than a sequence); "documents"."""
     gradient_LI: Tensor | None = None
     """(num_layers, width) fp64: sum of |a * dL/da|, L the loss summed over tokens; "gradients"."""
+    weight_gradient_LI: Tensor | None = None
+    """(num_layers, width) fp64: sum over a neuron's weights of |w * dL/dw|, L as above; no sum over
+    batches or ranks, and so there only after all of them; "weight_gradients".
+    """
     num_predicted: Tensor | None = None
-    """() int64: number of tokens with a loss, all but each document's first; "gradients"."""
+    """() int64: number of tokens with a loss, all but each document's first; "gradients",
+    "weight_gradients".
+    """
 
     def tensors(self) -> dict[str, Tensor]:
         """The statistics that were collected, by field name."""
@@ -103,13 +117,15 @@ class StatisticsCollector:
             totals["maximum_LI"] = distributed.largest(mine["maximum_LI"])
         return totals
 
-    def total(self) -> Statistics:
-        """The statistics of all ranks together, on the CPU.
+    def total(self, weights: WeightGradients | None = None) -> Statistics:
+        """The statistics of all ranks together, on the CPU; ``weight_gradient_LI`` of ``weights``.
 
         Raises:
             ValueError: an activation or gradient was NaN or infinite; names an activation's layer.
         """
         total = Statistics(**{name: tensor.cpu() for name, tensor in self.over_ranks().items()})
+        if weights is not None:
+            total.weight_gradient_LI = weights.products()
         _check_finite(total)
         return total
 
@@ -190,38 +206,49 @@ def collect(
         tokens: the corpus; its tokens may have weights.
         batch_size: packed sequences per batch.
         description: of the progress bar.
-        extra: what else to collect. "gradients" also runs the language-model head and a backward
-            pass, and so keeps one batch's activations; without it neither is run.
+        extra: what else to collect. "gradients" and "weight_gradients" also run the language-model
+            head and a backward pass, and so keep one batch's activations; without them neither is
+            run. "weight_gradients" needs the memory of the FFNs' weights in fp32 besides.
         grams: Gram matrices to collect in the same pass, for the first layers that fit in memory.
 
     Raises:
         ValueError: an activation or gradient is NaN or infinite; names an activation's layer.
     """
-    model_was_training, gradients = model.training, "gradients" in extra
+    model_was_training, gradients = model.training, bool(BACKWARD & extra)
+    ffns, weights, documents = feed_forwards(model, family), None, None
     model.eval()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(not gradients))
         stack.enter_context(torch.set_grad_enabled(gradients))
         weighted = tokens.weights is not None
         watched = stack.enter_context(collecting(model, family, extra, takes_sums=not weighted))
+        taken = watched.statistics
         watches: list[WeightedSums | GramMatrices] = []
         if weighted:
             sums = WeightedSums(watched.neurons.sums)
-            stack.enter_context(sums.watch(feed_forwards(model, family)))
+            stack.enter_context(sums.watch(ffns))
             watches.append(sums)
         if grams is not None:
             stack.enter_context(grams.watch())
             watches.append(grams)
+        if taken.document_LI is not None and taken.num_documents is not None:
+            documents = DocumentMeans(taken.document_LI, taken.num_documents)
+            stack.enter_context(documents.watch(ffns.values()))
+        if "weight_gradients" in extra:
+            weights = WeightGradients(ffns.values())
+            stack.enter_context(weights.watch(model))
         for batch in document_batches(model, tokens, batch_size, description):
             watched.expect(batch.mask)
             for each in watches:
                 each.expect(batch.mask, batch.weights)
+            if documents is not None:
+                documents.expect(batch.mask, batch.inputs["position_ids"])
             if gradients:
-                _backward(model, batch.inputs, batch.labels, watched.statistics)
+                _backward(model, batch.inputs, batch.labels, taken)
             else:
                 model.base_model(**batch.inputs, use_cache=False)
     model.train(model_was_training)
-    return watched.total()
+    return watched.total(weights)
 
 
 def collect_with_grams(
@@ -286,9 +313,13 @@ def _zeros(
         )
     if "angles" in extra:
         statistics.angle_L = torch.zeros(num_layers, **options)
+    if "documents" in extra:
+        statistics.document_LI = torch.zeros(num_layers, width, **options)
+        statistics.num_documents = torch.zeros_like(statistics.num_tokens)
     if "gradients" in extra:
         statistics.gradient_LI = torch.zeros(num_layers, width, **options)
-        statistics.num_predicted = torch.zeros((), dtype=torch.int64, device=model.device)
+    if BACKWARD & extra:
+        statistics.num_predicted = torch.zeros_like(statistics.num_tokens)
     return statistics
 
 
@@ -312,7 +343,6 @@ def _watch_gradients(
     Parameters are frozen meanwhile: nobody reads their gradients, which take memory and time.
     Padding adds nothing, as its gradient is zero: it has no loss, and no other token attends to it.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def add(total_I: Tensor, activation: Tensor, gradient: Tensor) -> None:
         total_I += (_wide(activation) * _wide(gradient)).abs_().flatten(0, -2).sum(0)
@@ -327,9 +357,7 @@ def _watch_gradients(
         return (activation, *args[1:])
 
     with ExitStack() as stack:
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-            stack.callback(parameter.requires_grad_, True)
+        stack.enter_context(frozen(model))
         for total_I, ffn in zip(gradient_LI, feed_forwards(model, family).values(), strict=True):
             stack.callback(
                 ffn.down.register_forward_pre_hook(partial(watch_neurons, total_I)).remove
@@ -370,7 +398,8 @@ def _check_finite(statistics: Statistics) -> None:
             " checkpoint's weights,"
             " or use --dtype bfloat16 or float32 if it was run in float16"
         )
-    if statistics.gradient_LI is not None and not statistics.gradient_LI.isfinite().all():
+    gradients = (statistics.gradient_LI, statistics.weight_gradient_LI)
+    if any(each_LI is not None and not each_LI.isfinite().all() for each_LI in gradients):
         raise ValueError(
             "the loss's gradient is NaN or infinite on the calibration data although the"
             " activations are not; use --dtype bfloat16"
