@@ -124,8 +124,8 @@ CURVES = (
     "reference rule",
 )
 
-# Other methods' scores as their papers run them: all at once, and without our compensation (FLAP has
-# its own bias). Random neurons in the same way are what each must beat; docs/peers.md.
+# Other methods' scores as their papers run them: all neurons at once, and without our compensation
+# (FLAP has its own bias). Random neurons in the same way are what each must beat; docs/peers.md.
 PEERS: dict[str, SettingsAtSize] = {
     "PTL": ptl,
     "Prune-Once": METHODS["Prune-Once"],

@@ -96,11 +96,11 @@ def gains(gram_II: Tensor, columns_HI: Tensor, kept_K: Tensor) -> Tensor:
 def compare_layer(gram_II: Tensor, down_HI: Tensor, num_kept: int) -> dict[str, float]:
     """The row of a layer, but for its index."""
     chunks, chunks_s = timed(
-        lambda: eliminate(gram_II, down_HI).argsort(descending=True)[:num_kept].sort().values, "cpu"
+        lambda: eliminate(gram_II, down_HI).argsort(descending=True)[:num_kept].sort().values
     )
-    single, single_s = timed(lambda: one_by_one(gram_II, down_HI, num_kept), "cpu")
+    single, single_s = timed(lambda: one_by_one(gram_II, down_HI, num_kept))
     at_a_time = max(1, len(gram_II) // 100)
-    swaps, swaps_s = timed(lambda: swapped(gram_II, down_HI, chunks, at_a_time), "cpu")
+    swaps, swaps_s = timed(lambda: swapped(gram_II, down_HI, chunks, at_a_time))
     errors = [lost(gram_II, down_HI, kept_K) for kept_K in (chunks, single, swaps)]
     return dict(zip(COLUMNS[1:], [*errors, chunks_s, single_s, swaps_s], strict=True))
 
@@ -113,6 +113,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", default=loading.DEMO, help="default: the bundled model's data")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--keep", type=float, default=0.5, help="fraction of neurons that stays")
+    parser.add_argument(
+        "--ridge", type=float, help="of the Gram matrix's mean diagonal (default: chosen a layer)"
+    )
     parser.add_argument("--num-tokens", type=int, default=32768)
     parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--batch", type=int, default=4)
@@ -138,12 +141,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         sampling.tokenize(readers.load_documents(options.data), tokenizer, options.num_tokens)
     )
     tokens = packing.pack(documents, options.sequence_length, packing.padding_token(tokenizer))
-    grams = GramMatrices(model, find_family(model), tokens, options.batch)
-    rows = []
-    for layer, (gram_II, ffn) in enumerate(zip(grams, grams.ffns, strict=True)):
-        if options.layers is None or layer in options.layers:
-            num_kept = round(options.keep * ffn.width)
-            rows.append({"layer": layer, **compare_layer(gram_II, ffn.down.weight, num_kept)})
+    grams = GramMatrices(model, find_family(model), tokens, options.batch, ridge=options.ridge)
+    layers = range(len(grams.downs)) if options.layers is None else options.layers
+    grams.downs = [grams.downs[layer] for layer in layers]
+    rows: list[dict[str, Any]] = []
+    for index, (gram_II, down) in enumerate(zip(grams, grams.downs, strict=True)):
+        ridge = grams.choices[index].ridge if options.ridge is None else options.ridge
+        num_kept = round(options.keep * down.in_features)
+        errors = compare_layer(gram_II, down.weight, num_kept)
+        rows.append({"layer": layers[index], "ridge": ridge, **errors})
     return {
         "environment": environment("cpu"),
         "model": Path(options.model).name,

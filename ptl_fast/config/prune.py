@@ -23,8 +23,8 @@ class PruneSettings:
     as the layer with the fewest has, down to a multiple of --width-multiple), and never below
     --keep. Scores are per token: for activation and output-change the root mean square over tokens,
     which is Eq. 4's norm divided by the square root of the number of tokens, so that a threshold
-    does not depend on the corpus's size. The other scores are taken as they are; random and
-    reference have none. A round that finds nothing to remove does not train."""
+    does not depend on the corpus's size, and so for wanda. The other scores are taken as they are;
+    random and reference have none. A round that finds nothing to remove does not train."""
 
     rounds: int | None = None
     """Rounds in which neurons are removed (default: 5, or fewer where --width-multiple allows fewer

@@ -60,7 +60,15 @@ def make_schedule(
     schedule: list[Round] = []
     for kind, smaller in steps or [("none", {})] * (prune.rounds or 1):
         size |= smaller
-        schedule.append(Round(number=len(schedule) + 1, kind=kind, recovery_share=0.0, **size))
+        schedule.append(
+            Round(
+                number=len(schedule) + 1,
+                kind=kind,
+                width=size["width"],
+                num_layers=size["num_layers"],
+                recovery_share=0.0,
+            )
+        )
     # the shares depend on the number of rounds, which is known only now
     return [
         replace(step, recovery_share=share)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import ptl_fast.baselines.flap
-import ptl_fast.baselines.slicegpt  # noqa: F401  and those that SliceGPT sliced
+import ptl_fast.baselines.slicegpt  # noqa: F401  both let transformers load their models
 from ptl_fast.base import distributed
 from ptl_fast.base.console import say
 from ptl_fast.config.checking import flag

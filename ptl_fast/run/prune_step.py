@@ -14,14 +14,13 @@ from ptl_fast.baselines import SCORERS
 from ptl_fast.model.families import feed_forwards
 from ptl_fast.pruning import compact, compensate
 from ptl_fast.pruning import plan as plan_module
-from ptl_fast.pruning.compensate_layers import Fold, blocks_of, ends
 from ptl_fast.pruning.plan import PruningPlan
 from ptl_fast.pruning.round_kinds import PruningWork, Scores
 from ptl_fast.recovery import next_prune_penalty, optimizer_state
-from ptl_fast.run import report
+from ptl_fast.run import layer_folds, report
 from ptl_fast.run.folder import read_plan
 from ptl_fast.run.rounds import kind_of
-from ptl_fast.scoring import dropped_blocks, ridge, token_weights
+from ptl_fast.scoring import ridge, token_weights
 from ptl_fast.scoring import statistics as statistics_module
 from ptl_fast.scoring.scorers import LAYER_SCORERS, Evidence, Samples
 from ptl_fast.scoring.statistics import Statistics
@@ -123,7 +122,9 @@ def prune(context: "RunContext", step: "Round", *, weights_follow: bool = False)
     calibration = Calibration(context, step, _stored_divergence(context, step))
     plan = read_plan(files)
     compensates = calibration.compensates and plan.kept_neurons is not None and not weights_follow
-    folds = [] if weights_follow else calibration.folds(plan.dropped_layers)
+    # weights that follow have them
+    dropped = [] if weights_follow else plan.dropped_layers
+    folds = layer_folds.folds(context, dropped, calibration.tokens())
     work = PruningWork(
         model=now.model,
         family=now.family,
@@ -228,45 +229,6 @@ class Calibration:
         grams = self.grams() if self.compensates else None
         probe = compensate.pruned_projections(downs, grams, plan.kept_neurons)
         return token_weights.divergence(self.model, self.tokens(), self.batch_size, downs, probe)
-
-    def folds(self, dropped_layers: list[int]) -> list[Fold]:
-        """What takes the place of each block of the layers that go; empty without
-        --compensate-layers.
-        """
-        if not self.context.config.prune.compensate_layers:
-            return []
-        blocks = blocks_of(dropped_layers)
-        reasons = {block[0]: self._why_not_folded(block) for block in blocks}
-        able = [block for block in blocks if reasons[block[0]] is None]
-        protected, score = self.context.inputs.protected, self.context.config.score
-        fits = dropped_blocks.block_fits(
-            self.model,
-            self.family,
-            self.tokens(),
-            self.batch_size,
-            [ends(block) for block in able],
-            protected.tokens if protected is not None else None,
-            score.protect_share,
-            None if score.ridge == "auto" else score.ridge,
-        )
-        found = {block[0]: fit for block, fit in zip(able, fits, strict=True)}
-        return [
-            Fold(layers=block, **found[block[0]]._asdict())
-            if block[0] in found
-            else Fold(layers=block, reason=reasons[block[0]])
-            for block in blocks
-        ]
-
-    def _why_not_folded(self, block: list[int]) -> str | None:
-        """Why a block of dropped layers cannot be folded into the FFN before it; None: it can."""
-        before, _ = ends(block)
-        if before < 0:
-            return "no layer stays before it"
-        tokens = self.tokens()
-        adds = dropped_blocks.ffn_adds_to_stream(self.model, self.family, before, tokens)
-        if not distributed.agree(adds):
-            return "the model does not add the FFN's output to the residual stream as it is"
-        return None
 
     def means(self) -> "Tensor":
         """Each neuron's mean activation on the calibration tokens, (num_layers, width) fp64."""

@@ -3,7 +3,7 @@
 Shape suffixes: L layers, I FFN width.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -72,14 +72,16 @@ class WeightGradients:
 
 
 @contextmanager
-def frozen(model: nn.Module, but: Collection[Tensor] = ()) -> Iterator[None]:
+def frozen(model: nn.Module, but: Iterable[Tensor] = ()) -> Iterator[None]:
     """Inside this context only the parameters ``but`` require a gradient; their flags come back.
 
     Nobody reads the others' gradients, which would take memory and time.
     """
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    # a set, as a list would compare the tensors' elements
+    free = set(but)
     for parameter in before:
-        parameter.requires_grad_(parameter in but)
+        parameter.requires_grad_(parameter in free)
     try:
         yield
     finally:

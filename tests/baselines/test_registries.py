@@ -14,6 +14,10 @@ def test_registries_hold_the_documented_names() -> None:
         "magnitude",
         "reference",
         "random",
+        "minitron",
+        "wanda",
+        "llm-pruner",
+        "flap",
     }
     assert set(SCORERS) == neuron_scorers
     assert set(LAYER_SCORERS) == {"residual", "block-influence", "angular", "last"}

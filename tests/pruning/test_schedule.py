@@ -6,6 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from ptl_fast.pruning.schedule import with_bias
 from support.plans import rounds
 
 
@@ -180,3 +181,14 @@ def test_schedule_has_the_lowest_widths() -> None:
     assert rounds(1536, 12, threshold=0.1, keep=0.5, rounds=1, **protected), (
         "protection limits what goes, not what may be asked for"
     )
+
+
+def test_bias_comes_with_the_first_round_of_neurons_and_stays() -> None:
+    settings = {"keep": 0.5, "rounds": 2, "drop_layers": 1, "compensate": False}
+    for order, expected in (
+        ("layers-then-neurons", [False, True, True]),
+        ("neurons-then-layers", [True, True, True]),
+    ):
+        steps = with_bias(rounds(1536, 12, order=order, **settings), 1536)
+        assert [step.down_bias for step in steps] == expected
+    assert [step.down_bias for step in with_bias(rounds(1536, 12, keep=1.0), 1536)] == [False]

@@ -182,7 +182,10 @@ def test_two_ranks_share_the_new_statistics(monkeypatch: pytest.MonkeyPatch) -> 
     """Each rank takes every second batch: the sums of both are the whole, the maximum is the
     larger, the scores are the same.
     """
-    model, extra = make_model("llama"), frozenset({"sums", "angles", "gradients"})
+    model = make_model("llama")
+    extra: frozenset[statistics_module.Extra] = frozenset(
+        {"sums", "angles", "documents", "gradients"}
+    )
     generator = torch.Generator().manual_seed(2)
     documents = [
         torch.randint(2, 384, (count,), generator=generator).tolist()

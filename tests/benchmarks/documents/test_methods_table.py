@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.documents import methods_table
+from benchmarks.documents.document import RESULTS, ROOT
 from benchmarks.methods import compare
 
 
-def test_committed_document_is_what_the_rows_give() -> None:
+def test_committed_documents_are_what_the_rows_give() -> None:
     methods_table.main(["--check"])
+    rows, document = RESULTS / "compare_demo_peers.json", ROOT / "docs" / "peers.md"
+    methods_table.main(["--check", "--json", str(rows), "--document", str(document)])
 
 
 def test_sections_are_replaced_with_their_figures_and_the_rest_is_kept(

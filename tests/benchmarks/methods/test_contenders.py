@@ -49,3 +49,14 @@ def test_slice_has_the_fraction_nearest_in_parameters(
     monkeypatch.setattr(common, "planned_sizes", planned_sizes)
     assert contenders.sliced(setup, 0.5)["slice_hidden"] == 128 / 256
     common._planned.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["Minitron", "Wanda", "FLAP", "LLM-Pruner", "random, once"])
+def test_peers_run_as_their_papers_do_at_ptls_size(setup: Setup, name: str) -> None:
+    """All at once, without our compensation, on the same tokens; FLAP has its biases on top."""
+    ours = {**setup.base, **contenders.PEERS["PTL"](setup, 0.25)}
+    theirs = {**setup.base, **contenders.PEERS[name](setup, 0.25)}
+    assert (theirs["rounds"], theirs["compensate"]) == (1, False)
+    assert theirs["recovery_tokens"] == ours["recovery_tokens"]
+    biases = 4 * 128 if name == "FLAP" else 0
+    assert num_parameters(theirs) == num_parameters(ours) + biases
