@@ -30,7 +30,7 @@ def search_table(results: Results) -> Table:
 
 def _row(result: dict[str, Any], row: dict[str, Any]) -> list[str]:
     others = [f"{row[name] / row['chunks'] - 1:+.1%}" for name in ("one by one", "swapped")]
-    kept, ridge = f"{result['keep']:.0%}", f"{row['ridge']:g}"
+    kept, ridge = f"{result['keep']:.0%}", f"{result['ridge']:g}"
     lost = f"{row['chunks']:.3%}"
     return [result["model"], kept, str(row["layer"]), ridge, lost, *others, link(result)]
 

@@ -32,6 +32,7 @@ from ptl_fast.model import loading
 from ptl_fast.model.families import find_family
 from ptl_fast.scoring.gram import GramMatrices
 from ptl_fast.scoring.reconstruction import eliminate
+from ptl_fast.scoring.ridge import RIDGE
 
 MOST_SWAPS = 20  # iterations, as in OSSCAR's code
 COLUMNS = ["layer", "chunks", "one by one", "swapped", "chunks, s", "one by one, s", "swaps, s"]
@@ -114,7 +115,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--keep", type=float, default=0.5, help="fraction of neurons that stays")
     parser.add_argument(
-        "--ridge", type=float, help="of the Gram matrix's mean diagonal (default: chosen a layer)"
+        "--ridge",
+        type=float,
+        default=RIDGE,
+        help="as a fraction of the Gram matrix's mean diagonal",
     )
     parser.add_argument("--num-tokens", type=int, default=32768)
     parser.add_argument("--sequence-length", type=int, default=256)
@@ -145,16 +149,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     layers = range(len(grams.downs)) if options.layers is None else options.layers
     grams.downs = [grams.downs[layer] for layer in layers]
     rows: list[dict[str, Any]] = []
-    for index, (gram_II, down) in enumerate(zip(grams, grams.downs, strict=True)):
-        ridge = grams.choices[index].ridge if options.ridge is None else options.ridge
+    for layer, gram_II, down in zip(layers, grams, grams.downs, strict=True):
         num_kept = round(options.keep * down.in_features)
-        errors = compare_layer(gram_II, down.weight, num_kept)
-        rows.append({"layer": layers[index], "ridge": ridge, **errors})
+        rows.append({"layer": layer, **compare_layer(gram_II, down.weight, num_kept)})
     return {
         "environment": environment("cpu"),
         "model": Path(options.model).name,
         "dtype": dtype_name(model.dtype),
         "num_tokens": tokens.num_tokens,
+        "ridge": options.ridge,
         "keep": options.keep,
         "rows": rows,
     }

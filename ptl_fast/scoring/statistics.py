@@ -19,9 +19,9 @@ from ptl_fast.base import distributed
 from ptl_fast.data.batching import document_batches
 from ptl_fast.model.families import Family, decoder_layers, feed_forwards
 from ptl_fast.scoring.document_means import DocumentMeans
+from ptl_fast.scoring.gradients import WeightGradients, watch_activations, wide
 from ptl_fast.scoring.gram import GramMatrices
 from ptl_fast.scoring.ridge import RIDGE
-from ptl_fast.scoring.weight_gradients import WeightGradients, frozen
 from ptl_fast.scoring.weighted_sums import WeightedSums
 from ptl_kernels import FfnStatistics, NeuronSums, fused_ffns, residual_change
 
@@ -182,7 +182,7 @@ def collecting(
     with ExitStack() as stack:
         stack.enter_context(fused_ffns(ffns, neurons if takes_sums else None))
         if statistics.gradient_LI is not None:
-            stack.enter_context(_watch_gradients(model, family, statistics.gradient_LI))
+            stack.enter_context(watch_activations(model, ffns.values(), statistics.gradient_LI))
         for index, layer in enumerate(layers):
             handle = layer.register_forward_hook(partial(watch_layer, index), with_kwargs=True)
             stack.callback(handle.remove)
@@ -288,7 +288,7 @@ def angular_distance(before: Tensor, after: Tensor) -> Tensor:
         (...), fp64 or fp32.
     """
     unit_before, unit_after = (
-        nn.functional.normalize(_wide(tensor), dim=-1) for tensor in (before, after)
+        nn.functional.normalize(wide(tensor), dim=-1) for tensor in (before, after)
     )
     apart, together = (
         (unit_before - unit_after).norm(dim=-1),
@@ -334,37 +334,6 @@ def _add_angles(before: Tensor, after: Tensor, total: Tensor, token_mask: Tensor
     total += angle_T.double().sum()
 
 
-@contextmanager
-def _watch_gradients(
-    model: "PreTrainedModel", family: Family, gradient_LI: Tensor
-) -> Iterator[None]:
-    """Add |a * dL/da|, summed over tokens, to each neuron's total in backward passes inside.
-
-    Parameters are frozen meanwhile: nobody reads their gradients, which take memory and time.
-    Padding adds nothing, as its gradient is zero: it has no loss, and no other token attends to it.
-    """
-
-    def add(total_I: Tensor, activation: Tensor, gradient: Tensor) -> None:
-        total_I += (_wide(activation) * _wide(gradient)).abs_().flatten(0, -2).sum(0)
-
-    def watch_neurons(
-        total_I: Tensor, module: nn.Module, args: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...]:
-        # with frozen parameters no tensor requires a gradient, so the first layer's activation is
-        # made the leaf of the graph; those of later layers depend on it
-        activation = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
-        activation.register_hook(partial(add, total_I, activation.detach()))
-        return (activation, *args[1:])
-
-    with ExitStack() as stack:
-        stack.enter_context(frozen(model))
-        for total_I, ffn in zip(gradient_LI, feed_forwards(model, family).values(), strict=True):
-            stack.callback(
-                ffn.down.register_forward_pre_hook(partial(watch_neurons, total_I)).remove
-            )
-        yield
-
-
 def _backward(
     model: "PreTrainedModel", batch: dict[str, Tensor], labels: Tensor, statistics: Statistics
 ) -> None:
@@ -375,16 +344,11 @@ def _backward(
     logits = model(**batch, use_cache=False).logits
     # labels are not shifted yet: position t predicts label t + 1
     loss = nn.functional.cross_entropy(
-        _wide(logits[:, :-1].flatten(0, 1)), labels[:, 1:].flatten(), reduction="sum"
+        wide(logits[:, :-1].flatten(0, 1)), labels[:, 1:].flatten(), reduction="sum"
     )
     loss.backward()
     assert statistics.num_predicted is not None
     statistics.num_predicted += (labels[:, 1:] >= 0).sum()
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """The tensor in fp32, or as it is if fp64: bf16 and fp16 are too coarse for sums."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _check_finite(statistics: Statistics) -> None:

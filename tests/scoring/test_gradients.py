@@ -1,4 +1,6 @@
-"""Gradients of the FFNs' weights equal plain autograd's, and the model is left as it was."""
+"""Gradients of the FFNs' weights equal plain autograd's, and the model is left as it was. Those of
+activations are tested as scores, in test_scorers.
+"""
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from transformers import PreTrainedModel
 from ptl_fast.data import packing
 from ptl_fast.model.families import feed_forwards, find_family
 from ptl_fast.scoring import statistics as statistics_module
-from ptl_fast.scoring.weight_gradients import WeightGradients, frozen
+from ptl_fast.scoring.gradients import WeightGradients, frozen
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
-"""The loss's gradient of every FFN weight over a corpus, for first-order scores of weights.
+"""The loss's gradients over a corpus, for first-order scores: of activations and of FFN weights.
 
 Shape suffixes: L layers, I FFN width.
 """
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ class WeightGradients:
     def __init__(self, ffns: Iterable[GatedFfn]) -> None:
         self.ffns = list(ffns)
         self.totals = {
-            weight: torch.zeros_like(weight, dtype=_wide_dtype(weight), requires_grad=False)
+            weight: torch.zeros_like(weight, dtype=wide(weight[:0]).dtype, requires_grad=False)
             for ffn in self.ffns
             for weight in _weights(ffn)
         }
@@ -72,6 +73,37 @@ class WeightGradients:
 
 
 @contextmanager
+def watch_activations(
+    model: nn.Module, ffns: Iterable[GatedFfn], gradient_LI: Tensor
+) -> Iterator[None]:
+    """Add |a * dL/da|, summed over tokens, to each neuron's total in backward passes inside.
+
+    Parameters are frozen meanwhile: nobody reads their gradients, which take memory and time.
+    Padding adds nothing, as its gradient is zero: it has no loss, and no other token attends to it.
+    """
+
+    def add(total_I: Tensor, activation: Tensor, gradient: Tensor) -> None:
+        total_I += (wide(activation) * wide(gradient)).abs_().flatten(0, -2).sum(0)
+
+    def watch_neurons(
+        total_I: Tensor, module: nn.Module, args: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        # with frozen parameters no tensor requires a gradient, so the first layer's activation is
+        # made the leaf of the graph; those of later layers depend on it
+        activation = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
+        activation.register_hook(partial(add, total_I, activation.detach()))
+        return (activation, *args[1:])
+
+    with ExitStack() as stack:
+        stack.enter_context(frozen(model))
+        for total_I, ffn in zip(gradient_LI, ffns, strict=True):
+            stack.callback(
+                ffn.down.register_forward_pre_hook(partial(watch_neurons, total_I)).remove
+            )
+        yield
+
+
+@contextmanager
 def frozen(model: nn.Module, but: Iterable[Tensor] = ()) -> Iterator[None]:
     """Inside this context only the parameters ``but`` require a gradient; their flags come back.
 
@@ -89,10 +121,11 @@ def frozen(model: nn.Module, but: Iterable[Tensor] = ()) -> Iterator[None]:
             parameter.requires_grad_(required)
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in fp32, or as it is if fp64: bf16 and fp16 are too coarse for sums."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def _weights(ffn: GatedFfn) -> list[Tensor]:
     """The weights of the input projections, and the down projection's at the end."""
     return [*(linear.weight for linear in ffn.inputs), ffn.down.weight]
-
-
-def _wide_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
