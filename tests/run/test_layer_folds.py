@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ptl_fast import compress
 from support.models import make_model
@@ -19,6 +20,10 @@ DROP = {
     "layer_scorer": "last",
     "recovery": "none",
 }
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "final" / "model.safetensors")
 
 
 def test_dropped_layers_change_the_down_projection_before_them_and_nothing_else(

@@ -205,7 +205,3 @@ def test_scores_that_know_no_weights_stay_and_the_compensation_is_weighted(
             assert torch.equal(before["scores"], after["scores"])
         final = [tmp_path / name / kind / "final/model.safetensors" for kind in weights]
         assert final[0].read_bytes() != final[1].read_bytes()
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "final" / "model.safetensors")
