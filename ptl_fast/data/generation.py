@@ -162,6 +162,7 @@ def _generation_config(sampling: Sampling, ends: list[int]) -> GenerationConfig:
             "do_sample": True,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
+            # off; greedy answers have none, and transformers warns where it is named
             "top_k": 0,
         }
     return GenerationConfig(

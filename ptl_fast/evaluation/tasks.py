@@ -1,4 +1,4 @@
-"""Evaluation: lm-eval tasks on the model in memory, and the NLL of held-out answers.
+"""Evaluation: chat and lm-eval tasks on the model in memory, and the NLL of held-out answers.
 
 Tasks come from --eval-tasks. They are parsed and loaded before a run begins, so that a wrong name
 or an unreadable file does not end it hours later.
@@ -14,12 +14,14 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ptl_fast.base import distributed
 from ptl_fast.base.console import first_line
 from ptl_fast.base.errors import Diverged
 from ptl_fast.data.files import FILE_TYPES, file_type
+from ptl_fast.evaluation import chat
+from ptl_fast.evaluation.chat import CHAT_TASKS, LoadedChat
 from ptl_fast.evaluation.nll import NLL, NLL_MAX_LENGTH, answer_nll
 
 if TYPE_CHECKING:
@@ -27,12 +29,16 @@ if TYPE_CHECKING:
     from lm_eval.tasks.manager import TaskDict
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from ptl_fast.config.evaluation import EvaluationSettings
     from ptl_fast.data.documents import Document
+
+    LoadedTask: TypeAlias = LoadedChat | TaskDict
+    """A chat task or a task of lm-eval, with its data."""
 
 TASKS_FOLDER = Path(__file__).parent / "lm_eval_tasks"
 FEWSHOT_SEED = 1234
 # Tasks that execute what the model writes (in the sandbox).
-CODE_TASKS = ("ptl_mbpp",)
+CODE_TASKS = ("ptl_mbpp", *(name for name, each in CHAT_TASKS.items() if each.runs_code))
 # A data set on the Hugging Face hub, OWNER/NAME or OWNER/NAME:SPLIT.
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 ENTRY = re.compile(r"(?:(?P<label>[\w.-]+):)?(?P<task>[\w.-]+)(?:=(?P<file>.+))?")
@@ -99,8 +105,8 @@ def parse_tasks(entries: Sequence[str], allow_code_execution: bool = False) -> l
 
 
 def shipped_tasks() -> list[str]:
-    """Names of the lm-eval tasks that this package ships, sorted."""
-    return sorted(file.stem for file in TASKS_FOLDER.glob("*.yaml"))
+    """Names of the tasks that this package ships, sorted: lm-eval's and chat tasks."""
+    return sorted([*CHAT_TASKS, *(file.stem for file in TASKS_FOLDER.glob("*.yaml"))])
 
 
 def _check_file(task: EvalTask) -> None:
@@ -111,6 +117,33 @@ def _check_file(task: EvalTask) -> None:
     may_be_on_hub = task.task in shipped_tasks() and HUB_NAME.fullmatch(task.file) and not is_data
     if not Path(task.file).is_file() and not may_be_on_hub:
         raise ValueError(f"evaluation task {task.label}: no file {task.file}")
+
+
+def load_task(
+    task: EvalTask, tokenizer: "PreTrainedTokenizerBase", settings: "EvaluationSettings"
+) -> "LoadedTask":
+    """Load any task but ``nll``, with its data.
+
+    Raises:
+        ValueError: the data cannot be used, or the tokenizer cannot ask it.
+    """
+    if task.task not in CHAT_TASKS:
+        return load_lm_eval_task(task)
+    try:
+        return chat.load(CHAT_TASKS[task.task], task.file, tokenizer, settings)
+    except Exception as error:  # data sets and templates raise many types
+        raise _unusable(task, error) from error
+
+
+def _unusable(task: EvalTask, error: Exception) -> ValueError:
+    """The error that says which data cannot be used, why, and what to do."""
+    where = f"the data in {task.file}" if task.file else "its data"
+    is_local = task.file is not None and Path(task.file).is_file()
+    fix = "" if is_local else f"; give a local file: {task.task}=FILE.jsonl"
+    return ValueError(
+        f"evaluation task {task.label}: {where} cannot be used ({type(error).__name__}:"
+        f" {first_line(error)}){fix}"
+    )
 
 
 def load_lm_eval_task(task: EvalTask) -> "TaskDict":
@@ -136,17 +169,7 @@ def load_lm_eval_task(task: EvalTask) -> "TaskDict":
             loaded_task.doc_to_text(first)
             loaded_task.doc_to_target(first)
     except Exception as error:  # lm-eval, datasets and jinja raise many types
-        where = f"the data in {task.file}" if task.file else "its data"
-        reason = first_line(error)
-        fix = (
-            ""
-            if task.file and Path(task.file).is_file()
-            else f"; give a local file: {task.task}=FILE.jsonl"
-        )
-        raise ValueError(
-            f"evaluation task {task.label}: {where} cannot be used ({type(error).__name__}:"
-            f" {reason}){fix}"
-        ) from error
+        raise _unusable(task, error) from error
     if task.task not in CODE_TASKS and any(
         getattr(loaded_task, "UNSAFE_CODE", False) for loaded_task in loaded["tasks"].values()
     ):
@@ -157,14 +180,16 @@ def load_lm_eval_task(task: EvalTask) -> "TaskDict":
     return loaded
 
 
-def metrics(loaded: "TaskDict | None") -> dict[str, bool]:
-    """Return {metric: whether higher is better}, with the metric names of ``run_lm_eval``.
+def metrics(loaded: "LoadedTask | None") -> dict[str, bool]:
+    """Return {metric: whether higher is better} of those that a quality gate may look at.
 
     Args:
-        loaded: a loaded lm-eval task, or None for the task ``nll``.
+        loaded: a loaded task, or None for the task ``nll``.
     """
     if loaded is None:
         return {NLL: False}
+    if isinstance(loaded, LoadedChat):
+        return loaded.metrics
     found = {}
     for task in loaded["tasks"].values():
         # lm-eval computes each metric once per answer filter; without filters it names it "none"
@@ -179,7 +204,7 @@ def run_tasks(
     tokenizer: "PreTrainedTokenizerBase",
     tasks: Sequence[EvalTask],
     nll_documents: "dict[str, list[Document]]",
-    loaded: "dict[str, TaskDict]",
+    loaded: "dict[str, LoadedTask]",
     *,
     batch_size: int,
     limit: int | None,
@@ -189,7 +214,7 @@ def run_tasks(
 
     Args:
         nll_documents: {label: documents} of the tasks that are ``nll``.
-        loaded: {label: loaded lm-eval task} of the others.
+        loaded: {label: loaded task} of the others.
         batch_size: documents or prompts in a forward pass.
         limit: largest number of examples of an lm-eval task; None for all.
         description: what progress bars and errors call the model.
@@ -199,14 +224,16 @@ def run_tasks(
     """
     results: dict[str, dict[str, float]] = {}
     for task in tasks if distributed.is_main() else []:
-        label = task.label
-        if task.task == NLL:
-            documents, named = nll_documents[label], f"{description}: {label}"
+        label, named = task.label, f"{description}: {task.label}"
+        own = loaded.get(label)
+        if own is None:
             results[label] = answer_nll(
-                model, tokenizer, documents, batch_size, NLL_MAX_LENGTH, named
+                model, tokenizer, nll_documents[label], batch_size, NLL_MAX_LENGTH, named
             )
+        elif isinstance(own, LoadedChat):
+            results[label] = chat.run(model, tokenizer, own, batch_size, named)
         else:
-            results[label] = run_lm_eval(model, tokenizer, loaded[label], batch_size, limit)
+            results[label] = run_lm_eval(model, tokenizer, own, batch_size, limit)
     # shared before the check, so that every rank raises and none waits for ever
     results = distributed.agree(results)
     for label, values in results.items():

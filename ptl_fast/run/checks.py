@@ -5,13 +5,14 @@ lengths, and what is installed. Rules between settings alone are in ptl_fast.con
 """
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from ptl_fast.base.console import say
 from ptl_fast.baselines import SCORERS
 from ptl_fast.config.checking import flag
 from ptl_fast.config.trainer import read_deepspeed
+from ptl_fast.evaluation.chat import LoadedChat
 from ptl_fast.recovery import registry
 from ptl_fast.scoring.scorers import LAYER_SCORERS
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from ptl_fast.config.config import Config
+    from ptl_fast.evaluation.tasks import LoadedTask
 
 
 def check_methods(config: "Config") -> None:
@@ -142,6 +144,18 @@ def check_lengths(config: "Config", original: "PretrainedConfig") -> None:
             raise ValueError(
                 f"{name}: {length} tokens are more than the {limit} positions of"
                 f" {config.model.model}; lower the setting"
+            )
+
+
+def check_answers(loaded: "Mapping[str, LoadedTask]", original: "PretrainedConfig") -> None:
+    """Raise ValueError if a chat task's longest prompt and answer do not fit into the model."""
+    limit = getattr(original, "max_position_embeddings", None)
+    for label, task in loaded.items():
+        if limit is not None and isinstance(task, LoadedChat) and task.longest > limit:
+            raise ValueError(
+                f"evaluation task {label}: its longest prompt with an answer of --eval-max-tokens"
+                f" {task.max_tokens} has {task.longest} tokens, more than the model's {limit}"
+                " positions; lower --eval-max-tokens"
             )
 
 

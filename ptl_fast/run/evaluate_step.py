@@ -27,7 +27,7 @@ def evaluate(context: "RunContext", description: str) -> dict[str, dict[str, flo
         inputs.tokenizer,
         context.tasks,
         inputs.nll_documents,
-        inputs.lm_eval_tasks,
+        inputs.loaded_tasks,
         batch_size=settings.eval_batch,
         limit=settings.eval_limit,
         description=description,

@@ -79,7 +79,7 @@ def _gate(context: "RunContext") -> "Gate":
     return quality_gate.Gate(
         task=task,
         metric=metric,
-        higher_is_better=eval_tasks.metrics(context.inputs.lm_eval_tasks.get(task))[metric],
+        higher_is_better=eval_tasks.metrics(context.inputs.loaded_tasks.get(task))[metric],
         max_drop=context.config.gate.max_drop,
         dense=measured[metric],
     )

@@ -21,14 +21,13 @@ from ptl_fast.run import quality_gate
 from ptl_fast.run.round_data import RoundData
 
 if TYPE_CHECKING:
-    from lm_eval.tasks.manager import TaskDict
     from transformers import PreTrainedTokenizerBase
 
     from ptl_fast.config.config import Config
     from ptl_fast.data.documents import Document
     from ptl_fast.data.packing import PackedTokens
     from ptl_fast.data.sampling import Corpus
-    from ptl_fast.evaluation.tasks import EvalTask
+    from ptl_fast.evaluation.tasks import EvalTask, LoadedTask
     from ptl_fast.pruning.schedule import Round
 
 # Held-out documents: for the evaluation task nll, and for --recovery-split until-recovered. They
@@ -41,8 +40,8 @@ class Inputs:
     """What was read before the first round, without the rounds' training data (RoundData)."""
 
     tokenizer: "PreTrainedTokenizerBase"
-    lm_eval_tasks: "dict[str, TaskDict]"
-    """Evaluation tasks of lm-evaluation-harness, by label: all but nll."""
+    loaded_tasks: "dict[str, LoadedTask]"
+    """Evaluation tasks of lm-evaluation-harness and chat tasks, by label: all but nll."""
     nll_documents: "dict[str, list[Document]]"
     """Documents of the evaluation tasks nll, by label."""
     checked_documents: "list[Document]"
@@ -80,7 +79,11 @@ def load(
     tokenizer = loading.load_tokenizer(name)
     if config.distill.teacher is not None:
         loading.check_teacher(config.distill.teacher, tokenizer)
-    loaded = {task.label: eval_tasks.load_lm_eval_task(task) for task in tasks if task.task != NLL}
+    loaded = {
+        task.label: eval_tasks.load_task(task, tokenizer, config.evaluation)
+        for task in tasks
+        if task.task != NLL
+    }
     # before the data is read, which takes longer
     if config.gate.gate is not None:
         task, metric = quality_gate.parse_gate(config.gate.gate, [each.label for each in tasks])
@@ -103,7 +106,7 @@ def load(
         checked = _affordable(corpus.held_out[:cut], config, tokenizer, data)
     inputs = Inputs(
         tokenizer=tokenizer,
-        lm_eval_tasks=loaded,
+        loaded_tasks=loaded,
         nll_documents=nll_documents,
         checked_documents=checked,
         protected=protected,
@@ -140,8 +143,8 @@ def _check_end_of_sequence(
         return
     names = config.recovery.all_recoveries
     sampling_names = [name for name in names if registry.RECOVERIES[name].on_problems]
-    # tasks of lm-eval may generate text
-    sampling_names += ["lm-eval"] if evaluates else []
+    # most tasks but nll generate text
+    sampling_names += ["--eval-tasks"] if evaluates else []
     if sampling_names:
         raise ValueError(
             f"--model {config.model.model}: {sampling_names[0]} needs a tokenizer with an"

@@ -66,6 +66,7 @@ def prepare(config: "Config") -> RunContext:
         plan.gate_on = quality_gate.parse_gate(config.gate.gate, labels)
     _check_batches(config)
     read, data = inputs.load(config, tasks, plan.schedule)
+    checks.check_answers(read.loaded_tasks, original)
     # a folder continues only a run with the same settings and the same inputs
     folder = RunFolder(output, {"config": identity, "inputs": read.fingerprint})
     context = RunContext(

@@ -4,7 +4,8 @@ from typing import Any
 
 from ptl_fast.base import markdown
 from ptl_fast.baselines import ROUND_KINDS, SCORERS
-from ptl_fast.run import quality_gate, rollout_report
+from ptl_fast.evaluation.chat import COSTS
+from ptl_fast.run import answer_costs, quality_gate, rollout_report
 from ptl_fast.run.tables import show, table
 
 # Header of the table "What went, and why".
@@ -112,6 +113,9 @@ def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
         parts.append("## Compensated layers\n\n" + "\n".join(folded))
     parts += rollout_report.sections(report["rounds"])
     parts.append("## Evaluation\n\n" + _evaluations(report))
+    costs = answer_costs.table(_stages(report))
+    if costs:
+        parts.append("## What an answer costs\n\n" + costs)
     parts.append("## Seconds per stage\n\n" + _seconds(report["rounds"]))
     # last, as the longest: what is needed to repeat the run
     for title in ("config", "environment"):
@@ -271,24 +275,30 @@ def _evaluations(report: dict[str, Any]) -> str:
     """The table of all metrics: dense model, then each round after pruning and after recovery."""
     # the dense model has been evaluated on every task, so it has all columns
     columns = [
-        (task, metric) for task, values in report["dense"]["eval"].items() for metric in values
+        (task, metric)
+        for task, values in report["dense"]["eval"].items()
+        for metric in values
+        if metric not in COSTS
     ]
+    header = ["", *(f"{task} {metric}" for task, metric in columns)]
+    rows = [
+        [name, *(show(values[task][metric]) for task, metric in columns)]
+        for name, values in _stages(report)
+    ]
+    return markdown.table([header, *rows])
+
+
+def _stages(report: dict[str, Any]) -> list[tuple[str, dict[str, dict[str, float]]]]:
+    """Each model that was evaluated and {task: {metric: value}}: the dense one, then each round's
+    after pruning and after recovery.
+    """
     stages = [("dense", report["dense"]["eval"])]
     for record in report["rounds"]:
         stages += [
             (f"round {record['round']} pruned", record["eval_pruned"]),
             (f"round {record['round']} recovered", record["eval"]),
         ]
-    header = ["", *(f"{task} {metric}" for task, metric in columns)]
-    return markdown.table(
-        [
-            header,
-            *(
-                [name, *(show(values[task][metric]) for task, metric in columns)]
-                for name, values in stages
-            ),
-        ]
-    )
+    return stages
 
 
 def _seconds(rounds: list[dict[str, Any]]) -> str:

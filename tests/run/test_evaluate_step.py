@@ -28,7 +28,7 @@ def context(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
         inputs=SimpleNamespace(
             tokenizer=tokenizer,
             nll_documents={"nll": DOCUMENTS},
-            lm_eval_tasks={},
+            loaded_tasks={},
             checked_documents=[],
         ),
     )

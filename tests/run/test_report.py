@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from ptl_fast import compress
 from ptl_fast.run import report
-from support.runs import RUN
+from support.chats import gsm8k_file, with_template
+from support.models import DEMO_MODEL
+from support.runs import DEMO, RUN
 
 
 def test_report_has_the_promised_form(tiny_run: dict[str, str], tmp_path: Path) -> None:
@@ -69,3 +72,43 @@ def test_lines_for_dropped_layers() -> None:
         "Round 4: layers 3 to 5 were folded into layer 2's down projection, which makes up for"
         " 73.5% of what went (squared norm, on tokens set aside; ridge 0.01).",
     ]
+
+
+def test_answers_to_chats_have_a_table_of_their_own_and_can_be_gated(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    AutoModelForCausalLM.from_pretrained(DEMO_MODEL).save_pretrained(tmp_path / "model")
+    with_template(tokenizer).save_pretrained(tmp_path / "model")
+    file = gsm8k_file(tmp_path / "test.jsonl", 5)
+    settings = {
+        **DEMO,
+        "model": tmp_path / "model",
+        "data": "ptl-demo",
+        "rounds": 1,
+        "keep": 0.75,
+        "recovery": "none",
+        "eval_tasks": f"nll,asked:ptl_gsm8k_chat={file}",
+        "eval_samples": 2,
+        "output": tmp_path / "run",
+    }
+    with pytest.raises(ValueError, match="asked has no metric seconds_per_answer; choose asked:pa"):
+        compress(**settings, gate="asked:seconds_per_answer", max_drop=1.0)
+    with pytest.raises(ValueError, match=r"asked: its longest prompt .* lower --eval-max-tokens"):
+        compress(**settings, eval_max_tokens=500)
+    content = compress(**settings, eval_max_tokens=12, gate="asked:pass@1", max_drop=1.0)
+    measured = content["final"]["eval"]["asked"]
+    assert set(measured) == {
+        "pass@1",
+        "pass@2",
+        "response_tokens",
+        "cut_off",
+        "repeating",
+        "seconds_per_answer",
+    }
+    assert 0 < measured["response_tokens"] <= 12
+    assert [made["action"] for made in content["decisions"]] == ["pass"]
+    text = (tmp_path / "run" / "report.md").read_text()
+    evaluation, costs = text.partition("## What an answer costs")[::2]
+    assert "asked pass@2" in evaluation
+    assert "response_tokens" not in evaluation
+    assert [line.split()[1] for line in costs.splitlines()[4:7]] == ["asked"] * 3

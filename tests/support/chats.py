@@ -1,0 +1,37 @@
+"""A tokenizer that can chat, and few problems to chat about."""
+
+import copy
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from ptl_fast.demo.problems import generate
+from support.files import write_rows
+
+# The bundled problems' own form, so that the bundled model can answer in it.
+TEMPLATE = (
+    "{% for message in messages %}{% if message.role == 'user' %}Question: {{ message.content }}\n"
+    "{% else %}Answer: {{ message.content }}<|endoftext|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}Answer:{% endif %}"
+)
+
+
+def with_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy with a chat template."""
+    chats = copy.deepcopy(tokenizer)
+    chats.chat_template = TEMPLATE
+    return chats
+
+
+def gsm8k_file(file: Path, count: int) -> str:
+    """Problems {question, answer} of the bundled model."""
+    return write_rows(file, *generate(count, 5, "test"))
+
+
+def mbpp_file(file: Path, count: int) -> str:
+    """Problems {text, test_list}: add a number."""
+    rows = [
+        {"text": f"Add {number}.", "test_list": [f"assert f(1) == {1 + number}"]}
+        for number in range(count)
+    ]
+    return write_rows(file, *rows)
