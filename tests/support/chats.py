@@ -5,15 +5,9 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from benchmarks.methods.reasoning_rehearsal import TEMPLATE
 from ptl_fast.demo.problems import generate
 from support.files import write_rows
-
-# The bundled problems' own form, so that the bundled model can answer in it.
-TEMPLATE = (
-    "{% for message in messages %}{% if message.role == 'user' %}Question: {{ message.content }}\n"
-    "{% else %}Answer: {{ message.content }}<|endoftext|>{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}Answer:{% endif %}"
-)
 
 
 def with_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -51,6 +51,23 @@ def test_gpu_quality_rehearsal_compares_the_methods_with_equal_tokens(tmp_path: 
     assert (ours["num_rounds"], ours["width"]) == (2, 384)
 
 
+def test_gpu_reasoning_rehearsal_makes_traces_models_and_answers(tmp_path: Path) -> None:
+    done = _bash(["benchmarks/gpu/reasoning.sh", "--rehearse", str(tmp_path)])
+    assert done.returncode == 0, done.stdout + done.stderr
+    cells = {"dense", "default_80_own_none_0", "paper_80_own_none_0"}
+    assert {file.stem for file in tmp_path.glob("*.json")} == cells
+    for name in cells:
+        result = json.loads((tmp_path / f"{name}.json").read_text())
+        assert result["finished"]
+        assert {name: len(each) for name, each in result["answers"].items()} == {
+            "gsm8k": 4,
+            "mbpp": 4,
+        }
+    again = _bash(["benchmarks/gpu/reasoning.sh", "--rehearse", str(tmp_path)])
+    assert again.returncode == 0
+    assert "right of" not in (tmp_path / "log.txt").read_text(), "nothing was left to do"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
 def test_gpu_suite_without_a_gpu_says_what_to_do(tmp_path: Path) -> None:
     done = _bash(["benchmarks/gpu/suite.sh", str(tmp_path)])
