@@ -28,10 +28,13 @@ class DataSettings:
     text_column: str | None = None
     """The column that holds plain text; it goes before question and answer."""
 
-    template: str = "lines"
+    template: str = "auto"
     """How question and answer are joined, in training and for nll: lines (Question: ..., new line,
-    Answer: ...), paper (as the paper's code: nothing between question and 'Answer: '), or a text
-    with {question} that ends with {answer}."""
+    Answer: ...), paper (as the paper's code: nothing between question and 'Answer: '), chat (the
+    tokenizer's own chat template, which also writes whole chats, with all their turns and tool
+    calls), or a text with {question} that ends with {answer}. auto is chat for rows that are chats,
+    where the tokenizer has a chat template, and lines for all else. By the others, the turns before
+    a chat's last answer are the question."""
 
     streaming: bool = False
     """Read --data's hub data sets and folders without storing them, in an order drawn by the seed,

@@ -33,9 +33,10 @@ class GrpoSettings:
     """
 
     grpo_prompt: Literal["auto", "template", "chat"] = "auto"
-    """How grpo asks: template (the beginning of --template, as cpt trains it), or chat (the
-    tokenizer's chat template, and the request to put the answer in a box). auto is chat where there
-    is a chat template and nothing in the run trains on --template."""
+    """How grpo asks: template (the beginning of --template, as cpt trains it; of a chat the turns
+    before its last answer), or chat (the tokenizer's chat template, and the request to put the
+    answer in a box). auto is chat where there is a chat template and nothing in the run trains on
+    --template."""
 
     grpo_prompt_tokens: int = 1024
     """Problems whose prompt is longer are left out of grpo."""

@@ -45,6 +45,10 @@ class RecoverySettings:
     measured every so many steps that this costs at most a tenth of the training's arithmetic. The
     round then goes on for a third of its steps so far, in which its learning rate decays."""
 
+    train_on: Literal["all", "answers"] = "all"
+    """Which tokens cpt and distill learn: all, or answers (as with --calibrate-on). What precedes
+    an answer is read in either case, and --recovery-tokens counts it."""
+
     lr_schedule: Literal["round", "run"] = "round"
     """Which stretch a learning-rate schedule spans: each round, or the whole run, so that warm-up
     comes once and later rounds go on where the rounds before ended."""

@@ -40,6 +40,12 @@ class ScoreSettings:
     subset holds fewer, those of other
     rounds follow: few tokens make poor least squares, and scoring does not train on them."""
 
+    calibrate_on: Literal["all", "answers"] = "all"
+    """Which of these tokens count in statistics and least squares: all, or answers (of chats the
+    assistant's turns, of a question with its answer the answer; each with the token that ends it;
+    of plain text all). --calibration-tokens is how many are read, in either case. --scorer gradient
+    takes the loss of these tokens."""
+
     ridge: float | Literal["auto"] = 1e-4
     """Ridge of the least squares of --scorer reconstruction, --compensate and --compensate-layers,
     as a fraction of the mean square of a neuron's activations. Too small a one learns the

@@ -1,12 +1,13 @@
 """Find the columns of a row that hold the question, the answer or plain text."""
 
+import contextlib
 import functools
 import itertools
 import json
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
-from ptl_fast.data.documents import Form
+from ptl_fast.data.documents import EXCHANGE, Chat, Document, Form
 
 # (question, answer) columns, in the order in which they are looked for. Where both columns of a
 # pair exist they beat mixed ones: of {problem, solution, answer} the solution is taken, because the
@@ -21,12 +22,18 @@ PAIRS = (
 QUESTION_COLUMNS, ANSWER_COLUMNS = zip(*PAIRS, strict=True)
 CHAT_COLUMNS = ("messages", "conversations")
 MESSAGES = 'must be a list of {"role": ..., "content": ...} with text in both'
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant"}
+SHAREGPT_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+    "function_response": "tool",
+}
 TEXT_COLUMNS = ("text", "content")
 
 
-def question_and_answer(row: dict, where: str, form: Form) -> tuple[str, str]:
-    """Return a row's (question, answer), stripped; the question of plain text is empty.
+def document(row: dict, where: str, form: Form) -> Document:
+    """Return the document that a row holds, with question and answer stripped.
 
     An answer or a text that is null is empty, as tables have it.
 
@@ -47,7 +54,7 @@ def question_and_answer(row: dict, where: str, form: Form) -> tuple[str, str]:
         )
     question_column, answer_column = columns
     if row[answer_column] is None:
-        return "", ""
+        return Document("", "", form.template)
     turns = _turns(row, question_column, answer_column, where)
     if turns is not None:
         question, answer = _last_exchange(turns, where)
@@ -59,7 +66,24 @@ def question_and_answer(row: dict, where: str, form: Form) -> tuple[str, str]:
     # Alpaca's columns are instruction, input and output; the input is part of the question
     if question and isinstance(row.get("input"), str):
         question = f"{question}\n{row['input']}"
-    return question.strip(), answer.strip()
+    chat = _chat(row, turns, bool(question), form)
+    return Document(question.strip(), answer.strip(), form.template, chat=chat)
+
+
+def _chat(row: dict, turns: list["Turn"] | None, has_question: bool, form: Form) -> Chat | None:
+    """The chat of a document, if the form wants it as one."""
+    if form.chats is None:
+        return None
+    if turns is not None:
+        tools = row.get("tools")
+        # tables cannot hold schemas of different shapes as they are, so they are often JSON text
+        with contextlib.suppress(ValueError):
+            tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
+        tools = tools if isinstance(tools, list) and all(isinstance(x, dict) for x in tools) else []
+        last = _last_answer(turns)
+        assert last is not None
+        return Chat([turn.message for turn in turns[: last + 1]], _without_nulls(tools))
+    return EXCHANGE if has_question and form.chats.pairs else None
 
 
 @functools.lru_cache(1024)
@@ -118,8 +142,8 @@ def _expected(row: dict, form: Form) -> str:
 
 def _turns(
     row: dict, question_column: str | None, answer_column: str, where: str
-) -> list[dict[str, str]] | None:
-    """Return the chat that a row holds as [{role, content}], or None where it holds text.
+) -> list["Turn"] | None:
+    """Return the turns of the chat that a row holds, or None where it holds text.
 
     Chats are a list of messages, a prompt and a completion that are such lists, or ShareGPT's
     conversations.
@@ -139,23 +163,53 @@ def _turns(
     return None
 
 
-def _turn(message: Any, where: str) -> dict[str, str]:
-    """Return one message as {role, content}, with content that is text."""
+class Turn(NamedTuple):
+    """A turn of a chat."""
+
+    role: str
+    text: str
+    """What was said, tool calls as JSON."""
+    message: dict[str, Any]
+    """The same for a chat template: role, content (text), tool calls and whatever else there is."""
+
+
+def _turn(message: Any, where: str) -> Turn:
+    """Return one message of a chat, with content that is text."""
     if isinstance(message, dict) and "from" in message and "value" in message:  # ShareGPT's names
         role = SHAREGPT_ROLES.get(str(message["from"]), message["from"])
         message = {"role": role, "content": message["value"]}
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise ValueError(f"{where} {MESSAGES}")
-    content = message.get("content")
+    content = text = message.get("content")
     if isinstance(content, list):  # content parts, of which only text can be read
-        content = "".join(_part(part, where) for part in content)
+        content = text = "".join(_part(part, where) for part in content)
     calls = message.get("tool_calls")
     if calls:  # what the model wrote to call a tool
         written = json.dumps(calls, ensure_ascii=False)
-        content = f"{content}\n{written}" if content else written
-    if content is None:
+        text = f"{text}\n{written}" if text else written
+    if text is None:
         raise ValueError(f"{where} {MESSAGES}")
-    return {"role": message["role"], "content": as_text(content, where)}
+    said = {**_without_nulls(message), "content": as_text(content, where)}
+    if calls:
+        said["tool_calls"] = [_call(call) for call in said["tool_calls"]]
+    return Turn(message["role"], as_text(text, where), said)
+
+
+def _call(call: Any) -> Any:
+    """A tool call whose arguments are no JSON text but what it says: templates write the JSON."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    with contextlib.suppress(ValueError):
+        function = {**function, "arguments": json.loads(function["arguments"])}
+    return {**call, "function": function}
+
+
+def _without_nulls(value: Any) -> Any:
+    """The value without keys that are null: tables give each row the keys of all rows."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 def _part(part: Any, where: str) -> str:
@@ -167,17 +221,22 @@ def _part(part: Any, where: str) -> str:
     raise ValueError(f"{where}: a message holds a part of type {kind}; only text can be read")
 
 
-def _last_exchange(turns: list[dict[str, str]], where: str) -> tuple[str, str]:
+def _last_answer(turns: list[Turn]) -> int | None:
+    """The index of the assistant's last turn; None if there is none."""
+    answers = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
+    return answers[-1] if answers else None
+
+
+def _last_exchange(turns: list[Turn], where: str) -> tuple[str, str]:
     """Split a chat into (question, answer): the last assistant turn is the answer.
 
     The question is all turns before it (system, user, earlier answers), joined by blank lines.
     """
-    answers = [index for index, turn in enumerate(turns) if turn["role"] == "assistant"]
-    if not answers:
+    index = _last_answer(turns)
+    if index is None:
         raise ValueError(f"{where}: none of the messages has the role assistant; remove that line")
-    *earlier, last = turns[: answers[-1] + 1]
-    said = [turn["content"].strip() for turn in earlier]
-    return "\n\n".join(text for text in said if text), last["content"]
+    said = [turn.text.strip() for turn in turns[:index]]
+    return "\n\n".join(text for text in said if text), turns[index].text
 
 
 def as_text(value: Any, where: str) -> str:

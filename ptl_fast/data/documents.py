@@ -1,7 +1,12 @@
-"""Documents (a question with its answer, or plain text), and the template that joins the two."""
+"""Documents (a question with its answer, a chat, or plain text), and how a row becomes one.
 
+A question and its answer are joined by a template. Chats go through the chat template of the
+model's tokenizer, which ``ptl_fast.data.chats`` applies: it alone has the tokenizer.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # "lines" is the usual format of few-shot prompts; "paper" that of arXiv 2602.04919's published
 # code, which puts nothing between the question and the word Answer
@@ -11,14 +16,51 @@ TEMPLATES = {
 }
 
 
+@dataclass(frozen=True)
+class ChatUse:
+    """Which documents go through the tokenizer's chat template."""
+
+    pairs: bool
+    """Questions with answers too, as a chat of one exchange; else only rows that are chats."""
+    required: bool
+    """Whether a tokenizer without a chat template is an error; else chats are joined as text."""
+
+
+# values of --template that are no texts; what is no chat is then joined by "lines"
+CHAT_TEMPLATES = {
+    "auto": ChatUse(pairs=False, required=False),
+    "chat": ChatUse(pairs=True, required=True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation up to the assistant's last turn, in the form that chat templates take."""
+
+    messages: Sequence[dict[str, Any]] = ()
+    """Of each turn role, content (text) and what else the row has, such as tool_calls. Empty for
+    one exchange, the document's question and answer: they are not stored twice.
+    """
+    tools: Sequence[dict[str, Any]] = ()
+    """JSON schemas of the functions that the assistant could call."""
+
+
+EXCHANGE = Chat()
+"""The chat of a document that has only its question and its answer."""
+
+
 class Document(NamedTuple):
-    """One example: a question with its answer, or plain text."""
+    """One example: a question with its answer, a chat, or plain text."""
 
     question: str
-    """Empty for plain text."""
+    """Of a chat all that was said before the last answer; empty for plain text."""
     answer: str
-    """The answer, or the plain text itself. Evaluation scores these tokens only."""
+    """The answer (the last one of a chat), or the plain text itself."""
     template: str = TEMPLATES["lines"]
+    chat: Chat | None = None
+    """If set, the document is written by the tokenizer's chat template, and ``template``,
+    ``prompt`` and ``text`` have no use: see ``ptl_fast.data.chats``.
+    """
 
     @property
     def prompt(self) -> str:
@@ -35,6 +77,16 @@ class Document(NamedTuple):
         """Prompt and answer: what is tokenized for training."""
         return self.prompt + self.answer
 
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The turns of a chat, or question and answer as two turns."""
+        if self.chat is not None and self.chat.messages:
+            return list(self.chat.messages)
+        return [
+            {"role": "user", "content": self.question},
+            {"role": "assistant", "content": self.answer},
+        ]
+
 
 @dataclass(frozen=True)
 class Form:
@@ -48,6 +100,8 @@ class Form:
     answer_column: str | None = None
     text_column: str | None = None
     template: str = TEMPLATES["lines"]
+    chats: ChatUse | None = None
+    """Which documents are chats; None: none, the turns of a chat are joined as text."""
 
     @property
     def flags(self) -> str:
@@ -63,19 +117,23 @@ class Form:
 def make_template(template: str) -> str:
     r"""Return a template by its name in TEMPLATES, or a custom one, in which ``\n`` is a new line.
 
+    For a name in CHAT_TEMPLATES it is that of documents which are no chats.
+
     Raises:
         ValueError: it is no known name, and not a text that holds {question} once and {answer}
             once, at the end.
     """
     # the answer must come last: all that precedes it is the prompt
-    text = TEMPLATES.get(template, template.replace("\\n", "\n"))
+    name = "lines" if template in CHAT_TEMPLATES else template
+    text = TEMPLATES.get(name, template.replace("\\n", "\n"))
     if (
         text.count("{question}") != 1
         or text.count("{answer}") != 1
         or not text.endswith("{answer}")
     ):
         raise ValueError(
-            f"unknown --template {template!r}; choose {', '.join(TEMPLATES)}, or give a text that"
+            f"unknown --template {template!r}; choose {', '.join(TEMPLATES)},"
+            f" {', '.join(CHAT_TEMPLATES)}, or give a text that"
             f" holds {{question}} once and"
             " ends with {answer}"
         )

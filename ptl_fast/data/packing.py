@@ -8,8 +8,10 @@ import bisect
 import itertools
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ptl_fast.data.chats import marks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,9 +40,15 @@ class PackedTokens:
     mask: "Tensor"
     """bool, False on padding."""
     weights: "Tensor | None" = None
-    """float32: how much each token counts in statistics, 1 on the mean and 0 on padding; None: all
-    count alike. Training takes no notice of it.
+    """float32: how much each token counts in statistics, 1 on the mean and 0 where it does not;
+    None: all count alike. Training takes no notice of it.
     """
+    answers: "Tensor | None" = None
+    """bool, True on answers' tokens (see ``ptl_fast.data.chats``); None: all tokens are answers."""
+    count_answers: bool = False
+    """Whether statistics count answers alone."""
+    learn_answers: bool = False
+    """Whether training learns answers alone."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -48,22 +56,42 @@ class PackedTokens:
     def __getitem__(self, index: int | slice) -> dict[str, "Tensor"]:
         """Training examples with input_ids, position_ids, labels and mask.
 
-        Labels are not shifted (transformers shifts them). They are -100 on padding and on each
-        document's first token, which would be predicted from the document before it.
+        Labels are not shifted (transformers shifts them). They are -100 on padding, on each
+        document's first token, which would be predicted from the document before it, and with
+        ``learn_answers`` outside answers. The mask is of the tokens that statistics count.
         """
         input_ids, position_ids = self.input_ids[index], self.position_ids[index]
-        labels = input_ids.where(self.mask[index] & (position_ids > 0), IGNORED)
+        learnt = self._answers_if(self.learn_answers)[index]
         return {
             "input_ids": input_ids,
             "position_ids": position_ids,
-            "labels": labels,
-            "mask": self.mask[index],
+            "labels": input_ids.where(learnt & (position_ids > 0), IGNORED),
+            "mask": self.counted[index],
         }
 
     @property
     def num_tokens(self) -> int:
         """Number of tokens, without padding."""
         return int(self.mask.sum())
+
+    @property
+    def counted(self) -> "Tensor":
+        """bool, True on the tokens that statistics count."""
+        return self._answers_if(self.count_answers)
+
+    @property
+    def num_counted(self) -> int:
+        """Number of tokens that statistics count."""
+        return int(self.counted.sum())
+
+    @property
+    def teaches(self) -> "Tensor":
+        """Which sequences have a label, (num_sequences,) bool."""
+        return (self._answers_if(self.learn_answers) & (self.position_ids > 0)).any(1)
+
+    def _answers_if(self, answers_alone: bool) -> "Tensor":
+        """The mask of answers' tokens, or that of all."""
+        return self.answers if answers_alone and self.answers is not None else self.mask
 
     def first(self, num_tokens: int) -> "PackedTokens":
         """The fewest first sequences that hold ``num_tokens`` tokens, or all of them."""
@@ -73,9 +101,13 @@ class PackedTokens:
 
     def rows(self, chosen: "Tensor | slice") -> "PackedTokens":
         """Some of the sequences, chosen by indices, by a bool mask or by a slice."""
-        weights = None if self.weights is None else self.weights[chosen]
-        return PackedTokens(
-            self.input_ids[chosen], self.position_ids[chosen], self.mask[chosen], weights
+        return replace(
+            self,
+            input_ids=self.input_ids[chosen],
+            position_ids=self.position_ids[chosen],
+            mask=self.mask[chosen],
+            answers=None if self.answers is None else self.answers[chosen],
+            weights=None if self.weights is None else self.weights[chosen],
         )
 
     def unpacked(self, max_tokens: int) -> "list[PackedTokens]":
@@ -96,27 +128,43 @@ class PackedTokens:
         )
         ids, batches = self.input_ids.flatten()[tokens], []
         weights = None if self.weights is None else self.weights.flatten()[tokens]
+        answers = None if self.answers is None else self.answers.flatten()[tokens]
         for first, end in itertools.pairwise(_least_padding(lengths.tolist(), max_tokens)):
             positions = torch.arange(int(lengths[first])).expand(end - first, -1)
             mask = positions < lengths[first:end, None]
             # padding reads token 0 and is overwritten below, so that no index is out of range
             places = (starts[order[first:end], None] + positions).where(mask, 0)
-            own = None if weights is None else weights[places].where(mask, 0.0)
-            batches.append(PackedTokens(ids[places].where(mask, 0), positions, mask, own))
+            batch = replace(
+                self,
+                input_ids=ids[places].where(mask, 0),
+                position_ids=positions,
+                mask=mask,
+                weights=None if weights is None else weights[places].where(mask, 0.0),
+                answers=None if answers is None else answers[places] & mask,
+            )
+            batches.append(batch)
         return batches
 
     def followed_by(self, other: "PackedTokens") -> "PackedTokens":
-        """These sequences, followed by the other's; neither may have weights."""
+        """These sequences, followed by the other's, which know their answers if these do; neither
+        may have weights.
+        """
         import torch
 
-        names = ("input_ids", "position_ids", "mask")
-        return PackedTokens(
-            *(torch.cat([getattr(self, name), getattr(other, name)]) for name in names)
-        )
+        names = ["input_ids", "position_ids", "mask"]
+        names += [] if self.answers is None else ["answers"]
+        joined: dict[str, Any] = {
+            name: torch.cat([getattr(self, name), getattr(other, name)]) for name in names
+        }
+        return replace(self, **joined)
 
 
 def pack(
-    documents: Iterable[Sequence[int]], length: int, pad: int, source: str = "the data"
+    documents: Iterable[Sequence[int]],
+    length: int,
+    pad: int,
+    source: str = "the data",
+    answers: Iterable[Sequence[int] | None] | None = None,
 ) -> PackedTokens:
     """Pack tokenized documents into sequences of ``length`` tokens (best-fit bin packing).
 
@@ -127,6 +175,7 @@ def pack(
     Args:
         pad: token id on padding; it has no effect on any result.
         source: where the documents come from, for the error.
+        answers: where each document's answers are, as in ``chats.Encoded``; None if nobody asks.
 
     Raises:
         ValueError: there are fewer tokens than one sequence holds.
@@ -134,11 +183,14 @@ def pack(
     import torch
 
     sequences: list[list[Sequence[int]]] = []
+    # a byte a token, in the same places; empty if nobody asks
+    marked: list[list[bytes]] = []
     # (free tokens, index), sorted, so that a binary search finds the best fit
     open_sequences: list[tuple[int, int]] = []
     num_tokens = 0
-    for document in documents:
+    for document, borders in zip(documents, answers or itertools.repeat(None), strict=False):
         num_tokens += len(document)
+        own_marks = b"" if answers is None else marks(borders, len(document))
         for first in range(0, len(document), length):
             piece = document[first : first + length]
             place = bisect.bisect_left(open_sequences, (len(piece), 0))
@@ -147,10 +199,12 @@ def pack(
             else:
                 free, index = length, len(sequences)
                 sequences.append([])
+                marked.append([])
                 # close the fullest: it is the least likely to fit another document
                 if len(open_sequences) == OPEN_SEQUENCES:
                     del open_sequences[0]
             sequences[index].append(piece)
+            marked[index].append(own_marks[first : first + length])
             bisect.insort(open_sequences, (free - len(piece), index))
     if num_tokens < length:
         raise ValueError(
@@ -169,7 +223,13 @@ def pack(
             True,
         )
         position_ids[row, : len(flat)] = torch.cat([positions[: len(piece)] for piece in pieces])
-    return PackedTokens(input_ids, position_ids, mask)
+    if answers is None:
+        return PackedTokens(input_ids, position_ids, mask)
+    answered = torch.zeros_like(mask)
+    for row, pieces_marks in enumerate(marked):
+        joined = bytearray(b"".join(pieces_marks))
+        answered[row, : len(joined)] = torch.frombuffer(joined, dtype=torch.bool)
+    return PackedTokens(input_ids, position_ids, mask, answers=answered)
 
 
 def _least_padding(lengths: Sequence[int], max_tokens: int) -> list[int]:

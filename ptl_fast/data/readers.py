@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ptl_fast.base.console import first_line, say
-from ptl_fast.data.columns import question_and_answer
-from ptl_fast.data.documents import Document, Form
+from ptl_fast.data.columns import document
+from ptl_fast.data.documents import EXCHANGE, Document, Form
 from ptl_fast.data.files import FILE_READERS, FILE_TYPES, file_rows, file_type, paragraphs
 
 DEMO = "ptl-demo"
@@ -194,7 +194,8 @@ def _read(source: Source, form: Form, streaming_seed: int | None) -> Iterator[Do
         from ptl_fast.demo.problems import generate
 
         for problem in generate(DEMO_NUM_PROBLEMS, DEMO_SEED, "training"):
-            yield Document(problem["question"], problem["answer"], form.template)
+            chat = EXCHANGE if form.chats is not None and form.chats.pairs else None
+            yield Document(problem["question"], problem["answer"], form.template, chat=chat)
     elif source.from_datasets:
         yield from _from_rows(source.text, dataset_rows(source, streaming_seed), form)
     elif file_type(path) == ".txt":
@@ -208,9 +209,9 @@ def _from_rows(name: str, rows: Iterable[tuple[int, dict]], form: Form) -> Itera
     num_empty = 0
     try:
         for number, row in rows:
-            question, answer = question_and_answer(row, f"{name} line {number}", form)
-            if answer:
-                yield Document(question, answer, form.template)
+            found = document(row, f"{name} line {number}", form)
+            if found.answer:
+                yield found
             else:
                 num_empty += 1
     finally:  # reached too when the caller stops before the end

@@ -9,12 +9,14 @@ arrive shuffled and are read only until there are enough documents.
 import hashlib
 import heapq
 import itertools
+import json
 import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from ptl_fast.data.chats import BATCH, encode
 from ptl_fast.data.documents import Document
 from ptl_fast.data.readers import Part
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-BATCH = 1000  # documents per call of the tokenizer
 HELD_OUT_SHARE = 1 / 20  # upper limit when all of a corpus is used: the rest is for training
 
 
@@ -39,6 +40,12 @@ class Corpus:
     """The same documents as text, in the same order; empty lists without ``keep_documents``."""
     fingerprint: str
     """SHA-256 of the documents read and the parts' weights: resuming on other data is refused."""
+    answers: "list[list[array[int] | None]]"
+    """Where the answers are in the documents of ``subsets``, as in ``chats.Encoded``; empty lists
+    without ``find_answers``.
+    """
+    num_chats: int = 0
+    """How many of the training documents are chats."""
 
     def cut(self, weights: Sequence[Sequence[float]]) -> "Corpus":
         """Return a corpus in which each subset is split in proportion to its list of weights.
@@ -49,11 +56,14 @@ class Corpus:
         """
         subsets: list[list[Sequence[int]]] = []
         documents: list[list[Document]] = []
-        for ids, texts, parts in zip(self.subsets, self.documents, weights, strict=True):
+        answers: list[list[array[int] | None]] = []
+        every = zip(self.subsets, self.documents, self.answers, weights, strict=True)
+        for ids, texts, borders, parts in every:
             sizes, shares = list(map(len, ids)), [part / sum(parts) for part in parts]
             subsets += _cut(ids, sizes, shares)
             documents += _cut(texts, sizes, shares)
-        return replace(self, subsets=subsets, documents=documents)
+            answers += _cut(borders, sizes, shares)
+        return replace(self, subsets=subsets, documents=documents, answers=answers)
 
 
 class _Candidate(NamedTuple):
@@ -63,6 +73,8 @@ class _Candidate(NamedTuple):
     """128-bit hash of the seed and the content: duplicates have the same key."""
     document: Document
     ids: Sequence[int]
+    answers: "array[int] | None" = None
+    """As in ``chats.Encoded``."""
 
 
 def split_corpus(
@@ -74,6 +86,7 @@ def split_corpus(
     num_held_out: int,
     seed: int,
     keep_documents: bool = False,
+    find_answers: bool = False,
 ) -> Corpus:
     """Sample documents by seed, hold some out, and split the others into one subset per round.
 
@@ -88,6 +101,7 @@ def split_corpus(
             runs out first at its weight limits the total.
         num_held_out: documents to hold out; at most a twentieth of a part that is used up.
         keep_documents: also keep the subsets' text in memory.
+        find_answers: also find out which tokens are answers.
 
     Raises:
         ValueError: a part holds too few documents to give each subset one.
@@ -100,7 +114,7 @@ def split_corpus(
     for part in parts:
         digest.update(f"{part.weight} ".encode())
         needed = None if num_tokens is None else part.weight * num_tokens
-        sample = _Sample(needed, round(part.weight * num_held_out), taken)
+        sample = _Sample(needed, round(part.weight * num_held_out), taken, find_answers)
         sample.fill(part, tokenizer, seed, digest)
         taken |= sample.orders
         samples.append(sample.result())
@@ -127,6 +141,8 @@ def split_corpus(
         subsets=[[item.ids for item in subset] for subset in chosen],
         documents=[[item.document for item in subset if keep_documents] for subset in chosen],
         fingerprint=digest.hexdigest(),
+        answers=[[item.answers for item in subset if find_answers] for subset in chosen],
+        num_chats=sum(item.document.chat is not None for subset in chosen for item in subset),
     )
 
 
@@ -137,7 +153,14 @@ class _Sample:
     hold ``num_tokens`` tokens (None: all). Keys in ``taken`` are skipped.
     """
 
-    def __init__(self, num_tokens: float | None, num_held_out: int, taken: set[int]) -> None:
+    def __init__(
+        self,
+        num_tokens: float | None,
+        num_held_out: int,
+        taken: set[int],
+        find_answers: bool = False,
+    ) -> None:
+        self.find_answers = find_answers
         self.num_tokens = math.inf if num_tokens is None else num_tokens
         self.num_held_out = num_held_out
         self.taken = taken
@@ -173,14 +196,13 @@ class _Sample:
             new: dict[int, Document] = {}
             for document in batch:
                 content = _content(document)
-                digest.update(document.template.encode() + content)
+                digest.update(_identity(document))
                 order = _random_number(content, seed)
                 if order < self._limit and order not in self.taken and order not in self.orders:
                     new[order] = document
-            for (order, document), ids in zip(
-                new.items(), tokenize(list(new.values()), tokenizer), strict=True
-            ):
-                self._add(_Candidate(order, document, array("i", ids)))
+            encoded = encode(list(new.values()), tokenizer, self.find_answers)
+            for (order, document), (ids, answers) in zip(new.items(), encoded, strict=True):
+                self._add(_Candidate(order, document, array("i", ids), answers))
             if part.shuffled and self.full:
                 self.complete = False
                 break
@@ -223,6 +245,16 @@ def _content(document: Document) -> bytes:
     """The bytes that identify a document, its template aside."""
     # the question's length tells ("ab", "c") from ("a", "bc")
     return f"{len(document.question)} {document.question}{document.answer}".encode()
+
+
+def _identity(document: Document) -> bytes:
+    """All that a document's tokens depend on, but for the tokenizer."""
+    identity = document.template.encode() + _content(document)
+    if document.chat is None:
+        return identity
+    # the same text may be split into turns in another way
+    turns = [document.chat.messages, document.chat.tools]
+    return identity + json.dumps(turns, sort_keys=True, default=str).encode()
 
 
 def _random_number(content: bytes, seed: int) -> int:
@@ -283,7 +315,7 @@ def fingerprint(documents: Iterable[Document]) -> str:
     """SHA-256 of the documents, in order: resuming a run on other data is refused."""
     digest = hashlib.sha256()
     for document in documents:
-        digest.update(document.template.encode() + _content(document))
+        digest.update(_identity(document))
     return digest.hexdigest()
 
 
@@ -292,17 +324,13 @@ def tokenize(
     tokenizer: "PreTrainedTokenizerBase",
     num_tokens: int | None = None,
 ) -> Iterator[list[int]]:
-    """Yield each document's token ids with one end-of-sequence token, if the tokenizer has one.
+    """Yield each document's token ids, as ``chats.encode`` writes it.
 
     Stops after the document that reaches ``num_tokens``; None takes all documents.
     """
-    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     total = 0
-    for first in range(0, len(documents), BATCH):
-        texts = [document.text for document in documents[first : first + BATCH]]
-        for ids in tokenizer(texts, verbose=False)["input_ids"]:
-            if num_tokens is not None and total >= num_tokens:
-                return
-            total += len(ids) + len(end)
-            # some tokenizers add the end-of-sequence token themselves
-            yield ids if ids[-1:] == end else ids + end
+    for ids, _ in encode(documents, tokenizer):
+        if num_tokens is not None and total >= num_tokens:
+            return
+        total += len(ids)
+        yield ids

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm.auto import tqdm
 
+from ptl_fast.data import chats as chats_module
 from ptl_fast.data.batching import pad_right
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def answer_nll(
     """Return {"nll": mean negative log-likelihood per answer token, in nats}.
 
     Question tokens are context and do not count; a document without a question counts as a whole.
+    Of a chat all turns of the assistant count, each with the token that ends it.
     Documents are truncated to ``max_length`` tokens. Logits of a batch are held in the model's
     dtype, and of its answer tokens in float32 as well.
 
@@ -43,16 +45,9 @@ def answer_nll(
     ordered = sorted(documents, key=lambda document: len(document.text))
     for first in tqdm(range(0, len(ordered), batch_size), desc=description, leave=False):
         batch = ordered[first : first + batch_size]
-        encoded = [
-            tokenizer(document.text, return_offsets_mapping=True, verbose=False)
-            for document in batch
-        ]
-        input_ids = pad_right([row["input_ids"] for row in encoded], pad)
-        counted = torch.zeros(input_ids.shape, dtype=torch.bool)
-        for index, (row, document) in enumerate(zip(encoded, batch, strict=True)):
-            # a token counts if it ends inside the answer, even if it begins in the prompt
-            ends = torch.tensor([end for _, end in row["offset_mapping"]])
-            counted[index, : len(ends)] = ends > len(document.prompt)
+        encoded = _encoded(tokenizer, batch)
+        input_ids = pad_right([ids for ids, _ in encoded], pad)
+        counted = pad_right([answers for _, answers in encoded], 0).bool()
         # position t predicts token t + 1
         counted = counted[:, 1:max_length].to(model.device)
         input_ids = input_ids[:, :max_length].to(model.device)
@@ -71,3 +66,25 @@ def answer_nll(
             f" {max_length} tokens"
         )
     return {NLL: (total / count).item()}
+
+
+def _encoded(
+    tokenizer: "PreTrainedTokenizerBase", documents: Sequence["Document"]
+) -> list[tuple[Sequence[int], Sequence[int]]]:
+    """Each document's token ids, and for each of them whether it is part of an answer.
+
+    Unlike in training, a document that is no chat has no end-of-sequence token.
+    """
+    chats = (document for document in documents if document.chat is not None)
+    written = chats_module.encode(list(chats), tokenizer, find_answers=True)
+    encoded: list[tuple[Sequence[int], Sequence[int]]] = []
+    for document in documents:
+        if document.chat is not None:
+            ids, borders = next(written)
+            encoded.append((ids, list(chats_module.marks(borders, len(ids)))))
+            continue
+        row = tokenizer(document.text, return_offsets_mapping=True, verbose=False)
+        # a token counts if it ends inside the answer, even if it begins in the prompt
+        is_answer = [end > len(document.prompt) for _, end in row["offset_mapping"]]
+        encoded.append((row["input_ids"], is_answer))
+    return encoded

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast.data.answers import final_answer
+from ptl_fast.data.chats import prompt_messages
 from ptl_fast.recovery.rollouts import Rollouts
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ def _rows(
     for document in documents:
         if not _is_problem(document, rollouts):
             continue
-        if chat:
-            prompt: Any = [{"role": "user", "content": _message(document, rollouts)}]
+        if chat or document.chat is not None:
+            prompt: Any = _turns(document, _instruction(document, rollouts) if chat else "")
             # the length with the template's own tokens, as the model reads it
             length = len(
                 tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
@@ -85,17 +86,36 @@ def _rows(
 
 
 def _is_problem(document: "Document", rollouts: Rollouts) -> bool:
-    """Whether there is a question and, for rewards, a final answer (an empty box is none)."""
+    """Whether there is a question and, for rewards, a final answer (an empty box is none).
+
+    TRL's sampling does not describe tools to the model, so a chat that has any is no problem.
+    """
+    if document.chat is not None and document.chat.tools:
+        return False
     return bool(document.question) and (
         rollouts.gold is None or bool(rollouts.gold(document.answer))
     )
 
 
-def _message(document: "Document", rollouts: Rollouts) -> str:
-    """The question as a chat's first message."""
+def _turns(document: "Document", instruction: str) -> list[dict[str, Any]]:
+    """What is said before the last answer: the turns of a chat, or the question as the only one.
+
+    Args:
+        instruction: goes below the last of them; empty for none.
+    """
+    turns = [{"role": "user", "content": document.question}]
+    if document.chat is not None:
+        turns = prompt_messages(document)
+    if instruction:
+        turns[-1] = {**turns[-1], "content": f"{turns[-1]['content']}\n{instruction}"}
+    return turns
+
+
+def _instruction(document: "Document", rollouts: Rollouts) -> str:
+    """What is asked for below the question; empty where the answer needs no box."""
     # without rewards the answers need no box, and those to questions on code shall not get one
     is_boxed = rollouts.gold is not None or bool(final_answer(document.answer))
-    return f"{document.question}\n{INSTRUCTION}" if is_boxed else document.question
+    return INSTRUCTION if is_boxed else ""
 
 
 def uses_chat(

@@ -68,6 +68,11 @@ def _check_scoring(config: "Config") -> None:
             " other neurons there; add --compensate false, or use --scorer fluctuation, the same"
             " score without a bias"
         )
+    if scorer.reads_samples and config.score.calibrate_on != "all":
+        raise ValueError(
+            f"--scorer {name} reads whole samples, so --calibrate-on answers has no meaning for it;"
+            " leave one of the two out"
+        )
     # random numbers and ranks have no unit that a threshold could be in
     if config.prune.threshold is not None and not scorer.measures:
         raise ValueError(

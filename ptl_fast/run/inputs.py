@@ -4,6 +4,7 @@ Everything is read before the first round, so bad data is refused at once. The i
 is kept in state.json: a run is not resumed on other data or other weights.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 from ptl_fast.base.console import say
 from ptl_fast.baselines import SCORERS, authors_rule
 from ptl_fast.data import packing, readers, sampling
-from ptl_fast.data.documents import Form, make_template
+from ptl_fast.data.documents import Form
 from ptl_fast.evaluation import tasks as eval_tasks
 from ptl_fast.evaluation.nll import NLL
 from ptl_fast.model import loading
 from ptl_fast.recovery import prompts, registry, token_budget
-from ptl_fast.run import quality_gate
-from ptl_fast.run.round_data import RoundData
+from ptl_fast.run import quality_gate, text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ptl_fast.data.sampling import Corpus
     from ptl_fast.evaluation.tasks import EvalTask, LoadedTask
     from ptl_fast.pruning.schedule import Round
+    from ptl_fast.run.round_data import RoundData
 
 # Held-out documents: for the evaluation task nll, and for --recovery-split until-recovered. They
 # are disjoint, so that no evaluation is of the text by which training was stopped.
@@ -65,7 +66,7 @@ class Protected:
 
 def load(
     config: "Config", tasks: "list[EvalTask]", schedule: "list[Round]"
-) -> tuple[Inputs, RoundData]:
+) -> "tuple[Inputs, RoundData]":
     """Read all inputs, and split the training data among the rounds. Nothing is written.
 
     Every rank reads the same files and draws the same documents.
@@ -90,13 +91,15 @@ def load(
         quality_gate.check_metric(task, metric, list(eval_tasks.metrics(loaded.get(task))))
     _check_end_of_sequence(config, tokenizer, bool(loaded))
 
-    form = make_form(config)
+    form = text.make_form(config, tokenizer)
     from_held_out = [task for task in tasks if task.task == NLL and task.file is None]
     num_evaluated = NUM_HELD_OUT if from_held_out else 0
     until_recovered = config.recovery.recovery_split == "until-recovered"
     num_checked = NUM_CHECKED if until_recovered else 0
     corpus = _load_corpus(config, form, tokenizer, schedule, num_evaluated + num_checked)
-    data = RoundData(corpus, config.data.sequence_length, packing.padding_token(tokenizer), source)
+    if said := text.summary(config, corpus):
+        say(said)
+    data = text.round_data(config, corpus, tokenizer, source)
     # a small corpus may hold out fewer than asked for: share them in the same proportion
     cut = len(corpus.held_out) * num_checked // max(1, num_evaluated + num_checked)
     protected = _load_protected(config, form, tokenizer)
@@ -123,13 +126,6 @@ def load(
         },
     )
     return inputs, data
-
-
-def make_form(config: "Config") -> Form:
-    """How a row of data becomes a document: --template and the names of the columns."""
-    data = config.data
-    template = make_template(data.template)
-    return Form(data.question_column, data.answer_column, data.text_column, template)
 
 
 def _check_end_of_sequence(
@@ -178,6 +174,7 @@ def _load_corpus(
         num_held_out=num_held_out,
         seed=config.run.seed,
         keep_documents=bool(rollouts),
+        find_answers=text.finds_answers(config),
     )
     # GRPO needs questions and answers that it can check: refuse the data now, not in its round
     on_template = registry.trains_on_text(",".join(config.recovery.all_recoveries))
@@ -214,7 +211,7 @@ def _affordable(
     documents: "list[Document]",
     config: "Config",
     tokenizer: "PreTrainedTokenizerBase",
-    data: RoundData,
+    data: "RoundData",
 ) -> "list[Document]":
     """The first of these documents: as many as keep the checks of until-recovered cheap.
 
@@ -242,17 +239,26 @@ def _load_protected(
     one_by_one = SCORERS[config.score.scorer].reads_samples
     # --protect is ordinary text: the names of --data's columns do not hold for it
     corpus = sampling.split_corpus(
-        readers.open_parts(source, Form(template=form.template)),
+        readers.open_parts(source, Form(template=form.template, chats=form.chats)),
         tokenizer,
         shares=[1.0],
         num_tokens=None if one_by_one else config.score.calibration_tokens,
         num_held_out=0,
         seed=config.run.seed,
+        find_answers=text.counts_answers(config),
     )
     # such a scorer weighs both texts itself, so no neurons are protected by rank
     if one_by_one:
         documents = corpus.subsets[0][: authors_rule.NUM_GENERAL]
         samples = [ids[:length] for ids in documents]
         return Protected(samples=samples, fingerprint=corpus.fingerprint)
-    tokens = packing.pack(corpus.subsets[0], length, packing.padding_token(tokenizer), source)
+    alone, pad = text.counts_answers(config), packing.padding_token(tokenizer)
+    answers = corpus.answers[0] if alone else None
+    tokens = packing.pack(corpus.subsets[0], length, pad, source, answers)
+    tokens = dataclasses.replace(tokens, count_answers=alone, learn_answers=alone)
+    if not tokens.num_counted:
+        raise ValueError(
+            f"--calibrate-on answers: --protect {source} holds no answer; give other text, or use"
+            " --calibrate-on all"
+        )
     return Protected(tokens=tokens, fingerprint=corpus.fingerprint)

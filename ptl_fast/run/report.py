@@ -116,6 +116,8 @@ def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
     costs = answer_costs.table(_stages(report))
     if costs:
         parts.append("## What an answer costs\n\n" + costs)
+    if report.get("text"):
+        parts.append("## Text\n\n" + report["text"])
     parts.append("## Seconds per stage\n\n" + _seconds(report["rounds"]))
     # last, as the longest: what is needed to repeat the run
     for title in ("config", "environment"):

@@ -4,6 +4,7 @@ Held in memory and made anew at every start: the same seed and the same decision
 gate give the same parts, so a resumed run trains on the same sequences.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -25,9 +26,21 @@ class RoundData:
         sequence_length: tokens per packed sequence.
         pad: id of the padding token.
         source: the value of --data, for messages.
+        count_answers: whether statistics count answers alone; the corpus must know its answers.
+        learn_answers: whether training learns answers alone; likewise.
     """
 
-    def __init__(self, corpus: "Corpus", sequence_length: int, pad: int, source: str) -> None:
+    def __init__(
+        self,
+        corpus: "Corpus",
+        sequence_length: int,
+        pad: int,
+        source: str,
+        *,
+        count_answers: bool = False,
+        learn_answers: bool = False,
+    ) -> None:
+        self.count_answers, self.learn_answers = count_answers, learn_answers
         self.corpus, self.sequence_length, self.pad, self.source = (
             corpus,
             sequence_length,
@@ -40,13 +53,23 @@ class RoundData:
         """The calibration tokens of round ``number``: the first ``num_tokens`` of its part.
 
         If the part is shorter, the parts of later rounds follow it, and then those of earlier ones.
+
+        Raises:
+            ValueError: none of them is of an answer, although statistics count answers alone.
         """
         # later ones first: this model has not yet trained on them
         tokens, *others = [*self.training[number - 1 :], *self.training[: number - 1]]
         for part in others:
             if tokens.num_tokens < num_tokens:
                 tokens = tokens.followed_by(part)
-        return tokens.first(num_tokens)
+        # a scorer that needs a loss takes that of the tokens that count
+        tokens = dataclasses.replace(tokens.first(num_tokens), learn_answers=self.count_answers)
+        if not tokens.num_counted:
+            raise ValueError(
+                f"--calibrate-on answers: the {tokens.num_tokens} calibration tokens of round"
+                f" {number} hold no answer; raise --calibration-tokens, or use --calibrate-on all"
+            )
+        return tokens
 
     def stop_before(self, number: int) -> None:
         """Drop the parts of the rounds from ``number`` on: the quality gate has ended the run."""
@@ -86,7 +109,27 @@ class RoundData:
     def _pack(self, number: int) -> "PackedTokens":
         """Pack a round's documents into sequences; raises ValueError if they do not fill one."""
         source = f"round {number}'s part of {self.source}"
-        return pack(self.corpus.subsets[number - 1], self.sequence_length, self.pad, source)
+        needs_answers = self.count_answers or self.learn_answers
+        tokens = pack(
+            self.corpus.subsets[number - 1],
+            self.sequence_length,
+            self.pad,
+            source,
+            self.corpus.answers[number - 1] if needs_answers else None,
+        )
+        tokens = dataclasses.replace(
+            tokens, count_answers=self.count_answers, learn_answers=self.learn_answers
+        )
+        if not self.learn_answers:
+            return tokens
+        # a mean over no label would be NaN: a long question fills whole sequences
+        tokens = tokens.rows(tokens.teaches)
+        if not len(tokens):
+            raise ValueError(
+                f"--train-on answers: {source} holds no answer; give other data, or use --train-on"
+                " all"
+            )
+        return tokens
 
 
 def _shares(groups: "Sequence[Sequence[Round]]") -> list[list[float]]:

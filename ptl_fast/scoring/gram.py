@@ -237,7 +237,7 @@ def weighted_texts(
     """
     if protected is None or not protect_share:
         return [(tokens, 1.0)]
-    others = protect_share * tokens.num_tokens / protected.num_tokens
+    others = protect_share * tokens.num_counted / protected.num_counted
     return [(tokens, 1 - protect_share), (protected, others)]
 
 

@@ -99,17 +99,17 @@ def divergence(
 
 def weighted(tokens: "PackedTokens", divergence: Tensor) -> "PackedTokens":
     """Return the same tokens with weights by the formula at the top of this file; their sum is the
-    number of tokens.
+    number of tokens that count.
 
     Args:
         divergence: KL of each token, (num_sequences, length), finite and not negative.
     """
-    counted = divergence[tokens.mask].double()
+    counted = divergence[tokens.counted].double()
     clipped = counted.clamp_max(LARGEST * counted.mean())
     # a probe that predicts like the model tells no token from another
     relative = clipped / clipped.mean() if clipped.any() else torch.ones_like(clipped)
     weights = torch.zeros(tokens.mask.shape)
-    weights[tokens.mask] = (1 - SHARE + SHARE * relative).float()
+    weights[tokens.counted] = (1 - SHARE + SHARE * relative).float()
     return replace(tokens, weights=weights)
 
 
@@ -126,7 +126,8 @@ def summary(tokens: "PackedTokens", divergence: Tensor) -> dict[str, Any]:
         many tokens of equal weight would give means as little noise.
     """
     assert tokens.weights is not None
-    counted, weights = divergence[tokens.mask].double(), tokens.weights[tokens.mask].double()
+    counted = divergence[tokens.counted].double()
+    weights = tokens.weights[tokens.counted].double()
     largest = counted.sort(descending=True).values[: -(-len(counted) // 10)]
     return {
         "mean_divergence": float(counted.mean()),

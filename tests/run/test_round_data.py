@@ -29,7 +29,9 @@ class Run:
         documents = [[number] * 4 for number in range(num_documents)]
         third = num_documents // 3
         subsets: list[list[Sequence[int]]] = [list(documents[:third]), list(documents[third:])]
-        corpus = Corpus(held_out=[], subsets=subsets, documents=[[], []], fingerprint="")
+        corpus = Corpus(
+            held_out=[], subsets=subsets, documents=[[], []], answers=[[], []], fingerprint=""
+        )
         self.data = RoundData(corpus, 16, 0, "data")
 
     def judge(self, measured: float, tokens: int, given: int) -> Decision:
