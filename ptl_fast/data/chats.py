@@ -111,7 +111,8 @@ def _encode_texts(
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     texts = [document.text for document in documents]
     # offsets only where they are needed: they take longer than the ids
-    found = tokenizer(texts, return_offsets_mapping=find_answers, verbose=False)
+    offsets = {"return_offsets_mapping": True} if find_answers else {}
+    found = tokenizer(texts, verbose=False, **offsets)
     for index, (document, ids) in enumerate(zip(documents, found["input_ids"], strict=True)):
         # some tokenizers add the end-of-sequence token themselves
         ids = ids if ids[-1:] == end else ids + end

@@ -82,7 +82,7 @@ def _chat(row: dict, turns: list["Turn"] | None, has_question: bool, form: Form)
         tools = tools if isinstance(tools, list) and all(isinstance(x, dict) for x in tools) else []
         last = _last_answer(turns)
         assert last is not None
-        return Chat([turn.message for turn in turns[: last + 1]], _without_nulls(tools))
+        return Chat([turn.message for turn in turns[: last + 1]], _without_nulls(tools) or ())
     return EXCHANGE if has_question and form.chats.pairs else None
 
 

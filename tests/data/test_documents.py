@@ -23,6 +23,11 @@ def test_question_and_answer_are_joined_by_the_template() -> None:
     assert (plain.prompt, plain.text) == ("", answer)
 
 
+def test_what_is_no_chat_is_joined_by_lines() -> None:
+    for name in documents.CHAT_TEMPLATES:
+        assert documents.make_template(name) == documents.TEMPLATES["lines"]
+
+
 @pytest.mark.parametrize(
     "template",
     [
@@ -34,5 +39,7 @@ def test_question_and_answer_are_joined_by_the_template() -> None:
     ],
 )
 def test_bad_templates_are_explained(template: str) -> None:
-    with pytest.raises(ValueError, match=r"unknown --template .* choose lines, paper, or give"):
+    with pytest.raises(
+        ValueError, match=r"unknown --template .* choose lines, paper, auto, chat, or give"
+    ):
         documents.make_template(template)

@@ -3,6 +3,7 @@
 import itertools
 import random
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -142,3 +143,40 @@ def test_packed_documents_do_not_see_each_other(any_model: PreTrainedModel) -> N
             torch.testing.assert_close(
                 logits[row, start : start + len(document)], alone, atol=2e-5, rtol=2e-5
             )
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    lengths=st.lists(st.integers(1, 40), max_size=30),
+    length=st.integers(4, 24),
+    seed=st.integers(0, 99),
+)
+def test_answers_stay_with_their_tokens(lengths: list[int], length: int, seed: int) -> None:
+    """Every token has an id of its own, and an answer's is odd."""
+    counter, drawn = itertools.count(1), random.Random(seed)
+    documents, answers = [], []
+    for number, count in enumerate([length, *lengths]):
+        marks = [drawn.random() < 0.5 for _ in range(count)]
+        documents.append([2 * next(counter) + mark for mark in marks])
+        borders = [index for index in range(count) if marks[index]]
+        # a run a token; the last document has no answer marked, so all of it is one
+        answers.append([border for begin in borders for border in (begin, begin + 1)])
+        if number == len(lengths):
+            documents[-1], answers[-1] = [2 * token + 1 for token in documents[-1]], None
+    packed = packing.pack(documents, length, 0, answers=answers)
+    plain = packing.pack(documents, length, 0)
+    assert plain.answers is None
+    assert torch.equal(packed.input_ids, plain.input_ids)
+    doubled = packed.followed_by(packed.rows(slice(0, 1)))
+    for each in [packed, packed.rows(slice(1, None)), doubled, *packed.unpacked(50)]:
+        odd = each.mask & (each.input_ids % 2 == 1)
+        assert torch.equal(each.answers, odd)
+        alone = replace(each, count_answers=True, learn_answers=True)
+        assert alone.num_tokens == each.num_tokens
+        assert (alone.num_counted, each.num_counted) == (int(odd.sum()), each.num_tokens)
+        rows, whole = alone[:], each[:]
+        assert torch.equal(rows["mask"], odd)
+        assert torch.equal(whole["mask"], each.mask)
+        assert torch.equal(rows["labels"] != packing.IGNORED, odd & (each.position_ids > 0))
+        assert torch.equal(whole["labels"] != packing.IGNORED, each.mask & (each.position_ids > 0))
+        assert torch.equal(alone.teaches, (rows["labels"] != packing.IGNORED).any(1))

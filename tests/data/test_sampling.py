@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
+from ptl_fast.data import chats, readers, sampling
 from ptl_fast.data import documents as documents_module
-from ptl_fast.data import readers, sampling
-from ptl_fast.data.documents import Document
+from ptl_fast.data.documents import EXCHANGE, Chat, Document
 from ptl_fast.data.readers import Part
 from ptl_fast.demo.problems import generate
+from support import chat_templates
+from support.chat_templates import with_template
 from support.files import write_rows
 
 
@@ -352,3 +354,50 @@ def test_the_fingerprint_knows_documents_template_and_weights() -> None:
     ]
     assert len(set(fingerprints)) == len(fingerprints)
     assert len({sampling.fingerprint([document]) for document in documents}) == len(documents)
+
+
+def test_answers_go_with_their_documents(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Also where a round's part is cut; the same documents are drawn whatever writes them."""
+    talks = with_template(tokenizer, chat_templates.CHATML)
+    problems = [Document(**problem) for problem in generate(300, 8, "training")]
+    corpora = [
+        sampling.split_corpus(
+            [Part("a", 1.0, [problem._replace(chat=chat) for problem in problems])],
+            talks,
+            shares=[0.5, 0.5],
+            num_tokens=None,
+            num_held_out=5,
+            seed=1,
+            keep_documents=True,
+            find_answers=True,
+        )
+        for chat in (None, EXCHANGE)
+    ]
+    assert corpora[0].fingerprint != corpora[1].fingerprint
+    assert [corpus.num_chats for corpus in corpora] == [0, 295]
+    assert [document.question for document in corpora[0].held_out] == [
+        document.question for document in corpora[1].held_out
+    ]
+    for corpus in corpora:
+        cut = corpus.cut([[1.0, 2.0], [1.0]])
+        assert len(cut.subsets) == 3
+        for documents, subset, answers in zip(cut.documents, cut.subsets, cut.answers, strict=True):
+            for document, ids, borders in zip(documents, subset, answers, strict=True):
+                (expected,) = chats.encode([document], talks, find_answers=True)
+                assert (list(ids), borders) == expected
+
+
+def test_nobody_looks_for_answers_that_nobody_needs(tokenizer: PreTrainedTokenizerBase) -> None:
+    problems = [Document(**problem) for problem in generate(30, 8, "training")]
+    corpus = sampling.split_corpus(
+        [Part("a", 1.0, problems)], tokenizer, shares=[1.0], num_tokens=None, num_held_out=0, seed=1
+    )
+    assert corpus.answers == [[]]
+
+
+def test_the_fingerprint_knows_the_turns_of_a_chat() -> None:
+    turns = [{"role": "user", "content": "1\n\n2"}, {"role": "assistant", "content": "3"}]
+    other = [{"role": "system", "content": "1"}, {"role": "user", "content": "2"}, turns[1]]
+    chats_ = [None, EXCHANGE, Chat(turns), Chat(other), Chat(other, [{"name": "add"}])]
+    documents = [Document("1\n\n2", "3", chat=chat) for chat in chats_]
+    assert len({sampling.fingerprint([document]) for document in documents}) == len(chats_)
