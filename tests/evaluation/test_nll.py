@@ -10,6 +10,8 @@ from ptl_fast.data import documents, readers, sampling
 from ptl_fast.data.documents import Form
 from ptl_fast.demo.problems import generate
 from ptl_fast.evaluation import nll
+from support import chat_templates
+from support.chat_templates import with_template
 from support.files import write_rows
 from support.models import make_model
 
@@ -57,3 +59,32 @@ def test_nll_counts_the_answer_whatever_the_template(
     )
     result = nll.answer_nll(llama, tokenizer, [document], 1, 100)
     assert result["nll"] == pytest.approx(expected / (len(ids) - num_prompt), rel=1e-4)
+
+
+def test_nll_of_a_chat_counts_every_turn_of_the_assistant(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Beside documents of other kinds in the same batch."""
+    talks = with_template(tokenizer, chat_templates.CHATML)
+    said = ("1+1?", "2", "2+2?", "It is 4.")
+    roles = ("user", "assistant") * 2
+    turns = [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
+    chat = documents.Document("1+1?", "It is 4.", chat=documents.Chat(turns))
+    plain = documents.Document("", "plain 5")
+    asked, total, count = "", 0.0, 0
+    for question, answer in (said[:2], said[2:]):
+        asked += f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        before = len(talks(asked)["input_ids"])
+        asked += f"{answer}<|im_end|>"
+        ids = torch.tensor(talks(asked)["input_ids"])
+        with torch.inference_mode():
+            log_probabilities = llama(ids[None]).logits[0].log_softmax(-1)
+        total -= log_probabilities[before - 1 : -1].gather(1, ids[before:, None]).sum().item()
+        count += len(ids) - before
+        asked += "\n"
+    alone = nll.answer_nll(llama, talks, [chat], 1, 512)["nll"]
+    assert alone == pytest.approx(total / count, rel=1e-4)
+    num_plain = len(talks(plain.text)["input_ids"]) - 1
+    text = nll.answer_nll(llama, talks, [plain], 1, 512)["nll"]
+    both = (alone * count + text * num_plain) / (count + num_plain)
+    assert nll.answer_nll(llama, talks, [plain, chat], 2, 512)["nll"] == pytest.approx(both, 1e-4)

@@ -3,6 +3,7 @@ checkpoints.
 """
 
 import copy
+import dataclasses
 from functools import partial
 from pathlib import Path
 
@@ -187,3 +188,33 @@ def test_sequences_that_a_round_leaves_go_to_the_next() -> None:
     assert len(continual_pretraining.last_part(parts[:2], [100], 4, 0)) == len(parts[1]), (
         "nothing is left of a part that was seen whole"
     )
+
+
+def test_answers_alone_are_learnt(llama: PreTrainedModel, tmp_path: Path) -> None:
+    """Questions and answers are two patterns that are both learnt fast, if they are learnt."""
+    documents = [[2, 3, 4, 5] * 3 + [6, 7, 8, 9] * 3 for _ in range(40)]
+    tokens = packing.pack(documents, 32, 1, answers=[[12, 24] for _ in documents])
+    answers = dataclasses.replace(tokens, learn_answers=True)
+    questions = packing.pack(documents, 32, 1, answers=[[0, 12] for _ in documents])
+    questions = dataclasses.replace(questions, learn_answers=True)
+    before = loss(llama, answers), loss(llama, questions)
+    folder = tmp_path / "round-01" / "recovery"
+    train(llama, answers, 20 * 4 * 24, config(), folder)
+    assert loss(llama, answers) < before[0] - 1
+    assert loss(llama, questions) > before[1] - 0.5
+
+
+def test_each_mask_is_its_own(llama: PreTrainedModel) -> None:
+    """Statistics during a training may count other tokens than it learns."""
+    documents = [[2, 3, 4, 5, 6, 7]] * 8
+    tokens = packing.pack(documents, 24, 1, answers=[[4, 6]] * 8)
+    answers = tokens.answers
+    assert answers is not None
+    for count, learn in ((True, False), (False, True)):
+        chosen = dataclasses.replace(tokens, count_answers=count, learn_answers=learn)
+        example = continual_pretraining.Sequences(chosen, 2, 0)[0]
+        row = int(continual_pretraining.Sequences(chosen, 2, 0).order[0])
+        assert torch.equal(example["mask"], answers[row] if count else tokens.mask[row])
+        labelled = example["labels"] != packing.IGNORED
+        expected = answers[row] if learn else tokens.mask[row] & (tokens.position_ids[row] > 0)
+        assert torch.equal(labelled, expected)

@@ -9,10 +9,12 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from ptl_fast.config.config import Config
-from ptl_fast.data.documents import Document
+from ptl_fast.data.documents import EXCHANGE, Chat, Document
 from ptl_fast.recovery import prompts, registry
 from ptl_fast.recovery.grpo import rewards
 from ptl_fast.recovery.rollouts import Rollouts
+from support import chat_templates
+from support.chat_templates import with_template
 from support.recovery import PROBLEMS, grpo_config, opd_config
 
 
@@ -136,3 +138,24 @@ def test_without_rewards_a_question_needs_no_answer_and_code_no_box(
     ]
     with pytest.raises(ValueError, match="of at most 200 tokens; opd needs more"):
         asked(tokenizer, settings, problems[2:])
+
+
+def test_a_chat_is_asked_with_all_turns_before_its_last_answer(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """The request for a box goes below the last one, where it is asked for at all."""
+    said = ["1 + 1?", "2", "And 2 + 2?", "#### 4"]
+    roles = ("user", "assistant") * 2
+    turns = [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
+    problem = Document("1 + 1?\n\n2\n\nAnd 2 + 2?", "#### 4", chat=Chat(turns))
+    pair = Document("1 + 1?", "#### 2", chat=EXCHANGE)
+    with_tools = problem._replace(chat=Chat(turns, [{"name": "add"}]))
+    talks = with_template(tokenizer, chat_templates.CHATML)
+    for form, request in (("template", ""), ("chat", f"\n{prompts.INSTRUCTION}")):
+        settings = grpo_config(grpo_prompt=form, recovery="grpo", grpo_prompt_tokens=500)
+        rows, _ = asked(talks, settings, [problem, pair, with_tools])
+        last = [{**turns[2], "content": said[2] + request}]
+        assert rows[0] == {"prompt": turns[:2] + last, "answer": "4"}
+        assert rows[1]["prompt"] == [{"role": "user", "content": "1 + 1?" + request}]
+        assert len(rows) == 2
+    assert turns[2]["content"] == said[2]

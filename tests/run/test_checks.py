@@ -86,6 +86,13 @@ def test_token_weights_that_change_nothing_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_scorer_of_whole_samples_has_no_answers() -> None:
+    reference = {"scorer": "reference", "protect": "x"}
+    check(settings(**reference))
+    with pytest.raises(ValueError, match="--scorer reference reads whole samples, so --calibrate"):
+        check(settings(**reference, calibrate_on="answers"))
+
+
 def test_teachers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
     tokenizer.add_tokens(["<new>"])

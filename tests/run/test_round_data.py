@@ -1,8 +1,12 @@
 """Each round has its own part of the data, also where the quality gate splits a round."""
 
+import itertools
 import json
+from array import array
 from collections.abc import Sequence
 from typing import cast
+
+import pytest
 
 from ptl_fast.config.prune import PruneSettings
 from ptl_fast.data.sampling import Corpus
@@ -74,6 +78,42 @@ def test_split_rounds_share_their_rounds_data_without_overlap() -> None:
     assert again.rounds.schedule == run.rounds.schedule
     assert again.numbers() == after
     assert again.rounds.decisions == run.rounds.decisions
+
+
+def answered(borders: list[int], length: int = 16, **alone: bool) -> RoundData:
+    """Two rounds of documents of 24 tokens each, in sequences of ``length``."""
+    documents: list[list[Sequence[int]]] = [[[number] * 24 for number in range(1, 9)]] * 2
+    answers: list[list[array[int] | None]] = [[array("i", borders) for _ in range(8)]] * 2
+    corpus = Corpus(
+        held_out=[], subsets=documents, documents=[[], []], answers=answers, fingerprint=""
+    )
+    return RoundData(corpus, length, 0, "data", **alone)
+
+
+def test_calibration_and_training_each_look_at_what_they_should() -> None:
+    """Calibration reads as many tokens in either case."""
+    for count, learn in itertools.product((False, True), repeat=2):
+        data = answered([5, 7, 20, 24], 24, count_answers=count, learn_answers=learn)
+        tokens, training = data.calibration(1, 100), data.training[0]
+        assert (tokens.num_tokens, training.num_tokens) == (120, 192)
+        assert tokens.num_counted == (5 * 6 if count else 120)
+        # a scorer that needs a loss takes that of the tokens that count
+        rows, trained = tokens[:], training[:]
+        assert int((rows["labels"] >= 0).sum()) == 5 * (6 if count else 23)
+        assert int((trained["labels"] >= 0).sum()) == 8 * (6 if learn else 23)
+        assert int(trained["mask"].sum()) == 8 * (6 if count else 24)
+
+
+def test_sequences_without_an_answer_are_not_trained_on() -> None:
+    """Documents are cut at 16 tokens, and nothing but their beginnings holds an answer."""
+    data = answered([4, 9], learn_answers=True)
+    assert [len(tokens) for tokens in data.training] == [8, 8]
+    assert bool(data.training[0].teaches.all())
+    assert len(answered([4, 9], count_answers=True).training[0]) == 12
+    with pytest.raises(ValueError, match="--train-on answers: round 1's part of data holds no ans"):
+        answered([], learn_answers=True)
+    with pytest.raises(ValueError, match="48 calibration tokens of round 1 hold no answer; raise"):
+        answered([], length=40, count_answers=True).calibration(1, 30)
 
 
 def test_run_stops_where_half_the_data_would_fill_no_sequence() -> None:

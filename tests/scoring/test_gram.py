@@ -1,5 +1,6 @@
 """Gram matrices are products of the activations with a ridge, --protect's text at its share."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -156,6 +157,35 @@ def test_protected_text_has_its_share_of_the_weight_however_long_it_is(
             for _ in range(2):
                 for gram_II, expected_II in zip(grams, expected, strict=True):
                     torch.testing.assert_close(gram_II, expected_II, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_matrices_of_answers_and_of_the_rest_are_those_of_all(
+    llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    """Protected text keeps its share of the weight, which is that of the tokens that count."""
+    monkeypatch.setattr(gram_module, "RIDGE", 0.0)
+    family, generator = find_family(llama), torch.Generator().manual_seed(6)
+    documents = [
+        torch.randint(2, 384, (count,), generator=generator).tolist() for count in (90, 21, 43)
+    ]
+
+    def matrices(
+        borders: list[list[int]] | None, protected: packing.PackedTokens | None = None
+    ) -> list[Tensor]:
+        tokens = packing.pack(documents, 96, 1, answers=borders)
+        tokens = replace(tokens, count_answers=borders is not None)
+        return list(gram_module.GramMatrices(llama, family, tokens, 2, protected, share))
+
+    answers = [[10, len(document)] for document in documents]
+    rest = [[0, 10] for _ in documents]
+    parts = zip(matrices(answers), matrices(rest), matrices(None), strict=True)
+    for answered, others, every in parts:
+        torch.testing.assert_close(answered + others, every, rtol=1e-5, atol=1e-6)
+    # the same text protects itself: whatever its share, the sum of the weights stays
+    own = replace(packing.pack(documents, 96, 1, answers=answers), count_answers=True)
+    for protected, alone in zip(matrices(answers, own), matrices(answers), strict=True):
+        torch.testing.assert_close(protected, alone, rtol=1e-5, atol=1e-6)
 
 
 def test_a_pass_with_gradients_does_not_run_through_the_matrices(

@@ -1,6 +1,7 @@
 """Statistics equal their definitions, computed another way in float64, in any packing."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from support.recovery import config, packed, train
 from support.scores import evidence
 
 RELATIVE = 1e-5  # float32 activations, squared and summed
+EVERYTHING = frozenset({"sums", "angles"})
 
 
 @pytest.fixture
@@ -89,6 +91,66 @@ def test_statistics_equal_their_definition(
     torch.testing.assert_close(statistics.change_L3, changes, rtol=RELATIVE, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    "one_row", [pytest.param(False, id="documents"), pytest.param(True, id="one-row")]
+)
+def test_answers_and_the_rest_are_all(
+    any_model: PreTrainedModel,
+    documents: list[list[int]],
+    one_row: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their statistics add up, and none of them is nothing."""
+    monkeypatch.setattr(batching, "needs_one_row", lambda model: one_row)
+    borders = [[3, len(document)] for document in documents]
+    rest = [[0, 3] for _ in documents]
+    whole = statistics_module.collect(
+        any_model, find_family(any_model), packing.pack(documents, 32, 1), 2, extra=EVERYTHING
+    )
+    answers, others = (
+        statistics_module.collect(
+            any_model,
+            find_family(any_model),
+            replace(packing.pack(documents, 32, 1, answers=marked), count_answers=True),
+            2,
+            extra=EVERYTHING,
+        )
+        for marked in (borders, rest)
+    )
+    assert int(others.num_tokens) == 3 * len(documents)
+    for name, value in whole.tensors().items():
+        pair = answers.tensors()[name], others.tensors()[name]
+        together = torch.maximum(*pair) if name == "maximum_LI" else pair[0] + pair[1]
+        torch.testing.assert_close(together, value, rtol=RELATIVE, atol=1e-6, msg=name)
+
+
+def test_the_gradients_of_answers_are_those_of_their_loss(
+    llama: PreTrainedModel, documents: list[list[int]]
+) -> None:
+    family, gradients = find_family(llama), frozenset[statistics_module.Extra]({"gradients"})
+    packed = packing.pack(documents, 32, 1, answers=[[3, len(each)] for each in documents])
+    rows = replace(packed, count_answers=True, learn_answers=True)
+    found = statistics_module.collect(llama, family, rows, 8, extra=gradients)
+    assert int(found.num_predicted) == int(found.num_tokens) == packed.num_tokens - 3 * 6
+    expected = torch.zeros(5, 48, dtype=torch.float64)
+    for document in filter(lambda document: len(document) > 3, documents):
+        activations = []
+        handles = [
+            ffn.down.register_forward_pre_hook(
+                lambda module, args, into=activations: into.append(args[0])
+            )
+            for ffn in feed_forwards(llama, family).values()
+        ]
+        labels = torch.tensor([[packing.IGNORED] * 3 + document[3:]])
+        mean = llama(torch.tensor([document]), labels=labels, use_cache=False).loss
+        for handle in handles:
+            handle.remove()
+        slopes = torch.autograd.grad(mean * (len(document) - 3), activations)
+        for layer, (a, slope) in enumerate(zip(activations, slopes, strict=True)):
+            expected[layer] += (a * slope).abs().double().sum((0, 1)).detach()
+    torch.testing.assert_close(found.gradient_LI, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_watching_leaves_no_hooks_and_the_same_logits(
     llama: PreTrainedModel, documents: list[list[int]]
 ) -> None:
@@ -113,9 +175,6 @@ def test_nan_activations_name_the_layer(
     with pytest.raises(ValueError, match=f"layer {layer}'s activations are NaN"):
         statistics_module.collect(llama, find_family(llama), packing.pack(documents, 32, 1), 2)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in llama.modules())
-
-
-EVERYTHING = frozenset({"sums", "angles"})
 
 
 def test_angular_distance_by_hand() -> None:
