@@ -118,20 +118,11 @@ def _encode_texts(
         ids = ids if ids[-1:] == end else ids + end
         answers = None
         if find_answers and document.question:
-            first = answer_start(found["offset_mapping"][index], len(document.prompt))
-            answers = array("i", [first, len(ids)] if first is not None else [])
+            # a token counts if it ends inside the answer, even if it begins in the prompt
+            length, offsets_T = len(document.prompt), found["offset_mapping"][index]
+            first = next(place for place, (_, end) in enumerate(offsets_T) if end > length)
+            answers = array("i", [first, len(ids)])
         yield Encoded(ids, answers)
-
-
-def answer_start(offsets: Sequence[Span], prompt_length: int) -> int | None:
-    """The first token that ends behind the prompt, even if it begins inside; None if none does.
-
-    Args:
-        offsets: (first character, the one after the last) of each token.
-        prompt_length: characters of the prompt.
-    """
-    ends = (index for index, (_, end) in enumerate(offsets) if end > prompt_length)
-    return next(ends, None)
 
 
 class _Writer:
@@ -142,19 +133,19 @@ class _Writer:
         self.tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder.values()
         self.special = tuple({*tokenizer.all_special_tokens, *(str(x) for x in added if x.special)})
-        # what precedes an answer is only known of templates that can ask for one
-        self.asks = "add_generation_prompt" in self._template(_Turns([], None))
         self.end_of_turn = self._end_of_turn()
 
     def encode(self, documents: Sequence[Document], find_answers: bool) -> Iterator[Encoded]:
         """Yield the ids of chats, in order."""
         if not documents:
             return
-        chats = [self._turns(document) for document in documents]
-        texts = [self._written(turns) for turns in chats]
+        chats, texts = zip(*(self._written(document) for document in documents), strict=True)
         # the template writes all special tokens itself
         found = self.tokenizer(
-            texts, add_special_tokens=False, return_offsets_mapping=find_answers, verbose=False
+            list(texts),
+            add_special_tokens=False,
+            return_offsets_mapping=find_answers,
+            verbose=False,
         )
         for index, (turns, ids) in enumerate(zip(chats, found["input_ids"], strict=True)):
             answers = None
@@ -213,9 +204,12 @@ class _Writer:
         None where the chat does not begin so: some templates write earlier turns differently once
         others follow, such as without their reasoning.
         """
-        if not self.asks or index == 0:
+        if index == 0:
             return None
         asked = self._attempt(turns.up_to(index), add_generation_prompt=True)
+        # where nothing asks for an answer, what precedes it may be written with it
+        if asked == self._attempt(turns.up_to(index)):
+            return None
         is_last = index + 1 == len(turns.messages)
         answered = text if is_last else self._attempt(turns.up_to(index + 1))
         begins = asked and text.startswith(asked) and text.startswith(answered)
@@ -227,17 +221,20 @@ class _Writer:
         return len(asked), len(end) if ends else len(answered)
 
     def _by_placeholder(self, turns: "_Turns", text: str, index: int) -> Span | None:
-        """Characters of turn ``index``: what stands where a placeholder is written in its place."""
-        changed = list(turns.messages)
-        changed[index] = {**changed[index], "content": PLACEHOLDER}
-        before, found, after = self._attempt(turns._replace(messages=changed)).partition(
-            PLACEHOLDER
-        )
-        stop = len(text) - len(after)
-        same = text.startswith(before) and text.endswith(after) and len(before) < stop
-        if not found or not same or PLACEHOLDER in after:
-            return None
-        return len(before), stop + len(self._ending(after))
+        """Characters of turn ``index``: what stands where a placeholder is written in its place.
+
+        In place of the whole turn or, where the chat is then written otherwise, of its content.
+        """
+        bare = {"role": "assistant", "content": PLACEHOLDER}
+        for changed in (bare, {**turns.messages[index], **bare}):
+            messages = [*turns.messages[:index], changed, *turns.messages[index + 1 :]]
+            written = self._attempt(turns._replace(messages=messages))
+            before, found, after = written.partition(PLACEHOLDER)
+            stop = len(text) - len(after)
+            same = text.startswith(before) and text.endswith(after) and len(before) < stop
+            if found and same and PLACEHOLDER not in after:
+                return len(before), stop + len(self._ending(after))
+        return None
 
     def _ending(self, after: str) -> str:
         """The end of a turn with which the text behind it begins, and spaces before that."""
@@ -247,22 +244,38 @@ class _Writer:
         return after[: len(after) - len(stripped) + len(self.end_of_turn)]
 
     def _end_of_turn(self) -> str:
-        """The special token that the template puts behind the assistant's last turn, if any."""
+        """The special token that the template puts behind the assistant's last turn, if any.
+
+        Raises:
+            ValueError: the template does not write what is said.
+        """
         turns = self._turns(Document("?", PLACEHOLDER, chat=EXCHANGE))
-        _, found, after = self._attempt(turns).partition(PLACEHOLDER)
-        ends = (token for token in self.special if found and after.lstrip().startswith(token))
+        written = self._attempt(turns)
+        _, found, after = written.partition(PLACEHOLDER)
+        # those of models that also see want lists of parts, and leave out texts
+        if written and not found:
+            raise ValueError(
+                "the tokenizer's chat template leaves out what is said, as text; use --template"
+                " lines"
+            )
+        ends = (token for token in self.special if after.lstrip().startswith(token))
         # the longest: one special token's text may begin with another's
         return max(ends, key=len, default="")
 
-    def _written(self, turns: "_Turns") -> str:
-        """The chat as text.
+    def _written(self, document: Document) -> "tuple[_Turns, str]":
+        """The chat, and its text.
 
         Raises:
             ValueError: the template refuses it, for example for a system turn.
         """
+        turns = self._turns(document)
         try:
-            return self._text(turns)
+            return turns, self._text(turns)
         except Exception as error:  # jinja's own, and what a template's expressions raise
+            # a few templates want the arguments of tool calls as text
+            as_text = turns._replace(messages=[_with_text(each) for each in turns.messages])
+            if as_text != turns and (text := self._attempt(as_text)):
+                return as_text, text
             raise ValueError(
                 "the tokenizer's chat template cannot write the chat that begins"
                 f" {str(turns.messages[0]['content'])[:60]!r} ({type(error).__name__}: {error});"
@@ -313,6 +326,22 @@ def _as_text(message: dict[str, Any]) -> dict[str, Any]:
         **rest,
         "content": f"{message['content']}\n{written}" if message["content"] else written,
     }
+
+
+def _with_text(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with the arguments of its tool calls as JSON text."""
+    if "tool_calls" not in message:
+        return message
+    return {**message, "tool_calls": [_call_with_text(call) for call in message["tool_calls"]]}
+
+
+def _call_with_text(call: Any) -> Any:
+    if not isinstance(call, dict) or not isinstance(call.get("function"), dict):
+        return call
+    function = dict(call["function"])
+    if not isinstance(function.get("arguments", ""), str):
+        function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+    return {**call, "function": function}
 
 
 def _borders(counted: Iterable[object]) -> "array[int]":

@@ -222,6 +222,7 @@ CALLED = [USER, CALL, {"role": "tool", "content": "2"}, {**ANSWER, "content": "I
     ("template", "call"),
     [
         ("CHATML", "<tool>{}</tool><|im_end|>"),
+        ("TEXT_CALLS", "<tool>{}<|im_end|>"),
         # a template that knows no calls gets them as text, also without content
         (
             "MARKED",
@@ -274,6 +275,30 @@ def test_answers_of_text_are_the_answer_and_its_end(tokenizer: PreTrainedTokeniz
     assert text.answers is None
     assert chats.marks(text.answers, 3) == b"\1\1\1"
     assert [joined.ids, text.ids] == [each.ids for each in chats.encode(documents, tokenizer)]
+
+
+def test_the_turns_that_a_template_writes_otherwise_are_found_whole(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Qwen3's: a call in an earlier turn, without the place for thoughts that a last turn has."""
+    calls = "(message.tool_calls | string if message.tool_calls else '')"
+    template = chat_templates.THINKING.replace("+ '<|im_end|>", f"+ {calls} + '<|im_end|>")
+    talks = with_template(tokenizer, template)
+    call, other = ({"tool_calls": [number], "role": "assistant"} for number in (7, 8))
+    turns = [USER, {**call, "content": ""}, USER, {**other, "content": "so"}, USER, ANSWER]
+    found = answers(talks, Document("?", "2", chat=Chat(turns)))
+    assert found == ["[7]<|im_end|>", "so[8]<|im_end|>", "<think></think>2<|im_end|>"]
+
+
+def test_a_template_that_wants_no_text_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    """It would leave out what is said, without a word."""
+    talks = with_template(
+        tokenizer,
+        "{%- for message in messages %}{%- for part in message.content %}{%- if part.text %}"
+        "{{- part.text }}{%- endif %}{%- endfor %}{{- eos_token }}{%- endfor %}",
+    )
+    with pytest.raises(ValueError, match="leaves out what is said, as text; use --template lines"):
+        list(chats.encode([exchange("1?", "1")], talks))
 
 
 def test_what_cannot_be_written_names_the_fix(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -43,6 +43,15 @@ LATE_SYSTEM = (
     "{%- elif message.role == 'assistant' %}{{- message.content + eos_token }}{%- endif %}"
     "{%- endfor %}{%- if add_generation_prompt %}{%- endif %}"
 )
+# DeepSeek's: arguments of tool calls are text, and nothing asks for an answer behind a tool's; here
+# it has a beginning all the same
+TEXT_CALLS = (
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + ':' + message.content }}"
+    "{%- for call in message.tool_calls or [] %}{{- '<tool>' + call.function.arguments }}"
+    "{%- endfor %}{{- '<|im_end|>' }}{%- endfor %}"
+    "{%- if add_generation_prompt and messages[-1].role != 'tool' %}"
+    "{{- '<|im_start|>assistant:' }}{%- endif %}"
+)
 # without a token that ends a turn
 PLAIN = (
     "{%- for message in messages %}"
