@@ -119,9 +119,9 @@ def _encode_texts(
         answers = None
         if find_answers and document.question:
             # a token counts if it ends inside the answer, even if it begins in the prompt
-            length, offsets_T = len(document.prompt), found["offset_mapping"][index]
-            first = next(place for place, (_, end) in enumerate(offsets_T) if end > length)
-            answers = array("i", [first, len(ids)])
+            length, borders = len(document.prompt), found["offset_mapping"][index]
+            inside = (place for place, (_, end) in enumerate(borders) if end > length)
+            answers = array("i", [next(inside, len(ids)), len(ids)])
         yield Encoded(ids, answers)
 
 
