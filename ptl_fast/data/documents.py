@@ -5,7 +5,7 @@ model's tokenizer, which ``ptl_fast.data.chats`` applies: it alone has the token
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 # "lines" is the usual format of few-shot prompts; "paper" that of arXiv 2602.04919's published
@@ -37,11 +37,12 @@ CHAT_TEMPLATES = {
 class Chat:
     """A conversation up to the assistant's last turn, in the form that chat templates take."""
 
-    messages: Sequence[dict[str, Any]] = ()
+    # left out of the hash: dicts have none, and question and answer tell most documents apart
+    messages: Sequence[dict[str, Any]] = field(default=(), hash=False)
     """Of each turn role, content (text) and what else the row has, such as tool_calls. Empty for
     one exchange, the document's question and answer: they are not stored twice.
     """
-    tools: Sequence[dict[str, Any]] = ()
+    tools: Sequence[dict[str, Any]] = field(default=(), hash=False)
     """JSON schemas of the functions that the assistant could call."""
 
 

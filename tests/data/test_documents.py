@@ -23,6 +23,12 @@ def test_question_and_answer_are_joined_by_the_template() -> None:
     assert (plain.prompt, plain.text) == ("", answer)
 
 
+def test_documents_with_chats_have_a_hash() -> None:
+    turns = [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "1"}]
+    chats = [None, documents.EXCHANGE, documents.Chat(turns), documents.Chat(list(turns))]
+    assert len({Document("1?", "1", chat=chat) for chat in chats}) == 3
+
+
 def test_what_is_no_chat_is_joined_by_lines() -> None:
     for name in documents.CHAT_TEMPLATES:
         assert documents.make_template(name) == documents.TEMPLATES["lines"]

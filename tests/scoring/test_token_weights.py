@@ -1,6 +1,7 @@
 """Tokens' divergences equal the plain formula between two models, and weights follow from them."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -147,3 +148,21 @@ def test_summary_by_hand() -> None:
         "num_tokens": 20,
         "effective_tokens": round(20**2 / (2 * 5.5**2 + 18 * 0.5**2)),
     }
+
+
+def test_tokens_that_do_not_count_have_no_weight_and_change_none() -> None:
+    """With answers alone, the mean of their weights is 1, whatever the others' divergences are."""
+    documents = [[7] * 40, [8] * 21]
+    plain = packing.pack(documents, 61, 1, answers=[[10, 20], [5, 21]])
+    answers = replace(plain, count_answers=True)
+    divergence = torch.rand(1, 61, generator=torch.Generator().manual_seed(2))
+    weights = token_weights.weighted(answers, divergence).weights
+    assert weights is not None
+    assert torch.equal(weights > 0, answers.counted)
+    assert float(weights[answers.counted].mean()) == pytest.approx(1)
+    other = divergence.where(answers.counted, 100.0)
+    again = token_weights.weighted(answers, other)
+    assert torch.equal(again.weights, weights)
+    assert token_weights.summary(again, other)["num_tokens"] == 26
+    whole = token_weights.weighted(plain, divergence).weights
+    assert torch.equal(whole > 0, plain.mask)
