@@ -258,7 +258,8 @@ def test_judging_teacher_stays_in_memory(capsys: pytest.CaptureFixture[str]) -> 
     )
     assert judged - cached == 2 * 1_416_576
     flags = "--model ptl-demo --keep 0.5 --rounds 2 --dry-run --recovery cpt,opd"
-    assert main([*flags.split(), "--recovery-tokens", "9000", "--sequence-length", "256"]) == 0
+    lengths = "--sequence-length 256 --opd-prompt-tokens 128 --opd-max-tokens 128"
+    assert main([*flags.split(), *lengths.split(), "--recovery-tokens", "9000"]) == 0
     text = capsys.readouterr().out
     assert "Recovery hours need --opd-steps" in text
     assert "With opd the teacher stays in memory beside the model" in text
