@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--ridge",
         type=float,
         default=RIDGE,
-        help="as a fraction of the Gram matrix's mean diagonal",
+        help="fraction of the Gram matrix's mean diagonal",
     )
     parser.add_argument("--num-tokens", type=int, default=32768)
     parser.add_argument("--sequence-length", type=int, default=256)
