@@ -133,7 +133,8 @@ def _compact(plan: PruningPlan, work: PruningWork) -> "tuple[PreTrainedModel, di
     if work.grams is not None and plan.kept_neurons is not None:
         compensate_(downs, work.grams, plan.kept_neurons)
     # likewise, as folds go by the layers' numbers before it
-    fold_(downs, work.folds)
+    if work.folds:
+        fold_(downs, work.folds)
     compact_(work.model, work.family, plan, work.optimizer_state)
     return work.model, {}
 

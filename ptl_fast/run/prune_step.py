@@ -46,9 +46,7 @@ def check_weights(context: "RunContext") -> None:
     Raises:
         ValueError: an activation is NaN or infinite.
     """
-    now, tokens = context.now, context.data.training[0].first(1)
-    # a first sequence without an answer would show nothing
-    tokens = dataclasses.replace(tokens, count_answers=False)
+    now, tokens = context.now, context.data.one_sequence()
     statistics_module.collect(now.model, now.family, tokens, 1, "check")
 
 
@@ -126,7 +124,7 @@ def prune(context: "RunContext", step: "Round", *, weights_follow: bool = False)
     compensates = calibration.compensates and plan.kept_neurons is not None and not weights_follow
     # weights that follow have them
     dropped = [] if weights_follow else plan.dropped_layers
-    folds = layer_folds.folds(context, dropped, calibration.tokens())
+    folds = layer_folds.folds(context, dropped, calibration.tokens()) if dropped else []
     work = PruningWork(
         model=now.model,
         family=now.family,

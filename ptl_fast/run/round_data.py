@@ -71,6 +71,10 @@ class RoundData:
             )
         return tokens
 
+    def one_sequence(self) -> "PackedTokens":
+        """The first sequence; all of its tokens count, as it may hold no answer."""
+        return dataclasses.replace(self.training[0].first(1), count_answers=False)
+
     def stop_before(self, number: int) -> None:
         """Drop the parts of the rounds from ``number`` on: the quality gate has ended the run."""
         del self.training[number - 1 :]
