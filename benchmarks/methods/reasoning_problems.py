@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.results import write_text
+from ptl_fast.data.files import file_rows
 from ptl_fast.evaluation.chat import CHAT_TASKS, ChatTask, Row, as_prompts
 
 if TYPE_CHECKING:
@@ -103,10 +104,10 @@ def load_problems(data: Path, part: str, count: int | None) -> dict[str, Problem
 def written_exchanges(data: Path, name: str) -> list[Exchange]:
     """A benchmark's training problems with the answers that their authors wrote."""
     each = PROBLEM_SETS[name]
-    lines = Path(_existing(data, each.training.file)).read_text().splitlines()
+    file = _existing(data, each.training.file)
     # the raw rows beside those of the task, which leave the worked answer out
-    raw = [json.loads(line) for line in lines if line.strip()]
-    rows = each.task.load(_existing(data, each.training.file))
+    raw = [row for _, row in file_rows(Path(file))]
+    rows = each.task.load(file)
     pairs = list(zip(rows, raw, strict=True))[each.training.first : each.training.end]
     return [
         {"question": each.task.question(row), "answer": each.written(given)} for row, given in pairs
@@ -121,8 +122,7 @@ def read_traces(file: Path) -> list[Exchange]:
         ValueError: a row has no such messages, or none is left.
     """
     found = []
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
-        row = json.loads(line)
+    for number, (_, row) in enumerate(file_rows(file), start=1):
         try:
             question, answer = (message["content"] for message in row["messages"])
         except (KeyError, TypeError, ValueError) as error:

@@ -48,6 +48,15 @@ def test_traces_that_were_cut_off_are_left_out(tmp_path: Path) -> None:
         problems.read_traces(file)
 
 
+def test_a_line_separator_inside_a_text_ends_no_row(tmp_path: Path) -> None:
+    """GSM8K's training answers have some, not escaped."""
+    text = "one\u2028two"
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}]
+    file = tmp_path / "traces.jsonl"
+    file.write_text(json.dumps({"messages": said}, ensure_ascii=False) + "\n")
+    assert problems.read_traces(file) == [{"question": "?", "answer": text}]
+
+
 def test_calibration_on_a_problem_that_is_measured_is_refused(
     reasoning_world: Path, tmp_path: Path
 ) -> None:
