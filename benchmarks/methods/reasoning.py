@@ -135,7 +135,6 @@ def make_bench(options: argparse.Namespace) -> Bench:
     kind = "development" if options.development else "test"
     load = functools.partial(reasoning_problems.load_problems, options.data)
     problems = load(kind, options.problems)
-    tokenizer = loading.load_tokenizer(options.model)
     positions = getattr(loading.load_config(options.model), "max_position_embeddings", None)
     work = options.work / Path(options.model).name
     unseen = [*problems.values(), *load("development" if kind == "test" else "test", None).values()]
@@ -153,7 +152,7 @@ def make_bench(options: argparse.Namespace) -> Bench:
         "model": options.model,
         "device": options.device,
         "dtype": "float32",
-        "template": reasoning_problems.chat_template_of_text(tokenizer),
+        "template": "chat",
         "calibration_tokens": options.calibration_tokens,
         "recovery_tokens": options.recovery_tokens,
         "sequence_length": min(LENGTH, positions or LENGTH),

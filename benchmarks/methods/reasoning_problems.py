@@ -153,14 +153,6 @@ def write_exchanges(file: Path, exchanges: Iterable[Exchange], unseen: Iterable[
     write_text(file, "".join(json.dumps(each) + "\n" for each in exchanges))
 
 
-def chat_template_of_text(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """--template with the tokenizer's chat template around question and answer."""
-    rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "{question}"}], add_generation_prompt=True, tokenize=False
-    )
-    return f"{rendered}{{answer}}"
-
-
 def _existing(data: Path, file: str) -> str:
     if not (data / file).is_file():
         raise ValueError(f"no file {data / file}; --data names the folder with gsm8k/ and mbpp/")

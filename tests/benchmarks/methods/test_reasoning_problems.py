@@ -4,11 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import PreTrainedTokenizerBase
 
 from benchmarks.methods import reasoning_problems as problems
-from ptl_fast.data.documents import Document, make_template
-from support.chats import with_template
 from support.files import write_rows
 
 
@@ -68,12 +65,3 @@ def test_calibration_on_a_problem_that_is_measured_is_refused(
     assert not file.exists()
     problems.write_exchanges(file, [exchange], [])
     assert json.loads(file.read_text()) == exchange
-
-
-def test_calibration_text_is_the_chat(tokenizer: PreTrainedTokenizerBase) -> None:
-    chats = with_template(tokenizer)
-    template = make_template(problems.chat_template_of_text(chats))
-    text = Document("2 {x}?", "It is 3.", template).text
-    said = [{"role": "user", "content": "2 {x}?"}, {"role": "assistant", "content": "It is 3."}]
-    rendered = str(chats.apply_chat_template(said, tokenize=False))
-    assert f"{text}{chats.eos_token}\n" == rendered

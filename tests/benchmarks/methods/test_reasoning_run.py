@@ -79,6 +79,7 @@ def test_sizes_and_settings_are_those_of_the_cell(bench: Bench) -> None:
         False,
         "float32",
     )
+    assert settings["template"] == "chat", "calibration text is in the model's own template"
     assert dense["setup"]["problems"] == random["setup"]["problems"]
     assert reasoning_results.answers(dense, "gsm8k").keys() == {0, 1, 2, 3}
 
