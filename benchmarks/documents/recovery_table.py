@@ -2,8 +2,9 @@
 
     python -m benchmarks.documents.recovery_table [--check]
 
-Reads recovery_demo.json, recovery_distill_test.json and recovery_distill_validation.json in
-benchmarks/results. What is expected and has no row keeps its line, as "not measured".
+Reads recovery_demo.json, recovery_opd_test.json, recovery_distill_test.json and
+recovery_distill_validation.json in benchmarks/results. What is expected and has no row keeps its
+line, as "not measured".
 """
 
 import functools
@@ -28,6 +29,18 @@ ARMS = {
 """By the name in the rows, what an arm of the reinforcement section is called."""
 
 
+ON_POLICY = {
+    "untouched": "the pruned model, untouched",
+    "opd": "`opd`, answers grow from 12 to 48 tokens",
+    "opd, all answers long": "the same, all up to 48",
+    "opd, jsd": "the first with `--opd-divergence jsd`",
+    "cpt, as long": "`cpt`, as long as the first",
+    "distill, as long": "`distill`, as long",
+    "cpt, then opd": "`cpt,opd`, half of the time each",
+}
+"""The same of the section on on-policy distillation."""
+
+
 def make_tables(folder: Path) -> TableMakers:
     """Every table of the document, from the results in a folder."""
     makers: TableMakers = {
@@ -36,13 +49,20 @@ def make_tables(folder: Path) -> TableMakers:
         )
         for split in ("test", "validation")
     }
-    results = _read(folder / "recovery_demo.json")
-    makers["reinforcement"] = functools.partial(reinforcement_table, results)
+    for name, file, arms in (
+        ("reinforcement", "recovery_demo.json", ARMS),
+        ("on_policy", "recovery_opd_test.json", ON_POLICY),
+    ):
+        makers[name] = functools.partial(arms_table, _read(folder / file), arms)
     return makers
 
 
-def reinforcement_table(results: dict[str, Any]) -> Table:
-    """Accuracy of each arm, over the seeds."""
+def arms_table(results: dict[str, Any], named: dict[str, str]) -> Table:
+    """Accuracy of each arm, over the seeds.
+
+    Args:
+        named: {arm in the rows: what it is called}.
+    """
     table = [
         [
             "recovery",
@@ -53,7 +73,7 @@ def reinforcement_table(results: dict[str, Any]) -> Table:
             "rollouts",
         ]
     ]
-    for arm, name in ARMS.items():
+    for arm, name in named.items():
         rows = [arms[arm] for arms in results.get("rows", {}).values() if arm in arms]
         if not rows:
             table.append([name, *[MISSING] * 5])
@@ -62,7 +82,8 @@ def reinforcement_table(results: dict[str, Any]) -> Table:
             f"{statistics.mean(row[key] for row in rows):,.0f}" for key in ("cpu_seconds", "tokens")
         )
         # rollouts follow from the settings, so they are the same for all seeds
-        rollouts = f"{rows[0]['grpo']['rollouts']:,}" if "grpo" in rows[0] else "0"
+        sampled = rows[0].get("grpo") or rows[0].get("opd") or {"rollouts": 0}
+        rollouts = f"{sampled['rollouts']:,}"
         table.append([name, _accuracy(rows), str(len(rows)), seconds, tokens, rollouts])
     return table
 

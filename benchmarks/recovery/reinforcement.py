@@ -68,9 +68,8 @@ class PrunedModel:
         from ptl_fast.scoring import scorers
         from ptl_fast.scoring import statistics as statistics_module
 
-        self.config: Config = make_config(
-            **{**settings, "seed": seed, "device": "cpu", "eval_tasks": [TASKS[split]]}
-        )
+        self.own = {"seed": seed, "device": "cpu", "eval_tasks": [TASKS[split]]}
+        self.configure(settings)
         self.tokenizer = loading.load_tokenizer("ptl-demo")
         (task,) = tasks.parse_tasks(self.config.evaluation.eval_tasks)
         self.task = tasks.load_lm_eval_task(task)
@@ -101,6 +100,10 @@ class PrunedModel:
             scorers.Evidence(statistics=taken, model=self.model, family=family, seed=seed)
         )
         compact.compact_(self.model, family, plan.plan_neurons(step, scores, None, "activation"))
+
+    def configure(self, settings: dict[str, Any]) -> None:
+        """Recover by other settings from here on; the pruned model stays the same."""
+        self.config: Config = make_config(**{**settings, **self.own})
 
     def recover(self, model: "PreTrainedModel", name: str, num_tokens: int = 0) -> Row:
         """Recover in place, and measure."""
@@ -142,6 +145,7 @@ class PrunedModel:
             model=self.config.model,
             trainer=self.config.trainer,
             distill=self.config.distill,
+            opd=self.config.opd,
             grpo=self.config.grpo,
             seed=self.config.run.seed,
         )

@@ -3,9 +3,11 @@
     python -m benchmarks.recovery.study                                     # test problems
     python -m benchmarks.recovery.study --split validation --seeds 10 11    # to choose settings
     python -m benchmarks.recovery.study --section distillation
+    python -m benchmarks.recovery.study --section on_policy
 
 - reinforcement (reinforcement.py): the model is pruned once, and each way of recovering starts from
   that same pruned model
+- on_policy (on_policy.py): the same for on-policy distillation, beside text for as much time
 - distillation (distillation.py): whole runs, beside continual pre-training with equal tokens
 
 Interrupted, the same command goes on with the next row. benchmarks.documents.recovery_table writes
@@ -20,7 +22,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.harness.environment import ROOT
-from benchmarks.recovery import distillation, reinforcement
+from benchmarks.recovery import distillation, on_policy, reinforcement
 from benchmarks.recovery.reinforcement import FIRST_TOKENS, SETTINGS, TASKS, WIDTH
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -33,7 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--section", choices=["reinforcement", "distillation"], default="reinforcement"
+        "--section",
+        choices=["reinforcement", "distillation", "on_policy"],
+        default="reinforcement",
     )
     parser.add_argument(
         "--only", nargs="+", default=[], help="of distillation: rows whose name has one of these"
@@ -59,6 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.section == "distillation":
         file = options.json or RESULTS / f"recovery_distill_{options.split}.json"
         distillation.measure(options.split, TASKS[options.split], options.seeds, file, options.only)
+        return 0
+    if options.section == "on_policy":
+        file = options.json or RESULTS / f"recovery_opd_{options.split}.json"
+        on_policy.measure(options.split, options.seeds, file)
         return 0
     options.json = options.json or REINFORCEMENT_ROWS
     # rows of validation problems must not stand where those of the document are

@@ -6,7 +6,7 @@ from typing import Literal
 from ptl_fast.config.checking import ROUNDING, check_at_least_one, check_finite
 
 # Without --opd-start-tokens, the first rollouts are this part of the longest.
-START_SHARE = 8
+START_SHARE = 4
 
 
 @dataclass(kw_only=True)
@@ -26,7 +26,7 @@ class OpdSettings:
     cut off at once."""
 
     opd_start_tokens: int | None = None
-    """Where it is cut off at first (default: at an eighth of --opd-max-tokens); the limit then
+    """Where it is cut off at first (default: at a quarter of --opd-max-tokens); the limit then
     grows evenly until half of the steps are done."""
 
     opd_temperature: float = 1.0

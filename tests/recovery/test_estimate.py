@@ -45,11 +45,11 @@ def test_dry_run_counts_rollouts_and_text() -> None:
 
 
 def test_dry_run_counts_growing_answers_and_their_judge() -> None:
-    """Up to 1 token at first and 8 in the second half of the steps, 6.25 in the mean; one pass of
+    """Up to 2 tokens at first and 8 in the second half of the steps, 6.5 in the mean; one pass of
     the original for each, whatever the student's size.
     """
     settings = opd_config("teacher")
-    assert counted(settings, 1000, ["cpt", "opd"]) == [1000, 4 * 8 * 6.25]
+    assert counted(settings, 1000, ["cpt", "opd"]) == [1000, 4 * 8 * 6.5]
     assert counted(opd_config("teacher", opd_steps=None), 1000, ["opd"]) == [None]
     demo: Any = shipped_config("ptl-demo")
     smaller: Any = flops.resized(demo, 192, 4)

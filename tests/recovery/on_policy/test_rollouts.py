@@ -19,9 +19,9 @@ def test_answers_grow_over_the_first_half_of_the_steps() -> None:
     assert mean_longest_answer(opd) == pytest.approx(sum(many) / len(many), abs=0.01) == 80
 
 
-def test_answers_begin_at_an_eighth_unless_told() -> None:
-    assert longest_answer(OpdSettings(opd_max_tokens=64), 0, 10) == 8
-    assert longest_answer(OpdSettings(opd_max_tokens=4), 0, 10) == 1
+def test_answers_begin_at_a_quarter_unless_told() -> None:
+    assert longest_answer(OpdSettings(opd_max_tokens=64), 0, 10) == 16
+    assert longest_answer(OpdSettings(opd_max_tokens=3), 0, 10) == 1
     same = OpdSettings(opd_max_tokens=64, opd_start_tokens=64)
     assert {longest_answer(same, step, 10) for step in range(10)} == {64}
 

@@ -145,7 +145,7 @@ def test_answers_grow_and_padding_logits_of_the_teacher_count_for_nothing(
     given = opd_config(original, opd_max_tokens=16, checkpoint_minutes=9)
     details = train_module.train(model, problem_task(given, tmp_path / "recovery")).details["opd"]
     longest = [max(len(answer) for _, answer in step) for step in sampled]
-    assert longest == [2, 9, 16, 16]
+    assert longest == [4, 10, 16, 16]
     teacher = loading.load_model(original, config().model, "cpu")
     expected = plain_loss(before, teacher, sampled[0], 1.0).item()
     assert details["divergence"][0] == pytest.approx(expected, abs=2e-4)
@@ -226,7 +226,7 @@ def test_vllm_samples_from_the_pruned_weights_and_its_answers_are_cut_alike(
     given = opd_config(original, rollouts="vllm", opd_max_tokens=40, opd_temperature=0.7)
     task = problem_task(given, tmp_path / "recovery")
     details = train_module.train(llama, task).details["opd"]
-    assert asked == [5, 23, 40, 40]
+    assert asked == [10, 25, 40, 40]
     assert [len(answer) for _, answer in sampled[0]] == [32, *[2] * 7]
     assert details["repeating"] == [0.125] * 4
     assert details["finished"] == [0.875] * 4
@@ -268,6 +268,42 @@ def test_run_killed_in_the_final_distillation_ends_bit_identical(
     results = [tmp_path / name / "final" / "model.safetensors" for name in ("whole", "killed")]
     assert results[0].read_bytes() == results[1].read_bytes()
     assert "## On-policy distillation" in (tmp_path / "whole" / "report.md").read_text()
+
+
+def test_right_answers_come_back_without_a_solution_being_shown(tmp_path: Path) -> None:
+    """The bundled model with a quarter of its FFN, not compensated; 20 steps of 32 questions."""
+    report = compress(
+        model="ptl-demo",
+        data="ptl-demo",
+        keep=0.25,
+        rounds=1,
+        scorer="activation",
+        compensate=False,
+        width_multiple=32,
+        calibration_tokens=8192,
+        recovery="opd",
+        recovery_tokens=40_000,
+        sequence_length=256,
+        gradient_checkpointing=False,
+        opd_steps=20,
+        opd_prompts=32,
+        opd_learning_rate=5e-4,
+        opd_prompt_tokens=64,
+        opd_max_tokens=48,
+        opd_micro_batch=32,
+        eval_tasks="demo_arithmetic_validation",
+        eval_batch=250,
+        eval_limit=250,
+        device="cpu",
+        output=tmp_path,
+    )
+    (record,) = report["rounds"]
+    pruned, recovered = (
+        next(iter(record[name]["demo_arithmetic_validation"].values()))
+        for name in ("eval_pruned", "eval")
+    )
+    print(pruned, recovered)
+    assert recovered > pruned + 0.12, (pruned, recovered)
 
 
 def test_extension_takes_a_share_of_the_steps(original: str, tmp_path: Path) -> None:
