@@ -67,10 +67,12 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield {prompt, answer} of each problem whose prompt is short enough, in order."""
     chat = uses_chat(tokenizer, rollouts, trains_on_template)
+    # all in one form: TRL takes no text beside messages
+    as_turns = chat or any(document.chat is not None for document in documents)
     for document in documents:
         if not _is_problem(document, rollouts):
             continue
-        if chat or document.chat is not None:
+        if as_turns:
             prompt: Any = _turns(document, _instruction(document, rollouts) if chat else "")
             # the length with the template's own tokens, as the model reads it
             length = len(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from transformers import PreTrainedTokenizerBase
 
@@ -159,3 +160,13 @@ def test_a_chat_is_asked_with_all_turns_before_its_last_answer(
         assert rows[1]["prompt"] == [{"role": "user", "content": "1 + 1?" + request}]
         assert len(rows) == 2
     assert turns[2]["content"] == said[2]
+
+
+def test_questions_beside_chats_are_asked_as_chats(tokenizer: PreTrainedTokenizerBase) -> None:
+    """A training takes text or messages, not both."""
+    pair = Document("1 + 1?", "#### 2", chat=EXCHANGE)
+    talks = with_template(tokenizer, chat_templates.CHATML)
+    settings = grpo_config(grpo_prompt="template", grpo_prompt_tokens=500)
+    rows, _ = asked(talks, settings, [PROBLEMS[0], pair])
+    assert rows[0]["prompt"] == [{"role": "user", "content": PROBLEMS[0].question}]
+    assert len(datasets.Dataset.from_list(rows)) == 2

@@ -24,8 +24,8 @@ def rollouts_of(opd: OpdSettings) -> Rollouts:
 def longest_answer(opd: OpdSettings, step: int, num_steps: int) -> int:
     """Where answers are cut off in a step: from ``start_tokens`` evenly up to ``opd_max_tokens``.
 
-    What follows a pruned model's first mistakes teaches little: the teacher judges tokens after a
-    text that it would not have written. So long answers wait until the beginnings are repaired.
+    After a pruned model's first mistakes the teacher judges tokens of a text that it would not have
+    begun. So long answers wait until the beginnings are repaired.
 
     Args:
         step: from 0.
