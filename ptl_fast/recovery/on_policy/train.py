@@ -223,5 +223,6 @@ def _record(logs: list[dict[str, Any]], opd: "OpdSettings") -> dict[str, Any]:
     and means over the answers.
     """
     logs = [log for log in logs if "loss" in log]
-    curves = {ours: [round(log[name], 4) for log in logs] for name, ours in LOGGED.items()}
+    # a divergence of 0 may be rounded to just below it, and -0.0 is no number to show
+    curves = {ours: [round(log[name], 4) + 0.0 for log in logs] for name, ours in LOGGED.items()}
     return {"steps": len(logs), "rollouts": len(logs) * opd.opd_prompts, **curves}

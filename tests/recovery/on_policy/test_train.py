@@ -302,7 +302,6 @@ def test_right_answers_come_back_without_a_solution_being_shown(tmp_path: Path) 
         next(iter(record[name]["demo_arithmetic_validation"].values()))
         for name in ("eval_pruned", "eval")
     )
-    print(pruned, recovered)
     assert recovered > pruned + 0.12, (pruned, recovered)
 
 
