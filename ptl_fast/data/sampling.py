@@ -66,7 +66,7 @@ class Corpus:
         return replace(self, subsets=subsets, documents=documents, answers=answers)
 
 
-class _Candidate(NamedTuple):
+class Candidate(NamedTuple):
     """A tokenized document and its sort key."""
 
     order: int
@@ -75,6 +75,22 @@ class _Candidate(NamedTuple):
     ids: Sequence[int]
     answers: "array[int] | None" = None
     """As in ``chats.Encoded``."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A random sample of the documents of several parts; each list has an entry per part."""
+
+    names: list[str]
+    weights: list[float]
+    """They sum to 1."""
+    held_out: list[list[Document]]
+    training: list[list[Candidate]]
+    """In a random order: every beginning is a random sample too."""
+    fingerprint: str
+    """SHA-256 of the documents read and the parts' weights."""
+    finds_answers: bool = False
+    """Whether it is known which tokens of ``training`` are answers."""
 
 
 def split_corpus(
@@ -90,21 +106,35 @@ def split_corpus(
 ) -> Corpus:
     """Sample documents by seed, hold some out, and split the others into one subset per round.
 
-    The held-out set and every subset mix the parts in proportion to their weights. The same seed
-    gives the same subsets for any number of ranks. Duplicates of a document count once. Subsets
-    are cut between documents, so their sizes are right to within about a document.
+    ``draw`` and ``divide`` in one; they explain the arguments and the errors.
+    """
+    sample = draw(
+        parts,
+        tokenizer,
+        num_tokens=num_tokens,
+        num_held_out=num_held_out,
+        seed=seed,
+        find_answers=find_answers,
+    )
+    return divide(sample, shares=shares, num_tokens=num_tokens, keep_documents=keep_documents)
+
+
+def draw(
+    parts: Sequence[Part],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    num_tokens: int | None,
+    num_held_out: int,
+    seed: int,
+    find_answers: bool = False,
+) -> Sample:
+    """Sample the parts' documents by seed. Duplicates of a document count once.
 
     Args:
         parts: the sources of documents; their weights sum to 1.
-        shares: each subset's fraction of the training tokens; they sum to 1.
-        num_tokens: training tokens in total; None takes all. If the parts hold fewer, the one that
-            runs out first at its weight limits the total.
+        num_tokens: training tokens in total, at the parts' weights; None takes all.
         num_held_out: documents to hold out; at most a twentieth of a part that is used up.
-        keep_documents: also keep the subsets' text in memory.
         find_answers: also find out which tokens are answers.
-
-    Raises:
-        ValueError: a part holds too few documents to give each subset one.
     """
     digest = hashlib.sha256()
     # keys that an earlier part took: a duplicate in a later part must not be trained on twice, or
@@ -118,30 +148,62 @@ def split_corpus(
         sample.fill(part, tokenizer, seed, digest)
         taken |= sample.orders
         samples.append(sample.result())
+    return Sample(
+        names=[part.name for part in parts],
+        weights=[part.weight for part in parts],
+        held_out=[[item.document for item in kept] for kept, _ in samples],
+        training=[training for _, training in samples],
+        fingerprint=digest.hexdigest(),
+        finds_answers=find_answers,
+    )
+
+
+def divide(
+    sample: Sample,
+    *,
+    shares: Sequence[float],
+    num_tokens: int | None,
+    keep_documents: bool = False,
+) -> Corpus:
+    """Split a sample into one subset per round.
+
+    The held-out set and every subset mix the parts in proportion to their weights. The same sample
+    gives the same subsets for any number of ranks. Subsets are cut between documents, so their
+    sizes are right to within about a document.
+
+    Args:
+        shares: each subset's fraction of the training tokens; they sum to 1.
+        num_tokens: training tokens in total; None takes all. If the parts hold fewer, the one that
+            runs out first at its weight limits the total.
+        keep_documents: also keep the subsets' text in memory.
+
+    Raises:
+        ValueError: a part holds too few documents to give each subset one.
+    """
     # a part with n tokens and weight w supports a mixture of at most n / w tokens
     available = min(
-        sum(len(item.ids) for item in training) / part.weight
-        for part, (_, training) in zip(parts, samples, strict=True)
+        sum(len(item.ids) for item in training) / weight
+        for weight, training in zip(sample.weights, sample.training, strict=True)
     )
     total = available if num_tokens is None else min(available, num_tokens)
     cuts = []
-    for part, (_, training) in zip(parts, samples, strict=True):
-        used = list(_until(training, part.weight * total))
+    for name, weight, training in zip(sample.names, sample.weights, sample.training, strict=True):
+        used = list(_until(training, weight * total))
         cuts.append(_cut(used, [len(item.ids) for item in used], shares))
         if not all(cuts[-1]):
-            rule = " (blank lines separate documents)" if part.name.endswith(".txt") else ""
-            found = f"{part.name} has {len(used)} training documents{rule}"
+            rule = " (blank lines separate documents)" if name.endswith(".txt") else ""
+            found = f"{name} has {len(used)} training documents{rule}"
             raise ValueError(f"{found}, too few for {len(shares)} rounds; give more data")
     chosen = [
         _mix([[(len(item.ids), item) for item in cut[number]] for cut in cuts])
         for number in range(len(shares))
     ]
     return Corpus(
-        held_out=_mix([[(1, item.document) for item in kept] for kept, _ in samples]),
+        held_out=_mix([[(1, document) for document in kept] for kept in sample.held_out]),
         subsets=[[item.ids for item in subset] for subset in chosen],
         documents=[[item.document for item in subset if keep_documents] for subset in chosen],
-        fingerprint=digest.hexdigest(),
-        answers=[[item.answers for item in subset if find_answers] for subset in chosen],
+        fingerprint=sample.fingerprint,
+        answers=[[item.answers for item in subset if sample.finds_answers] for subset in chosen],
         num_chats=sum(item.document.chat is not None for subset in chosen for item in subset),
     )
 
@@ -170,8 +232,8 @@ class _Sample:
         # documents with this key or a larger one are not needed
         self._limit: float = math.inf
         # heapq pops the smallest entry: with negated keys, the document with the largest key
-        self._held_out: list[tuple[int, _Candidate]] = []
-        self._training: list[tuple[int, _Candidate]] = []
+        self._held_out: list[tuple[int, Candidate]] = []
+        self._training: list[tuple[int, Candidate]] = []
         self._num_training_tokens = 0
 
     @property
@@ -202,12 +264,12 @@ class _Sample:
                     new[order] = document
             encoded = encode(list(new.values()), tokenizer, self.find_answers)
             for (order, document), (ids, answers) in zip(new.items(), encoded, strict=True):
-                self._add(_Candidate(order, document, array("i", ids), answers))
+                self._add(Candidate(order, document, array("i", ids), answers))
             if part.shuffled and self.full:
                 self.complete = False
                 break
 
-    def result(self) -> tuple[list[_Candidate], list[_Candidate]]:
+    def result(self) -> tuple[list[Candidate], list[Candidate]]:
         """(held out, training), each in ascending order of the sort keys."""
         # entries are (-key, candidate), so descending entries are ascending keys
         ordered = [
@@ -219,7 +281,7 @@ class _Sample:
             num_held_out = min(num_held_out, int(len(ordered) * HELD_OUT_SHARE))
         return ordered[:num_held_out], ordered[num_held_out:]
 
-    def _add(self, candidate: _Candidate) -> None:
+    def _add(self, candidate: Candidate) -> None:
         """Insert a candidate, and drop those with the largest keys that are no longer needed."""
         # the limit may have fallen since ``fill`` checked this document's batch
         if candidate.order >= self._limit:
@@ -265,7 +327,7 @@ def _random_number(content: bytes, seed: int) -> int:
     )
 
 
-def _until(documents: Iterable[_Candidate], num_tokens: float) -> Iterator[_Candidate]:
+def _until(documents: Iterable[Candidate], num_tokens: float) -> Iterator[Candidate]:
     """Yield documents until they hold ``num_tokens`` tokens together, or all of them."""
     seen = 0
     for document in documents:

@@ -82,7 +82,7 @@ def test_shares_that_add_up_to_a_whole_number_cut_there() -> None:
     """0.1 + 0.1 + 0.4 is a little more than 0.6 in floating point, and 50 tokens are cut after 30
     all the same.
     """
-    documents = [sampling._Candidate(0, sampling.Document("", ""), [0] * 10) for _ in range(5)]
+    documents = [sampling.Candidate(0, sampling.Document("", ""), [0] * 10) for _ in range(5)]
     assert [len(subset) for subset in sampling._cut(documents, [10] * 5, [0.1, 0.1, 0.4, 0.4])] == [
         1,
         0,
