@@ -24,6 +24,7 @@ from ptl_fast.base import restricted_child
 CPU_SECONDS = 10  # per answer
 MEMORY_BYTES = 4 * 2**30  # address space of the child
 NUM_OPEN_FILES = 64
+SHORT_ANSWER = 32  # characters: a number, a formula
 BOXED = re.compile(r"\\(?:boxed|fbox)\s*")
 # GSM8K's "#### 18", or "The answer is 18." up to the end of the sentence (not the dot in 18.5)
 MARKED = re.compile(
@@ -45,6 +46,31 @@ def final_answer(response: str) -> str | None:
     if not marked:
         return None
     return (marked[-1][1] or marked[-1][2]).strip().strip("$").strip()
+
+
+def checkable_answer(answer: str) -> str | None:
+    """The final answer of a data set's answer: what it marks, or all of a short line that holds a
+    number; None if there is nothing that could be compared.
+
+    >>> checkable_answer("2+3=5;#### 5"), checkable_answer("8.5"), checkable_answer("It depends.")
+    ('5', '8.5', None)
+    """
+    marked = final_answer(answer)
+    if marked is None and len(answer) <= SHORT_ANSWER and re.search(r"\d", answer):
+        return answer.strip() if "\n" not in answer else None
+    return marked or None
+
+
+def code_of(response: str) -> str:
+    """The code of a response: its first fenced block that defines something, or else its first
+    block; all of it if it has no fence.
+
+    Later blocks are mostly examples of how to call it. A block that was cut off goes to the end.
+    """
+    # odd parts are inside fences; their first line may name the language
+    blocks = [part.partition("\n")[2] for part in response.split("```")[1::2]]
+    defining = [block for block in blocks if "def " in block or "class " in block]
+    return (defining or blocks or [response])[0]
 
 
 def is_right(gold: str, response: str) -> bool:

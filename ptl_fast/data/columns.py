@@ -67,7 +67,7 @@ def document(row: dict, where: str, form: Form) -> Document:
     if question and isinstance(row.get("input"), str):
         question = f"{question}\n{row['input']}"
     chat = _chat(row, turns, bool(question), form)
-    return Document(question.strip(), answer.strip(), form.template, chat=chat)
+    return Document(question.strip(), answer.strip(), form.template, chat, tests_of(row))
 
 
 def _chat(row: dict, turns: list["Turn"] | None, has_question: bool, form: Form) -> Chat | None:
@@ -84,6 +84,18 @@ def _chat(row: dict, turns: list["Turn"] | None, has_question: bool, form: Form)
         assert last is not None
         return Chat([turn.message for turn in turns[: last + 1]], _without_nulls(tools) or ())
     return EXCHANGE if has_question and form.chats.pairs else None
+
+
+def tests_of(row: dict) -> str:
+    """The tests that code in an answer must pass, as MBPP's rows have them: their imports or other
+    setup, and a statement a line; empty if the row has no test_list of texts.
+    """
+    tests = row.get("test_list")
+    if not isinstance(tests, list) or not all(isinstance(test, str) for test in tests):
+        return ""
+    # MBPP's "full" rows have test_setup_code, the "sanitized" ones test_imports
+    setup = row.get("test_setup_code") or row.get("test_imports") or []
+    return "\n".join([*([setup] if isinstance(setup, str) else map(str, setup)), *tests]).strip()
 
 
 @functools.lru_cache(1024)

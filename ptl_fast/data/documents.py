@@ -62,6 +62,9 @@ class Document(NamedTuple):
     """If set, the document is written by the tokenizer's chat template, and ``template``,
     ``prompt`` and ``text`` have no use: see ``ptl_fast.data.chats``.
     """
+    tests: str = ""
+    """Python statements that fail unless the code in an answer is right; empty if there are none.
+    """
 
     @property
     def prompt(self) -> str:

@@ -158,3 +158,26 @@ def test_named_columns_are_taken_or_missed(
         match=r"line 1(: question and answer must be text, not int| has .* does not fit them)",
     ):
         readers.load_documents(source, form)
+
+
+@pytest.mark.parametrize(
+    ("columns", "tests"),
+    [
+        ({}, ""),
+        ({"test_list": None}, ""),
+        ({"test_list": "assert f()"}, ""),
+        ({"test_list": ["assert f()", "assert g()"]}, "assert f()\nassert g()"),
+        (
+            {"test_list": ["assert f()"], "test_setup_code": "import math"},
+            "import math\nassert f()",
+        ),
+        (
+            {"test_list": ["assert f()"], "test_imports": ["import math", "import re"]},
+            "import math\nimport re\nassert f()",
+        ),
+    ],
+)
+def test_a_row_of_code_brings_its_tests(tmp_path: Path, columns: dict, tests: str) -> None:
+    row = {"question": "Write f.", "answer": "def f(): ...", **columns}
+    (document,) = readers.load_documents(write_rows(tmp_path / "a.jsonl", row))
+    assert document == Document("Write f.", "def f(): ...", tests=tests)
