@@ -18,6 +18,7 @@ from ptl_fast.config.prune import PruneSettings
 from ptl_fast.config.recovery import RecoverySettings
 from ptl_fast.config.run import RunSettings
 from ptl_fast.config.score import ScoreSettings
+from ptl_fast.config.traces import TracesSettings
 from ptl_fast.config.trainer import TrainerSettings
 
 
@@ -30,6 +31,7 @@ class Config:
 
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
+    traces: TracesSettings = field(default_factory=TracesSettings)
     prune: PruneSettings = field(default_factory=PruneSettings)
     score: ScoreSettings = field(default_factory=ScoreSettings)
     recovery: RecoverySettings = field(default_factory=RecoverySettings)
@@ -90,6 +92,7 @@ class Config:
             self.recovery,
             self.trainer,
             self.gate,
+            self.traces,
             needs_data=not self.run.dry_run,
         )
 

@@ -9,6 +9,7 @@ from ptl_fast.config.gate import GateSettings
 from ptl_fast.config.model import ModelSettings
 from ptl_fast.config.prune import PruneSettings
 from ptl_fast.config.recovery import RecoverySettings
+from ptl_fast.config.traces import TracesSettings
 from ptl_fast.config.trainer import TrainerSettings
 
 
@@ -19,6 +20,7 @@ def check(
     recovery: RecoverySettings,
     trainer: TrainerSettings,
     gate: GateSettings,
+    traces: TracesSettings,
     needs_data: bool,
 ) -> None:
     """Raise ValueError if two settings exclude each other, or if one is missing that another needs.
@@ -46,4 +48,9 @@ def check(
         raise ValueError(
             "--gate halves the number of neurons that a round removes, which --threshold leaves to"
             " the scores; leave one of the two out"
+        )
+    if traces.traces_every_round and recovery.anticipate:
+        raise ValueError(
+            "--traces-every-round asks the model after a round, and --anticipate scores the next"
+            " round's neurons before its end; leave one of the two out"
         )

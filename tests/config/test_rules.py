@@ -20,6 +20,10 @@ from support.settings import settings
             {"gate": "nll:nll", "max_drop": 0.1, "threshold": 0.1},
             "--threshold leaves to the scores",
         ),
+        (
+            {"traces": True, "traces_every_round": True, "anticipate": 0.1},
+            "--traces-every-round asks the model after a round, and --anticipate",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together_are_named(values: dict[str, Any], message: str) -> None:
