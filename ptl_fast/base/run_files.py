@@ -1,7 +1,10 @@
 """The files of a run: every name is here. base/stored.py says of each whether it is done.
 
 state.json                       the run's settings and hashes of its inputs, checked on resume
+traces/00-00000.jsonl            with --traces: the original model's own answers to some documents
+traces/summary.json              how many, how many right; written last: the traces are whole
 dense.json                       size and evaluation of the original model
+round-02/traces/                 with --traces-every-round: those of the model before the round
 round-01/plan.json               which neurons or layers were removed
 round-01/statistics.safetensors  the statistics and scores that the plan was made from
 round-01/token_weights.json      with --token-weights: how far the probe departs, how unevenly
@@ -55,7 +58,7 @@ BEFORE_STATE = {LOCK, "state.json.tmp"}
 # What a run writes at the top of its folder, besides LOCK: --overwrite deletes these and nothing
 # else, as the folder may hold files of the user's.
 WRITTEN = re.compile(
-    r"(round-\d{2,}(\.failed-\d+)?|final(\.tmp)?|log"
+    r"(round-\d{2,}(\.failed-\d+)?|final(\.tmp)?|log|traces"
     r"|(state|dense|decisions|width_multiple|report)\.json(\.tmp)?|report\.md(\.tmp)?)"
 )
 
@@ -141,6 +144,28 @@ class RecoveryFolder:
         return [Checkpoint(path) for path in self.path.glob("checkpoint-*")]
 
 
+@dataclass(frozen=True)
+class TraceFolder:
+    """A model's own answers to the questions of some lists of documents, called sources:
+    ``TraceFolder(path)`` for answers without a run. The folder need not exist.
+    """
+
+    path: Path
+
+    def part(self, source: int, number: int) -> Stored:
+        """The answers to some of a source's documents, a JSON object a line."""
+        return Stored(self.path / f"{source:02d}-{number:05d}.jsonl")
+
+    def parts(self) -> list[Path]:
+        """The files of all parts, as this rank sees them."""
+        return sorted(self.path.glob("*.jsonl"))
+
+    @property
+    def summary(self) -> JsonFile:
+        """How many were asked, right, kept; once it exists the answers are whole."""
+        return JsonFile(self.path / "summary.json")
+
+
 class RoundFolder:
     """One round's files.
 
@@ -157,6 +182,7 @@ class RoundFolder:
         self.pruned = JsonFile(path / "pruned.json")
         self.seconds = JsonFile(path / "seconds.json")
         self.record = JsonFile(path / "record.json")
+        self.traces = TraceFolder(path / "traces")
 
     def recovered(self, extension: int = 0) -> JsonFile:
         """The evaluation after training; empty if it diverged."""
@@ -215,6 +241,7 @@ class RunFiles:
         self.path = path
         self.lock_file = path / LOCK
         self.state_file = JsonFile(path / "state.json")
+        self.traces = TraceFolder(path / "traces")
         self.dense = JsonFile(path / "dense.json")
         self.decisions = JsonFile(path / "decisions.json")
         self.width_multiple = JsonFile(path / "width_multiple.json")

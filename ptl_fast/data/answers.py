@@ -61,18 +61,6 @@ def checkable_answer(answer: str) -> str | None:
     return marked or None
 
 
-def code_of(response: str) -> str:
-    """The code of a response: its first fenced block that defines something, or else its first
-    block; all of it if it has no fence.
-
-    Later blocks are mostly examples of how to call it. A block that was cut off goes to the end.
-    """
-    # odd parts are inside fences; their first line may name the language
-    blocks = [part.partition("\n")[2] for part in response.split("```")[1::2]]
-    defining = [block for block in blocks if "def " in block or "class " in block]
-    return (defining or blocks or [response])[0]
-
-
 def is_right(gold: str, response: str) -> bool:
     """Return whether the response's final answer equals ``gold`` mathematically.
 

@@ -15,14 +15,15 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm.auto import tqdm
 
 from ptl_fast.base import distributed
 from ptl_fast.base.atomic_files import write_atomically
+from ptl_fast.base.run_files import TraceFolder
 from ptl_fast.data.answers import checkable_answer
+from ptl_fast.data.chats import prompt_messages
 from ptl_fast.data.documents import Document
 from ptl_fast.data.generation import Answer, Sampling, answer_batch, by_length
 
@@ -81,11 +82,14 @@ class Form:
 
     def prompt(self, document: Document) -> str:
         """The text that the model continues. Tokenized, it has one beginning-of-sequence token."""
-        question = self._question(document)
+        request = self._request(document)
         if not self.is_chat:
             # most tokenizers put the space into the answer's first token: it must not be given
+            question = "\n".join([document.question, *request])
             return document._replace(question=question).prompt.rstrip(" ")
-        rendered = self._rendered([_turn("user", question)], add_generation_prompt=True)
+        turns = _asked(document, request)
+        tools = list(document.chat.tools) if document.chat is not None else []
+        rendered = self._rendered(turns, tools=tools or None, add_generation_prompt=True)
         # templates write the token that such tokenizers add to every text
         begin = self.tokenizer.bos_token_id
         if begin is not None and self.ids("")[:1] == [begin]:
@@ -120,15 +124,16 @@ class Form:
         """A text's token ids, as the tokenizer makes them."""
         return list(self.tokenizer(text, verbose=False)["input_ids"])
 
-    def _question(self, document: Document) -> str:
+    def _request(self, document: Document) -> list[str]:
+        """What goes below the question, line by line."""
         request = self.request
         if request == AUTO:
             marked = self.is_chat and not document.tests and checkable_answer(document.answer)
             request = BOXED_REQUEST if marked else ""
         tests = f"{TESTS_REQUEST}{document.tests}" if document.tests else ""
-        return "\n".join(text for text in (document.question, request, tests) if text)
+        return [text for text in (request, tests) if text]
 
-    def _rendered(self, turns: list[dict[str, str]], **options: Any) -> str:
+    def _rendered(self, turns: list[dict[str, Any]], **options: Any) -> str:
         return str(self.tokenizer.apply_chat_template(turns, tokenize=False, **options))
 
 
@@ -199,49 +204,40 @@ class Tracer:
         )
 
 
-@dataclass(frozen=True)
-class TraceFolder:
-    """The files of traces, which need not exist yet."""
+def write_part(folder: TraceFolder, source: int, number: int, traces: Sequence[Trace]) -> None:
+    """Write a part atomically, on whichever rank calls this."""
+    lines = [json.dumps(trace._asdict(), ensure_ascii=False) + "\n" for trace in traces]
+    write_atomically(folder.part(source, number).path, "".join(lines).encode())
 
-    path: Path
 
-    def part(self, source: int, number: int) -> Path:
-        """Part ``number`` of a source of documents."""
-        return self.path / f"{source:02d}-{number:05d}.jsonl"
+def read_part(folder: TraceFolder, source: int, number: int) -> list[Trace]:
+    """A part, as the main rank reads it. All ranks must call this.
 
-    def write(self, source: int, number: int, traces: Sequence[Trace]) -> None:
-        """Write a part atomically, on whichever rank calls this."""
-        lines = [json.dumps(trace._asdict(), ensure_ascii=False) + "\n" for trace in traces]
-        write_atomically(self.part(source, number), "".join(lines).encode())
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    file = folder.part(source, number).path
+    found: list[Trace] | str = ""
+    try:
+        # not splitlines(), which also splits at separators inside texts
+        lines = file.read_text("utf-8").split("\n") if distributed.is_main() else []
+        found = [Trace(**json.loads(line)) for line in lines if line]
+    except (OSError, ValueError, TypeError) as error:
+        found = str(error)
+    found = distributed.agree(found)
+    if isinstance(found, str):
+        raise ValueError(
+            f"{file} is missing or damaged ({found}); put it back, or begin anew with --overwrite"
+        )
+    return found
 
-    def read(self, source: int, number: int) -> list[Trace]:
-        """A part, as the main rank reads it. All ranks must call this.
 
-        Raises:
-            ValueError: it is missing or damaged.
-        """
-        file = self.part(source, number)
-        found: list[Trace] | str = ""
-        try:
-            # not splitlines(), which also splits at separators inside texts
-            lines = file.read_text("utf-8").split("\n") if distributed.is_main() else []
-            found = [Trace(**json.loads(line)) for line in lines if line]
-        except (OSError, ValueError, TypeError) as error:
-            found = str(error)
-        found = distributed.agree(found)
-        if isinstance(found, str):
-            raise ValueError(
-                f"{file} is missing or damaged ({found}); put it back, or begin anew with"
-                " --overwrite"
-            )
-        return found
-
-    def fingerprint(self) -> str:
-        """SHA-256 of all parts, as the main rank sees them. All ranks must call this."""
-        digest = hashlib.sha256()
-        for file in sorted(self.path.glob("*.jsonl")) if distributed.is_main() else []:
-            digest.update(file.name.encode() + file.read_bytes())
-        return distributed.agree(digest.hexdigest())
+def fingerprint(folder: TraceFolder) -> str:
+    """SHA-256 of all parts, as the main rank sees them. All ranks must call this."""
+    digest = hashlib.sha256()
+    for file in folder.parts() if distributed.is_main() else []:
+        digest.update(file.name.encode() + file.read_bytes())
+    return distributed.agree(digest.hexdigest())
 
 
 def collect(
@@ -275,14 +271,14 @@ def collect(
             wave = range(first, min(first + distributed.world_size(), len(parts)))
             for number in wave if tracer is not None else ():
                 is_mine = number % distributed.world_size() == distributed.rank()
-                if is_mine and not folder.part(source, number).exists():
+                if is_mine and not folder.part(source, number).is_whole():
                     assert tracer is not None
                     own_seed = seed + (source * 2**20 + number) * PART
                     traces = tracer.answer(parts[number], own_seed, progress.add)
-                    folder.write(source, number, traces)
+                    write_part(folder, source, number, traces)
             distributed.barrier()
             for number in wave:
-                found += folder.read(source, number)
+                found += read_part(folder, source, number)
                 progress.set(found)
                 if num_tokens is not None and progress.amount >= num_tokens:
                     return found
@@ -377,6 +373,13 @@ def _unasked(document: Document, num_tokens: int) -> Trace:
     own = document.answer if is_text else ""
     right = None if is_text else False
     return Trace(document.question, document.answer, own, num_tokens, 0, is_text, right)
+
+
+def _asked(document: Document, request: Sequence[str]) -> list[dict[str, Any]]:
+    """The turns before a document's answer, the last of which ends with the request."""
+    turns = prompt_messages(document)
+    turns[-1] = {**turns[-1], "content": "\n".join([turns[-1]["content"], *request])}
+    return turns
 
 
 def _turn(role: str, content: str) -> dict[str, str]:

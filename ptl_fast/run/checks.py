@@ -14,6 +14,7 @@ from ptl_fast.config.checking import flag
 from ptl_fast.config.trainer import read_deepspeed
 from ptl_fast.evaluation.chat import LoadedChat
 from ptl_fast.recovery import registry
+from ptl_fast.run import questions
 from ptl_fast.scoring.scorers import LAYER_SCORERS
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def check_methods(config: "Config") -> None:
     _check_training(config)
     _check_teacher(config)
     _check_scoring(config)
+    questions.check(config)
     if config.trainer.deepspeed is not None:
         read_deepspeed(config.trainer.deepspeed)
 
@@ -143,6 +145,9 @@ def check_lengths(config: "Config", original: "PretrainedConfig") -> None:
     # a prompt and its answer are one sequence
     for each in registry.rollouts_of(config.recovery.all_recoveries, config.grpo, config.opd):
         lengths[f"--{each.method}-prompt-tokens and {each.answer_flag}"] = each.longest
+    if config.traces.traces:
+        # and a prompt
+        lengths[flag("traces_max_tokens")] = config.traces.max_tokens(limit) + 1
     for name, length in lengths.items():
         # some architectures have no limit in their config
         if limit is not None and length > limit:

@@ -17,7 +17,7 @@ from ptl_fast.data.documents import CHAT_TEMPLATES
 from ptl_fast.model import flops
 from ptl_fast.recovery import registry
 from ptl_fast.recovery.estimate import Estimate, Situation
-from ptl_fast.run import sizes, tables
+from ptl_fast.run import sizes, tables, trace_report
 from ptl_fast.run.checks import check_lengths
 from ptl_fast.run.rounds import kind_of, make_schedule
 
@@ -45,17 +45,18 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """Peak dense bf16 TFLOP/s and memory, from NVIDIA's data sheets (SXM versions)."""
+    """Peak dense bf16 TFLOP/s, memory and its bandwidth, by NVIDIA's data sheets (SXM versions)."""
 
     tflops: float
     memory_gib: int
+    bandwidth_gbs: float
 
 
 GPUS = {
-    "A100-40GB": Gpu(tflops=312, memory_gib=40),
-    "A100-80GB": Gpu(tflops=312, memory_gib=80),
-    "H100-80GB": Gpu(tflops=989, memory_gib=80),
-    "H200": Gpu(tflops=989, memory_gib=139),
+    "A100-40GB": Gpu(tflops=312, memory_gib=40, bandwidth_gbs=1555),
+    "A100-80GB": Gpu(tflops=312, memory_gib=80, bandwidth_gbs=2039),
+    "H100-80GB": Gpu(tflops=989, memory_gib=80, bandwidth_gbs=3350),
+    "H200": Gpu(tflops=989, memory_gib=139, bandwidth_gbs=4800),
 }
 
 
@@ -80,9 +81,10 @@ def dry_run(config: "Config") -> str:
         from ptl_fast.pruning import width_multiple
 
         config = config.changed(width_multiple=width_multiple.TENSOR_CORE_MULTIPLE)
+    schedule = make_schedule(config, dense)
     rows = [
         {"name": "dense", **predict(dense, dense, config, config.recovery.recoveries, 0)},
-        *predict_rounds(dense, config, make_schedule(config, dense)),
+        *predict_rounds(dense, config, schedule),
     ]
     floor = ""
     if config.prune.threshold is not None:
@@ -90,7 +92,12 @@ def dry_run(config: "Config") -> str:
             "These widths are the lowest that --threshold may reach: a round's scores decide how"
             " many neurons go.\n\n"
         )
-    return f"{tables.schedule_table(rows)}\n\n{floor}{assumptions(config, rows)}"
+    text = f"{tables.schedule_table(rows)}\n\n{floor}{assumptions(config, rows)}"
+    if config.traces.traces:
+        num_gpus, gpu = parse_gpus(config.run.dry_run_gpus)
+        speed = num_gpus * gpu.bandwidth_gbs * 1e9 * UTILISATION
+        text += f"\n{trace_report.prediction(config, schedule, dense, speed)}"
+    return text
 
 
 def _load_config(name: str, quiet: bool) -> Any:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base.console import say
 from ptl_fast.baselines import SCORERS, authors_rule
-from ptl_fast.data import packing, readers, sampling
+from ptl_fast.data import packing, readers, sampling, traces
 from ptl_fast.data.documents import Form
 from ptl_fast.evaluation import tasks as eval_tasks
 from ptl_fast.evaluation.nll import NLL
 from ptl_fast.model import loading
 from ptl_fast.recovery import prompts, registry, token_budget
-from ptl_fast.run import quality_gate, text
+from ptl_fast.run import quality_gate, questions, rounds, text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ptl_fast.config.config import Config
     from ptl_fast.data.documents import Document
     from ptl_fast.data.packing import PackedTokens
+    from ptl_fast.data.readers import Part
     from ptl_fast.data.sampling import Corpus
     from ptl_fast.evaluation.tasks import EvalTask, LoadedTask
     from ptl_fast.pruning.schedule import Round
@@ -47,6 +48,10 @@ class Inputs:
     """Documents of the evaluation tasks nll, by label."""
     checked_documents: "list[Document]"
     """Held-out documents for the early stop of --recovery-split until-recovered; else empty."""
+    questions: "list[Part]"
+    """With --traces: the documents that the model is to answer itself, in their order; a part of
+    the data each.
+    """
     protected: "Protected | None"
     fingerprint: dict[str, Any]
     """Hashes of all that was read, and of the weights of the model and the teacher."""
@@ -96,8 +101,9 @@ def load(
     num_evaluated = NUM_HELD_OUT if from_held_out else 0
     until_recovered = config.recovery.recovery_split == "until-recovered"
     num_checked = NUM_CHECKED if until_recovered else 0
-    corpus = _load_corpus(config, form, tokenizer, schedule, num_evaluated + num_checked)
-    if said := text.summary(config, corpus):
+    corpus, asked = _load_corpus(config, form, tokenizer, schedule, num_evaluated + num_checked)
+    # with --traces other documents are trained on
+    if not asked and (said := text.summary(config, corpus)):
         say(said)
     data = text.round_data(config, corpus, tokenizer, source)
     # a small corpus may hold out fewer than asked for: share them in the same proportion
@@ -106,12 +112,13 @@ def load(
     nll_documents = _nll_documents(config, form, tasks, corpus.held_out[cut:])
     checked: list[Document] = []
     if until_recovered:
-        checked = _affordable(corpus.held_out[:cut], config, tokenizer, data)
+        checked = affordable(corpus.held_out[:cut], config, tokenizer, data)
     inputs = Inputs(
         tokenizer=tokenizer,
         loaded_tasks=loaded,
         nll_documents=nll_documents,
         checked_documents=checked,
+        questions=asked,
         protected=protected,
         fingerprint={
             "data": corpus.fingerprint,
@@ -141,6 +148,7 @@ def _check_end_of_sequence(
     sampling_names = [name for name in names if registry.RECOVERIES[name].on_problems]
     # most tasks but nll generate text
     sampling_names += ["--eval-tasks"] if evaluates else []
+    sampling_names += ["--traces"] if config.traces.traces else []
     if sampling_names:
         raise ValueError(
             f"--model {config.model.model}: {sampling_names[0]} needs a tokenizer with an"
@@ -158,29 +166,41 @@ def _load_corpus(
     tokenizer: "PreTrainedTokenizerBase",
     schedule: "list[Round]",
     num_held_out: int,
-) -> "Corpus":
-    """Sample --data, hold documents out, and split the others by the rounds' shares of tokens."""
-    source, num_tokens = config.data.data, config.recovery.recovery_tokens
+) -> "tuple[Corpus, list[Part]]":
+    """Sample --data, hold documents out, and split the others by the rounds' shares of tokens.
+
+    Also returns the questions that the model is to answer itself (``Inputs.questions``).
+    """
+    source = config.data.data
     assert source is not None
-    shares = [step.recovery_share for step in schedule]
-    # the tokens of --final-recovery come on top, so with it the shares sum to more than 1
-    total = sum(shares) if config.recovery.final_recovery is not None else 1.0
     rollouts = registry.rollouts_of(config.recovery.all_recoveries, config.grpo, config.opd)
-    corpus = sampling.split_corpus(
+    amounts = rounds.data_amounts(config, schedule)
+    sample = sampling.draw(
         readers.open_parts(source, form, config.run.seed if config.data.streaming else None),
         tokenizer,
-        shares=[share / total for share in shares],
-        num_tokens=None if num_tokens is None else round(total * num_tokens),
+        num_tokens=questions.num_read(config, amounts.num_tokens),
         num_held_out=num_held_out,
         seed=config.run.seed,
-        keep_documents=bool(rollouts),
         find_answers=text.finds_answers(config),
     )
+    corpus = sampling.divide(
+        sample,
+        shares=amounts.shares,
+        num_tokens=amounts.num_tokens,
+        keep_documents=bool(rollouts),
+    )
     # GRPO needs questions and answers that it can check: refuse the data now, not in its round
-    on_template = registry.trains_on_text(",".join(config.recovery.all_recoveries))
+    on_template = trains_on_template(config, tokenizer)
     for each, documents in itertools.product(rollouts, corpus.documents):
         prompts.check(documents, tokenizer, each, on_template, source)
-    return corpus
+    return corpus, questions.to_ask(config, sample)
+
+
+def trains_on_template(config: "Config", tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether a recovery of the run trains on text in --template's form, and not in a chat's."""
+    if config.traces.traces and traces.Form(tokenizer=tokenizer).is_chat:
+        return False
+    return registry.trains_on_text(",".join(config.recovery.all_recoveries))
 
 
 def _nll_documents(
@@ -207,7 +227,7 @@ def _nll_documents(
     return documents
 
 
-def _affordable(
+def affordable(
     documents: "list[Document]",
     config: "Config",
     tokenizer: "PreTrainedTokenizerBase",

@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ptl_fast.base.console import say
 from ptl_fast.base.errors import Diverged
 from ptl_fast.model import loading
-from ptl_fast.run import gate_step, prune_step, publish, records, recover_step, report, tables
+from ptl_fast.run import (
+    gate_step,
+    prune_step,
+    publish,
+    records,
+    recover_step,
+    report,
+    tables,
+    trace_step,
+)
 from ptl_fast.run.evaluate_step import evaluate, measure_dense
 from ptl_fast.run.folder import read_plan
 from ptl_fast.run.prepare import load_weights, prepare
@@ -46,6 +55,7 @@ def run(config: "Config") -> dict[str, Any]:
     context = prepare(config)
     # the last process may have been killed between the gate's decision and what follows from it
     gate_step.put_aside_failed_rounds(context)
+    trace_step.make(context)
     context.dense = context.folder.dense.once(lambda: measure_dense(context))
     # not a for loop: the quality gate may make the schedule longer, or end it here
     while len(context.records) < len(context.rounds.schedule):
@@ -90,6 +100,7 @@ def attempt(context: "RunContext", step: "Round") -> "Decision | None":
         The gate's last decision, which passes or undoes the round; None without a gate.
     """
     files = context.folder.round(step.number)
+    trace_step.renew(context, step)
     decide = functools.partial(prune_step.plan_round, context, step)
     files.plan.once(lambda: _stage(context, step, "calibrate", decide))
     plan = read_plan(files)

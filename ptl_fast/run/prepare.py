@@ -20,7 +20,7 @@ from ptl_fast.model import families, loading
 from ptl_fast.pruning import width_multiple
 from ptl_fast.recovery import registry, rollouts, trainer
 from ptl_fast.recovery.distillation import teacher_cache
-from ptl_fast.run import checks, inputs, prune_step, quality_gate, rounds, sizes
+from ptl_fast.run import checks, inputs, prune_step, quality_gate, rounds, sizes, trace_step
 from ptl_fast.run.context import LoadedModel, RunContext
 from ptl_fast.run.folder import RunFolder
 
@@ -192,6 +192,8 @@ def _open_folder(context: RunContext, chosen: dict[str, Any] | None) -> None:
         )
     folder.check_disk(_needed_bytes(context))
     num_finished = 0 if overwrite else folder.num_finished_rounds()
+    if not overwrite:
+        trace_step.restore(context)
     # replayed in order; those of unfinished rounds too, which may have been undone or made longer
     if not overwrite:
         for content in distributed.agree(folder.decisions.read()) or []:

@@ -6,7 +6,7 @@ from ptl_fast.base.console import say
 from ptl_fast.base.stored import remove
 from ptl_fast.baselines import flap, slicegpt
 from ptl_fast.model import loading
-from ptl_fast.run import quality_gate, report, text
+from ptl_fast.run import quality_gate, report, text, trace_step
 from ptl_fast.run.environment import environment
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ def write_report(context: "RunContext", final: dict[str, Any] | None = None) -> 
         "rounds": context.records,
         "final": final,
     }
+    traces = trace_step.summaries(context)
+    if traces:
+        content["traces"] = traces
     # without a quality gate the report has no word about one
     if context.rounds.gate_on is not None:
         content["decisions"] = context.rounds.decisions_as_json()

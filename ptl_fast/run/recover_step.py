@@ -16,7 +16,7 @@ from ptl_fast.recovery import optimizer_state, registry, token_budget
 from ptl_fast.recovery.continual_pretraining import last_part, num_steps
 from ptl_fast.recovery.registry import RECOVERIES
 from ptl_fast.recovery.task import HeldOutText, RecoveryTask, TrainingOptions
-from ptl_fast.run import prune_step, rollout_report
+from ptl_fast.run import inputs, prune_step, rollout_report
 from ptl_fast.run.evaluate_step import checked_nll
 from ptl_fast.run.rounds import kind_of
 from ptl_fast.scoring.statistics import StatisticsCollector, collecting
@@ -140,7 +140,7 @@ def _task(
             statistics=collector,
             statistics_tokens=config.score.calibration_tokens,
         ),
-        trains_on_template=any(each.on_text for each in context.all_recoveries()),
+        trains_on_template=inputs.trains_on_template(config, context.inputs.tokenizer),
         has_own_ffn=_has_own_ffn(context),
     )
     return _extended(context, task, step, extension) if extension else task

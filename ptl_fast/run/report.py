@@ -5,7 +5,7 @@ from typing import Any
 from ptl_fast.base import markdown
 from ptl_fast.baselines import ROUND_KINDS, SCORERS
 from ptl_fast.evaluation.chat import COSTS
-from ptl_fast.run import answer_costs, quality_gate, rollout_report
+from ptl_fast.run import answer_costs, quality_gate, rollout_report, trace_report
 from ptl_fast.run.tables import show, table
 
 # Header of the table "What went, and why".
@@ -93,6 +93,8 @@ def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
         parts.append(how_to_load)
     if report.get("decisions"):
         parts.append("## The quality gate\n\n" + _decisions(report["decisions"]))
+    if report.get("traces"):
+        parts.append("## Own traces\n\n" + trace_report.section(report["traces"]))
     parts.append("## What went, and why\n\n" + _reasons(report))
     redundant = _redundant(report)
     if redundant:

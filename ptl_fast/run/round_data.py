@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 from ptl_fast.data.packing import pack
 
 if TYPE_CHECKING:
+    from array import array
+
+    from ptl_fast.data.chats import Encoded
     from ptl_fast.data.packing import PackedTokens
     from ptl_fast.data.sampling import Corpus
     from ptl_fast.pruning.schedule import Round
@@ -75,6 +78,14 @@ class RoundData:
         """The first sequence; all of its tokens count, as it may hold no answer."""
         return dataclasses.replace(self.training[0].first(1), count_answers=False)
 
+    def replace(self, number: int, documents: "Sequence[Encoded]") -> None:
+        """Train and calibrate round ``number`` on these documents instead of its part's.
+
+        A round that is split has its part of the corpus again.
+        """
+        ids, answers = [each.ids for each in documents], [each.answers for each in documents]
+        self.training[number - 1] = self._packed(number, ids, answers)
+
     def stop_before(self, number: int) -> None:
         """Drop the parts of the rounds from ``number`` on: the quality gate has ended the run."""
         del self.training[number - 1 :]
@@ -111,15 +122,25 @@ class RoundData:
         return None
 
     def _pack(self, number: int) -> "PackedTokens":
-        """Pack a round's documents into sequences; raises ValueError if they do not fill one."""
+        """Pack a round's part of the corpus; raises ValueError if it does not fill a sequence."""
+        answers = self.corpus.answers[number - 1]
+        return self._packed(number, self.corpus.subsets[number - 1], answers)
+
+    def _packed(
+        self,
+        number: int,
+        documents: "Sequence[Sequence[int]]",
+        answers: "Sequence[array[int] | None]",
+    ) -> "PackedTokens":
+        """Pack documents for a round; what counts in them is what the settings say."""
         source = f"round {number}'s part of {self.source}"
         needs_answers = self.count_answers or self.learn_answers
         tokens = pack(
-            self.corpus.subsets[number - 1],
+            documents,
             self.sequence_length,
             self.pad,
             source,
-            self.corpus.answers[number - 1] if needs_answers else None,
+            answers if needs_answers else None,
         )
         tokens = dataclasses.replace(
             tokens, count_answers=self.count_answers, learn_answers=self.learn_answers

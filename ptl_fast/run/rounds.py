@@ -6,7 +6,7 @@ round_data.py.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ptl_fast.baselines import ROUND_KINDS, SCORERS, peers, slicing_schedule
 from ptl_fast.pruning import schedule
@@ -170,6 +170,26 @@ def make_schedule(config: "Config", original: "PretrainedConfig") -> "list[Round
     """
     rounds = _pruning_schedule(config, original)
     return schedule.with_final(rounds) if config.recovery.final_recovery is not None else rounds
+
+
+class DataAmounts(NamedTuple):
+    """How much data the rounds need."""
+
+    shares: list[float]
+    """Each round's fraction of the tokens; they sum to 1."""
+    num_tokens: int | None
+    """In total; None takes all that there is."""
+
+
+def data_amounts(config: "Config", schedule: "list[Round]") -> DataAmounts:
+    """How much data the rounds of a schedule need, as long as the quality gate changes nothing."""
+    shares, num_tokens = [step.recovery_share for step in schedule], config.recovery.recovery_tokens
+    # the tokens of --final-recovery come on top, so with it the shares sum to more than 1
+    total = sum(shares) if config.recovery.final_recovery is not None else 1.0
+    return DataAmounts(
+        [share / total for share in shares],
+        None if num_tokens is None else round(total * num_tokens),
+    )
 
 
 def _pruning_schedule(config: "Config", original: "PretrainedConfig") -> "list[Round]":

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from ptl_fast.data import answers
-from ptl_fast.data.answers import checkable_answer, code_of
+from ptl_fast.data.answers import checkable_answer
 from support.eval_tasks import MATH_PROBLEMS, read
 
 
@@ -82,16 +82,3 @@ def test_answers_are_judged_from_any_thread() -> None:
 )
 def test_what_a_data_sets_answer_is_judged_by(answer: str, gold: str | None) -> None:
     assert checkable_answer(answer) == gold
-
-
-@pytest.mark.parametrize(
-    ("response", "code"),
-    [
-        ("x = 1", "x = 1"),
-        ("Here:\n```python\nx = 1\n```\nDone.", "x = 1\n"),
-        ("```\nprint(f(1))\n```\n```python\ndef f(x): return x\n```", "def f(x): return x\n"),
-        ("```python\ndef f(x):\n    return", "def f(x):\n    return"),
-    ],
-)
-def test_code_is_what_defines_something(response: str, code: str) -> None:
-    assert code_of(response) == code

@@ -9,19 +9,21 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ptl_fast.base import distributed
+from ptl_fast.base.run_files import TraceFolder
 from ptl_fast.data import answers, sampling, traces
-from ptl_fast.data.documents import TEMPLATES, Document
+from ptl_fast.data.documents import TEMPLATES, Chat, Document
 from ptl_fast.data.generation import Sampling
 from ptl_fast.data.traces import (
     BOXED_REQUEST,
     Form,
     Trace,
-    TraceFolder,
     Tracer,
     collect,
+    fingerprint,
     kept,
     own_documents,
     summary,
+    write_part,
 )
 from ptl_fast.demo.problems import generate
 from support.models import DEMO_MODEL
@@ -91,6 +93,24 @@ def test_a_chat_model_is_asked_in_its_template_and_to_box_what_can_be_boxed(
     assert Form(tokenizer=chat, request="").prompt(PROBLEMS[0]).count("\n") == 3
     code = form.prompt(Document("Write f.", "def f(): return 3", tests="assert f() == 3"))
     assert code.startswith(f"{beginning}Write f.\nYour code should pass these tests:\n\nassert f()")
+
+
+def test_of_a_chat_the_last_answer_is_asked_for(tokenizer: PreTrainedTokenizerBase) -> None:
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "And 2+2?"},
+        {"role": "assistant", "content": "#### 4"},
+    ]
+    document = Document("Be brief. 1+1? 2 And 2+2?", "#### 4", chat=Chat(turns))
+    chat = with_template(tokenizer, CHATML.replace("{{ end }}", "<|im_end|>"))
+    assert Form(tokenizer=chat).prompt(document) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n"
+        "<|im_start|>assistant\n2<|im_end|>\n"
+        f"<|im_start|>user\nAnd 2+2?\n{BOXED_REQUEST}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert turns[3]["content"] == "And 2+2?"
 
 
 @pytest.mark.parametrize(
@@ -206,13 +226,13 @@ def test_documents_are_asked_until_there_are_enough_tokens_and_no_part_twice(
     assert [file.name for file in files] == [f"03-{n:05d}.jsonl" for n in range(len(made) // 8)]
     assert len(made) % 8 == 0
     assert json.loads(files[0].read_text().split("\n")[1]) == made[1]._asdict()
-    before = folder.fingerprint()
+    before = fingerprint(folder)
     assert collect(folder, 3, PROBLEMS, None, **amounts) == made, "from disk alone"
     files[1].unlink()
     with pytest.raises(ValueError, match=r"03-00001\.jsonl is missing or damaged"):
         collect(folder, 3, PROBLEMS, None, **amounts)
     assert collect(folder, 3, PROBLEMS, tracer, **amounts) == made
-    assert folder.fingerprint() == before
+    assert fingerprint(folder) == before
     files[1].write_text("{")
     with pytest.raises(ValueError, match=r"03-00001\.jsonl is missing or damaged"):
         collect(folder, 3, PROBLEMS, tracer, **amounts)
@@ -272,6 +292,8 @@ def test_ranks_divide_the_parts_and_use_as_many_as_one_rank_does(
         if rank:
             for number in range(rank, 6, 3):
                 made = tracer.answer(PROBLEMS[8 * number :][:8], number * 8, lambda _: None)
-                several.write(0, number, made)
+                write_part(several, 0, number, made)
     assert collect(several, 0, PROBLEMS, tracer, **amounts) == alone
-    assert several.part(0, 0).read_bytes() == (tmp_path / "alone" / "00-00000.jsonl").read_bytes()
+    assert (
+        several.part(0, 0).path.read_bytes() == (tmp_path / "alone" / "00-00000.jsonl").read_bytes()
+    )

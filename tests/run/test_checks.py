@@ -49,6 +49,20 @@ def test_wrong_gate_lists_the_choices_before_work_begins(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_traces_need_to_know_when_there_are_enough() -> None:
+    with pytest.raises(ValueError, match="--recovery-tokens, or how many to ask with --traces-num"):
+        check(settings(traces=True))
+    check(settings(traces=True, recovery_tokens=9000))
+    check(settings(traces=True, traces_number=50))
+    check(settings(traces=True, recovery="none"))  # --calibration-tokens
+
+
+def test_traces_longer_than_the_model_are_refused(tmp_path: Path) -> None:
+    too_long = {**DEMO, "traces": True, "traces_max_tokens": 512, "output": tmp_path / "run"}
+    with pytest.raises(ValueError, match="--traces-max-tokens: 513 tokens are more than the 512"):
+        compress(**too_long)
+
+
 def test_unknown_names_and_missing_vllm_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

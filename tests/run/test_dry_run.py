@@ -291,3 +291,23 @@ def test_dry_run_says_what_folding_layers_costs(flags: list[str], passes: bool) 
     assert ("another pass over --calibration-tokens in each round that drops layers" in text) == (
         passes
     )
+
+
+def test_dry_run_says_what_own_traces_take(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every answer of a batch gets a token for one reading of the weights."""
+    flags = ["--model", "ptl-demo", "--data", "x", "--dry-run", "--rounds", "2"]
+    flags += ["--recovery-split", "equal", "--width-multiple", "32", "--sequence-length", "32"]
+    flags += ["--global-batch", "1", "--recovery-tokens", "3000000000"]
+    assert main(flags) == 0
+    assert "Own traces" not in capsys.readouterr().out
+    assert main([*flags, "--traces", "--traces-batch", "10", "--dry-run-gpus", "2xH200"]) == 0
+    output = capsys.readouterr().out
+    assert "at most 3,000,000,000 tokens that are kept" in output
+    # 1,416,832 parameters of 2 bytes, 150 million steps, 40% of 4.8 TB/s
+    (hours,) = re.findall(r"before the first round; (\S+) hours on 2xH200", output)
+    assert float(hours) == pytest.approx(1416832 * 2 * 150e6 / (4.8e12 * 0.4) / 3600, abs=0.05)
+    assert main([*flags, "--traces", "--traces-every-round", "--traces-number", "100"]) == 0
+    # 256 of the model's 512 positions each
+    output = capsys.readouterr().out
+    assert "at most 25,600 tokens that are kept" in output
+    assert "first round and 12,800 before later rounds" in output

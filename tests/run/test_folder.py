@@ -53,6 +53,7 @@ OURS = [
     "final.tmp/config.json",
     "final/config.json",
     "log/x",
+    "traces/00-00000.jsonl",
     "report.md",
     "dense.json.tmp",
 ]

@@ -9,6 +9,7 @@ from typing import cast
 import pytest
 
 from ptl_fast.config.prune import PruneSettings
+from ptl_fast.data.chats import Encoded
 from ptl_fast.data.sampling import Corpus
 from ptl_fast.pruning.schedule import make_schedule
 from ptl_fast.run.context import RunContext
@@ -124,3 +125,16 @@ def test_run_stops_where_half_the_data_would_fill_no_sequence() -> None:
     reason = "half of the round's data would not fill a sequence"
     assert (decision.action, decision.reason) == ("stop", reason)
     assert run.rounds.schedule == run.data.training == []
+
+
+def test_a_round_may_train_on_other_documents_until_it_is_split() -> None:
+    run = Run()
+    before = run.numbers()
+    run.data.replace(1, [Encoded([7] * 4, None)] * 9)
+    assert run.numbers() == [{7}, before[1]]
+    assert run.data.training[0].num_tokens == 36
+    run.judge(9.0, 100, 100)
+    run.judge(9.0, 50, 100)
+    after = run.numbers()
+    assert set.union(*after[:3]) == before[0], "its parts are those of the corpus again"
+    assert after[3] == before[1]
