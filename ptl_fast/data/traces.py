@@ -263,7 +263,8 @@ def collect(
         description: label of the progress bar.
     """
     parts = [documents[first : first + PART] for first in range(0, len(documents), PART)]
-    progress = _Progress(description, num_tokens, len(documents), right_share)
+    # reading takes no time
+    progress = _Progress(description, num_tokens, len(documents), right_share, tracer is None)
     found: list[Trace] = []
     with progress:
         # a wave: one part for each rank, of which the first that suffice are taken
@@ -323,7 +324,12 @@ class _Progress:
     """A progress bar on the main rank: tokens that are kept or, if all are asked, documents."""
 
     def __init__(
-        self, description: str, num_tokens: float | None, num_documents: int, right_share: float
+        self,
+        description: str,
+        num_tokens: float | None,
+        num_documents: int,
+        right_share: float,
+        is_quiet: bool,
     ) -> None:
         self.in_tokens, self.right_share = num_tokens is not None, right_share
         self.amount = 0
@@ -331,7 +337,7 @@ class _Progress:
             desc=description,
             total=num_documents if num_tokens is None else round(num_tokens),
             unit=" tokens" if self.in_tokens else " documents",
-            disable=not distributed.is_main(),
+            disable=is_quiet or not distributed.is_main(),
             leave=False,
         )
 
