@@ -44,6 +44,8 @@ def traced(tmp_path: Path) -> dict[str, Any]:
         "traces_temperature": 1.5,
         "traces_keep": "right",
         "traces_every_round": True,
+        # the answers' tokens alone: the model's, the renewed ones too
+        "calibrate_on": "answers",
         "rounds": 2,
         "keep": 0.5,
         "width_multiple": 32,
