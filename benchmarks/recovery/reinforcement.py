@@ -67,6 +67,7 @@ class PrunedModel:
         from ptl_fast.pruning import compact, plan, schedule
         from ptl_fast.scoring import scorers
         from ptl_fast.scoring import statistics as statistics_module
+        from ptl_fast.scoring.evidence import Evidence
 
         self.own = {"seed": seed, "device": "cpu", "eval_tasks": [TASKS[split]]}
         self.configure(settings)
@@ -97,7 +98,7 @@ class PrunedModel:
             number=1, kind="neurons", width=width, num_layers=4, recovery_share=1.0
         )
         scores = scorers.activation(
-            scorers.Evidence(statistics=taken, model=self.model, family=family, seed=seed)
+            Evidence(statistics=taken, model=self.model, family=family, seed=seed)
         )
         compact.compact_(self.model, family, plan.plan_neurons(step, scores, None, "activation"))
 

@@ -27,7 +27,8 @@ from ptl_fast.run.folder import RunFolder
 from ptl_fast.run.rounds import make_schedule
 from ptl_fast.run.start import make_config
 from ptl_fast.scoring import statistics as statistics_module
-from ptl_fast.scoring.scorers import SCORERS, Evidence
+from ptl_fast.scoring.evidence import Evidence
+from ptl_fast.scoring.scorers import SCORERS
 
 SCORER = "output-change"
 COLUMNS = [

@@ -7,14 +7,14 @@ torch.
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ptl_fast.baselines import peers
 from ptl_fast.pruning import round_kinds
 from ptl_fast.pruning.round_kinds import RoundKind, plan_without_scores
 from ptl_fast.pruning.schedule import Round
 from ptl_fast.scoring import scorers
-from ptl_fast.scoring.scorers import Evidence, Scorer
+from ptl_fast.scoring.evidence import Evidence, Scorer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,15 +41,10 @@ def _slice(plan: "PruningPlan", work: "PruningWork") -> "tuple[PreTrainedModel, 
     return model, {"eigenvalues": eigenvalues}
 
 
-def _compact(
-    plan: "PruningPlan", work: "PruningWork"
-) -> "tuple[PreTrainedModel, dict[str, Tensor]]":
-    """Remove neurons as ever, and where the plan says so, leave FLAP's bias in their place."""
-    if plan.down_bias:
-        from ptl_fast.baselines import flap
+def _add_flap_bias_(*removed: Any) -> None:
+    from ptl_fast.baselines import flap
 
-        flap.add_bias_(work.model, work.family, work.means_LI, plan.kept_neurons)
-    return round_kinds.ROUND_KINDS["neurons"].apply(plan, work)
+    flap.add_bias_(*removed)
 
 
 def _no_half(removed: int, multiple: int) -> tuple[int | None, str | None]:
@@ -97,10 +92,9 @@ SCORERS = {
     "minitron": Scorer(compute=peers.minitron, needs=frozenset({"documents"})),
     "wanda": Scorer(compute=peers.wanda, grows_with_tokens=True, weighs_tokens=True),
     "llm-pruner": Scorer(compute=peers.llm_pruner, needs=frozenset({"weight_gradients"})),
-    "flap": replace(scorers.SCORERS["fluctuation"], adds_bias=True),
+    "flap": replace(scorers.SCORERS["fluctuation"], add_bias_=_add_flap_bias_),
 }
 ROUND_KINDS = {
     **round_kinds.ROUND_KINDS,
-    "neurons": replace(round_kinds.ROUND_KINDS["neurons"], apply=_compact),
     "hidden": RoundKind(plan=plan_without_scores, apply=_slice, halve=_no_half, unit="directions"),
 }

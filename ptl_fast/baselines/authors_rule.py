@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ptl_fast.base import distributed
 from ptl_fast.model.families import Family, feed_forwards
-from ptl_fast.scoring.scorers import Evidence
+from ptl_fast.scoring.evidence import Evidence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

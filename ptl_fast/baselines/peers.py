@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig
 
-    from ptl_fast.scoring.scorers import Evidence
+    from ptl_fast.scoring.evidence import Evidence
 
 
 FLAP_PREFIX = "flap_"

@@ -61,10 +61,6 @@ class PruningWork:
     """
     folds: "Sequence[Fold]" = ()
     """What takes the place of the blocks of layers that go; empty: nothing does."""
-    means_LI: "Tensor | None" = None
-    """Each neuron's mean activation on the calibration tokens, (num_layers, width) fp64; None where
-    the plan asks for no bias in place of neurons that go.
-    """
     tokens: "PackedTokens"
     """The round's calibration tokens."""
     batch_size: int
@@ -158,7 +154,7 @@ def _no_half(removed: int, multiple: int) -> tuple[int | None, str | None]:
     return None, "a round that only trains has no step to halve"
 
 
-# ptl_fast.baselines adds SliceGPT's kind and FLAP's bias; a run looks kinds up there
+# ptl_fast.baselines adds SliceGPT's kind; a run looks kinds up there
 ROUND_KINDS = {
     "neurons": RoundKind(
         plan=_plan_neurons,

@@ -64,7 +64,7 @@ def _check_scoring(config: "Config") -> None:
             f"--token-weights {config.score.token_weights} changes nothing with --scorer {name} and"
             " without --compensate; leave it out, or add --compensate"
         )
-    if scorer.adds_bias and config.prune.compensate:
+    if scorer.add_bias_ is not None and config.prune.compensate:
         raise ValueError(
             f"--scorer {name} puts a bias in the place of what goes, and --compensate puts the"
             " other neurons there; add --compensate false, or use --scorer fluctuation, the same"

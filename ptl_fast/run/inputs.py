@@ -19,6 +19,7 @@ from ptl_fast.evaluation.nll import NLL
 from ptl_fast.model import loading
 from ptl_fast.recovery import prompts, registry, token_budget
 from ptl_fast.run import quality_gate, questions, rounds, text
+from ptl_fast.run.round_data import RoundData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from ptl_fast.data.sampling import Corpus
     from ptl_fast.evaluation.tasks import EvalTask, LoadedTask
     from ptl_fast.pruning.schedule import Round
-    from ptl_fast.run.round_data import RoundData
 
 # Held-out documents: for the evaluation task nll, and for --recovery-split until-recovered. They
 # are disjoint, so that no evaluation is of the text by which training was stopped.
@@ -102,10 +102,10 @@ def load(
     until_recovered = config.recovery.recovery_split == "until-recovered"
     num_checked = NUM_CHECKED if until_recovered else 0
     corpus, asked = _load_corpus(config, form, tokenizer, schedule, num_evaluated + num_checked)
+    data = RoundData.of(config, corpus, tokenizer, source)
     # with --traces other documents are trained on
-    if not asked and (said := text.summary(config, corpus)):
+    if not asked and (said := data.summary(config)):
         say(said)
-    data = text.round_data(config, corpus, tokenizer, source)
     # a small corpus may hold out fewer than asked for: share them in the same proportion
     cut = len(corpus.held_out) * num_checked // max(1, num_evaluated + num_checked)
     protected = _load_protected(config, form, tokenizer)

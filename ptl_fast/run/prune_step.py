@@ -22,7 +22,8 @@ from ptl_fast.run.folder import read_plan
 from ptl_fast.run.rounds import kind_of
 from ptl_fast.scoring import ridge, token_weights
 from ptl_fast.scoring import statistics as statistics_module
-from ptl_fast.scoring.scorers import LAYER_SCORERS, Evidence, Samples
+from ptl_fast.scoring.evidence import Evidence, Samples
+from ptl_fast.scoring.scorers import LAYER_SCORERS
 from ptl_fast.scoring.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -131,10 +132,11 @@ def prune(context: "RunContext", step: "Round", *, weights_follow: bool = False)
         optimizer_state=now.optimizer_state,
         grams=calibration.grams() if compensates else None,
         folds=folds,
-        means_LI=calibration.means() if plan.down_bias and plan.kept_neurons is not None else None,
         tokens=calibration.tokens(),
         batch_size=calibration.batch_size,
     )
+    if plan.down_bias:
+        _add_bias_(calibration, plan)
     now.model, kept = kind.apply(plan, work)
     # the Gram matrices belong to the unpruned weights, and are large
     now.grams = None
@@ -144,6 +146,14 @@ def prune(context: "RunContext", step: "Round", *, weights_follow: bool = False)
         folded = distributed.agree([fold.to_json() for fold in folds])
         files.folded_layers.write(folded)
         say("\n".join(report.folded_lines(step.number, folded)))
+
+
+def _add_bias_(calibration: "Calibration", plan: PruningPlan) -> None:
+    """Let a bias stand for what the neurons that the plan removes have given on average."""
+    means_LI = calibration.means() if plan.kept_neurons is not None else None
+    add_bias_ = SCORERS[calibration.context.config.score.scorer].add_bias_
+    assert add_bias_ is not None
+    add_bias_(calibration.model, calibration.family, means_LI, plan.kept_neurons)
 
 
 def next_penalty(context: "RunContext", following: "Round") -> "Callable[[], Tensor] | None":

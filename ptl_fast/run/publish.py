@@ -6,7 +6,7 @@ from ptl_fast.base.console import say
 from ptl_fast.base.stored import remove
 from ptl_fast.baselines import flap, slicegpt
 from ptl_fast.model import loading
-from ptl_fast.run import quality_gate, report, text, trace_step
+from ptl_fast.run import quality_gate, report, trace_step
 from ptl_fast.run.environment import environment
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def write_report(context: "RunContext", final: dict[str, Any] | None = None) -> 
     content: dict[str, Any] = {
         "environment": environment(context.device),
         "config": context.config.flat(),
-        "text": text.summary(context.config, context.data.corpus),
+        "text": context.data.summary(context.config),
         "dense": context.dense,
         "rounds": context.records,
         "final": final,

@@ -8,11 +8,16 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ptl_fast.data.packing import pack
+from ptl_fast.data.chats import marks
+from ptl_fast.data.packing import pack, padding_token
+from ptl_fast.run import text
 
 if TYPE_CHECKING:
     from array import array
 
+    from transformers import PreTrainedTokenizerBase
+
+    from ptl_fast.config.config import Config
     from ptl_fast.data.chats import Encoded
     from ptl_fast.data.packing import PackedTokens
     from ptl_fast.data.sampling import Corpus
@@ -51,6 +56,45 @@ class RoundData:
             source,
         )
         self.training = [self._pack(number) for number in range(1, len(corpus.subsets) + 1)]
+
+    @classmethod
+    def of(
+        cls,
+        config: "Config",
+        corpus: "Corpus",
+        tokenizer: "PreTrainedTokenizerBase",
+        source: str,
+    ) -> "RoundData":
+        """The rounds' parts of a corpus, packed; what counts in them is what the settings say.
+
+        Args:
+            corpus: drawn with ``text.finds_answers``.
+            source: what messages call the data.
+
+        Raises:
+            ValueError: a part does not fill a sequence, or holds no answer that training needs.
+        """
+        return cls(
+            corpus,
+            config.data.sequence_length,
+            padding_token(tokenizer),
+            source,
+            count_answers=text.counts_answers(config),
+            learn_answers=text.learns_answers(config),
+        )
+
+    def summary(self, config: "Config") -> str:
+        """One line on chats and answers in the training data; empty if there is nothing to say."""
+        said = []
+        if self.corpus.num_chats:
+            num_documents = sum(map(len, self.corpus.subsets))
+            said.append(
+                f"{self.corpus.num_chats:,} of {num_documents:,} training documents are written by"
+                f" the model's own chat template (--template {config.data.template})."
+            )
+        if self.count_answers or self.learn_answers:
+            said.append(self._answers(config))
+        return " ".join(said)
 
     def calibration(self, number: int, num_tokens: int) -> "PackedTokens":
         """The calibration tokens of round ``number``: the first ``num_tokens`` of its part.
@@ -120,6 +164,23 @@ class RoundData:
         ):
             return "half of the round's data would have no question"
         return None
+
+    def _answers(self, config: "Config") -> str:
+        """How much of the data is answers, and who looks at them alone."""
+        num_tokens = num_answered = num_without = 0
+        for subset, answers in zip(self.corpus.subsets, self.corpus.answers, strict=True):
+            for ids, borders in zip(subset, answers, strict=True):
+                num_tokens += len(ids)
+                num_answered += sum(marks(borders, len(ids)))
+                num_without += borders is not None and not borders
+        line = (
+            f"{num_answered / num_tokens:.0%} of the training tokens are answers; statistics count"
+            f" {config.score.calibrate_on} (--calibrate-on), training learns"
+            f" {config.recovery.train_on} (--train-on)."
+        )
+        if num_without:
+            line += f" In {num_without:,} documents no answer could be told from the rest."
+        return line
 
     def _pack(self, number: int) -> "PackedTokens":
         """Pack a round's part of the corpus; raises ValueError if it does not fill a sequence."""

@@ -207,7 +207,7 @@ def _pruning_schedule(config: "Config", original: "PretrainedConfig") -> "list[R
     rounds = schedule.make_schedule(
         config.prune, lambda num_rounds: _token_shares(config, num_rounds), width, num_layers
     )
-    if SCORERS[config.score.scorer].adds_bias:
+    if SCORERS[config.score.scorer].add_bias_ is not None:
         peers.check_flap(original)
         rounds = schedule.with_bias(rounds, width)
     # protecting neurons by rank can forbid a round's width, which is known before any work is done

@@ -28,6 +28,7 @@ from ptl_fast.data.traces import (
 from ptl_fast.evaluation import sandbox
 from ptl_fast.evaluation.chat import code_of
 from ptl_fast.run import inputs, questions, rounds, text, trace_report
+from ptl_fast.run.round_data import RoundData
 
 if TYPE_CHECKING:
     from ptl_fast.base.run_files import TraceFolder
@@ -177,13 +178,13 @@ def _train_on(context: "RunContext", made: Sequence[Made]) -> None:
         keep_documents=True,
         find_answers=text.finds_answers(config),
     )
-    if said := text.summary(config, corpus):
-        say(said)
     # problems keep the data's answers, by which they are judged
     problems = [[asked[document] for document in subset] for subset in corpus.documents]
     corpus = dataclasses.replace(corpus, documents=problems)
     source = ",".join(part.name for part in parts)
-    context.data = text.round_data(config, corpus, form.tokenizer, source)
+    context.data = RoundData.of(config, corpus, form.tokenizer, source)
+    if said := context.data.summary(config):
+        say(said)
     # a round has recovered when it predicts the original's own answers as before
     if checks:
         checked = inputs.affordable(corpus.held_out, config, form.tokenizer, context.data)

@@ -31,7 +31,6 @@ from ptl_fast.scoring.ridge import (
     HELD_OUT_SHARE,
     HELD_OUT_TOKENS,
     RIDGES,
-    damped,
 )
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ class Sums(NamedTuple):
 
     def solve(self, ridge: float) -> Tensor:
         """X = C inv(G + ridge): I^3 / 3 + 2 H I^2 floating-point operations in fp64."""
-        factor = torch.linalg.cholesky(damped(self.gram_II.clone(), ridge))
+        factor = torch.linalg.cholesky(gram_module.damped(self.gram_II.clone(), ridge))
         return torch.cholesky_solve(self.cross_HI.T, factor).T
 
 

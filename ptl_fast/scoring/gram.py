@@ -31,7 +31,6 @@ from ptl_fast.scoring.ridge import (
     RIDGE,
     Choice,
     choose,
-    damped,
 )
 
 if TYPE_CHECKING:
@@ -253,6 +252,13 @@ def mirror_(gram_II: Tensor) -> None:
     """Fill the blocks that ``add_products_`` left out."""
     for start, end in _blocks(len(gram_II)):
         gram_II[:start, start:end] = gram_II[start:end, :start].T
+
+
+def damped(gram_II: Tensor, ridge: float) -> Tensor:
+    """G with the ridge on its diagonal, in place: positive definite even if G is zero."""
+    mean = gram_II.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    gram_II.diagonal().add_(ridge * mean)
+    return gram_II
 
 
 def _blocks(width: int) -> list[tuple[int, int]]:

@@ -1,19 +1,33 @@
 """Score FFN neurons by backward elimination: how well the others can replace each of them.
 
+torch is imported inside the functions, as in ``scoring.scorers``.
 ``scoring.gram`` explains the least-squares problem. Shape suffixes: I FFN width, H hidden size.
 """
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from ptl_fast.scoring.gram import GramMatrices
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ptl_fast.scoring.evidence import Evidence
+    from ptl_fast.scoring.gram import GramMatrices
 
 # each step removes 1/32 of the neurons that are left: one at a time would mean rank-1 updates of
 # whole matrices, which memory bandwidth limits
 CHUNK = 32
 
 
-def prices(grams: GramMatrices) -> Tensor:
+def score(evidence: "Evidence") -> "Tensor":
+    """score[l, i] = error of the FFN's output without i and all neurons that score lower.
+
+    The error is Eq. 2's for a set of neurons, an L2 norm over all tokens, after the down projection
+    of the other neurons was fitted anew by least squares.
+    """
+    assert evidence.grams is not None
+    return prices(evidence.grams)
+
+
+def prices(grams: "GramMatrices") -> "Tensor":
     """Return each neuron's price, (num_layers, width) fp64 on the CPU; lowest prices go first.
 
     price[l, i] = sqrt(sum_t ||y_t - y'_t||^2), the error of layer l's output when neuron i and all
@@ -22,6 +36,8 @@ def prices(grams: GramMatrices) -> Tensor:
 
     Costs about 3 I^3 floating-point operations per layer, in fp64.
     """
+    import torch
+
     return torch.stack(
         [
             eliminate(gram_II, down.weight.detach())
@@ -30,7 +46,7 @@ def prices(grams: GramMatrices) -> Tensor:
     ).cpu()
 
 
-def eliminate(gram_II: Tensor, down_HI: Tensor) -> Tensor:
+def eliminate(gram_II: "Tensor", down_HI: "Tensor") -> "Tensor":
     """Return the price of every neuron of one layer, (width,) fp64; see ``prices``.
 
     Neurons are removed in chunks. Within a chunk the order is by the price of removing each alone,
@@ -40,6 +56,8 @@ def eliminate(gram_II: Tensor, down_HI: Tensor) -> Tensor:
         gram_II: G with the ridge, (width, width) fp64; positive definite.
         down_HI: down projection, (hidden_size, width).
     """
+    import torch
+
     # for the neurons that are left: the inverse of their block of G, and their compensated columns
     inverse, columns = torch.cholesky_inverse(torch.linalg.cholesky(gram_II)), down_HI.double()
     left = torch.arange(len(gram_II), device=gram_II.device)

@@ -85,13 +85,6 @@ def in_words(choices: "dict[int, Choice]") -> str:
     )
 
 
-def damped(gram_II: Tensor, ridge: float) -> Tensor:
-    """G with the ridge on its diagonal, in place: positive definite even if G is zero."""
-    mean = gram_II.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
-    gram_II.diagonal().add_(ridge * mean)
-    return gram_II
-
-
 def _errors(gram_II: Tensor, down_HI: Tensor, held_TI: Tensor) -> Tensor:
     """Squared errors of the held-out output, (R + 2,): with each ridge, without refitting, and of
     an output of zero.

@@ -10,100 +10,16 @@ W_down, and h_l the residual stream after layer l. Equations are those of arXiv 
 Shape suffixes: L layers, I FFN width.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ptl_fast.model.families import Family, feed_forwards
+from ptl_fast.model.families import feed_forwards
+from ptl_fast.scoring import reconstruction
+from ptl_fast.scoring.evidence import Evidence, LayerScorer, Scorer
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
-    from ptl_fast.scoring.gram import GramMatrices
-    from ptl_fast.scoring.statistics import Extra, Statistics
-
-
-# statistics that forward passes of a training collect too
-DURING_RECOVERY: "frozenset[Extra]" = frozenset({"sums", "angles"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Samples:
-    """Token ids of single documents, for a scorer that reads them one by one."""
-
-    reasoning: Sequence[Sequence[int]]
-    """Documents of the round's part of --data."""
-    general: Sequence[Sequence[int]]
-    """Documents of --protect."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """The input of a neuron scorer."""
-
-    statistics: "Statistics"
-    model: "PreTrainedModel"
-    family: Family
-    seed: int
-    """For scorers that draw random numbers."""
-    grams: "GramMatrices | None" = None
-    """Each layer's Gram matrix; not None if the scorer ``reads_grams``."""
-    samples: Samples | None = None
-    """Not None if the scorer ``reads_samples``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scorer:
-    """A way of scoring neurons, and what it needs."""
-
-    compute: "Callable[[Evidence], Tensor]"
-    """Returns (num_layers, width) fp64 on the CPU; the lowest scores are removed first."""
-    needs: "frozenset[Extra]" = field(default_factory=frozenset)
-    """Statistics to collect besides squared activations and the layers' change of the residual."""
-    reads_grams: bool = False
-    """Whether it needs Gram matrices of the activations."""
-    reads_samples: bool = False
-    """Whether it runs single documents through the model itself."""
-    grows_with_tokens: bool = False
-    """Whether the score is a root of a sum over tokens, and so larger on a longer corpus."""
-    reads_protected: bool = False
-    """Whether it takes --protect's text into account itself. If not, the neurons that it ranks
-    highest on that text are kept.
-    """
-    weighs_tokens: bool = False
-    """Whether --token-weights changes it: it reads sums of squares, sums or Gram matrices."""
-    measures: bool = True
-    """Whether a threshold on the score has a meaning: it has none on random numbers or ranks."""
-    redundant_below: float | None = None
-    """Neurons with a lower score count as redundant by the scorer's own rule; None: it has none."""
-    adds_bias: bool = False
-    """Whether a bias of the down projection takes the place of what it removes (FLAP)."""
-
-    @property
-    def needs_own_pass(self) -> bool:
-        """Whether it needs a calibration pass, as --score-during-recovery's statistics lack what it
-        reads.
-        """
-        return bool(self.reads_grams or self.reads_samples or self.needs - DURING_RECOVERY)
-
-    def per_token(self, scores_LI: "Tensor", num_tokens: "Tensor") -> "Tensor":
-        """Scores that do not grow with the corpus, so that one --threshold fits any corpus.
-
-        They are root mean squares instead of roots of sums. Comparing Eq. 4's L2 norm over T tokens
-        with sigma is the same as comparing these with sigma / sqrt(T).
-        """
-        return scores_LI / num_tokens.sqrt() if self.grows_with_tokens else scores_LI
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerScorer:
-    """A way of scoring decoder layers, and what it needs."""
-
-    compute: "Callable[[Statistics], Tensor]"
-    """Returns (num_layers,) fp64; the lowest scores are removed first."""
-    needs: "frozenset[Extra]" = field(default_factory=frozenset)
-    """As for Scorer."""
+    from ptl_fast.scoring.statistics import Statistics
 
 
 def activation(evidence: Evidence) -> "Tensor":
@@ -117,18 +33,6 @@ def output_change(evidence: Evidence) -> "Tensor":
     The L2 norm, over all tokens, of what the FFN's output loses without neuron i (Eq. 2).
     """
     return evidence.statistics.square_LI.sqrt() * _down_norms(evidence)
-
-
-def reconstruction(evidence: Evidence) -> "Tensor":
-    """score[l, i] = error of the FFN's output without i and all neurons that score lower.
-
-    The error is Eq. 2's for a set of neurons, an L2 norm over all tokens, after the down projection
-    of the other neurons was fitted anew by least squares.
-    """
-    from ptl_fast.scoring.reconstruction import prices
-
-    assert evidence.grams is not None
-    return prices(evidence.grams)
 
 
 def magnitude(evidence: Evidence) -> "Tensor":
@@ -218,7 +122,7 @@ def last(statistics: "Statistics") -> "Tensor":
 # the names are the values of --scorer and --layer-scorer; nothing else compares them
 SCORERS = {
     "reconstruction": Scorer(
-        compute=reconstruction,
+        compute=reconstruction.score,
         reads_grams=True,
         grows_with_tokens=True,
         reads_protected=True,

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from ptl_fast.baselines import SCORERS, authors_rule
 from ptl_fast.model.families import find_family
 from ptl_fast.pruning.plan import plan_neurons
-from ptl_fast.scoring.scorers import Samples
+from ptl_fast.scoring.evidence import Samples
 from support.models import make_model
 from support.plans import neuron_round
 from support.scores import evidence

@@ -4,20 +4,29 @@ import itertools
 import json
 from array import array
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from ptl_fast.config.prune import PruneSettings
+from ptl_fast.data import sampling
 from ptl_fast.data.chats import Encoded
+from ptl_fast.data.documents import EXCHANGE, Document
+from ptl_fast.data.readers import Part
 from ptl_fast.data.sampling import Corpus
+from ptl_fast.demo.problems import generate
 from ptl_fast.pruning.schedule import make_schedule
+from ptl_fast.run import text
 from ptl_fast.run.context import RunContext
 from ptl_fast.run.quality_gate import Decision
 from ptl_fast.run.round_data import RoundData
 from ptl_fast.run.rounds import Rounds
+from support import chat_templates
+from support.chat_templates import with_template
 from support.gate import gate
 from support.plans import growing
+from support.settings import settings
 
 
 class Run:
@@ -138,3 +147,44 @@ def test_a_round_may_train_on_other_documents_until_it_is_split() -> None:
     after = run.numbers()
     assert set.union(*after[:3]) == before[0], "its parts are those of the corpus again"
     assert after[3] == before[1]
+
+
+def test_the_data_is_summed_up_where_there_is_something_to_say(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    talks = with_template(tokenizer, chat_templates.CHATML)
+    problems = [Document(**problem) for problem in generate(40, 8, "training")]
+
+    def summary(documents: list[Document], **values: Any) -> str:
+        config = settings(**values, sequence_length=128)
+        corpus = sampling.split_corpus(
+            [Part("a", 1.0, documents)],
+            talks,
+            shares=[0.5, 0.5],
+            num_tokens=None,
+            num_held_out=0,
+            seed=1,
+            find_answers=text.finds_answers(config),
+        )
+        return RoundData.of(config, corpus, talks, "data").summary(config)
+
+    assert summary(problems) == ""
+    chats = [problem._replace(chat=EXCHANGE) for problem in problems[:10]] + problems[10:]
+    assert summary(chats, template="chat") == (
+        "10 of 40 training documents are written by the model's own chat template"
+        " (--template chat)."
+    )
+    share = sum(len(talks(each.answer)["input_ids"]) + 1 for each in problems)
+    share /= sum(len(talks(each.text)["input_ids"]) + 1 for each in problems)
+    assert summary(problems, train_on="answers") == (
+        f"{share:.0%} of the training tokens are answers; statistics count all (--calibrate-on),"
+        " training learns answers (--train-on)."
+    )
+    # a template that leaves the answers of these chats out
+    talks.chat_template = (
+        "{%- for message in messages %}"
+        "{%- if message.role == 'user' or messages[0].content == '?' %}"
+        "{{- message.content + eos_token }}{%- endif %}{%- endfor %}"
+    )
+    said = summary(chats, template="chat", calibrate_on="answers")
+    assert said.endswith("In 10 documents no answer could be told from the rest.")

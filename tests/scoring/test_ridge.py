@@ -7,14 +7,13 @@ from transformers import PreTrainedModel
 
 from ptl_fast.model.families import feed_forwards, find_family
 from ptl_fast.scoring import gram as gram_module
-from ptl_fast.scoring.gram import GramMatrices
+from ptl_fast.scoring.gram import GramMatrices, damped
 from ptl_fast.scoring.ridge import (
     DEFAULT_RIDGE,
     RIDGES,
     TRIAL_KEEP,
     Choice,
     choose,
-    damped,
     in_words,
     tensors,
 )

@@ -3,7 +3,7 @@
 from transformers import PreTrainedModel
 
 from ptl_fast.model.families import find_family
-from ptl_fast.scoring.scorers import Evidence
+from ptl_fast.scoring.evidence import Evidence
 from ptl_fast.scoring.statistics import Statistics
 
 
