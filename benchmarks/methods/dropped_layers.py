@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from ptl_fast.data.documents import Document
 
 LENGTH = 512  # tokens of a packed sequence, and of a held-out document
-REQUEST = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 COLUMNS = ["layers dropped", "which", "", "NLL", "right answers", "made up for"]
 
 
@@ -83,7 +82,7 @@ def answer(
     """The model's greedy answers in its chat template, of at most ``new_tokens`` tokens."""
     prompts: list[list[int]] = [
         tokenizer.apply_chat_template(  # type: ignore[misc]
-            [{"role": "user", "content": problem.question + REQUEST}],
+            [{"role": "user", "content": f"{problem.question}\n{answers.BOXED_REQUEST}"}],
             add_generation_prompt=True,
             return_dict=False,
         )

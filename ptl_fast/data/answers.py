@@ -21,6 +21,8 @@ from typing import Any
 
 from ptl_fast.base import restricted_child
 
+# Below a question, so that the model marks its final answer; as Qwen's model cards ask for it.
+BOXED_REQUEST = "Please reason step by step, and put your final answer within \\boxed{}."
 CPU_SECONDS = 10  # per answer
 MEMORY_BYTES = 4 * 2**30  # address space of the child
 NUM_OPEN_FILES = 64

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ptl_fast.base import distributed
 from ptl_fast.base.atomic_files import write_atomically
 from ptl_fast.base.run_files import TraceFolder
-from ptl_fast.data.answers import checkable_answer
+from ptl_fast.data.answers import BOXED_REQUEST, checkable_answer
 from ptl_fast.data.chats import prompt_messages
 from ptl_fast.data.documents import Document
 from ptl_fast.data.generation import Answer, Sampling, answer_batch, by_length
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PART = 64  # documents in a file: what an interruption loses at most
-BOXED_REQUEST = "Please reason step by step, and put your final answer within \\boxed{}."
 TESTS_REQUEST = "Your code should pass these tests:\n\n"
 AUTO = "auto"
 # the prompt stands for the question: it holds the template already

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm.auto import tqdm
 
+from ptl_fast.data.answers import BOXED_REQUEST
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -92,11 +94,8 @@ def load_gsm8k(source: str | None) -> Sequence[Row]:
 
 
 def gsm8k_question(row: Row) -> str:
-    """The problem, and where the final answer goes; as Qwen's model cards ask for it."""
-    return (
-        f"{row['question']}\nPlease reason step by step, and put your final answer within"
-        " \\boxed{}."
-    )
+    """The problem, and where the final answer goes."""
+    return f"{row['question']}\n{BOXED_REQUEST}"
 
 
 def gsm8k_is_right(row: Row, text: str) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ptl_fast.data.answers import final_answer
+from ptl_fast.data.answers import BOXED_REQUEST, final_answer
 from ptl_fast.data.chats import prompt_messages
 from ptl_fast.recovery.rollouts import Rollouts
 
@@ -11,9 +11,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ptl_fast.data.documents import Document
-
-# Added to a chat prompt, so that the model marks its answer: an unmarked one earns no reward.
-INSTRUCTION = "Reason step by step, and put the final answer in \\boxed{}."
 
 
 def make_prompts(
@@ -115,9 +112,10 @@ def _turns(document: "Document", instruction: str) -> list[dict[str, Any]]:
 
 def _instruction(document: "Document", rollouts: Rollouts) -> str:
     """What is asked for below the question; empty where the answer needs no box."""
-    # without rewards the answers need no box, and those to questions on code shall not get one
+    # with rewards every answer needs a box, as an unmarked one earns none; without, those to
+    # questions on code shall not get one
     is_boxed = rollouts.gold is not None or bool(final_answer(document.answer))
-    return INSTRUCTION if is_boxed else ""
+    return BOXED_REQUEST if is_boxed else ""
 
 
 def uses_chat(

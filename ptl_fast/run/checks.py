@@ -14,7 +14,7 @@ from ptl_fast.config.checking import flag
 from ptl_fast.config.trainer import read_deepspeed
 from ptl_fast.evaluation.chat import LoadedChat
 from ptl_fast.recovery import registry
-from ptl_fast.run import questions
+from ptl_fast.run import questions, text
 from ptl_fast.scoring.scorers import LAYER_SCORERS
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ def _check_training(config: "Config") -> None:
         "--keep-optimizer-state": recovery.keep_optimizer_state,
         "--anticipate": recovery.anticipate > 0,
         "--liger": config.trainer.liger,
+        "--train-on answers": text.learns_answers(config),
     }
     for own_flag in [each for each, is_set in given.items() if is_set]:
         if not any(on_text):

@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from ptl_fast.base import distributed
 from ptl_fast.base.run_files import TraceFolder
 from ptl_fast.data import answers, sampling, traces
+from ptl_fast.data.answers import BOXED_REQUEST
 from ptl_fast.data.documents import TEMPLATES, Chat, Document
 from ptl_fast.data.generation import Sampling
 from ptl_fast.data.traces import (
-    BOXED_REQUEST,
     Form,
     Trace,
     Tracer,

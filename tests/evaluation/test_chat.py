@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.methods.reasoning_rehearsal import TEMPLATE
 from ptl_fast.config.evaluation import EvaluationSettings
 from ptl_fast.data import generation
 from ptl_fast.data.generation import Answer
 from ptl_fast.evaluation import chat, tasks
 from ptl_fast.evaluation.chat import CHAT_TASKS, Judged
-from support.chats import gsm8k_file, mbpp_file, with_template
+from support.chat_templates import with_template
+from support.chats import gsm8k_file, mbpp_file
 
 FENCED = (
     "Here it is:\n```python\nimport math\ndef f(x):\n    return x + 1\n```\nUse it:\n```\nf(1)\n```"
@@ -27,7 +29,7 @@ def load(entry: str, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> cha
 
 
 def test_prompts_are_the_templates(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    chats = with_template(tokenizer)
+    chats = with_template(tokenizer, TEMPLATE, adds_tokens=False)
     loaded = load(f"ptl_gsm8k_chat={gsm8k_file(tmp_path / 'a.jsonl', 5)}", chats, eval_limit=3)
     assert len(loaded.prompts) == 3
     asked = chats.decode(loaded.prompts[0])
@@ -49,7 +51,7 @@ def test_without_a_template_the_fix_is_named(
 def test_unfit_data_is_named(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     file = gsm8k_file(tmp_path / "a.jsonl", 1)
     with pytest.raises(ValueError, match=r"ptl_mbpp_chat: the data in .*a\.jsonl cannot be used"):
-        load(f"ptl_mbpp_chat={file}", with_template(tokenizer))
+        load(f"ptl_mbpp_chat={file}", with_template(tokenizer, TEMPLATE, adds_tokens=False))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +120,10 @@ def test_the_model_in_memory_answers_and_is_judged(
         load=chat.load_gsm8k, question=lambda row: row["question"], is_right=chat.gsm8k_is_right
     )
     monkeypatch.setitem(tasks.CHAT_TASKS, "bare", bare)  # type: ignore[arg-type]
-    file, chats = gsm8k_file(tmp_path / "a.jsonl", 6), with_template(tokenizer)
+    file, chats = (
+        gsm8k_file(tmp_path / "a.jsonl", 6),
+        with_template(tokenizer, TEMPLATE, adds_tokens=False),
+    )
     loaded = load(f"bare={file}", chats, eval_max_tokens=100)
     assert loaded.temperature == 0
     found = chat.run(demo_model, chats, loaded, 4, "test")
@@ -149,7 +154,7 @@ def test_samples_are_drawn_anew_even_one_by_one(
         return made[-1]
 
     monkeypatch.setattr(generation, "answer_all", noted)
-    chats = with_template(tokenizer)
+    chats = with_template(tokenizer, TEMPLATE, adds_tokens=False)
     loaded = load(
         f"ptl_gsm8k_chat={gsm8k_file(tmp_path / 'a.jsonl', 2)}",
         chats,

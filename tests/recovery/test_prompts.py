@@ -10,6 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from ptl_fast.config.config import Config
+from ptl_fast.data.answers import BOXED_REQUEST
 from ptl_fast.data.documents import EXCHANGE, Chat, Document
 from ptl_fast.recovery import prompts, registry
 from ptl_fast.recovery.grpo import rewards
@@ -95,7 +96,7 @@ def test_chat_is_used_where_nothing_trains_on_the_template(
     )
     prompt = asked(talking(tokenizer), settings)[0][0]["prompt"]
     assert (
-        prompt == [{"role": "user", "content": f"{PROBLEMS[0].question}\n{prompts.INSTRUCTION}"}]
+        prompt == [{"role": "user", "content": f"{PROBLEMS[0].question}\n{BOXED_REQUEST}"}]
     ) == chat
     if form == "chat":
         with pytest.raises(ValueError, match="has no chat template"):
@@ -134,7 +135,7 @@ def test_without_rewards_a_question_needs_no_answer_and_code_no_box(
     rows, num_too_long = asked(talking(tokenizer), settings, problems)
     assert num_too_long == 0
     assert [row["prompt"][0]["content"] for row in rows] == [
-        f"1 + 1 = ?\n{prompts.INSTRUCTION}",
+        f"1 + 1 = ?\n{BOXED_REQUEST}",
         "Write add(a, b).",
     ]
     with pytest.raises(ValueError, match="of at most 200 tokens; opd needs more"):
@@ -152,7 +153,7 @@ def test_a_chat_is_asked_with_all_turns_before_its_last_answer(
     pair = Document("1 + 1?", "#### 2", chat=EXCHANGE)
     with_tools = problem._replace(chat=Chat(turns, [{"name": "add"}]))
     talks = with_template(tokenizer, chat_templates.CHATML)
-    for form, request in (("template", ""), ("chat", f"\n{prompts.INSTRUCTION}")):
+    for form, request in (("template", ""), ("chat", f"\n{BOXED_REQUEST}")):
         settings = grpo_config(grpo_prompt=form, recovery="grpo", grpo_prompt_tokens=500)
         rows, _ = asked(talks, settings, [problem, pair, with_tools])
         last = [{**turns[2], "content": said[2] + request}]

@@ -8,9 +8,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from benchmarks.methods.reasoning_rehearsal import TEMPLATE
 from ptl_fast import compress
 from ptl_fast.run import report
-from support.chats import gsm8k_file, with_template
+from support.chat_templates import with_template
+from support.chats import gsm8k_file
 from support.models import DEMO_MODEL
 from support.runs import DEMO, RUN
 
@@ -78,7 +80,7 @@ def test_answers_to_chats_have_a_table_of_their_own_and_can_be_gated(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     AutoModelForCausalLM.from_pretrained(DEMO_MODEL).save_pretrained(tmp_path / "model")
-    with_template(tokenizer).save_pretrained(tmp_path / "model")
+    with_template(tokenizer, TEMPLATE, adds_tokens=False).save_pretrained(tmp_path / "model")
     file = gsm8k_file(tmp_path / "test.jsonl", 5)
     settings = {
         **DEMO,

@@ -67,9 +67,18 @@ MARKED = (
 )
 
 
-def with_template(tokenizer: PreTrainedTokenizerBase, template: str) -> PreTrainedTokenizerBase:
-    """A copy with a chat template, its special tokens, and a first token that it adds to text."""
+def with_template(
+    tokenizer: PreTrainedTokenizerBase, template: str, *, adds_tokens: bool = True
+) -> PreTrainedTokenizerBase:
+    """A copy with a chat template, its special tokens, and a first token that it adds to text.
+
+    Args:
+        adds_tokens: False adds no tokens, for models whose embeddings have no place for more.
+    """
     chats = copy.deepcopy(tokenizer)
+    if not adds_tokens:
+        chats.chat_template = template
+        return chats
     special = {"bos_token": "<|begin|>", "extra_special_tokens": ["<|im_start|>", "<|im_end|>"]}
     chats.add_special_tokens(special)
     chats.chat_template = template

@@ -1,20 +1,9 @@
-"""A tokenizer that can chat, and few problems to chat about."""
+"""Few problems to chat about."""
 
-import copy
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
-from benchmarks.methods.reasoning_rehearsal import TEMPLATE
 from ptl_fast.demo.problems import generate
 from support.files import write_rows
-
-
-def with_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A copy with a chat template."""
-    chats = copy.deepcopy(tokenizer)
-    chats.chat_template = TEMPLATE
-    return chats
 
 
 def gsm8k_file(file: Path, count: int) -> str:

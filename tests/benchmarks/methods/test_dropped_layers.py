@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.methods import dropped_layers
+from ptl_fast.data import answers
 from ptl_fast.data.documents import Document
 
 # Calibration reads 35 rows of the bundled problems.
@@ -78,12 +79,12 @@ def test_answers_are_those_of_each_prompt_alone(
     """
     monkeypatch.setattr(tokenizer, "chat_template", CHAT)
     monkeypatch.setattr(tokenizer, "padding_side", "right")
-    monkeypatch.setattr(dropped_layers, "REQUEST", "=")
+    monkeypatch.setattr(answers, "BOXED_REQUEST", "=")
     llama.generation_config.repetition_penalty = 5.0
     problems = [Document("1+1", ""), Document("(2+3)*4-17+1234", ""), Document("7", "")]
     found = dropped_layers.answer(llama, tokenizer, problems, 6, 2)
     for problem, reply in zip(problems, found, strict=True):
-        ids = tokenizer(f"{problem.question}=", add_special_tokens=False)["input_ids"]
+        ids = tokenizer(f"{problem.question}\n=", add_special_tokens=False)["input_ids"]
         new: list[int] = []
         while len(new) < 6 and tokenizer.eos_token_id not in new:
             with torch.inference_mode():
