@@ -15,6 +15,13 @@ can be resumed with smaller ones.
 """
 
 
+def former_default(value: Any) -> dict[str, Any]:
+    """Metadata of a field: its default, or what was done, when older runs began. A run that began
+    so goes on so where the command does not ask for anything else.
+    """
+    return {"former_default": value}
+
+
 def flag(name: str) -> str:
     """Return the command-line flag of a setting, for messages: keep_rounds -> --keep-rounds."""
     return f"--{name.replace('_', '-')}"

@@ -96,6 +96,24 @@ class Config:
             needs_data=not self.run.dry_run,
         )
 
+    def as_begun(self, saved: dict[str, Any]) -> tuple["Config", dict[str, Any]]:
+        """The settings with which a run goes on that began when some defaults were others.
+
+        Args:
+            saved: the ``identity`` of the run as it began; lacks settings that are newer.
+
+        Returns:
+            The settings, and those among them that are now former defaults.
+        """
+        flat = self.flat()
+        former = {
+            name: each.metadata["former_default"]
+            for name, each in FIELDS.items()
+            if "former_default" in each.metadata and flat[name] == each.default
+        }
+        kept = {name: value for name, value in former.items() if saved.get(name, value) == value}
+        return self.changed(**kept), kept
+
     def identity(self) -> dict[str, Any]:
         """Return {setting: value} of those that decide the result; state.json keeps them.
 
@@ -118,7 +136,7 @@ RESUME_FREE = {name for name, each in FIELDS.items() if each.metadata == FREE}
 RESUME_ROUNDING = {name for name, each in FIELDS.items() if each.metadata == ROUNDING}
 """Settings that may be different too, although they change rounding errors."""
 WITHOUT = {
-    name: each.metadata.get("without", each.default)
+    name: each.metadata.get("former_default", each.default)
     for name, each in FIELDS.items()
     if each.default is not dataclasses.MISSING
 }

@@ -1,8 +1,8 @@
 """What the run reads, and how rows become training text."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ptl_fast.config.checking import as_text, check_at_least_one
+from ptl_fast.config.checking import as_text, check_at_least_one, former_default
 
 
 @dataclass(kw_only=True)
@@ -28,7 +28,7 @@ class DataSettings:
     text_column: str | None = None
     """The column that holds plain text; it goes before question and answer."""
 
-    template: str = "auto"
+    template: str = field(default="auto", metadata=former_default("lines"))
     """How question and answer are joined, in training and for nll: lines (Question: ..., new line,
     Answer: ...), paper (as the paper's code: nothing between question and 'Answer: '), chat (the
     tokenizer's own chat template, which also writes whole chats, with all their turns and tool

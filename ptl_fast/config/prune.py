@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ptl_fast.config.checking import check_at_least_one
+from ptl_fast.config.checking import check_at_least_one, former_default
 
 
 @dataclass(kw_only=True)
@@ -60,7 +60,7 @@ class PruneSettings:
     fit."""
 
     # runs that began before this could be set dropped layers and did no more
-    compensate_layers: bool = field(default=True, metadata={"without": False})
+    compensate_layers: bool = field(default=True, metadata=former_default(False))
     """When layers go, fold what they did into the down projection of the layer before them, so that
     the residual stream on --calibration-tokens is as near as can be to what it was after them
     (least squares). The checkpoint stays an ordinary one. Costs a further pass over these tokens.

@@ -44,6 +44,14 @@ class RunFolder(RunFiles):
         super().__init__(path)
         self.state = {"format": FORMAT, **(state or {})}
 
+    def settings(self) -> dict[str, Any]:
+        """The settings that the folder's run began with; empty if there is no run.
+
+        Raises:
+            ValueError: state.json is damaged.
+        """
+        return self._state_on_disk()["config"] if self._is_run() else {}
+
     def check(self, overwrite: bool) -> dict[str, tuple[Any, Any]]:
         """Check that the folder is new or empty, or holds this run. Writes nothing.
 

@@ -43,7 +43,7 @@ def prepare(config: "Config") -> RunContext:
     # DeepSpeed otherwise takes a GPU that it finds
     if config.model.device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    identity, device = config.identity(), loading.resolve_device(config.model.device)
+    device = loading.resolve_device(config.model.device)
     # before any message: only the main rank prints, and ranks are not known earlier
     distributed.join(device)
     checks.check_installation(config, device)
@@ -52,8 +52,9 @@ def prepare(config: "Config") -> RunContext:
     original = loading.load_config(config.model.model)
     checks.check_lengths(config, original)
     output = output_folder(config)
-    # ``identity`` above keeps "auto": the chosen multiple must not make a resumed run another one
-    chosen = None
+    config = _as_begun(config, output)
+    # the identity keeps "auto": the chosen multiple must not make a resumed run another one
+    identity, chosen = config.identity(), None
     if config.prune.width_multiple == "auto":
         chosen = _choose_width_multiple(config, output, device, original)
         config = config.changed(width_multiple=chosen["multiple"])
@@ -135,6 +136,18 @@ def output_folder(config: "Config") -> Path:
                 " --output"
             )
     return output
+
+
+def _as_begun(config: "Config", output: Path) -> "Config":
+    """The settings, with the former defaults of a run that goes on from an older version."""
+    saved = {} if config.run.overwrite else distributed.agree(RunFolder(output).settings())
+    if not saved:
+        return config
+    config, kept = config.as_begun(saved)
+    if kept:
+        flags = ", ".join(f"{flag(name)} {value}" for name, value in kept.items())
+        say(f"{output} goes on as it began: {flags}.")
+    return config
 
 
 def _choose_width_multiple(

@@ -1,5 +1,6 @@
 """Before a run begins: its folder's name, and what may not lie in it."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from ptl_fast.run import prepare
 from support.files import write_data
 from support.models import DEMO_MODEL
-from support.runs import main
+from support.runs import DEMO, as_flags, main
 from support.settings import settings
 
 
@@ -53,3 +54,25 @@ def test_runs_are_named_after_the_model(tmp_path: Path, monkeypatch: pytest.Monk
         ".": "runs/other",
         "final": "runs/mine-final",
     }
+
+
+def test_a_run_that_began_under_former_defaults_goes_on_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its state.json names the template that was the default, and lacks what could not be set."""
+    monkeypatch.chdir(tmp_path)
+    flags = as_flags({**DEMO, "model": "ptl-demo", "data": write_data(Path("data.jsonl"))})
+    assert main([*flags, "--template", "lines", "--compensate-layers", "false"]) == 0
+    (state,) = Path("runs").glob("*/state.json")
+    begun = json.loads(state.read_text())
+    del begun["config"]["compensate_layers"]
+    state.write_text(json.dumps(begun))
+    before = (state.parent / "final" / "model.safetensors").read_bytes()
+    capsys.readouterr()
+    assert main(flags) == 0
+    said = capsys.readouterr().out
+    assert "goes on as it began: --template lines, --compensate-layers False" in said
+    assert (state.parent / "final" / "model.safetensors").read_bytes() == before
+    # asked for otherwise, it is another run
+    assert main([*flags, "--template", "paper"]) == 2
+    assert "its --template is lines, now it is paper" in capsys.readouterr().err
