@@ -119,12 +119,22 @@ class Config:
 
         A run is resumed only if they are equal, but for those in RESUME_ROUNDING.
         """
-        return {name: value for name, value in self.flat().items() if name not in RESUME_FREE}
+        unread = {
+            each.name
+            for group in OWN_GROUPS
+            if group not in self.recovery.all_recoveries
+            for each in dataclasses.fields(GROUPS[group])
+        }
+        return {
+            name: value for name, value in self.flat().items() if name not in RESUME_FREE | unread
+        }
 
 
 # looked up once: flags, checks and the resume rules all follow from the dataclasses
 GROUPS: dict[str, Any] = {each.name: each.type for each in dataclasses.fields(Config)}
 """{name of a group: its dataclass}"""
+OWN_GROUPS = ("grpo", "opd")
+"""Groups that only the recovery of their name reads."""
 FIELDS = {each.name: each for group in GROUPS.values() for each in dataclasses.fields(group)}
 """{setting: its dataclass field}"""
 HINTS = {

@@ -12,7 +12,7 @@ from ptl_fast.base.atomic_files import write_atomically
 from ptl_fast.base.run_files import BEFORE_STATE, WRITTEN, RoundFolder, RunFiles
 from ptl_fast.base.stored import ModelFolder, Stored, remove, rename, write_bytes
 from ptl_fast.config.checking import flag
-from ptl_fast.config.config import RESUME_ROUNDING, WITHOUT
+from ptl_fast.config.config import FIELDS, RESUME_ROUNDING, WITHOUT
 from ptl_fast.pruning.plan import PruningPlan
 
 # version of this layout, kept in state.json
@@ -86,7 +86,9 @@ class RunFolder(RunFiles):
         """What ``check`` returns, or raises, for the run that state.json describes."""
         before, now = self._state_on_disk(), self.state
         differing = {}
-        for name in before["config"].keys() | now["config"].keys():
+        # the run does not read what its own settings leave out, whatever an older version kept
+        unread = FIELDS.keys() - now["config"].keys()
+        for name in (before["config"].keys() | now["config"].keys()) - unread:
             old, new = (each["config"].get(name, WITHOUT.get(name)) for each in (before, now))
             if old != new and name in RESUME_ROUNDING:
                 differing[name] = (old, new)

@@ -29,12 +29,18 @@ def test_changed_is_a_copy() -> None:
 
 
 def test_only_what_changes_no_result_may_differ_on_resume() -> None:
-    config = Config()
+    config = Config.from_flat(recovery="grpo,opd")
     assert config.identity().keys() == FIELDS.keys() - RESUME_FREE
     assert config.changed(checkpoint_minutes=1.0).identity() == config.identity()
     assert config.changed(seed=1).identity() != config.identity()
     assert "micro_batch" in RESUME_ROUNDING
     assert not RESUME_FREE & RESUME_ROUNDING
+
+
+def test_settings_of_a_recovery_that_the_run_has_not_do_not_decide_its_result() -> None:
+    config = Config.from_flat(recovery="cpt", final_recovery="grpo")
+    assert config.changed(opd_learning_rate=1.0).identity() == config.identity()
+    assert config.changed(grpo_learning_rate=1.0).identity() != config.identity()
 
 
 @pytest.mark.parametrize("name", ["lr_schedule", "order"])

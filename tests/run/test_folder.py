@@ -138,6 +138,13 @@ def test_a_run_from_before_a_setting_goes_on_with_what_it_did(tmp_path: Path) ->
         now(ridge=1e-4, score_once=True).check(False)
 
 
+def test_settings_that_the_run_does_not_read_may_be_others(tmp_path: Path) -> None:
+    """An older version kept them all."""
+    kept = {**STATE, "config": {**STATE["config"], "opd_learning_rate": 1.0}}
+    RunFolder(tmp_path, kept).open(False)
+    assert RunFolder(tmp_path, STATE).check(False) == {}
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="file is no folder that you may write to"):
