@@ -59,6 +59,13 @@ class PruneSettings:
     one. Costs what --scorer reconstruction costs, and with it no further pass where its matrices
     fit."""
 
+    compensate_inputs: Literal["original", "pruned"] = "original"
+    """What --compensate fits each layer on: original, its own output on the inputs that it has in
+    the model before the round; or pruned, layer by layer on the inputs that the pruned layers
+    before it give, so that the residual stream after it is as near as can be to the original's.
+    The latter costs three further passes over --calibration-tokens, whose hidden states are kept in
+    memory."""
+
     # runs that began before this could be set dropped layers and did no more
     compensate_layers: bool = field(default=True, metadata=former_default(False))
     """When layers go, fold what they did into the down projection of the layer before them, so that
@@ -72,6 +79,11 @@ class PruneSettings:
     """FFN widths are rounded to a multiple of this. auto is 128 on a GPU, whose tensor cores work
     in tiles of 128, and is measured on a CPU (kept in the run's width_multiple.json). For tensor
     parallelism, give 128 times the GPUs that share the FFN."""
+
+    @property
+    def fits_in_order(self) -> bool:
+        """Whether layers are compensated one after the other."""
+        return self.compensate_inputs == "pruned"
 
     def check(self) -> None:
         """Raise ValueError for a setting that no model could satisfy."""

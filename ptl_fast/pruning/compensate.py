@@ -35,6 +35,14 @@ def compensate_(
         least_squares(gram_II, down.weight, torch.tensor(kept_K, device=gram_II.device))
         for gram_II, down, kept_K in zip(grams, downs, kept_LK, strict=True)
     ]
+    put_columns_(downs, columns, kept_LK)
+
+
+@torch.no_grad()
+def put_columns_(
+    downs: Sequence[nn.Linear], columns: Sequence[Tensor], kept_LK: Sequence[Sequence[int]]
+) -> None:
+    """Put the kept neurons' columns, (hidden_size, num_kept) for each layer, into the weights."""
     for down, columns_HK, kept_K in zip(downs, columns, kept_LK, strict=True):
         down.weight[:, torch.tensor(kept_K, device=columns_HK.device)] = columns_HK
 

@@ -59,6 +59,9 @@ class PruningWork:
     """Each layer's Gram matrix A^T A on the calibration tokens, (width, width), for fitting the
     remaining neurons' down projection by least squares; None: it is not fitted.
     """
+    columns: "Sequence[Tensor] | None" = None
+    """Each layer's columns of the neurons that stay, fitted already; then ``grams`` are not read.
+    """
     folds: "Sequence[Fold]" = ()
     """What takes the place of the blocks of layers that go; empty: nothing does."""
     tokens: "PackedTokens"
@@ -121,12 +124,14 @@ def plan_without_scores(step: Round, scores: Scores | None) -> PruningPlan:
 
 def _compact(plan: PruningPlan, work: PruningWork) -> "tuple[PreTrainedModel, dict[str, Tensor]]":
     from ptl_fast.pruning.compact import compact_
-    from ptl_fast.pruning.compensate import compensate_
+    from ptl_fast.pruning.compensate import compensate_, put_columns_
     from ptl_fast.pruning.compensate_layers import fold_
 
     downs = [ffn.down for ffn in feed_forwards(work.model, work.family).values()]
     # before compaction: the fit needs the columns of the neurons that go
-    if work.grams is not None and plan.kept_neurons is not None:
+    if work.columns is not None and plan.kept_neurons is not None:
+        put_columns_(downs, work.columns, plan.kept_neurons)
+    elif work.grams is not None and plan.kept_neurons is not None:
         compensate_(downs, work.grams, plan.kept_neurons)
     # likewise, as folds go by the layers' numbers before it
     if work.folds:

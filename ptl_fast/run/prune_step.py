@@ -17,7 +17,7 @@ from ptl_fast.pruning import plan as plan_module
 from ptl_fast.pruning.plan import PruningPlan
 from ptl_fast.pruning.round_kinds import PruningWork, Scores
 from ptl_fast.recovery import next_prune_penalty, optimizer_state
-from ptl_fast.run import layer_folds, report
+from ptl_fast.run import fitted_columns, layer_folds, report
 from ptl_fast.run.folder import read_plan
 from ptl_fast.run.rounds import kind_of
 from ptl_fast.scoring import ridge, token_weights
@@ -130,7 +130,10 @@ def prune(context: "RunContext", step: "Round", *, weights_follow: bool = False)
         model=now.model,
         family=now.family,
         optimizer_state=now.optimizer_state,
-        grams=calibration.grams() if compensates else None,
+        grams=calibration.grams() if compensates and not calibration.in_order else None,
+        columns=fitted_columns.columns(context, plan, step.number, calibration.tokens())
+        if compensates and calibration.in_order
+        else None,
         folds=folds,
         tokens=calibration.tokens(),
         batch_size=calibration.batch_size,
@@ -203,7 +206,10 @@ class Calibration:
         config = context.config
         self.context, self.step, self.model = context, step, context.now.model
         self.family, self.batch_size = context.now.family, config.trainer.micro_batch
-        self.compensates = config.prune.compensate
+        self.compensates, self.in_order = config.prune.compensate, config.prune.fits_in_order
+        self.reads_grams = SCORERS[config.score.scorer].reads_grams or (
+            self.compensates and not self.in_order
+        )
         self._divergence = divergence
 
     def tokens(self) -> "PackedTokens":
@@ -236,7 +242,7 @@ class Calibration:
         """
         assert plan.kept_neurons is not None
         downs = [ffn.down for ffn in feed_forwards(self.model, self.family).values()]
-        grams = self.grams() if self.compensates else None
+        grams = self.grams() if self.compensates and self.reads_grams else None
         probe = compensate.pruned_projections(downs, grams, plan.kept_neurons)
         return token_weights.divergence(self.model, self.tokens(), self.batch_size, downs, probe)
 
@@ -348,8 +354,7 @@ class Calibration:
         extra = needed_statistics(self.context, self.step)
         own = (self.model, self.family, tokens, self.batch_size, description, extra)
         removes_neurons = kind_of(self.step).size == "width"
-        reads_grams = SCORERS[config.score.scorer].reads_grams or self.compensates
-        if not (removes_neurons and reads_grams):
+        if not (removes_neurons and self.reads_grams):
             return statistics_module.collect(*own), None
         other = protected.tokens if protected is not None else None
         given = None if config.score.ridge == "auto" else config.score.ridge

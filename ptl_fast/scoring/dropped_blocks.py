@@ -163,7 +163,7 @@ def ffn_adds_to_stream(
             )
             stack.callback(
                 decoder_layers(model, family)[layer]
-                .register_forward_hook(lambda module, args, output: found.append(_stream(output)))
+                .register_forward_hook(lambda module, args, output: found.append(stream_of(output)))
                 .remove
             )
             model.base_model(input_ids=input_ids, use_cache=False)
@@ -222,11 +222,11 @@ class _Watch:
 
     def see_before(self, module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
         """Forward hook of the layer before the block."""
-        self.before_TH = self._counted(_stream(output))
+        self.before_TH = self._counted(stream_of(output))
 
     def see_after(self, module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
         """Forward hook of the block's last layer, which comes after the other two."""
-        added_TH = self._counted(_stream(output)) - self.before_TH
+        added_TH = self._counted(stream_of(output)) - self.before_TH
         gram_module.add_products_(self.sums.gram_II, self.activations_TI, self.weight)
         self.sums.cross_HI.addmm_(added_TH.T, self.activations_TI, alpha=self.weight)
         self.sums.square.add_(added_TH.square().sum(), alpha=self.weight)
@@ -255,7 +255,7 @@ def _watching(
         yield
 
 
-def _stream(output: Tensor | tuple) -> Tensor:
+def stream_of(output: Tensor | tuple) -> Tensor:
     """The residual stream that a decoder layer returns; families differ in how."""
     return output[0] if isinstance(output, tuple) else output
 
