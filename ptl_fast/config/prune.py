@@ -96,6 +96,11 @@ class PruneSettings:
         check_at_least_one(self, names)
         if self.drop_layers < 0:
             raise ValueError(f"--drop-layers {self.drop_layers} must be at least 0")
+        if self.fits_in_order and not self.compensate:
+            raise ValueError(
+                "--compensate-inputs pruned says on what --compensate fits, which is off; leave it"
+                " out, or add --compensate"
+            )
         if self.slice_hidden is not None:
             self._check_slicing(self.slice_hidden)
         if self.threshold is not None:

@@ -229,6 +229,11 @@ def assumptions(config: "Config", rows: list[dict[str, Any]]) -> str:
     ]
     if config.score.weighs_tokens:
         lines.append(_weighing(config, rows))
+    if config.prune.keep < 1 and config.prune.fits_in_order:
+        lines.append(
+            "Layers are compensated in order (--compensate-inputs pruned): three more passes over"
+            " --calibration-tokens in each round, with their hidden states in memory."
+        )
     if config.prune.drop_layers and config.prune.compensate_layers:
         lines.append(
             "What dropped layers did is folded into the FFN before them (--compensate-layers):"

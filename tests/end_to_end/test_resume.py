@@ -64,18 +64,19 @@ def test_killed_run_goes_on_and_ends_bit_identical(
 
 
 @pytest.mark.parametrize("stage", ["statistics.safetensors", "plan.json", "pruned.json"])
-def test_weights_of_tokens_are_the_same_after_a_kill(
+def test_weights_of_tokens_and_columns_in_order_are_the_same_after_a_kill(
     stage: str,
     tiny_run: dict[str, str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Killed with -9 before the second round is planned, before it is pruned, and after: what the
-    weights follow from is made again, or read.
+    weights and the columns follow from is made again, or read.
     """
     monkeypatch.chdir(tmp_path)
     weights = {"token_weights": "divergence", "rounds": 2, "recovery_tokens": 3000}
-    flags = as_flags({**tiny_run, **RUN, **weights})
+    in_order = {"compensate_inputs": "pruned", "ridge": "auto"}
+    flags = as_flags({**tiny_run, **RUN, **weights, **in_order})
     assert main([*flags, "--output", "undisturbed"]) == 0
     again = [*flags, "--output", "run"]
     assert kill_when(f"run/round-02/{stage}", again, tmp_path)

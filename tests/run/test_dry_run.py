@@ -293,6 +293,12 @@ def test_dry_run_says_what_folding_layers_costs(flags: list[str], passes: bool) 
     )
 
 
+def test_dry_run_says_what_fitting_in_order_costs() -> None:
+    said = "three more passes over --calibration-tokens in each round"
+    assert said in dry_run(parse(["--dry-run", "--compensate-inputs", "pruned"]))
+    assert said not in dry_run(parse(["--dry-run"]))
+
+
 def test_dry_run_says_what_own_traces_take(capsys: pytest.CaptureFixture[str]) -> None:
     """Every answer of a batch gets a token for one reading of the weights."""
     flags = ["--model", "ptl-demo", "--data", "x", "--dry-run", "--rounds", "2"]
