@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ptl_fast.base.console import first_line
+from ptl_fast.model import tying
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -85,6 +86,7 @@ def load_config(name: str) -> "PretrainedConfig":
             f" {', '.join(wanted)} in its"
             f" config, and did not find {', '.join(missing)}"
         )
+    tying.correct_config_(config, local_folder(name))
     return config
 
 
@@ -195,6 +197,7 @@ def load_model(
         raise ValueError(
             f"--attn {attention} cannot be used here: {first_line(error)}; use --attn auto"
         ) from error
+    tying.correct_loaded_(model)
     model.to(device).eval()
     _align_parameters_(model)
     return model
@@ -206,12 +209,9 @@ def weights_fingerprint(name: str) -> dict[str, str]:
     A fingerprint is the file's size and a hash of its first and last MiB; reading gigabytes would
     delay every start. Empty for a model of the hub.
     """
-    folder = Path(_bundled(name))
-    return (
-        {file.name: _fingerprint(file) for file in sorted(folder.glob("*.safetensors"))}
-        if folder.is_dir()
-        else {}
-    )
+    folder = local_folder(name)
+    files = sorted(folder.glob("*.safetensors")) if folder is not None else []
+    return {file.name: _fingerprint(file) for file in files}
 
 
 def _fingerprint(file: Path) -> str:
@@ -227,6 +227,12 @@ def seed_everything(seed: int) -> None:
     """Seed Python's and torch's generators: a stage must not depend on what ran before it."""
     random.seed(seed)
     torch.manual_seed(seed)
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder that a model's name means; None for a model of the hub."""
+    folder = Path(_bundled(name))
+    return folder if folder.is_dir() else None
 
 
 def _bundled(name: str) -> str:
