@@ -16,8 +16,14 @@ class ModelSettings:
     """
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Weights' type: auto is the checkpoint's own on a GPU and float32 on a CPU. Recovery keeps
-    float32 master weights.
+    """Type of the computation: auto is the checkpoint's own on a GPU and float32 on a CPU. Recovery
+    keeps float32 master weights.
+    """
+
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights in the result: auto is the original's own on every device, or --dtype's
+    where that is narrower. They are rounded before a round is evaluated, so what was measured is
+    what is saved.
     """
 
     device: str = "auto"
