@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptl_fast.model import precision, rebuilt
+from ptl_fast.model import companions, precision, rebuilt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,7 +44,7 @@ def save_model(context: "RunContext", folder: "ModelFolder", model: "PreTrainedM
     def write(path: Path) -> None:
         with precision.stored_as(model, context.saved_dtype):
             model.save_pretrained(path)
-        context.inputs.tokenizer.save_pretrained(path)
+        companions.write(_name(context), path)
         _check(context, path, model)
 
     folder.fill(write)
@@ -54,9 +54,17 @@ def _check(context: "RunContext", path: Path, model: "PreTrainedModel") -> None:
     """Raise ValueError unless the model that was saved is the one in memory."""
     input_ids_ST = context.data.training[0].input_ids[:NUM_SEQUENCES, :NUM_TOKENS]
     found = rebuilt.difference(path, model, context.saved_dtype, input_ids_ST)
+    found = found or companions.difference(_name(context), path)
     if found is not None:
         raise ValueError(
             f"the model that was saved, {path}, is not the one that was measured: {found}. It is"
             " not published; what came before is kept, so that the same command goes on from"
             " there once this is mended"
         )
+
+
+def _name(context: "RunContext") -> str:
+    """The original's name."""
+    name = context.config.model.model
+    assert name is not None
+    return name
