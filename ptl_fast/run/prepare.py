@@ -67,7 +67,7 @@ def prepare(config: "Config") -> RunContext:
         labels = [task.label for task in tasks]
         plan.gate_on = quality_gate.parse_gate(config.gate.gate, labels)
     _check_batches(config)
-    read, data = inputs.load(config, tasks, plan.schedule)
+    read, data = inputs.load(config, tasks, plan.schedule, original.get_text_config().vocab_size)
     checks.check_answers(read.loaded_tasks, original)
     # a folder continues only a run with the same settings and the same inputs
     folder = RunFolder(output, {"config": identity, "inputs": read.fingerprint})
