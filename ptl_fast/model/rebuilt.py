@@ -13,6 +13,7 @@ tensors are known to be equal, the rebuilt model computes with those of the mode
 Shape suffixes: S sequences, T tokens.
 """
 
+import contextlib
 import numbers
 import re
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
+from transformers.integrations import deepspeed
 
 from ptl_fast.base.console import first_line
 from ptl_fast.model.precision import FLOAT_TYPES, on_meta, stored_types
@@ -58,12 +60,13 @@ def difference(
     if found is not None:
         return found
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=_computed(model),
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are named below
-        )
+        with _on_this_rank_alone():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=_computed(model),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are named below
+            )
     except Exception as error:  # safetensors, torch and transformers raise many types
         return f"it cannot be loaded: {first_line(error)}"
     rebuilt, info = loaded
@@ -299,6 +302,20 @@ def _alike(own: Tensor, other: Tensor, part: float) -> bool:
 def _same_bits(own: Tensor, other: Tensor) -> bool:
     """Whether two tensors of the same type hold the same numbers; NaN is equal to NaN."""
     return torch.equal(own, other) or torch.equal(own.nan_to_num(), other.nan_to_num())
+
+
+@contextlib.contextmanager
+def _on_this_rank_alone() -> Iterator[None]:
+    """Have transformers load whole weights also after a training with ZeRO-3: while its settings
+    live, it spreads every model that it loads over the ranks, and the main rank would wait for
+    ranks that load none.
+    """
+    kept = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = kept
 
 
 def _computed(model: Any) -> torch.dtype:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.integrations import deepspeed
 
 from ptl_fast.model import precision
 from ptl_fast.model.families import find_family
@@ -183,3 +184,29 @@ def test_what_the_config_does_not_know_is_found(
     llama.model.layers[2].mlp.register_forward_hook(lambda module, inputs, output: output * 1.01)
     found = difference(save(llama, tmp_path), llama, torch.float32, input_ids)
     assert found == "model.layers.2 computes something else"
+
+
+def test_the_saved_model_is_whole_after_a_training_with_zero3(
+    llama: PreTrainedModel, input_ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only one rank loads it, and spreading it over the ranks would wait for the others."""
+
+    class Zero3:
+        def is_zero3(self) -> bool:
+            return True
+
+    settings, loads = Zero3(), AutoModelForCausalLM.from_pretrained
+    deepspeed.set_hf_deepspeed_config(settings)
+    spread: list[bool] = []
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        spread.append(deepspeed.is_deepspeed_zero3_enabled())
+        return loads(*arguments, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", watched)
+    try:
+        assert difference(save(llama, tmp_path), llama, torch.float32, input_ids) is None
+        assert deepspeed.is_deepspeed_zero3_enabled(), "the next training has its settings"
+    finally:
+        deepspeed.unset_hf_deepspeed_config()
+    assert spread == [False]
