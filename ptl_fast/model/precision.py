@@ -42,16 +42,21 @@ def original_dtype(folder: Path | None, config: "PretrainedConfig") -> torch.dty
 
 
 def saved_dtype(
-    settings: "ModelSettings", folder: Path | None, config: "PretrainedConfig"
+    settings: "ModelSettings", device: str, folder: Path | None, config: "PretrainedConfig"
 ) -> torch.dtype:
     """The type in which a run saves weights: --save-dtype, or the narrower one of the original's
-    and --dtype.
+    and the computation's.
     """
-    if settings.save_dtype != "auto":
+    if settings.save_dtype not in ("auto", "computed"):
         return getattr(torch, settings.save_dtype)
+    original = original_dtype(folder, config)
+    computed = torch.float32 if device == "cpu" else _config_dtype(config) or original
+    if settings.dtype != "auto":
+        computed = getattr(torch, settings.dtype)
+    if settings.save_dtype == "computed":
+        return computed
     # a wider type would hold nothing that the computation has not rounded away
-    computed = getattr(torch, "float32" if settings.dtype == "auto" else settings.dtype)
-    return min(computed, original_dtype(folder, config), key=lambda dtype: dtype.itemsize)
+    return min(computed, original, key=lambda dtype: dtype.itemsize)
 
 
 def as_computed(

@@ -75,7 +75,9 @@ def prepare(config: "Config") -> RunContext:
         config=config,
         device=device,
         original=original,
-        saved_dtype=precision.saved_dtype(config.model, loading.local_folder(name), original),
+        saved_dtype=precision.saved_dtype(
+            config.model, device, loading.local_folder(name), original
+        ),
         folder=folder,
         rounds=plan,
         data=data,

@@ -46,6 +46,8 @@ def test_the_originals_type_is_the_configs_but_no_wider_than_its_files(
         pytest.param("float32", "bfloat16", "auto", torch.bfloat16, id="computed-narrower"),
         pytest.param("bfloat16", "float16", "auto", torch.float16, id="computed-otherwise"),
         pytest.param("bfloat16", "auto", "float32", torch.float32, id="asked-for"),
+        pytest.param("bfloat16", "auto", "computed", torch.float32, id="as-computed"),
+        pytest.param("float32", "bfloat16", "computed", torch.bfloat16, id="as-computed-narrower"),
     ],
 )
 def test_weights_are_saved_as_asked_or_in_the_narrower_type(
@@ -53,7 +55,14 @@ def test_weights_are_saved_as_asked_or_in_the_narrower_type(
 ) -> None:
     config = AutoConfig.for_model("llama", dtype=original)
     settings = ModelSettings(dtype=dtype, save_dtype=save_dtype)  # type: ignore[arg-type]
-    assert precision.saved_dtype(settings, None, config) == expected
+    assert precision.saved_dtype(settings, "cpu", None, config) == expected
+
+
+def test_a_gpu_computes_in_the_originals_type() -> None:
+    config = AutoConfig.for_model("llama", dtype="bfloat16")
+    for save_dtype in ("auto", "computed"):
+        settings = ModelSettings(save_dtype=save_dtype)  # type: ignore[arg-type]
+        assert precision.saved_dtype(settings, "cuda:0", None, config) == torch.bfloat16
 
 
 def test_a_round_is_computed_in_the_originals_type_whatever_it_was_saved_in() -> None:

@@ -182,3 +182,20 @@ def test_a_killed_run_of_a_bf16_model_ends_bit_identical(
     assert without_seconds(report) == without_seconds(undisturbed)
     runs = [tmp_path / run / "final" / "model.safetensors" for run in ("run", "undisturbed")]
     assert runs[0].read_bytes() == runs[1].read_bytes()
+
+
+def test_a_run_of_an_older_version_goes_on_in_the_type_of_its_computation(
+    half: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its state.json knows no other type."""
+    settings = {**half, **ONE_ROUND, "output": tmp_path / "run"}
+    compress(**settings, save_dtype="computed")
+    state = tmp_path / "run" / "state.json"
+    begun = json.loads(state.read_text())
+    del begun["config"]["save_dtype"]
+    state.write_text(json.dumps(begun))
+    capsys.readouterr()
+    compress(**settings)
+    assert "goes on as it began: --save-dtype computed" in capsys.readouterr().out
+    tensors = load_file(tmp_path / "run" / "final" / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
