@@ -54,10 +54,11 @@ def compare_rounds(settings: dict[str, Any], folder: Path) -> list[dict[str, Any
     )
     config = make_config(**settings, device="cpu")
     assert config.model.model is not None
-    schedule = make_schedule(config, loading.load_config(config.model.model))
+    original = loading.load_config(config.model.model)
+    schedule = make_schedule(config, original)
     tasks = parse_tasks(config.evaluation.eval_tasks)
     # the same data as in the run: it depends on the settings alone
-    _, data = inputs.load(config, tasks, schedule)
+    _, data = inputs.load(config, tasks, schedule, original.vocab_size)
     files, rows = RunFolder(folder), []
     for step in schedule[1:]:  # before the first round there was no recovery
         chosen = files.round(step.number).plan.read()["kept_neurons"]

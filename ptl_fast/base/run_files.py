@@ -30,7 +30,8 @@ round-01/*-extra-1*              with --gate: the same files of an extension of 
                                  becomes model/ when the round passes
 round-01.failed-1/               with --gate: a round that was undone, without weights
 decisions.json                   with --gate: the quality gate's measurements and decisions
-final/                           the result, a Hugging Face model folder
+final/                           the result, a Hugging Face model folder: the last round's model,
+                                 which was compared with the one in memory when it was saved
 report.json, report.md           the report, after every round
 log/                             TensorBoard logs
 width_multiple.json              with --width-multiple auto: the timings and the chosen multiple

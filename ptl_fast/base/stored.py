@@ -118,13 +118,25 @@ class FilledFolder(Stored):
     """A folder that is written under a temporary name, and renamed once its files are complete."""
 
     def fill(self, write: Callable[[Path], None]) -> None:
-        """Replace the folder by what ``write``, called on the main rank, puts into a new one."""
+        """Replace the folder by what ``write``, called on the main rank, puts into a new one.
+
+        Raises:
+            ValueError: ``write`` has found a fault, of which every rank hears. The folder is as it
+                was, and the new one stays under its temporary name until the next attempt.
+        """
+        fault = None
         if distributed.is_main():
             temporary = temporary_folder(self.path)
             temporary.mkdir(parents=True)
-            write(temporary)
-            publish(temporary, self.path)
-        distributed.barrier()
+            try:
+                write(temporary)
+                publish(temporary, self.path)
+            except ValueError as error:
+                fault = error
+        # the others would wait for a main rank that has gone
+        fault = distributed.agree(fault)
+        if fault is not None:
+            raise fault
 
 
 class ModelFolder(FilledFolder):

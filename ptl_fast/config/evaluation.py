@@ -29,7 +29,9 @@ class EvaluationSettings:
     """Examples per evaluation task (default: all)."""
 
     eval_batch: int = field(default=16, metadata=ROUNDING)
-    """Examples in one batch of an evaluation."""
+    """Examples in one batch of an evaluation. Logits of nll exist a part at a time, whatever it is;
+    of lm-eval's log-likelihoods, batches are as small as their logits need to be to fit into an
+    eighth of the memory."""
 
     eval_max_tokens: int = 1024
     """Tokens after which an answer to a chat task is cut off."""

@@ -1,9 +1,9 @@
 """Which model is compressed, and how it is loaded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from ptl_fast.config.checking import as_text
+from ptl_fast.config.checking import as_text, former_default
 
 
 @dataclass(kw_only=True)
@@ -16,8 +16,16 @@ class ModelSettings:
     """
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Weights' type: auto is the checkpoint's own on a GPU and float32 on a CPU. Recovery keeps
-    float32 master weights.
+    """Type of the computation: auto is the checkpoint's own on a GPU and float32 on a CPU. Recovery
+    keeps float32 master weights.
+    """
+
+    save_dtype: Literal["auto", "computed", "float32", "bfloat16", "float16"] = field(
+        default="auto", metadata=former_default("computed")
+    )
+    """Type of the weights in the result: auto is the original's own on every device, or --dtype's
+    where that is narrower; computed is that of the computation. They are rounded before a round is
+    evaluated, so what was measured is what is saved.
     """
 
     device: str = "auto"

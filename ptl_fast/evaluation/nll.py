@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 
 from ptl_fast.data import chats as chats_module
 from ptl_fast.data.batching import pad_right
+from ptl_fast.model.head_chunks import wanted_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,8 +33,7 @@ def answer_nll(
 
     Question tokens are context and do not count; a document without a question counts as a whole.
     Of a chat all turns of the assistant count, each with the token that ends it.
-    Documents are truncated to ``max_length`` tokens. Logits of a batch are held in the model's
-    dtype, and of its answer tokens in float32 as well.
+    Documents are truncated to ``max_length`` tokens. Logits of a batch exist a part at a time.
 
     Raises:
         ValueError: no document has an answer token within ``max_length`` tokens.
@@ -51,14 +51,14 @@ def answer_nll(
         # position t predicts token t + 1
         counted = counted[:, 1:max_length].to(model.device)
         input_ids = input_ids[:, :max_length].to(model.device)
-        logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1][counted]
-        total += (
-            torch.nn.functional.cross_entropy(
-                logits.float(), input_ids[:, 1:][counted], reduction="sum"
+        following = input_ids[:, 1:][counted]
+        # after the last token there is nothing to predict
+        wanted = torch.nn.functional.pad(counted, (0, 1))
+        for logits, part in wanted_logits(model, input_ids, wanted):
+            loss = torch.nn.functional.cross_entropy(
+                logits.float(), following[part], reduction="sum"
             )
-            .double()
-            .cpu()
-        )
+            total += loss.double().cpu()
         count += int(counted.sum())
     if not count:
         raise ValueError(

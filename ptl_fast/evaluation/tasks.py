@@ -4,7 +4,6 @@ Tasks come from --eval-tasks. They are parsed and loaded before a run begins, so
 or an unreadable file does not end it hours later.
 """
 
-import copy
 import functools
 import json
 import logging
@@ -256,11 +255,11 @@ def run_lm_eval(
     """Run one loaded lm-eval task and return {metric: value}; accuracies are in [0, 1]."""
     # here, as importing lm-eval takes seconds
     from lm_eval.evaluator import evaluate
-    from lm_eval.models.huggingface import HFLM
+
+    from ptl_fast.evaluation import lm_eval_model
 
     results = evaluate(
-        # lm-eval gives its tokenizer a padding token, which must not reach the saved one
-        lm=HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size),
+        lm=lm_eval_model.make(model, tokenizer, batch_size),
         task_dict=loaded,
         limit=limit,
         bootstrap_iters=0,  # no standard errors, which are left out below

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ptl_fast.base.console import first_line
+from ptl_fast.model import padding, tying
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -85,6 +86,8 @@ def load_config(name: str) -> "PretrainedConfig":
             f" {', '.join(wanted)} in its"
             f" config, and did not find {', '.join(missing)}"
         )
+    padding.drop_padding_(config)
+    tying.correct_config_(config, local_folder(name))
     return config
 
 
@@ -123,6 +126,7 @@ def check_teacher(teacher: str, tokenizer: "PreTrainedTokenizerBase") -> None:
             are token ids, or its weight files are missing or truncated.
     """
     theirs, ours = load_tokenizer(teacher, "--teacher").get_vocab(), tokenizer.get_vocab()
+    ids = {token for name, token in ours.items() if name != tokenizer.pad_token}
     different = sorted(
         token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token)
     )
@@ -138,7 +142,7 @@ def check_teacher(teacher: str, tokenizer: "PreTrainedTokenizerBase") -> None:
     except Exception as error:  # transformers raises many types for a bad config
         raise ValueError(f"--teacher {teacher} cannot be loaded: {first_line(error)}") from error
     num_embeddings = config.get_text_config().vocab_size
-    if max(ours.values()) >= num_embeddings:
+    if max(ids) >= num_embeddings:
         raise ValueError(
             f"--teacher {teacher}: its tokenizer gives ids beyond the model's {num_embeddings}"
             " embeddings"
@@ -173,8 +177,11 @@ def load_model(
     """
     dtype = _dtype(settings.dtype, device)
     try:
+        config = AutoConfig.from_pretrained(_bundled(name))
+        # a config that was read already is taken as it is, so only where it must be another
+        corrected = {"config": config} if padding.drop_padding_(config) else {}
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            _bundled(name), dtype=dtype, output_loading_info=True
+            _bundled(name), dtype=dtype, output_loading_info=True, **corrected
         )
     except Exception as error:  # safetensors, torch and transformers raise many types
         raise ValueError(f"{flag} {name} cannot be loaded: {first_line(error)}") from error
@@ -195,6 +202,8 @@ def load_model(
         raise ValueError(
             f"--attn {attention} cannot be used here: {first_line(error)}; use --attn auto"
         ) from error
+    tying.correct_loaded_(model)
+    padding.drop_generated_padding_(model)
     model.to(device).eval()
     _align_parameters_(model)
     return model
@@ -206,12 +215,9 @@ def weights_fingerprint(name: str) -> dict[str, str]:
     A fingerprint is the file's size and a hash of its first and last MiB; reading gigabytes would
     delay every start. Empty for a model of the hub.
     """
-    folder = Path(_bundled(name))
-    return (
-        {file.name: _fingerprint(file) for file in sorted(folder.glob("*.safetensors"))}
-        if folder.is_dir()
-        else {}
-    )
+    folder = local_folder(name)
+    files = sorted(folder.glob("*.safetensors")) if folder is not None else []
+    return {file.name: _fingerprint(file) for file in files}
 
 
 def _fingerprint(file: Path) -> str:
@@ -227,6 +233,12 @@ def seed_everything(seed: int) -> None:
     """Seed Python's and torch's generators: a stage must not depend on what ran before it."""
     random.seed(seed)
     torch.manual_seed(seed)
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder that a model's name means; None for a model of the hub."""
+    folder = Path(_bundled(name))
+    return folder if folder.is_dir() else None
 
 
 def _bundled(name: str) -> str:

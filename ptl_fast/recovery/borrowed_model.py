@@ -22,13 +22,16 @@ def borrowed(model: "PreTrainedModel", with_deepspeed: bool) -> Iterator[None]:
     memory; DeepSpeed keeps master weights of its own.
     """
     dtype, use_cache = model.dtype, model.config.use_cache
+    # transformers keeps single parameters in float32, such as the router's in some models
+    named = model.named_parameters(remove_duplicate=False)
+    types = {name: parameter.dtype for name, parameter in named}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     attributes = [(module, set(module.__dict__)) for module in model.modules()]
     if dtype != torch.float32 and not with_deepspeed:
         # an update of 1e-5 vanishes in bf16's 8 bits of mantissa
-        renew_parameters_(model, torch.float32)
+        renew_parameters_(model, dict.fromkeys(types, torch.float32))
     yield
-    renew_parameters_(model, dtype)
+    renew_parameters_(model, types)
     # DeepSpeed casts buffers too, and rotary frequencies must stay float32
     for name, buffer in buffers.items():
         owner, _, attribute = name.rpartition(".")
@@ -95,16 +98,18 @@ def _leave_zero3_(model: nn.Module, whole: dict[int, torch.Tensor]) -> None:
         }
 
 
-def renew_parameters_(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replace each parameter by a new one of type ``dtype`` in memory of its own, in place.
+def renew_parameters_(model: nn.Module, types: dict[str, torch.dtype]) -> None:
+    """Replace each parameter by a new one of the type under its name, in memory of its own, in
+    place.
 
     Optimizers leave hooks on the old parameter objects, and DeepSpeed turns their data into views
     of flat buffers, which one living view would keep in memory. Tied parameters stay tied.
     """
     renewed: dict[int, nn.Parameter] = {}
-    for module in model.modules():
+    for prefix, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if id(parameter) not in renewed:
+                dtype = types[f"{prefix}.{name}" if prefix else name]
                 renewed[id(parameter)] = nn.Parameter(
                     parameter.detach().to(dtype, copy=True), parameter.requires_grad
                 )

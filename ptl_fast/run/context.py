@@ -11,6 +11,7 @@ from ptl_fast.recovery import registry
 from ptl_fast.run.rounds import kind_of
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
     from ptl_fast.config.config import Config
@@ -51,6 +52,8 @@ class RunContext:
     device: str
     original: "PretrainedConfig"
     """The config of the original, unpruned model."""
+    saved_dtype: "torch.dtype"
+    """Type of the weights in every folder that the run saves."""
     folder: "RunFolder"
     rounds: "Rounds"
     data: "RoundData"

@@ -16,7 +16,7 @@ from ptl_fast.data import packing, readers, sampling, traces
 from ptl_fast.data.documents import Form
 from ptl_fast.evaluation import tasks as eval_tasks
 from ptl_fast.evaluation.nll import NLL
-from ptl_fast.model import loading
+from ptl_fast.model import loading, padding
 from ptl_fast.recovery import prompts, registry, token_budget
 from ptl_fast.run import quality_gate, questions, rounds, text
 from ptl_fast.run.round_data import RoundData
@@ -70,11 +70,14 @@ class Protected:
 
 
 def load(
-    config: "Config", tasks: "list[EvalTask]", schedule: "list[Round]"
+    config: "Config", tasks: "list[EvalTask]", schedule: "list[Round]", num_embeddings: int
 ) -> "tuple[Inputs, RoundData]":
     """Read all inputs, and split the training data among the rounds. Nothing is written.
 
     Every rank reads the same files and draws the same documents.
+
+    Args:
+        num_embeddings: the model's, among which the padding token must be.
 
     Raises:
         ValueError: the data, a file or the tokenizer does not fit; names the fix.
@@ -85,6 +88,7 @@ def load(
     tokenizer = loading.load_tokenizer(name)
     if config.distill.teacher is not None:
         loading.check_teacher(config.distill.teacher, tokenizer)
+    padding.replace_padding_(tokenizer, num_embeddings)
     loaded = {
         task.label: eval_tasks.load_task(task, tokenizer, config.evaluation)
         for task in tasks

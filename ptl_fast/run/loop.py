@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ptl_fast.base.console import say
 from ptl_fast.base.errors import Diverged
-from ptl_fast.model import loading
+from ptl_fast.model import loading, precision
 from ptl_fast.run import (
     gate_step,
     prune_step,
@@ -23,6 +23,7 @@ from ptl_fast.run import (
     records,
     recover_step,
     report,
+    save_step,
     tables,
     trace_step,
 )
@@ -168,7 +169,7 @@ def train(context: "RunContext", step: "Round", extension: int) -> None:
         _prune(context, step)
     recover = functools.partial(recover_step.recover_round, context, step, extension)
     _stage(context, step, "recover", recover)
-    saved.save(context.model, context.inputs.tokenizer)
+    save_step.save_model(context, saved, context.model)
     # only now: until the extension is saved, a resumed run needs the weights it started from
     if extension:
         files.model(extension - 1).remove()
@@ -186,6 +187,9 @@ def _prune(context: "RunContext", step: "Round") -> None:
     weights_follow = files.pruned.exists() and recover_step.goes_on(context, step)
     prune = functools.partial(prune_step.prune, context, step, weights_follow=weights_follow)
     _stage(context, step, "compact", prune)
+    save_step.check_pruned(context.model)
+    # if nothing is trained, this is the model that is saved
+    precision.round_(context.model, context.saved_dtype)
     # a round that only trains starts from a model that was already evaluated
     unchanged = None
     if not kind_of(step).removes:

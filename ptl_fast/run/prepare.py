@@ -16,7 +16,7 @@ from ptl_fast.base import distributed
 from ptl_fast.base.console import say
 from ptl_fast.config.checking import flag
 from ptl_fast.evaluation import tasks as eval_tasks
-from ptl_fast.model import families, loading
+from ptl_fast.model import families, loading, precision
 from ptl_fast.pruning import width_multiple
 from ptl_fast.recovery import registry, rollouts, trainer
 from ptl_fast.recovery.distillation import teacher_cache
@@ -49,7 +49,8 @@ def prepare(config: "Config") -> RunContext:
     checks.check_installation(config, device)
     if config.trainer.deepspeed is not None and device == "cpu" and "WORLD_SIZE" not in os.environ:
         say("--deepspeed has no use in one process on a CPU: recovery runs without it.")
-    original = loading.load_config(config.model.model)
+    name = config.model.model
+    original = loading.load_config(name)
     checks.check_lengths(config, original)
     output = output_folder(config)
     config = _as_begun(config, output)
@@ -66,7 +67,7 @@ def prepare(config: "Config") -> RunContext:
         labels = [task.label for task in tasks]
         plan.gate_on = quality_gate.parse_gate(config.gate.gate, labels)
     _check_batches(config)
-    read, data = inputs.load(config, tasks, plan.schedule)
+    read, data = inputs.load(config, tasks, plan.schedule, original.get_text_config().vocab_size)
     checks.check_answers(read.loaded_tasks, original)
     # a folder continues only a run with the same settings and the same inputs
     folder = RunFolder(output, {"config": identity, "inputs": read.fingerprint})
@@ -74,6 +75,9 @@ def prepare(config: "Config") -> RunContext:
         config=config,
         device=device,
         original=original,
+        saved_dtype=precision.saved_dtype(
+            config.model, device, loading.local_folder(name), original
+        ),
         folder=folder,
         rounds=plan,
         data=data,
@@ -102,6 +106,7 @@ def load_weights(context: RunContext, number: int, extension: int = 0) -> None:
     source = settings.model
     if number:
         source = str(context.folder.round(number).model(extension).path)
+    settings = precision.as_computed(settings, context.device, context.original)
     model = loading.load_model(source, settings, context.device)
     family = families.find_family(model)
     # on a GPU, an id out of range is a device-side assertion without a word about the cause
@@ -111,6 +116,8 @@ def load_weights(context: RunContext, number: int, extension: int = 0) -> None:
             f"--model {source}: its tokenizer gives ids beyond the model's"
             f" {num_embeddings} embeddings"
         )
+    # from now on sizes count a head of its own, also of weights whose names its files do not tell
+    context.original.tie_word_embeddings = model.config.tie_word_embeddings
     context.loaded = LoadedModel(model=model, family=family)
     prune_step.check_weights(context)
 

@@ -6,7 +6,7 @@ from ptl_fast.base.console import say
 from ptl_fast.base.stored import remove
 from ptl_fast.baselines import flap, slicegpt
 from ptl_fast.model import loading
-from ptl_fast.run import quality_gate, report, trace_step
+from ptl_fast.run import quality_gate, report, save_step, trace_step
 from ptl_fast.run.environment import environment
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def finish(context: "RunContext") -> dict[str, Any]:
         # the quality gate let no round pass: the result is the original, saved as round 0's model
         if not number:
             original = loading.load_model(name, settings, context.device)
-            source.save(original, context.inputs.tokenizer)
+            save_step.save_model(context, source, original)
         folder.publish_final(source, report.model_card(content, name, _needed_import(context)))
     # only now that final/ exists: a run killed before would have to save the original again
     remove(folder.round(0).path, folder.round(number).optimizer_state().path)

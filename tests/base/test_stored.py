@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ptl_fast.base.stored import JsonFile, MarkedFolder, TensorFile, remove, rename
+from ptl_fast.base.stored import FilledFolder, JsonFile, MarkedFolder, TensorFile, remove, rename
 
 
 def test_once_computes_once(tmp_path: Path) -> None:
@@ -92,3 +92,20 @@ def test_renaming_again_after_a_crash_completes_it(tmp_path: Path) -> None:
     for _ in range(2):
         rename(tmp_path / "old", tmp_path / "new")
         assert [file.name for file in (tmp_path / "new").iterdir()] == ["old"]
+
+
+def test_a_folder_with_a_fault_does_not_appear(tmp_path: Path) -> None:
+    """It can be looked at under its temporary name, until the next attempt."""
+    folder = FilledFolder(tmp_path / "model")
+    folder.fill(lambda new: (new / "weights").write_bytes(b"1") and None)
+
+    def faulty(new: Path) -> None:
+        (new / "weights").write_bytes(b"2")
+        raise ValueError("weights has other values")
+
+    with pytest.raises(ValueError, match="weights has other values"):
+        folder.fill(faulty)
+    assert (folder.path / "weights").read_bytes() == b"1"
+    assert (tmp_path / "model.tmp" / "weights").read_bytes() == b"2"
+    folder.fill(lambda new: (new / "weights").write_bytes(b"3") and None)
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]

@@ -10,6 +10,7 @@ from ptl_fast.data import documents, readers, sampling
 from ptl_fast.data.documents import Form
 from ptl_fast.demo.problems import generate
 from ptl_fast.evaluation import nll
+from ptl_fast.model import head_chunks
 from support import chat_templates
 from support.chat_templates import with_template
 from support.files import write_rows
@@ -88,3 +89,12 @@ def test_nll_of_a_chat_counts_every_turn_of_the_assistant(
     text = nll.answer_nll(llama, talks, [plain], 1, 512)["nll"]
     both = (alone * count + text * num_plain) / (count + num_plain)
     assert nll.answer_nll(llama, talks, [plain, chat], 2, 512)["nll"] == pytest.approx(both, 1e-4)
+
+
+def test_nll_is_the_same_in_chunks_of_positions(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [sampling.Document(**problem) for problem in generate(20, 3, "training")]
+    whole = nll.answer_nll(llama, tokenizer, given, 7, 512)["nll"]
+    monkeypatch.setattr(head_chunks, "LOGITS_BYTES", 4 * 384 * 5)
+    assert nll.answer_nll(llama, tokenizer, given, 7, 512)["nll"] == pytest.approx(whole, rel=1e-6)

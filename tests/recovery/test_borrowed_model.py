@@ -54,3 +54,13 @@ def test_half_precision_weights_have_masters_while_they_train(
     assert not hasattr(model.model.layers[1], "ds_grads_remaining")
     assert model.model.rotary_emb.inv_freq.dtype == torch.float32
     assert model.model.norm.weight is not trained, "a training's hooks stay on its parameters"
+
+
+def test_a_parameter_of_another_type_comes_back_as_it_was() -> None:
+    """transformers keeps single ones in float32 in a model of half precision."""
+    model = cast(make_model("llama"), torch.bfloat16)
+    model.model.layers[1].input_layernorm.float()
+    with borrowed(model, with_deepspeed=False):
+        pass
+    assert model.model.layers[1].input_layernorm.weight.dtype == torch.float32
+    assert model.model.layers[2].input_layernorm.weight.dtype == torch.bfloat16

@@ -12,6 +12,7 @@ from support.settings import settings
 def context(**values: Any) -> Any:
     """A context whose parts are whatever a test gives."""
     parts = ["config", "device", "original", "folder", "rounds", "data", "inputs", "tasks"]
+    parts += ["saved_dtype"]
     return RunContext(**{**dict.fromkeys(parts), **values})
 
 

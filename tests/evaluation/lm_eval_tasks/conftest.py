@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ptl_fast.evaluation import tasks
+from ptl_fast.evaluation import lm_eval_model, tasks
 from support.eval_tasks import Row, Scripted
 
 
@@ -28,7 +28,7 @@ def score(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[dict[str, floa
         entry: str, say: Callable[[Row], str], limit: int | None = None
     ) -> tuple[dict[str, float], Scripted]:
         model = Scripted(say)
-        monkeypatch.setattr("lm_eval.models.huggingface.HFLM", lambda **_: model)
+        monkeypatch.setattr(lm_eval_model, "make", lambda *_: model)
         (task,) = tasks.parse_tasks([entry], allow_code_execution=True)
         tokenizer: Any = SimpleNamespace()
         return tasks.run_lm_eval(None, tokenizer, tasks.load_lm_eval_task(task), 1, limit), model  # type: ignore[arg-type]

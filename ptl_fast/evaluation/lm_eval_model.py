@@ -1,0 +1,61 @@
+"""The model in memory as lm-eval wants it, with batches no larger than their logits' memory allows.
+
+lm-eval compares answers by their log-likelihood from the logits of whole batches, in float32 and
+twice. That is what its memory goes to, and it knows no limit: on a CPU the process would be killed.
+"""
+
+import copy
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Of the device's memory, what the logits of a batch may take. Of all of it, not of what is free, so
+# that a run has the same batches, and rounds alike, each time.
+LOGITS_SHARE = 1 / 8
+
+
+class SizedModel(HFLM):
+    """lm-eval's model, whose batches of log-likelihoods are as large as asked for, or as fit."""
+
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        asked: int = self.batch_size_per_gpu  # type: ignore[has-type]  # lm-eval leaves it out
+        longest = self._longest(requests)
+        vocab_size = self.model.get_output_embeddings().weight.shape[0]
+        # assigned, as lm-eval reads override_bs only where it looks for a size itself
+        self.batch_size_per_gpu = min(asked, fitting(longest, vocab_size, memory(self.device)))
+        try:
+            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+        finally:
+            self.batch_size_per_gpu = asked
+
+    def _longest(self, requests: list[Any]) -> int:
+        """Tokens of the longest request, cut as lm-eval cuts it."""
+        lengths = (len(context) + len(answer) for _, context, answer in requests)
+        return min(max(lengths, default=1), self.max_length)
+
+
+def make(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int
+) -> SizedModel:
+    """The model for lm-eval's ``evaluate``."""
+    # lm-eval gives its tokenizer a padding token, which must not reach ours
+    return SizedModel(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
+
+
+def fitting(length: int, vocab_size: int, memory_bytes: int) -> int:
+    """How many rows of so many tokens have logits, float32 and twice, that fit; at least one."""
+    return max(1, int(LOGITS_SHARE * memory_bytes) // (2 * 4 * length * vocab_size))
+
+
+def memory(device: torch.device) -> int:
+    """Bytes of memory of a GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

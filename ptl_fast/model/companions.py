@@ -1,0 +1,101 @@
+"""The files beside a model's weights: its tokenizer, chat template and licence, as its makers wrote
+them. A tokenizer that was loaded and saved again is another file: transformers leaves out what it
+does not read, such as the SentencePiece model that other programs want.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+from transformers import AutoTokenizer
+from transformers.utils import cached_file
+
+from ptl_fast.model import loading
+
+# What is copied, by name; folders are left out but for the templates'.
+TOKENIZER = re.compile(
+    r"tokenizer[\w.-]*\.(json|model|py)|tokenization_\w+\.py|(special_tokens_map|added_tokens)\.json"
+    r"|vocab\.(json|txt|bpe)|merges\.txt|tekken\.json|[\w.-]+\.tiktoken"
+    r"|(sentencepiece[\w.-]*|spiece|spm)\.model"
+    r"|chat_template\.(jinja|json)|additional_chat_templates/[\w.-]+\.jinja"
+)
+LICENCE = re.compile(r"(licen[sc]e|notice|copying|copyright|use_policy)\b[\w .-]*", re.IGNORECASE)
+# What is fetched for a model of the hub, beside what loading it has fetched.
+ON_HUB = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
+    "USE_POLICY.md",
+)
+
+
+def write(name: str, folder: Path) -> None:
+    """Put a model's tokenizer files, chat template and licence into a folder, unchanged.
+
+    A tokenizer that is converted while it is loaded is saved in its converted form as well.
+
+    Args:
+        name: of the model: a folder, a name on the hub, or ``ptl-demo``.
+    """
+    source = loading.local_folder(name) or _snapshot(name)
+    if source is None or not (source / "tokenizer.json").is_file():
+        loading.load_tokenizer(name).save_pretrained(folder)
+    if source is None:
+        return
+    for file in _files(source):
+        target = folder / file
+        target.parent.mkdir(exist_ok=True)
+        # the hub's cache has symbolic links, whose targets are copied
+        shutil.copyfile(source / file, target)
+
+
+def difference(name: str, folder: Path) -> str | None:
+    """Say how the tokenizer in a folder differs from a model's own; None if it does not."""
+    own = loading.load_tokenizer(name)
+    try:
+        other = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # transformers raises many types for a bad tokenizer
+        return f"its tokenizer cannot be loaded ({type(error).__name__})"
+    if own.get_vocab() != other.get_vocab():
+        return "its tokenizer has another vocabulary"
+    return "its tokenizer has another chat template" if _template(own) != _template(other) else None
+
+
+def _files(source: Path) -> list[Path]:
+    """The files to copy, relative to their folder."""
+    found = [file.relative_to(source) for file in [*source.glob("*"), *source.glob("*/*.jinja")]]
+    return sorted(
+        file
+        for file in found
+        if (source / file).is_file()
+        and (TOKENIZER.fullmatch(file.as_posix()) or LICENCE.fullmatch(file.as_posix()))
+    )
+
+
+def _snapshot(name: str) -> Path | None:
+    """The folder in the hub's cache that has a model's files; None without one."""
+    found = [
+        cached_file(
+            name,
+            file,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+        for file in ON_HUB
+    ]
+    folders = [Path(file).parent for file in found if file is not None]
+    return folders[0] if folders else None
+
+
+def _template(tokenizer: object) -> object:
+    return getattr(tokenizer, "chat_template", None)

@@ -1,0 +1,81 @@
+"""Save a round's model, and make sure that what was saved is what was measured."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ptl_fast.model import companions, precision, rebuilt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from ptl_fast.base.stored import ModelFolder
+    from ptl_fast.run.context import RunContext
+
+# Tokens that the saved model is compared on: the logits' cost is nothing beside loading it.
+NUM_SEQUENCES, NUM_TOKENS = 2, 48
+ANY_TEXT = "What is saved is what was measured: 1 + 1 = 2, 2 + 2 = 4, 3 + 3 = 6, 4 + 4 = 8."
+
+
+def check_pruned(model: "PreTrainedModel") -> None:
+    """Check that a pruned model is the one that its config describes, before it is measured.
+
+    Raises:
+        ValueError: it is not, so that what would be saved after its training were another model.
+    """
+    found = rebuilt.structure_difference(model)
+    if found is not None:
+        raise ValueError(
+            f"the pruned model is not the one that its config describes: {found}. It is neither"
+            " trained nor measured; the same command goes on from here once this is mended"
+        )
+
+
+def save_model(context: "RunContext", folder: "ModelFolder", model: "PreTrainedModel") -> None:
+    """Round the model to the type that it is saved in, save it, and compare what was saved with it.
+
+    All ranks must call this: each has the model, and the main rank saves.
+
+    Raises:
+        ValueError: the saved model, loaded from its folder alone, is not the one in memory; raised
+            on every rank. The folder does not appear, so a run that is started again comes here
+            again.
+    """
+    precision.round_(model, context.saved_dtype)
+
+    def write(path: Path) -> None:
+        with precision.stored_as(model, context.saved_dtype):
+            model.save_pretrained(path)
+        companions.write(_name(context), path)
+        _check(context, path, model)
+
+    folder.fill(write)
+
+
+def _check(context: "RunContext", path: Path, model: "PreTrainedModel") -> None:
+    """Raise ValueError unless the model that was saved is the one in memory."""
+    found = rebuilt.difference(path, model, context.saved_dtype, _tokens(context))
+    found = found or companions.difference(_name(context), path)
+    if found is not None:
+        raise ValueError(
+            f"the model that was saved, {path}, is not the one that was measured: {found}. It is"
+            " not published; what came before is kept, so that the same command goes on from"
+            " there once this is mended"
+        )
+
+
+def _name(context: "RunContext") -> str:
+    """The original's name."""
+    name = context.config.model.model
+    assert name is not None
+    return name
+
+
+def _tokens(context: "RunContext") -> "Tensor":
+    """A little text: that of the first round, or any if the quality gate has left no round."""
+    if context.data.training:
+        return context.data.training[0].input_ids[:NUM_SEQUENCES, :NUM_TOKENS]
+    ids = context.inputs.tokenizer(ANY_TEXT)["input_ids"]
+    return torch.tensor([ids[:NUM_TOKENS]])

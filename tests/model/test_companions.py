@@ -1,0 +1,89 @@
+"""The original's tokenizer files, chat template and licence stand beside the result, unchanged."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from ptl_fast.model import companions
+from support.models import DEMO_MODEL
+
+COPIED = {
+    "tokenizer.model": b"\x0a\x0e sentencepiece",
+    "tokenizer_config.json": b'{\n "tokenizer_class": "PreTrainedTokenizerFast",  "note":"ours"}',
+    "chat_template.jinja": b"{{ messages }}",
+    "additional_chat_templates/tools.jinja": b"{{ tools }}",
+    "LICENSE": b"do what you like",
+    "LICENCE-MODEL.txt": b"but say so",
+    "USE_POLICY.md": b"kindly",
+    "NOTICE": b"",
+}
+LEFT = ("README.md", "model.safetensors", "pytorch_model.bin", "training.py")
+
+
+@pytest.fixture
+def original(tmp_path: Path) -> Path:
+    AutoTokenizer.from_pretrained(DEMO_MODEL).save_pretrained(tmp_path / "original")
+    for name, content in {**COPIED, **dict.fromkeys(LEFT, b"x")}.items():
+        file = tmp_path / "original" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(content)
+    return tmp_path / "original"
+
+
+def test_files_are_those_of_the_original(original: Path, tmp_path: Path) -> None:
+    result = tmp_path / "result"
+    result.mkdir()
+    companions.write(str(original), result)
+    for name, content in COPIED.items():
+        assert (result / name).read_bytes() == content
+    assert (result / "tokenizer.json").read_bytes() == (original / "tokenizer.json").read_bytes()
+    assert not any((result / name).exists() for name in LEFT)
+    assert companions.difference(str(original), result) is None
+
+
+def test_files_of_the_hub_are_those_of_its_cache(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not there is not an error, and neither is a hub that does not answer."""
+    asked: list[str] = []
+
+    def cached_file(name: str, file: str, **kwargs: bool) -> str | None:
+        assert name == "owner/name"
+        assert not any(kwargs.values())
+        asked.append(file)
+        return str(original / file) if (original / file).exists() else None
+
+    monkeypatch.setattr(companions, "cached_file", cached_file)
+    companions.write("owner/name", tmp_path)
+    assert {"tokenizer.model", "LICENSE", "USE_POLICY.md"} <= set(asked)
+    for name, content in COPIED.items():
+        assert (tmp_path / name).read_bytes() == content
+
+
+def test_another_tokenizer_is_named(original: Path, tmp_path: Path) -> None:
+    companions.write(str(original), tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ other }}")
+    assert companions.difference(str(original), tmp_path) == (
+        "its tokenizer has another chat template"
+    )
+    tokenizer = AutoTokenizer.from_pretrained(original)
+    tokenizer.add_tokens(["another"])
+    tokenizer.save_pretrained(tmp_path)
+    assert companions.difference(str(original), tmp_path) == "its tokenizer has another vocabulary"
+    (tmp_path / "tokenizer.json").write_text("{")
+    found = companions.difference(str(original), tmp_path)
+    assert found is not None
+    assert found.startswith("its tokenizer cannot be loaded")
+
+
+def test_a_converted_tokenizer_is_saved_too(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(original)
+    (original / "tokenizer.json").unlink()
+    monkeypatch.setattr(companions.loading, "load_tokenizer", lambda name: tokenizer)
+    companions.write(str(original), tmp_path)
+    assert (tmp_path / "tokenizer.json").exists()
+    assert (tmp_path / "tokenizer.model").read_bytes() == COPIED["tokenizer.model"]
+    assert (tmp_path / "tokenizer_config.json").read_bytes() == COPIED["tokenizer_config.json"]
