@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ptl_fast.model.families import Family, decoder_layers, feed_forwards, resize_config
+from ptl_fast.model.layers import number_layers
+from ptl_fast.model.widths import ffn_width
 from ptl_kernels import GatedFfn, compact_ffn_, hole_filling
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ def compact_(
     for index in reversed(plan.dropped_layers):
         del layers[index]
     if plan.dropped_layers:
-        _number_layers(layers)
+        number_layers(layers, kept_layers)
     if optimizer_state is not None and state_of:
         optimizer_state.update(
             {
@@ -63,7 +65,7 @@ def compact_(
             }
         )
     for config in _configs(model, family):
-        if config.num_hidden_layers != len(kept_layers) or config.intermediate_size != plan.width:
+        if config.num_hidden_layers != len(kept_layers) or ffn_width(config) != plan.width:
             resize_config(config, plan.width, kept_layers)
 
 
@@ -140,11 +142,3 @@ def _input_tensors(ffn: GatedFfn) -> list[Tensor]:
     return [linear.weight for linear in ffn.inputs] + [
         linear.bias for linear in ffn.inputs if linear.bias is not None
     ]
-
-
-def _number_layers(layers: nn.ModuleList) -> None:
-    """Renumber the layers' modules: ``layer_idx`` selects their entry in the KV cache."""
-    for index, layer in enumerate(layers):
-        for module in layer.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = index  # type: ignore[assignment]

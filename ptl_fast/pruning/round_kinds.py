@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ptl_fast.model.families import Family, feed_forwards
 from ptl_fast.pruning.plan import (
+    LayerLimits,
     PruningPlan,
     plan_layers,
     plan_neurons,
@@ -44,6 +45,8 @@ class Scores:
     """Whether none but redundant neurons may go (--threshold): then the scores decide how many."""
     width_multiple: int = 1
     """Where the scores decide, the width that is left is a multiple of this."""
+    limits: LayerLimits | None = None
+    """Which layers may go; None: all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +114,7 @@ def _plan_neurons(step: Round, scores: Scores | None) -> PruningPlan:
 def _plan_layers(step: Round, scores: Scores | None) -> PruningPlan:
     # --threshold is about neurons: the schedule always decides how many layers go
     assert scores is not None
-    return plan_layers(step, scores.values, scores.scorer)
+    return plan_layers(step, scores.values, scores.scorer, scores.limits)
 
 
 def plan_without_scores(step: Round, scores: Scores | None) -> PruningPlan:

@@ -12,12 +12,13 @@ from ptl_fast.base import distributed
 from ptl_fast.base.console import say
 from ptl_fast.baselines import SCORERS
 from ptl_fast.model.families import feed_forwards
+from ptl_fast.model.widths import ffn_width
 from ptl_fast.pruning import compact, compensate
 from ptl_fast.pruning import plan as plan_module
 from ptl_fast.pruning.plan import PruningPlan
 from ptl_fast.pruning.round_kinds import PruningWork, Scores
 from ptl_fast.recovery import next_prune_penalty, optimizer_state
-from ptl_fast.run import layer_folds, report
+from ptl_fast.run import layer_choice, layer_folds, report
 from ptl_fast.run.folder import read_plan
 from ptl_fast.run.rounds import kind_of
 from ptl_fast.scoring import ridge, token_weights
@@ -60,7 +61,7 @@ def plan_round(context: "RunContext", step: "Round") -> dict[str, Any]:
     kind, scores = kind_of(step), Calibration(context, step).scores()
     # with --threshold, the width that such a round leaves as it is may not be the schedule's
     if kind.size != "width":
-        step = dataclasses.replace(step, width=context.model.config.intermediate_size)
+        step = dataclasses.replace(step, width=ffn_width(context.model.config))
     plan = kind.plan(step, scores)
     weighs = context.config.score.weighs_tokens and plan.kept_neurons is not None
     if weighs and scores is not None:
@@ -274,12 +275,17 @@ class Calibration:
 
     def _layer_scores(self) -> Scores:
         """The layers' scores; with the statistics behind them, for the round's folder."""
-        name = self.context.config.score.layer_scorer
+        context = self.context
+        if context.config.prune.named_layers:
+            values = layer_choice.as_named(context, self.step)
+            return Scores(scorer=layer_choice.NAMED, values=values, kept={"scores": values})
+        name = context.config.score.layer_scorer
         kept = self._kept_once()
         if kept is None:
             taken = self._statistics()
             kept = {**taken.tensors(), "scores": LAYER_SCORERS[name].compute(taken)}
-        return Scores(scorer=name, values=kept["scores"], kept=kept)
+        limits = layer_choice.limits(context, self.step, kept["scores"])
+        return Scores(scorer=name, values=kept["scores"], kept=kept, limits=limits)
 
     def _measured_neurons(self) -> "dict[str, Tensor]":
         """The round's statistics and its scores, (num_layers, width), by their names in the file.
