@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from ptl_kernels import GatedFfn
+    from ptl_kernels import Ffn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,31 @@ STANDARD = FfnNames()
 FFNS = (
     STANDARD,
     FfnNames(inputs=("mlp.gate_up_proj",)),  # Phi-3, GLM
+    FfnNames(inputs=("mlp.up_proj",)),  # Nemotron, Arcee, Apertus, Jais 2
+    FfnNames(inputs=("mlp.fc1",), down="mlp.fc2"),  # Phi, NanoChat
+    FfnNames(inputs=("mlp.c_fc",), down="mlp.c_proj"),  # GPT-2 (Conv1D), GPT-Neo, StarCoder2
+    FfnNames(inputs=("mlp.fc_in",), down="mlp.fc_out"),  # GPT-J, CodeGen
+    FfnNames(inputs=("mlp.dense_h_to_4h",), down="mlp.dense_4h_to_h"),  # GPT-NeoX, Falcon
+    FfnNames(  # Falcon-H1, Bamba
+        module="feed_forward",
+        inputs=("feed_forward.gate_proj", "feed_forward.up_proj"),
+        down="feed_forward.down_proj",
+    ),
+    FfnNames(  # LFM2
+        module="feed_forward",
+        inputs=("feed_forward.w1", "feed_forward.w3"),
+        down="feed_forward.w2",
+    ),
+    FfnNames(  # Granite hybrids without experts
+        module="shared_mlp", inputs=("shared_mlp.input_linear",), down="shared_mlp.output_linear"
+    ),
+    FfnNames(  # RecurrentGemma
+        module="mlp_block",
+        inputs=("mlp_block.gate_proj", "mlp_block.up_proj"),
+        down="mlp_block.down_proj",
+    ),
+    FfnNames(module="ffn", inputs=("ffn.up_proj",), down="ffn.down_proj"),  # MPT
+    FfnNames(module=None, inputs=("fc1",), down="fc2"),  # OPT, XGLM, BioGPT
 )
 
 
@@ -79,13 +104,13 @@ def decoder_layers(model: "PreTrainedModel", family: Family) -> "nn.ModuleList":
     return attrgetter(family.layers)(model)
 
 
-def feed_forwards(model: "PreTrainedModel", family: Family) -> "dict[str, GatedFfn]":
+def feed_forwards(model: "PreTrainedModel", family: Family) -> "dict[str, Ffn]":
     """The FFN of each decoder layer, in order; keys are the layers' indices as strings.
 
     Empty where the family has no FFNs whose neurons can be removed.
     """
     # imported here, because it imports torch and Triton, and a dry run needs neither
-    from ptl_kernels import GatedFfn
+    from ptl_kernels import Ffn
 
     names = family.ffn
     if names is None:
@@ -95,7 +120,7 @@ def feed_forwards(model: "PreTrainedModel", family: Family) -> "dict[str, GatedF
         inputs = [attrgetter(path)(layer) for path in names.inputs]
         module = layer if names.module is None else attrgetter(names.module)(layer)
         down = attrgetter(names.down)(layer)
-        ffns[str(index)] = GatedFfn(module=module, inputs=inputs, down=down)
+        ffns[str(index)] = Ffn(module=module, inputs=inputs, down=down)
     return ffns
 
 

@@ -157,7 +157,10 @@ def _count_in_model(config: "PretrainedConfig") -> Weights:
     model: Any = on_meta(config)
     head = model.get_output_embeddings().weight.numel()
     linear = sum(
-        module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear)
+        module.weight.numel()
+        for module in model.modules()
+        # transformers' Conv1D (GPT-2) is a linear layer too
+        if isinstance(module, nn.Linear) or hasattr(module, "nx")
     )
     return Weights(
         decoder=linear - head,

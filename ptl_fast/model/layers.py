@@ -57,6 +57,7 @@ NUMBERS = ("layer_idx", "layer_id", "layer_number", "layer_index", "layer_num", 
 DEPENDS_ON_NUMBER = {
     "bailing_hybrid": "the decay of its linear attention follows from a layer's number",
     "minimax": "the decay of its linear attention follows from a layer's number",
+    "zaya": "each layer's router reads what the one before it has computed",
     "rwkv": "its weights are rescaled by a layer's number",
 }
 

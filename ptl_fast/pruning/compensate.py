@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ptl_kernels import matrix
+
 
 @torch.no_grad()
 def compensate_(
@@ -32,11 +34,11 @@ def compensate_(
     """
     # iterating ``grams`` may run the model, so no weight may change before all layers are solved
     columns = [
-        least_squares(gram_II, down.weight, torch.tensor(kept_K, device=gram_II.device))
+        least_squares(gram_II, matrix(down), torch.tensor(kept_K, device=gram_II.device))
         for gram_II, down, kept_K in zip(grams, downs, kept_LK, strict=True)
     ]
     for down, columns_HK, kept_K in zip(downs, columns, kept_LK, strict=True):
-        down.weight[:, torch.tensor(kept_K, device=columns_HK.device)] = columns_HK
+        matrix(down)[:, torch.tensor(kept_K, device=columns_HK.device)] = columns_HK
 
 
 @torch.no_grad()
@@ -51,7 +53,7 @@ def pruned_projections(
     pruned = []
     gram = iter(grams) if grams is not None else itertools.repeat(None)
     for down, kept_K, gram_II in zip(downs, map(torch.tensor, kept_LK), gram, strict=False):
-        weight_HI = down.weight
+        weight_HI = matrix(down)
         kept_K = kept_K.to(weight_HI.device)
         columns_HK = weight_HI[:, kept_K]
         if gram_II is not None:

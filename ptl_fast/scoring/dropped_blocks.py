@@ -262,9 +262,9 @@ def _watching(
         yield
 
 
-def _stream(output: Tensor | tuple) -> Tensor:
+def _stream(output: Tensor | tuple | list) -> Tensor:
     """The residual stream that a decoder layer returns; families differ in how."""
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 def _scale_and_keep(

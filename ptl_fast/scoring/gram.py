@@ -32,6 +32,7 @@ from ptl_fast.scoring.ridge import (
     Choice,
     choose,
 )
+from ptl_kernels import matrix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,7 +83,8 @@ class GramMatrices:
         self.texts = weighted_texts(tokens, protected, protect_share)
         self.downs = [ffn.down for ffn in feed_forwards(model, family).values()]
         """The layers' down projections; A is one's input."""
-        self.at_once = max(1, GRAM_BYTES // (8 * self.downs[0].in_features ** 2))
+        self.width = matrix(self.downs[0]).shape[1]
+        self.at_once = max(1, GRAM_BYTES // (8 * self.width**2))
         self.mask: Tensor | None = None
         self.weights: Tensor | None = None
         self.sums: list[Tensor] = []
@@ -121,7 +123,7 @@ class GramMatrices:
 
     def _begin(self, first: int) -> None:
         """Start the group of layers from ``first`` on with zero matrices, and all texts unread."""
-        width, device = self.downs[first].in_features, self.model.device
+        width, device = self.width, self.model.device
         group = self.downs[first : first + self.at_once]
         # inference tensors could not be changed in place after the caller's inference mode ends
         with torch.inference_mode(False):
@@ -193,7 +195,7 @@ class GramMatrices:
         # a rank may have no batch; the activations count as they do in the matrix
         held_TI = torch.cat(batches) if batches else gram_II[:0]
         weight = self.texts[0][1]
-        choice = choose(gram_II, self.downs[layer].weight, held_TI.double() * weight**0.5)
+        choice = choose(gram_II, matrix(self.downs[layer]), held_TI.double() * weight**0.5)
         self.choices[layer] = choice
         return choice.ridge
 

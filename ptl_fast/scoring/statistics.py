@@ -168,12 +168,14 @@ def collecting(
     watched = StatisticsCollector(statistics=statistics, neurons=neurons)
 
     def watch_layer(
-        index: int, module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple
+        index: int, module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple | list
     ) -> None:
         if watched.enabled:
             # families differ in how they pass and return the hidden states
             before = args[0] if args else kwargs["hidden_states"]
-            after = output[0] if isinstance(output, tuple) else output
+            after = output[0] if isinstance(output, tuple | list) else output
+            # several residual streams a token (hyper-connections) count as one
+            before, after = (tensor.flatten(2) for tensor in (before, after))
             # the last layer of a model that SliceGPT sliced has a wider output; such models drop no
             # layers, so no statistic of layers is missed
             if before.shape != after.shape:

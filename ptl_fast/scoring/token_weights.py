@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from ptl_fast.base import distributed
 from ptl_fast.data.batching import sequence_batches
 from ptl_fast.model import predictions
+from ptl_kernels import matrix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -163,7 +164,7 @@ def _in_place_of(downs: Sequence[nn.Linear], weights: Sequence[Tensor]) -> Itera
     before = [down.weight.data for down in downs]
     try:
         for down, weight in zip(downs, weights, strict=True):
-            down.weight.data = weight
+            down.weight.data = weight if matrix(down) is down.weight else weight.T
         yield
     finally:
         for down, weight in zip(downs, before, strict=True):
