@@ -4,7 +4,7 @@ A kind of round removes neurons, or layers, or nothing (training only). A new ki
 ROUND_KINDS, here or in ptl_fast.baselines; no other code compares the kinds' names.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -62,6 +62,8 @@ class PruningWork:
     """Each layer's Gram matrix A^T A on the calibration tokens, (width, width), for fitting the
     remaining neurons' down projection by least squares; None: it is not fitted.
     """
+    gram_means: "Mapping[int, Tensor] | None" = None
+    """By layer, each neuron's mean, where the Gram matrices are of activations less their means."""
     folds: "Sequence[Fold]" = ()
     """What takes the place of the blocks of layers that go; empty: nothing does."""
     tokens: "PackedTokens"
@@ -130,7 +132,7 @@ def _compact(plan: PruningPlan, work: PruningWork) -> "tuple[PreTrainedModel, di
     downs = [ffn.down for ffn in feed_forwards(work.model, work.family).values()]
     # before compaction: the fit needs the columns of the neurons that go
     if work.grams is not None and plan.kept_neurons is not None:
-        compensate_(downs, work.grams, plan.kept_neurons)
+        compensate_(downs, work.grams, plan.kept_neurons, work.gram_means)
     # likewise, as folds go by the layers' numbers before it
     if work.folds:
         fold_(downs, work.folds)

@@ -127,11 +127,13 @@ def prune(context: "RunContext", step: "Round", *, weights_follow: bool = False)
     # weights that follow have them
     dropped = [] if weights_follow else plan.dropped_layers
     folds = layer_folds.folds(context, dropped, calibration.tokens()) if dropped else []
+    grams = calibration.grams() if compensates else None
     work = PruningWork(
         model=now.model,
         family=now.family,
         optimizer_state=now.optimizer_state,
-        grams=calibration.grams() if compensates else None,
+        grams=grams,
+        gram_means=None if grams is None else grams.means,
         folds=folds,
         tokens=calibration.tokens(),
         batch_size=calibration.batch_size,
@@ -239,7 +241,10 @@ class Calibration:
         downs = [ffn.down for ffn in feed_forwards(self.model, self.family).values()]
         grams = self.grams() if self.compensates else None
         probe = compensate.pruned_projections(downs, grams, plan.kept_neurons)
-        return token_weights.divergence(self.model, self.tokens(), self.batch_size, downs, probe)
+        biases = compensate.pruned_biases(downs, probe, {} if grams is None else grams.means)
+        return token_weights.divergence(
+            self.model, self.tokens(), self.batch_size, downs, probe, biases
+        )
 
     def means(self) -> "Tensor":
         """Each neuron's mean activation on the calibration tokens, (num_layers, width) fp64."""
