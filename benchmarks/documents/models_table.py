@@ -38,8 +38,10 @@ def tables(rows: list[dict[str, Any]]) -> tuple[Table, Table]:
         if row["neurons"].startswith(UNTRIED):
             untried.append([row["label"], reason(row["neurons"].removeprefix(UNTRIED))])
         else:
-            cells = [reason(row[kind]) for kind in ("neurons", "layers")]
-            tried.append([row["label"], *cells, row["generation"]])
+            neurons, layers = (reason(row[kind]) for kind in ("neurons", "layers"))
+            if neurons == layers != EXACT:
+                layers = "likewise"
+            tried.append([row["label"], neurons, layers, row["generation"]])
     untried += [[name, why] for name, why in sorted(LEFT_OUT.items())]
     return tried, untried
 
@@ -49,7 +51,7 @@ INTRODUCTION = """# Which models
 Tried on tiny random models ({num_layers} layers) of the causal language model types of transformers
 {version}, and of variants of them: {tried} configurations. Neurons go exactly from {neurons} of
 them, and layers from {layers}; from the others they do not go at all, and a run says why.
-`make families` tries all again ({minutes} minutes on one core) and writes this page from
+`make families` tries all again ({minutes} minutes on a busy core) and writes this page from
 [{file}](../benchmarks/results/{file}) (commit {commit}).
 
 *exact*: the compacted model computes what the original does with the removed neurons' activations
