@@ -243,7 +243,7 @@ class Calibration:
         probe = compensate.pruned_projections(downs, grams, plan.kept_neurons)
         biases = compensate.pruned_biases(downs, probe, {} if grams is None else grams.means)
         return token_weights.divergence(
-            self.model, self.tokens(), self.batch_size, downs, probe, biases
+            self.model, self.tokens(), self.batch_size, downs, probe, biases=biases
         )
 
     def means(self) -> "Tensor":
