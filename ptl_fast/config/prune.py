@@ -46,7 +46,7 @@ class PruneSettings:
     at a time."""
 
     # runs that began before this could be set dropped layers by their scores alone
-    keep_attention_pattern: bool = field(default=True, metadata={"without": False})
+    keep_attention_pattern: bool = field(default=True, metadata=former_default(False))
     """When layers go, choose those without which the kinds of attention still follow the model
     type's own pattern (Gemma 2: sliding and full in turn; Gemma 3: every sixth full), since not
     every engine reads a config's layer_types. With few layers a round little is left to choose:
