@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test style quality bench compare clean
+.PHONY: demo test style quality bench compare families clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m ptl_fast.compress
@@ -31,6 +31,10 @@ bench: $(INSTALLED)
 
 compare: $(INSTALLED)
 	$(BIN)/python -m benchmarks.methods.compare
+
+families: $(INSTALLED)  # docs/models.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.families.run
+	$(BIN)/python -m benchmarks.documents.models_table
 
 $(INSTALLED): constraints.txt pyproject.toml setup.py $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)

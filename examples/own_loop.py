@@ -41,7 +41,7 @@ def main() -> None:
         plan = plan_neurons(step, prices(grams), None, "reconstruction")
         assert plan.kept_neurons is not None
         # in this order: the fit needs the neurons that compaction then removes
-        compensate_(grams.downs, grams, plan.kept_neurons)
+        compensate_(grams.downs, grams, plan.kept_neurons, grams.means)
         compact_(model, family, plan)
         # the model is an ordinary transformers model with a smaller intermediate_size
         loss = train(model, tokens, number)

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ptl_fast.model.families import feed_forwards, find_family
 from ptl_fast.pruning import compact
 from ptl_fast.pruning.plan import PruningPlan
-from ptl_kernels import GatedFfn
+from ptl_kernels import Ffn
 
 KeptNeurons = list[list[int]]
 """Indices of the neurons that stay, by layer; as many in each."""
@@ -125,14 +125,12 @@ def with_files(model: PreTrainedModel, kept: KeptNeurons) -> PreTrainedModel:
     return model.eval()
 
 
-def feed_forwards_of(model: PreTrainedModel) -> list[GatedFfn]:
+def feed_forwards_of(model: PreTrainedModel) -> list[Ffn]:
     """The FFNs, in the layers' order."""
     return list(feed_forwards(model, find_family(model)).values())
 
 
-def with_new_width(
-    model: PreTrainedModel, ffns: list[GatedFfn], kept: KeptNeurons
-) -> PreTrainedModel:
+def with_new_width(model: PreTrainedModel, ffns: list[Ffn], kept: KeptNeurons) -> PreTrainedModel:
     """The model with the sizes that its layers and its config state set to its matrices'."""
     for ffn in ffns:
         for linear in ffn.inputs:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast.baselines import peers
+from ptl_fast.model.widths import ffn_width
 from ptl_fast.pruning import round_kinds
 from ptl_fast.pruning.round_kinds import RoundKind, plan_without_scores
 from ptl_fast.pruning.schedule import Round
@@ -71,7 +72,7 @@ def slicing_schedule(slice_hidden: float, original: "PretrainedConfig") -> list[
         Round(
             number=1,
             kind="hidden",
-            width=original.intermediate_size,
+            width=ffn_width(original),
             num_layers=original.num_hidden_layers,
             recovery_share=1.0,
             hidden_size=hidden_size,

@@ -101,10 +101,10 @@ def common_extremes(
     def record_inputs(
         layer: int, count: int, module: nn.Module, args: tuple, output: Tensor
     ) -> None:
-        views[layer] += [view[0, -1] for view in output.chunk(count, dim=-1)]
+        views[layer] += [view.flatten(0, -2)[-1] for view in output.chunk(count, dim=-1)]
 
     def record_activation(layer: int, module: nn.Module, args: tuple) -> None:
-        views[layer].append(args[0][0, -1])
+        views[layer].append(args[0].flatten(0, -2)[-1])
 
     ffns, handles = list(feed_forwards(model, family).values()), []
     for index, ffn in enumerate(ffns):

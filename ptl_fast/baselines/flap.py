@@ -25,7 +25,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ptl_fast.baselines.peers import FLAP_PREFIX, FLAP_TYPES
-from ptl_fast.model.families import FAMILIES, STANDARD, Family, feed_forwards
+from ptl_fast.model.families import Family, feed_forwards, find_family
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -96,7 +96,7 @@ def _classes(model_type: str) -> tuple[Any, Any]:
     class BiasedModel(base_model):
         def __init__(self, config: "PretrainedConfig") -> None:
             super().__init__(config)
-            for ffn in feed_forwards(self, FAMILIES.get(model_type, STANDARD)).values():
+            for ffn in feed_forwards(self, find_family(self)).values():
                 _give_bias_(ffn.down)
 
     # class names appear in error messages and in a checkpoint's "architectures"
@@ -112,5 +112,3 @@ for _model_type in FLAP_TYPES:
     _config_class, _model_class = _classes(_model_type)
     AutoConfig.register(FLAP_PREFIX + _model_type, _config_class)
     AutoModelForCausalLM.register(_config_class, _model_class)
-    if _model_type in FAMILIES:
-        FAMILIES[FLAP_PREFIX + _model_type] = FAMILIES[_model_type]

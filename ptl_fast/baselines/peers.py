@@ -42,8 +42,12 @@ def wanda(evidence: "Evidence") -> "Tensor":
     """
     import torch
 
+    from ptl_kernels import matrix
+
     ffns = feed_forwards(evidence.model, evidence.family).values()
-    columns_LI = torch.stack([ffn.down.weight.detach().double().abs().sum(0).cpu() for ffn in ffns])
+    columns_LI = torch.stack(
+        [matrix(ffn.down).detach().double().abs().sum(0).cpu() for ffn in ffns]
+    )
     return columns_LI * evidence.statistics.square_LI.sqrt()
 
 

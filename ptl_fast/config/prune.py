@@ -37,7 +37,20 @@ class PruneSettings:
     the largest fraction."""
 
     drop_layers: int = 0
-    """Whole decoder layers to remove."""
+    """Whole decoder layers to remove. Nothing of the FFN need be known for it: with --keep 1, any
+    decoder's layers can go."""
+
+    layers: str | None = None
+    """The decoder layers to remove by their numbers in the original model, such as 3,7,8 (the first
+    is 0), instead of --drop-layers and a --layer-scorer. They go in this order, --layers-per-round
+    at a time."""
+
+    # runs that began before this could be set dropped layers by their scores alone
+    keep_attention_pattern: bool = field(default=True, metadata=former_default(False))
+    """When layers go, choose those without which the kinds of attention still follow the model
+    type's own pattern (Gemma 2: sliding and full in turn; Gemma 3: every sixth full), since not
+    every engine reads a config's layer_types. With few layers a round little is left to choose:
+    give --layers-per-round the pattern's period. Does not hold for --layers."""
 
     layers_per_round: int = 1
     """Decoder layers removed in one round."""
@@ -85,6 +98,16 @@ class PruneSettings:
         """Whether layers are compensated one after the other."""
         return self.compensate_inputs == "pruned"
 
+    @property
+    def named_layers(self) -> list[int]:
+        """--layers, as numbers."""
+        return [int(number) for number in self.layers.split(",")] if self.layers else []
+
+    @property
+    def num_dropped_layers(self) -> int:
+        """How many layers go in all."""
+        return len(self.named_layers) or self.drop_layers
+
     def check(self) -> None:
         """Raise ValueError for a setting that no model could satisfy."""
         if not 0 < self.keep <= 1:
@@ -101,10 +124,24 @@ class PruneSettings:
                 "--compensate-inputs pruned says on what --compensate fits, which is off; leave it"
                 " out, or add --compensate"
             )
+        if self.layers is not None:
+            self._check_layers(self.layers)
         if self.slice_hidden is not None:
             self._check_slicing(self.slice_hidden)
         if self.threshold is not None:
             self._check_threshold(self.threshold)
+
+    def _check_layers(self, layers: str) -> None:
+        numbers = layers.split(",")
+        if not all(number.strip().isdigit() for number in numbers):
+            raise ValueError(f"--layers {layers} must be numbers with commas, such as 3,7,8")
+        if len(set(self.named_layers)) < len(numbers):
+            raise ValueError(f"--layers {layers} names a layer twice")
+        if self.drop_layers not in (0, len(numbers)):
+            raise ValueError(
+                f"--layers {layers} names {len(numbers)} layers, and --drop-layers is"
+                f" {self.drop_layers}; leave --drop-layers out"
+            )
 
     def _check_slicing(self, share: float) -> None:
         if not 0 < share < 1:
@@ -112,7 +149,7 @@ class PruneSettings:
                 f"--slice-hidden {share} is outside (0, 1); it is the fraction of dimensions that"
                 " stay, for example 0.75"
             )
-        removes_more = self.keep < 1 or self.drop_layers or self.neurons_per_round
+        removes_more = self.keep < 1 or self.num_dropped_layers or self.neurons_per_round
         if removes_more or (self.rounds or 1) > 1:
             raise ValueError(
                 "--slice-hidden is one round that removes nothing else: it does not go with --keep"

@@ -1,60 +1,102 @@
-"""Where each model family keeps its decoder layers and their feed-forward networks (FFNs).
+"""Where a model keeps its decoder layers and their feed-forward networks (FFNs).
 
-Any model whose layers have an ``mlp`` with ``gate_proj``, ``up_proj`` and ``down_proj`` is
-supported, whatever its name. A family with other names gets one row in FAMILIES.
+Nothing of this goes by a model's name: the decoder layers are the one list that is as long as the
+config says, and an FFN is found by the names of its projections, of which FFNS has all forms. A
+form that is not there gets one row. Where a config holds the FFN's width is in ``model.widths``.
 """
 
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from ptl_fast.model.layers import follow_layers
+from ptl_fast.model.widths import ffn_width, set_width
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from ptl_kernels import GatedFfn
+    from ptl_kernels import Ffn
+
+
+@dataclass(frozen=True, kw_only=True)
+class FfnNames:
+    """Attribute paths of an FFN's modules, from a decoder layer."""
+
+    module: str | None = "mlp"
+    """What computes the FFN and nothing else; None if that is part of the layer's own forward."""
+    inputs: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    """The input projections: gate and up; one that fuses them, gate's rows first; or the only one
+    of an FFN without a gate.
+    """
+    down: str = "mlp.down_proj"
+    """The output projection."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Attribute paths of a family's modules: ``layers`` from the model, the others from a layer."""
+    """Where a model's layers and FFNs are."""
 
     layers: str = "model.layers"
-    ffn: str = "mlp"
-    inputs: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
-    """The FFN's input projections: gate and up, or one that fuses them, gate's rows first."""
-    down: str = "mlp.down_proj"
-    """The FFN's output projection."""
+    """Path of the list of decoder layers, from the model."""
+    ffn: FfnNames | None = None
+    """The FFN's names in every layer; None where neurons cannot be removed."""
+    no_ffn: str | None = None
+    """Why neurons cannot be removed."""
 
 
-STANDARD = Family()
-FAMILIES = {"phi3": Family(inputs=("mlp.gate_up_proj",))}
+STANDARD = FfnNames()
+FFNS = (
+    STANDARD,
+    FfnNames(inputs=("mlp.gate_up_proj",)),  # Phi-3, GLM
+    FfnNames(inputs=("mlp.up_proj",)),  # Nemotron, Arcee, Apertus, Jais 2
+    FfnNames(inputs=("mlp.fc1",), down="mlp.fc2"),  # Phi, NanoChat
+    FfnNames(inputs=("mlp.c_fc",), down="mlp.c_proj"),  # GPT-2 (Conv1D), GPT-Neo, StarCoder2
+    FfnNames(inputs=("mlp.fc_in",), down="mlp.fc_out"),  # GPT-J, CodeGen
+    FfnNames(inputs=("mlp.dense_h_to_4h",), down="mlp.dense_4h_to_h"),  # GPT-NeoX, Falcon
+    FfnNames(  # Falcon-H1, Bamba
+        module="feed_forward",
+        inputs=("feed_forward.gate_proj", "feed_forward.up_proj"),
+        down="feed_forward.down_proj",
+    ),
+    FfnNames(  # LFM2
+        module="feed_forward",
+        inputs=("feed_forward.w1", "feed_forward.w3"),
+        down="feed_forward.w2",
+    ),
+    FfnNames(  # Granite hybrids without experts
+        module="shared_mlp", inputs=("shared_mlp.input_linear",), down="shared_mlp.output_linear"
+    ),
+    FfnNames(  # RecurrentGemma
+        module="mlp_block",
+        inputs=("mlp_block.gate_proj", "mlp_block.up_proj"),
+        down="mlp_block.down_proj",
+    ),
+    FfnNames(module="ffn", inputs=("ffn.up_proj",), down="ffn.down_proj"),  # MPT
+    FfnNames(module=None, inputs=("fc1",), down="fc2"),  # OPT, XGLM, BioGPT
+)
 
 
-def find_family(model: "PreTrainedModel") -> Family:
-    """Return the model's family, by its config's model_type, and check the model against it.
+def find_family(model: "PreTrainedModel", *, needs_neurons: bool = True) -> Family:
+    """Find the model's decoder layers and FFNs.
+
+    Args:
+        needs_neurons: False where nothing is done to single neurons: then a model will do whose
+            FFNs are of no known form.
 
     Raises:
-        ValueError: a module that the family expects is missing (names it), or the FFNs of the
-            layers differ in width.
+        ValueError: there is not exactly one list of decoder layers; or neurons are needed and
+            cannot be removed. Names what was not found.
     """
-    model_type = getattr(model.config, "model_type", "?")
-    family = FAMILIES.get(model_type, STANDARD)
-    widths, missing = _widths(model, family)
-    if missing is not None:
+    layers = layers_path(model)
+    ffn, reason = _find_ffn(model, layers)
+    if needs_neurons and ffn is None:
         raise ValueError(
-            f"{type(model).__name__} (model_type {model_type}) is not a supported architecture:"
-            " looked for decoder layers at"
-            f" {family.layers}, each with linear layers"
-            f" {', '.join((*family.inputs, family.down))}, and did not find"
-            f" {missing}; a family with other names needs a row in ptl_fast/model/families.py"
+            f"{type(model).__name__} (model_type {getattr(model.config, 'model_type', '?')}):"
+            f" neurons cannot be removed: {reason}; whole layers may go with --keep 1"
+            " --drop-layers N"
         )
-    if len(widths) > 1:
-        raise ValueError(
-            f"{type(model).__name__} has FFNs of different widths {sorted(widths)}; uniform width"
-            " is needed"
-        )
-    return family
+    return Family(layers=layers, ffn=ffn, no_ffn=reason)
 
 
 def decoder_layers(model: "PreTrainedModel", family: Family) -> "nn.ModuleList":
@@ -62,41 +104,145 @@ def decoder_layers(model: "PreTrainedModel", family: Family) -> "nn.ModuleList":
     return attrgetter(family.layers)(model)
 
 
-def feed_forwards(model: "PreTrainedModel", family: Family) -> "dict[str, GatedFfn]":
-    """The FFN of each decoder layer, in order; keys are the layers' indices as strings."""
+def feed_forwards(model: "PreTrainedModel", family: Family) -> "dict[str, Ffn]":
+    """The FFN of each decoder layer, in order; keys are the layers' indices as strings.
+
+    Empty where the family has no FFNs whose neurons can be removed.
+    """
     # imported here, because it imports torch and Triton, and a dry run needs neither
-    from ptl_kernels import GatedFfn
+    from ptl_kernels import Ffn
 
-    module, down, inputs = (
-        attrgetter(family.ffn),
-        attrgetter(family.down),
-        [attrgetter(path) for path in family.inputs],
-    )
-    return {
-        str(index): GatedFfn(
-            module=module(layer), inputs=[each(layer) for each in inputs], down=down(layer)
+    names = family.ffn
+    if names is None:
+        return {}
+    ffns = {}
+    for index, layer in enumerate(decoder_layers(model, family)):
+        inputs = [attrgetter(path)(layer) for path in names.inputs]
+        module = layer if names.module is None else attrgetter(names.module)(layer)
+        down = attrgetter(names.down)(layer)
+        ffns[str(index)] = Ffn(module=module, inputs=inputs, down=down)
+    return ffns
+
+
+def layers_path(model: "PreTrainedModel") -> str:
+    """The path of the one list of modules that has as many as the config has layers."""
+    from torch.nn import ModuleList
+
+    config: Any = model.config
+    name = f"{type(model).__name__} (model_type {getattr(config, 'model_type', '?')})"
+    # some configs say so although the model is a decoder, such as GPT-NeoX's: modules know better
+    if any(vars(module).get("is_decoder") is False for module in model.modules()):
+        raise ValueError(
+            f"{name} is not supported: its config says is_decoder false, so that its tokens attend"
+            " to later ones; ptl_fast is for models that predict the next token"
         )
-        for index, layer in enumerate(decoder_layers(model, family))
-    }
+    number = config.get_text_config().num_hidden_layers
+    lists = [path for path, each in model.named_modules() if isinstance(each, ModuleList)]
+    # lists inside another one, such as the experts of a layer, are not the layers
+    outer = [path for path in lists if not any(path.startswith(f"{other}.") for other in lists)]
+    found = [path for path in outer if len(attrgetter(path)(model)) == number]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(
+            f"{name} is not supported: {len(found)} of its lists have {number} modules"
+            f" ({', '.join(found)}), so that it is not clear which are the decoder layers"
+        )
+    lengths = ", ".join(f"{path} {len(attrgetter(path)(model))}" for path in outer) or "none"
+    raise ValueError(
+        f"{name} is not supported: its config says num_hidden_layers {number}, and no list of"
+        f" modules is so long (there are: {lengths})"
+    )
 
 
-def _widths(model: "PreTrainedModel", family: Family) -> tuple[set[int], str | None]:
-    """The widths of the model's FFNs, and the path of the first missing module (None: none is)."""
-    widths = set[int]()
-    try:
-        layers = list(enumerate(decoder_layers(model, family)))
-    except (AttributeError, TypeError):
-        return widths, family.layers
-    linears = {path: attrgetter(f"{path}.in_features") for path in (*family.inputs, family.down)}
-    for index, layer in layers:
-        for path, in_features in linears.items():
+def _find_ffn(model: "PreTrainedModel", layers: str) -> tuple[FfnNames | None, str | None]:
+    """(the form of the model's FFNs, None), or (None, why neurons cannot be removed)."""
+    best: tuple[int, str] = (-1, "")
+    for names in FFNS:
+        missing = _first_missing(model, layers, names)
+        if missing is None:
+            reason = _why_not(model, layers, names)
+            return (names, None) if reason is None else (None, reason)
+        # the form that most layers have says best what is missing
+        best = max(best, missing, key=lambda each: each[0])
+    first, path = best
+    if expert := _experts(model, layers):
+        return None, f"it is a mixture of experts ({expert})"
+    if first == 0:
+        return None, (
+            f"its FFN has other names than those in ptl_fast/model/families.py; looked in"
+            f" {layers}.0 for {', '.join((*STANDARD.inputs, STANDARD.down))} and other forms"
+        )
+    return None, f"looked for the same FFN in every layer, and did not find {path}"
+
+
+def _first_missing(
+    model: "PreTrainedModel", layers: str, names: FfnNames
+) -> tuple[int, str] | None:
+    """(layer, path) of the first projection of this form that is missing; None: none is."""
+    for index, layer in enumerate(attrgetter(layers)(model)):
+        for path in (*names.inputs, names.down):
             try:
-                num_features = in_features(layer)
+                found = in_features(attrgetter(path)(layer))
             except AttributeError:
-                return widths, f"{family.layers}.{index}.{path}"
-        # left over from the inner loop's last path, the down projection: its in_features
-        widths.add(num_features)
-    return widths, None if layers else "any layer"
+                found = None
+            if found is None:
+                return index, f"{layers}.{index}.{path}"
+    return None
+
+
+def in_features(linear: "nn.Module") -> int | None:
+    """The number of inputs of a linear layer, also of transformers' Conv1D; None: it is none."""
+    found = getattr(linear, "in_features", getattr(linear, "nx", None))
+    return found if isinstance(found, int) else None
+
+
+def _why_not(model: "PreTrainedModel", layers: str, names: FfnNames) -> str | None:
+    """Why neurons of FFNs of this form cannot be removed; None: they can."""
+    blocks = list(attrgetter(layers)(model))
+    widths: set[Any] = {in_features(attrgetter(names.down)(layer)) for layer in blocks}
+    if len(widths) > 1:
+        return f"its FFNs have different widths {sorted(widths)}; uniform width is needed"
+    (width,) = widths
+    if expert := _experts(model, layers):
+        return f"it is a mixture of experts ({expert})"
+    for layer in blocks:
+        if tensor := _other_tensor(layer, names, width):
+            return f"{tensor} has the FFN's width too, and would have to follow its neurons"
+    held = ffn_width(model.config.get_text_config())
+    if held != width:
+        return (
+            f"its FFNs are {width} wide, and no field of its config can say another width"
+            if not held
+            else f"its FFNs are {width} wide, and its config says {held}"
+        )
+    return None
+
+
+def _other_tensor(layer: "nn.Module", names: FfnNames, width: int | None) -> str | None:
+    """The path of a tensor in an FFN, besides its projections, that has its width; None: none."""
+    if names.module is None:
+        return None
+    own = {attrgetter(path)(layer) for path in (*names.inputs, names.down)}
+    for path, inner in attrgetter(names.module)(layer).named_modules(prefix=names.module):
+        for name, tensor in inner.named_parameters(recurse=False):
+            if inner not in own and width in tensor.shape:
+                return f"{path}.{name}"
+    return None
+
+
+def _experts(model: "PreTrainedModel", layers: str) -> str | None:
+    """The path of a model's first experts; None: it has none."""
+    for index, layer in enumerate(attrgetter(layers)(model)):
+        for path, module in layer.named_modules():
+            # JetMoE's are linear layers with a matrix for each expert
+            many = path.endswith("experts") or any(
+                tensor.dim() == 3 and path.endswith("linear")
+                for tensor in module.parameters(recurse=False)
+            )
+            if many:
+                return f"{layers}.{index}.{path}"
+    return None
 
 
 def needs_one_row(model: "PreTrainedModel") -> bool:
@@ -111,18 +257,11 @@ def needs_one_row(model: "PreTrainedModel") -> bool:
 def resize_config(config: "PretrainedConfig", width: int, kept_layers: list[int]) -> None:
     """Change a config in place to FFN width ``width`` and only the layers ``kept_layers``.
 
-    Lists with one entry per layer, such as layer_types, lose the entries of the other layers.
-
     Args:
+        width: as ``model.widths.ffn_width`` tells it: 0 stays 0.
         kept_layers: indices of the layers that stay, ascending.
     """
-    num_layers, config.intermediate_size = config.num_hidden_layers, width
-    if len(kept_layers) == num_layers:
-        return
-    # there is no list of the fields that are per layer, so they are told by their length; lists
-    # of token ids and of architectures may have that length by chance
-    for name, value in list(vars(config).items()):
-        per_layer = isinstance(value, list | tuple) and len(value) == num_layers
-        if per_layer and not name.endswith("_token_id") and name != "architectures":
-            setattr(config, name, [value[index] for index in kept_layers])
-    config.num_hidden_layers = len(kept_layers)
+    if width != ffn_width(config):
+        set_width(config, width)
+    if len(kept_layers) < config.num_hidden_layers:
+        follow_layers(config, kept_layers)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast.model.families import resize_config
+from ptl_fast.model.layers import on_meta
+from ptl_fast.model.widths import ffn_width
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -135,7 +137,7 @@ def model_size(config: "PretrainedConfig", context_length: int) -> dict[str, int
     return {
         "num_parameters": count_weights(config).num_parameters,
         "num_layers": config.num_hidden_layers,
-        "width": config.intermediate_size,
+        "width": ffn_width(config),
         "flops_per_token": flops_per_token(config, context_length),
     }
 
@@ -150,15 +152,15 @@ def resized(config: "PretrainedConfig", width: int, num_layers: int) -> "Pretrai
 
 def _count_in_model(config: "PretrainedConfig") -> Weights:
     """Build the model on the meta device and count its parameters."""
-    import torch
     from torch import nn
-    from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
+    model: Any = on_meta(config)
     head = model.get_output_embeddings().weight.numel()
     linear = sum(
-        module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear)
+        module.weight.numel()
+        for module in model.modules()
+        # transformers' Conv1D (GPT-2) is a linear layer too
+        if isinstance(module, nn.Linear) or hasattr(module, "nx")
     )
     return Weights(
         decoder=linear - head,

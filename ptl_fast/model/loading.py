@@ -78,7 +78,7 @@ def load_config(name: str) -> "PretrainedConfig":
             else "no such folder, and not found on the hub or in its cache"
         )
         raise ValueError(f"--model {name} cannot be loaded: {reason}") from error
-    wanted = ("intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_size")
+    wanted = ("num_hidden_layers", "num_attention_heads", "hidden_size")
     missing = [field for field in wanted if not isinstance(getattr(config, field, None), int)]
     if missing:
         raise ValueError(

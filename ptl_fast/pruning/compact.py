@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ptl_fast.model.families import Family, decoder_layers, feed_forwards, resize_config
-from ptl_kernels import GatedFfn, compact_ffn_, hole_filling
+from ptl_fast.model.layers import number_layers
+from ptl_fast.model.widths import ffn_width
+from ptl_kernels import Ffn, compact_ffn_, hole_filling, matrix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,7 +55,7 @@ def compact_(
     for index in reversed(plan.dropped_layers):
         del layers[index]
     if plan.dropped_layers:
-        _number_layers(layers)
+        number_layers(layers, kept_layers)
     if optimizer_state is not None and state_of:
         optimizer_state.update(
             {
@@ -63,7 +65,7 @@ def compact_(
             }
         )
     for config in _configs(model, family):
-        if config.num_hidden_layers != len(kept_layers) or config.intermediate_size != plan.width:
+        if config.num_hidden_layers != len(kept_layers) or ffn_width(config) != plan.width:
             resize_config(config, plan.width, kept_layers)
 
 
@@ -106,45 +108,49 @@ def kept_indices(kept_neurons: list[list[int]]) -> Tensor:
 
 
 def _compact_moments_(
-    ffns: dict[str, GatedFfn], kept_LK: Tensor, state_of: dict[Tensor, dict[str, Tensor]]
+    ffns: dict[str, Ffn], kept_LK: Tensor, state_of: dict[Tensor, dict[str, Tensor]]
 ) -> None:
     """Compact the FFNs' optimizer state in place, in the same way as the weights."""
     for key in MOMENTS:
         layers = []
         for ffn in ffns.values():
-            inputs = [state_of[parameter][key] for parameter in _input_tensors(ffn)]
-            layers.append((inputs, state_of[ffn.down.weight][key]))
+            rows, columns = _tensors(ffn)
+            inputs = [state_of[parameter][key] for parameter in rows]
+            layers.append((inputs, state_of[columns][key]))
         compact_ffn_(layers, kept_LK)
 
 
-def _compact_neurons_(feed_forwards: dict[str, GatedFfn], kept_LK: Tensor) -> None:
+def _compact_neurons_(feed_forwards: dict[str, Ffn], kept_LK: Tensor) -> None:
     """Compact the FFNs' weights in place, and set the layers' recorded sizes.
 
     Only kept neurons beyond the new width move, into the places of removed ones, in the order of
     ``ptl_kernels.hole_filling``: far less is copied than by moving every kept neuron.
     """
-    compact_ffn_(
-        [(_input_tensors(ffn), ffn.down.weight) for ffn in feed_forwards.values()], kept_LK
-    )
+    compact_ffn_([_tensors(ffn) for ffn in feed_forwards.values()], kept_LK)
     for ffn in feed_forwards.values():
-        for linear in ffn.inputs:
-            linear.out_features = linear.weight.shape[0]
-        ffn.down.in_features = kept_LK.shape[1]
+        for linear in (*ffn.inputs, ffn.down):
+            _record_size(linear)
         # many transformers MLPs keep a copy of the config's width
         if hasattr(ffn.module, "intermediate_size"):
             ffn.module.intermediate_size = ffn.width  # type: ignore[assignment]
 
 
-def _input_tensors(ffn: GatedFfn) -> list[Tensor]:
-    """The tensors with one row per neuron: weights of the input projections, then their biases."""
-    return [linear.weight for linear in ffn.inputs] + [
-        linear.bias for linear in ffn.inputs if linear.bias is not None
-    ]
+def _tensors(ffn: Ffn) -> tuple[list[Tensor], Tensor]:
+    """(the tensors with one row per neuron, weights before biases; the one with a column a neuron).
+
+    The latter is the down projection's weight, but for layers that hold the transpose (Conv1D):
+    then the two weights change places.
+    """
+    weights, columns = [linear.weight for linear in ffn.inputs], ffn.down.weight
+    if matrix(ffn.down) is not columns:
+        weights, (columns,) = [columns], weights
+    return weights + [linear.bias for linear in ffn.inputs if linear.bias is not None], columns
 
 
-def _number_layers(layers: nn.ModuleList) -> None:
-    """Renumber the layers' modules: ``layer_idx`` selects their entry in the KV cache."""
-    for index, layer in enumerate(layers):
-        for module in layer.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = index  # type: ignore[assignment]
+def _record_size(linear: Any) -> None:
+    """Set the sizes that a linear layer records to those of its weight."""
+    outputs, inputs = matrix(linear).shape
+    if hasattr(linear, "nx"):
+        linear.nf, linear.nx = outputs, inputs
+    else:
+        linear.out_features, linear.in_features = outputs, inputs

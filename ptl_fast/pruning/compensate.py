@@ -8,34 +8,47 @@ Shape suffixes: L layers, I FFN width, K kept neurons, H hidden size.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ptl_kernels import matrix
+
 
 @torch.no_grad()
 def compensate_(
-    downs: Sequence[nn.Linear], grams: Iterable[Tensor], kept_LK: Sequence[Sequence[int]]
+    downs: Sequence[nn.Linear],
+    grams: Iterable[Tensor],
+    kept_LK: Sequence[Sequence[int]],
+    means: Mapping[int, Tensor] | None = None,
 ) -> None:
-    """Refit the kept neurons' columns of each down projection, in place, by least squares.
+    """Refit the kept neurons' columns of each down projection, in place, by least squares; and its
+    bias, where it has one.
 
-    The others are not removed here; compaction does that afterwards.
+    The other columns are not removed here; compaction does that afterwards.
 
     Args:
         downs: every layer's down projection, in order.
         grams: each layer's Gram matrix on the unchanged model, (width, width) fp64, in order.
         kept_LK: indices of the neurons that stay, (num_layers, num_kept).
+        means: by layer, each neuron's mean, (width,) fp64, where ``grams`` are of activations less
+            their means: as ``scoring.gram.GramMatrices.means``, complete once they were iterated.
 
     Per layer the Cholesky factorization costs K^3 / 3 floating-point operations and the products
     2 H K (I + K), all in fp64.
     """
     # iterating ``grams`` may run the model, so no weight may change before all layers are solved
     columns = [
-        least_squares(gram_II, down.weight, torch.tensor(kept_K, device=gram_II.device))
+        least_squares(gram_II, matrix(down), torch.tensor(kept_K, device=gram_II.device))
         for gram_II, down, kept_K in zip(grams, downs, kept_LK, strict=True)
     ]
-    put_columns_(downs, columns, kept_LK)
+    for layer, (down, columns_HK, kept) in enumerate(zip(downs, columns, kept_LK, strict=True)):
+        kept_K = torch.tensor(kept, device=columns_HK.device)
+        if means and layer in means:
+            fitted_HI = torch.zeros_like(matrix(down)).index_copy_(1, kept_K, columns_HK)
+            down.bias.copy_(_bias(down, fitted_HI, means[layer]))
+        matrix(down)[:, kept_K] = columns_HK
 
 
 @torch.no_grad()
@@ -44,7 +57,7 @@ def put_columns_(
 ) -> None:
     """Put the kept neurons' columns, (hidden_size, num_kept) for each layer, into the weights."""
     for down, columns_HK, kept_K in zip(downs, columns, kept_LK, strict=True):
-        down.weight[:, torch.tensor(kept_K, device=columns_HK.device)] = columns_HK
+        matrix(down)[:, torch.tensor(kept_K, device=columns_HK.device)] = columns_HK
 
 
 @torch.no_grad()
@@ -59,13 +72,35 @@ def pruned_projections(
     pruned = []
     gram = iter(grams) if grams is not None else itertools.repeat(None)
     for down, kept_K, gram_II in zip(downs, map(torch.tensor, kept_LK), gram, strict=False):
-        weight_HI = down.weight
+        weight_HI = matrix(down)
         kept_K = kept_K.to(weight_HI.device)
         columns_HK = weight_HI[:, kept_K]
         if gram_II is not None:
             columns_HK = least_squares(gram_II, weight_HI, kept_K)
         pruned.append(torch.zeros_like(weight_HI).index_copy_(1, kept_K, columns_HK))
     return pruned
+
+
+@torch.no_grad()
+def pruned_biases(
+    downs: Sequence[nn.Linear], pruned: Sequence[Tensor], means: Mapping[int, Tensor]
+) -> list[Tensor | None]:
+    """Return every layer's bias as pruning will leave it; None where it stays as it is.
+
+    Args:
+        pruned: what ``pruned_projections`` returns.
+        means: as for ``compensate_``.
+    """
+    return [
+        _bias(down, fitted_HI, means[layer]) if layer in means else None
+        for layer, (down, fitted_HI) in enumerate(zip(downs, pruned, strict=True))
+    ]
+
+
+def _bias(down: nn.Linear, fitted_HI: Tensor, mean_I: Tensor) -> Tensor:
+    """The bias beside new columns, (hidden_size,): what the mean output loses is added to it."""
+    lost_H = (matrix(down).double() - fitted_HI.double()) @ mean_I
+    return (down.bias.double() + lost_H).to(down.bias.dtype)
 
 
 def least_squares(gram_II: Tensor, down_HI: Tensor, kept_K: Tensor) -> Tensor:

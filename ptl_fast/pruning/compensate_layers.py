@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ptl_kernels import matrix
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
@@ -70,6 +72,6 @@ def fold_(downs: Sequence[nn.Linear], folds: Sequence[Fold]) -> None:
     """
     for fold in folds:
         if fold.change_HI is not None:
-            weight = downs[fold.layers[0] - 1].weight
+            weight = matrix(downs[fold.layers[0] - 1])
             # added in fp64: X is small beside W in half precision
             weight.copy_(weight.double() + fold.change_HI)

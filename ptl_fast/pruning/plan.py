@@ -3,6 +3,8 @@
 Shape suffixes: L layers, I FFN width, K neurons kept or protected per layer.
 """
 
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -127,13 +129,40 @@ def plan_redundant(
     )
 
 
-def plan_layers(step: Round, scores_L: "Tensor", scorer: str) -> PruningPlan:
-    """Drop the layers with the lowest scores, (num_layers,), until ``step.num_layers`` are left."""
-    ranked = scores_L.argsort(stable=True)
-    dropped, kept = (
-        each.sort().values
-        for each in ranked.split([len(scores_L) - step.num_layers, step.num_layers])
-    )
+@dataclass(frozen=True, kw_only=True)
+class LayerLimits:
+    """Which layers may go."""
+
+    staying: Collection[int] = ()
+    """Layers that the model cannot do without."""
+    kinds: Sequence[str] = ()
+    """Each layer's kind of attention, where its pattern must survive."""
+    wanted: Sequence[str] = ()
+    """The kinds that the layers that stay must have, in order."""
+
+
+def plan_layers(
+    step: Round, scores_L: "Tensor", scorer: str, limits: LayerLimits | None = None
+) -> PruningPlan:
+    """Drop the layers with the lowest scores, (num_layers,), until ``step.num_layers`` are left.
+
+    Raises:
+        ValueError: the limits do not allow so many to go.
+    """
+    import torch
+
+    limits = limits or LayerLimits()
+    num_dropped = len(scores_L) - step.num_layers
+    order = [each for each in scores_L.argsort(stable=True).tolist() if each not in limits.staying]
+    by_pattern = _least_by_pattern(scores_L.tolist(), limits) if limits.wanted else None
+    gone = order[:num_dropped] if by_pattern is None else by_pattern
+    if len(gone) < num_dropped:
+        raise ValueError(
+            f"round {step.number} should drop {num_dropped} layers, and the model can do without"
+            f" {len(gone)} of them; lower --drop-layers"
+        )
+    dropped = torch.tensor(sorted(gone), dtype=torch.int64)
+    kept = torch.tensor(sorted(set(range(len(scores_L))) - set(gone)))
     highest_removed, lowest_kept = _margins(scores_L[None], kept[None])
     return PruningPlan(
         round=step.number,
@@ -148,6 +177,27 @@ def plan_layers(step: Round, scores_L: "Tensor", scorer: str) -> PruningPlan:
         highest_removed=highest_removed,
         lowest_kept=lowest_kept,
     )
+
+
+def _least_by_pattern(scores: list[float], limits: LayerLimits) -> list[int]:
+    """The layers with the lowest sum of scores without which the others' kinds are those wanted;
+    none if there are no such layers.
+
+    Dynamic programming over prefixes: best[k] is the least sum of removed scores, and what goes,
+    when k layers of the prefix stay.
+    """
+    nothing: tuple[float, list[int]] = (math.inf, [])
+    best = [(0.0, []), *[nothing] * len(limits.wanted)]
+    for layer, score in enumerate(scores):
+        goes = math.inf if layer in limits.staying else score
+        # from the longest, so that best[k - 1] is still of the shorter prefix
+        for kept in range(len(limits.wanted), -1, -1):
+            choices = [(best[kept][0] + goes, [*best[kept][1], layer])]
+            if kept and limits.kinds[layer] == limits.wanted[kept - 1]:
+                choices.append(best[kept - 1])
+            best[kept] = min(choices, key=lambda choice: choice[0])
+    total, gone = best[-1]
+    return gone if total < math.inf else []
 
 
 def plan_nothing(step: Round) -> PruningPlan:

@@ -4,12 +4,13 @@ A kind of round removes neurons, or layers, or nothing (training only). A new ki
 ROUND_KINDS, here or in ptl_fast.baselines; no other code compares the kinds' names.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ptl_fast.model.families import Family, feed_forwards
 from ptl_fast.pruning.plan import (
+    LayerLimits,
     PruningPlan,
     plan_layers,
     plan_neurons,
@@ -44,6 +45,8 @@ class Scores:
     """Whether none but redundant neurons may go (--threshold): then the scores decide how many."""
     width_multiple: int = 1
     """Where the scores decide, the width that is left is a multiple of this."""
+    limits: LayerLimits | None = None
+    """Which layers may go; None: all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,8 @@ class PruningWork:
     columns: "Sequence[Tensor] | None" = None
     """Each layer's columns of the neurons that stay, fitted already; then ``grams`` are not read.
     """
+    gram_means: "Mapping[int, Tensor] | None" = None
+    """By layer, each neuron's mean, where the Gram matrices are of activations less their means."""
     folds: "Sequence[Fold]" = ()
     """What takes the place of the blocks of layers that go; empty: nothing does."""
     tokens: "PackedTokens"
@@ -114,7 +119,7 @@ def _plan_neurons(step: Round, scores: Scores | None) -> PruningPlan:
 def _plan_layers(step: Round, scores: Scores | None) -> PruningPlan:
     # --threshold is about neurons: the schedule always decides how many layers go
     assert scores is not None
-    return plan_layers(step, scores.values, scores.scorer)
+    return plan_layers(step, scores.values, scores.scorer, scores.limits)
 
 
 def plan_without_scores(step: Round, scores: Scores | None) -> PruningPlan:
@@ -132,7 +137,7 @@ def _compact(plan: PruningPlan, work: PruningWork) -> "tuple[PreTrainedModel, di
     if work.columns is not None and plan.kept_neurons is not None:
         put_columns_(downs, work.columns, plan.kept_neurons)
     elif work.grams is not None and plan.kept_neurons is not None:
-        compensate_(downs, work.grams, plan.kept_neurons)
+        compensate_(downs, work.grams, plan.kept_neurons, work.gram_means)
     # likewise, as folds go by the layers' numbers before it
     if work.folds:
         fold_(downs, work.folds)

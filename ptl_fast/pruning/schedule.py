@@ -179,10 +179,11 @@ def _apart(widths: list[int], multiple: int) -> list[int]:
 
 def _layer_counts(prune: "PruneSettings", num_layers: int) -> list[int]:
     """The number of layers after each layer round, descending; the last step may be smaller."""
-    left = num_layers - prune.drop_layers
+    left = num_layers - prune.num_dropped_layers
     if left < 1:
         raise ValueError(
-            f"--drop-layers {prune.drop_layers} leaves none of the model's {num_layers} layers;"
+            f"--drop-layers {prune.num_dropped_layers} leaves none of the model's {num_layers}"
+            " layers;"
             f" drop at most {num_layers - 1}"
         )
     counts = list(range(num_layers - prune.layers_per_round, left, -prune.layers_per_round))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ptl_fast.model.families import Family, feed_forwards
-from ptl_kernels import GatedFfn
+from ptl_kernels import Ffn, matrix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,15 +46,15 @@ def penalty(
     return partial(_weighted_norms, pairs, weight)
 
 
-def _weighted_norms(pairs: list[tuple[GatedFfn, Tensor]], weight: float) -> Tensor:
+def _weighted_norms(pairs: list[tuple[Ffn, Tensor]], weight: float) -> Tensor:
     return weight * torch.stack([_norms(ffn, removed).sum() for ffn, removed in pairs]).sum()
 
 
-def _norms(ffn: GatedFfn, neurons_K: Tensor) -> Tensor:
+def _norms(ffn: Ffn, neurons_K: Tensor) -> Tensor:
     """Return the L2 norm of each of these neurons' weights, (K,) float32."""
     # a fused projection holds gate's rows and then up's
     places = [neurons_K, neurons_K + ffn.width] if ffn.fused else [neurons_K]
-    rows = [linear.weight.index_select(0, place) for linear in ffn.inputs for place in places]
-    columns = ffn.down.weight.index_select(1, neurons_K).t()
+    rows = [matrix(linear).index_select(0, place) for linear in ffn.inputs for place in places]
+    columns = matrix(ffn.down).index_select(1, neurons_K).t()
     # float32: the sum over all neurons needs more digits than bf16 has
     return torch.linalg.vector_norm(torch.cat([*rows, columns], dim=1).float(), dim=1)

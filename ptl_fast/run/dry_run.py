@@ -15,9 +15,10 @@ from ptl_fast.config.presets import shipped_config
 from ptl_fast.config.trainer import read_deepspeed
 from ptl_fast.data.documents import CHAT_TEMPLATES
 from ptl_fast.model import flops
+from ptl_fast.model.widths import ffn_width
 from ptl_fast.recovery import registry
 from ptl_fast.recovery.estimate import Estimate, Situation
-from ptl_fast.run import sizes, tables, trace_report
+from ptl_fast.run import layer_choice, sizes, tables, trace_report
 from ptl_fast.run.checks import check_lengths
 from ptl_fast.run.rounds import kind_of, make_schedule
 
@@ -72,6 +73,9 @@ def dry_run(config: "Config") -> str:
     assert name is not None
     dense: Any = shipped_config(name) or _load_config(name, quiet=not config.run.debug)
     check_lengths(config, dense)
+    # the shipped configs' families have no layers that could not go
+    if not isinstance(dense, types.SimpleNamespace):
+        layer_choice.check(config.prune, dense)
     if config.prune.slice_hidden is not None and isinstance(dense, types.SimpleNamespace):
         from transformers import AutoConfig  # slicing needs transformers' own class
 
@@ -234,7 +238,7 @@ def assumptions(config: "Config", rows: list[dict[str, Any]]) -> str:
             "Layers are compensated in order (--compensate-inputs pruned): three more passes over"
             " --calibration-tokens in each round, with their hidden states in memory."
         )
-    if config.prune.drop_layers and config.prune.compensate_layers:
+    if config.prune.num_dropped_layers and config.prune.compensate_layers:
         lines.append(
             "What dropped layers did is folded into the FFN before them (--compensate-layers):"
             " another pass over --calibration-tokens in each round that drops layers."
@@ -382,7 +386,7 @@ def _activation_bytes(model: "PretrainedConfig", config: "Config") -> int:
     """
     tokens = config.trainer.micro_batch * config.data.sequence_length
     query, key_value = flops.attention_widths(model)
-    layer = 2 * (6 * model.hidden_size + 2 * query + 2 * key_value + 4 * model.intermediate_size)
+    layer = 2 * (6 * model.hidden_size + 2 * query + 2 * key_value + 4 * ffn_width(model))
     layers = model.num_hidden_layers * layer
     if config.trainer.gradient_checkpointing:
         layers = model.num_hidden_layers * 2 * model.hidden_size + layer

@@ -17,10 +17,20 @@ from ptl_fast.base.console import say
 from ptl_fast.config.checking import flag
 from ptl_fast.evaluation import tasks as eval_tasks
 from ptl_fast.model import families, loading, precision
+from ptl_fast.model.widths import ffn_width
 from ptl_fast.pruning import width_multiple
 from ptl_fast.recovery import registry, rollouts, trainer
 from ptl_fast.recovery.distillation import teacher_cache
-from ptl_fast.run import checks, inputs, prune_step, quality_gate, rounds, sizes, trace_step
+from ptl_fast.run import (
+    checks,
+    inputs,
+    layer_choice,
+    prune_step,
+    quality_gate,
+    rounds,
+    sizes,
+    trace_step,
+)
 from ptl_fast.run.context import LoadedModel, RunContext
 from ptl_fast.run.folder import RunFolder
 
@@ -52,6 +62,7 @@ def prepare(config: "Config") -> RunContext:
     name = config.model.model
     original = loading.load_config(name)
     checks.check_lengths(config, original)
+    layer_choice.check(config.prune, original)
     output = output_folder(config)
     config = _as_begun(config, output)
     # the identity keeps "auto": the chosen multiple must not make a resumed run another one
@@ -108,7 +119,7 @@ def load_weights(context: RunContext, number: int, extension: int = 0) -> None:
         source = str(context.folder.round(number).model(extension).path)
     settings = precision.as_computed(settings, context.device, context.original)
     model = loading.load_model(source, settings, context.device)
-    family = families.find_family(model)
+    family = families.find_family(model, needs_neurons=context.config.prune.keep < 1)
     # on a GPU, an id out of range is a device-side assertion without a word about the cause
     num_embeddings = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
     if max(int(tokens.input_ids.max()) for tokens in context.data.training) >= num_embeddings:
@@ -169,9 +180,7 @@ def _choose_width_multiple(
     if distributed.is_main() and chosen is None:
         name = config.model.dtype
         dtype = getattr(torch, "float32" if name == "auto" else name)
-        chosen = width_multiple.choose(
-            device, original.hidden_size, original.intermediate_size, dtype
-        )
+        chosen = width_multiple.choose(device, original.hidden_size, ffn_width(original), dtype)
     chosen = distributed.agree(chosen)
     assert chosen is not None
     say(f"--width-multiple auto is {chosen['multiple']}: {chosen['reason']}")
@@ -184,7 +193,7 @@ def _rounds(config: "Config", original: "PretrainedConfig") -> rounds.Rounds:
     assert isinstance(multiple, int)
     return rounds.Rounds(
         rounds.make_schedule(config, original),
-        original.intermediate_size,
+        ffn_width(original),
         original.num_hidden_layers,
         multiple,
     )

@@ -12,12 +12,13 @@ from ptl_fast.base import distributed
 from ptl_fast.base.console import say
 from ptl_fast.baselines import SCORERS
 from ptl_fast.model.families import feed_forwards
+from ptl_fast.model.widths import ffn_width
 from ptl_fast.pruning import compact, compensate
 from ptl_fast.pruning import plan as plan_module
 from ptl_fast.pruning.plan import PruningPlan
 from ptl_fast.pruning.round_kinds import PruningWork, Scores
 from ptl_fast.recovery import next_prune_penalty, optimizer_state
-from ptl_fast.run import fitted_columns, layer_folds, report
+from ptl_fast.run import fitted_columns, layer_choice, layer_folds, report
 from ptl_fast.run.folder import read_plan
 from ptl_fast.run.rounds import kind_of
 from ptl_fast.scoring import ridge, token_weights
@@ -60,7 +61,7 @@ def plan_round(context: "RunContext", step: "Round") -> dict[str, Any]:
     kind, scores = kind_of(step), Calibration(context, step).scores()
     # with --threshold, the width that such a round leaves as it is may not be the schedule's
     if kind.size != "width":
-        step = dataclasses.replace(step, width=context.model.config.intermediate_size)
+        step = dataclasses.replace(step, width=ffn_width(context.model.config))
     plan = kind.plan(step, scores)
     weighs = context.config.score.weighs_tokens and plan.kept_neurons is not None
     if weighs and scores is not None:
@@ -126,11 +127,13 @@ def prune(context: "RunContext", step: "Round", *, weights_follow: bool = False)
     # weights that follow have them
     dropped = [] if weights_follow else plan.dropped_layers
     folds = layer_folds.folds(context, dropped, calibration.tokens()) if dropped else []
+    grams = calibration.grams() if compensates and not calibration.in_order else None
     work = PruningWork(
         model=now.model,
         family=now.family,
         optimizer_state=now.optimizer_state,
-        grams=calibration.grams() if compensates and not calibration.in_order else None,
+        grams=grams,
+        gram_means=None if grams is None else grams.means,
         columns=fitted_columns.columns(context, plan, step.number, calibration.tokens())
         if compensates and calibration.in_order
         else None,
@@ -244,7 +247,10 @@ class Calibration:
         downs = [ffn.down for ffn in feed_forwards(self.model, self.family).values()]
         grams = self.grams() if self.compensates and self.reads_grams else None
         probe = compensate.pruned_projections(downs, grams, plan.kept_neurons)
-        return token_weights.divergence(self.model, self.tokens(), self.batch_size, downs, probe)
+        biases = compensate.pruned_biases(downs, probe, {} if grams is None else grams.means)
+        return token_weights.divergence(
+            self.model, self.tokens(), self.batch_size, downs, probe, biases=biases
+        )
 
     def means(self) -> "Tensor":
         """Each neuron's mean activation on the calibration tokens, (num_layers, width) fp64."""
@@ -280,12 +286,17 @@ class Calibration:
 
     def _layer_scores(self) -> Scores:
         """The layers' scores; with the statistics behind them, for the round's folder."""
-        name = self.context.config.score.layer_scorer
+        context = self.context
+        if context.config.prune.named_layers:
+            values = layer_choice.as_named(context, self.step)
+            return Scores(scorer=layer_choice.NAMED, values=values, kept={"scores": values})
+        name = context.config.score.layer_scorer
         kept = self._kept_once()
         if kept is None:
             taken = self._statistics()
             kept = {**taken.tensors(), "scores": LAYER_SCORERS[name].compute(taken)}
-        return Scores(scorer=name, values=kept["scores"], kept=kept)
+        limits = layer_choice.limits(context, self.step, kept["scores"])
+        return Scores(scorer=name, values=kept["scores"], kept=kept, limits=limits)
 
     def _measured_neurons(self) -> "dict[str, Tensor]":
         """The round's statistics and its scores, (num_layers, width), by their names in the file.

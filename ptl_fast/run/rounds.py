@@ -9,6 +9,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ptl_fast.baselines import ROUND_KINDS, SCORERS, peers, slicing_schedule
+from ptl_fast.model.widths import ffn_width
 from ptl_fast.pruning import schedule
 from ptl_fast.pruning.round_kinds import RoundKind
 from ptl_fast.pruning.smaller_steps import split
@@ -194,11 +195,11 @@ def data_amounts(config: "Config", schedule: "list[Round]") -> DataAmounts:
 
 def _pruning_schedule(config: "Config", original: "PretrainedConfig") -> "list[Round]":
     """The rounds without --final-recovery's; see make_schedule."""
-    width, num_layers = original.intermediate_size, original.num_hidden_layers
+    width, num_layers = ffn_width(original), original.num_hidden_layers
     # SliceGPT has one round of its own, and no neurons or layers are removed besides
     if config.prune.slice_hidden is not None:
         return slicing_schedule(config.prune.slice_hidden, original)
-    if config.prune.drop_layers and hasattr(original, "sliced_hidden_size"):
+    if config.prune.num_dropped_layers and hasattr(original, "sliced_hidden_size"):
         raise ValueError(
             f"--drop-layers: the layers of {config.model.model} cannot go, each one's output stands"
             " in axes of its own (SliceGPT)"

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ptl_kernels import GatedFfn
+from ptl_kernels import Ffn
 
 
 class DocumentMeans:
@@ -41,7 +41,7 @@ class DocumentMeans:
         self.num_documents += len(members_DT)
 
     @contextmanager
-    def watch(self, ffns: Iterable[GatedFfn]) -> Iterator[None]:
+    def watch(self, ffns: Iterable[Ffn]) -> Iterator[None]:
         """Inside this context forward passes add to the totals; call ``expect`` before each."""
         with ExitStack() as stack:
             for total_I, ffn in zip(self.total_LI, ffns, strict=True):

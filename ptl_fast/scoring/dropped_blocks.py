@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 # how much of what an FFN's output changes by must arrive in the residual stream: all of it but for
 # rounding, where nothing lies between (half precision rounds a large stream coarsely)
 ARRIVES = (0.9, 1.1)
+LARGER = (2.0, 4.0)  # how many times the output is, to see that
 
 
 class BlockFit(NamedTuple):
@@ -98,6 +99,8 @@ def block_fits(
         ridge: as a fraction of the mean of G's diagonal; None chooses it for each block.
         tokens, batch_size, protected, protect_share: as for ``scoring.gram.GramMatrices``.
     """
+    if not blocks:
+        return []
     width, hidden = feed_forwards(model, family)["0"].width, model.config.hidden_size
     # the tokens set aside have sums of their own
     at_once = max(1, gram_module.GRAM_BYTES // (2 * 8 * width * (width + hidden)))
@@ -149,14 +152,15 @@ def ffn_adds_to_stream(
     """Whether a layer adds its down projection's output to the residual stream as it is.
 
     Some models do not: Gemma2 normalises the FFN's output first, so that no down projection can
-    make it larger. Two forward passes of a sequence tell: with the output doubled, the stream after
-    the layer must change by that output.
+    make it larger. Forward passes of a sequence tell: with the output doubled, the stream after the
+    layer must change by that output, and with four times the output by three times as much (small
+    outputs may change a normalised one as much by chance, but not twice).
     """
     # so few tokens tell as much as many
     input_ids = tokens.input_ids[:1, :32].to(model.device)
     down = feed_forwards(model, family)[str(layer)].down
     found: list[Tensor] = []
-    for scale in (1.0, 2.0):
+    for scale in (1.0, *LARGER):
         with ExitStack() as stack:
             stack.callback(
                 down.register_forward_hook(partial(_scale_and_keep, scale, found)).remove
@@ -167,9 +171,12 @@ def ffn_adds_to_stream(
                 .remove
             )
             model.base_model(input_ids=input_ids, use_cache=False)
-    output, before, _, after = (tensor.double() for tensor in found)
-    arrived = ((after - before) * output).sum() / output.square().sum()
-    return ARRIVES[0] < float(arrived) < ARRIVES[1]
+    output, before, *others = (tensor.double() for tensor in found)
+    arrived = [
+        float(((after - before) * output).sum() / output.square().sum() / (scale - 1))
+        for scale, after in zip(LARGER, others[1::2], strict=True)
+    ]
+    return all(ARRIVES[0] < each < ARRIVES[1] for each in arrived)
 
 
 def _share(error: float, square: Tensor) -> float:
@@ -255,9 +262,9 @@ def _watching(
         yield
 
 
-def stream_of(output: Tensor | tuple) -> Tensor:
+def stream_of(output: Tensor | tuple | list) -> Tensor:
     """The residual stream that a decoder layer returns; families differ in how."""
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 def _scale_and_keep(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ptl_fast.base import distributed
-from ptl_kernels import GatedFfn
+from ptl_kernels import Ffn, matrix
 
 
 class WeightGradients:
@@ -21,7 +21,7 @@ class WeightGradients:
     none.
     """
 
-    def __init__(self, ffns: Iterable[GatedFfn]) -> None:
+    def __init__(self, ffns: Iterable[Ffn]) -> None:
         self.ffns = list(ffns)
         self.totals = {
             weight: torch.zeros_like(weight, dtype=wide(weight[:0]).dtype, requires_grad=False)
@@ -52,8 +52,12 @@ class WeightGradients:
         return torch.stack([self._products_of(ffn) for ffn in self.ffns]).cpu()
 
     @torch.no_grad()
-    def _products_of(self, ffn: GatedFfn) -> Tensor:
-        *inputs, down = (self._product(weight) for weight in _weights(ffn))
+    def _products_of(self, ffn: Ffn) -> Tensor:
+        linears = (*ffn.inputs, ffn.down)
+        *inputs, down = (
+            product if matrix(linear) is linear.weight else product.T
+            for linear, product in zip(linears, map(self._product, _weights(ffn)), strict=True)
+        )
         rows = [product.sum(1) for product in inputs]
         # one weight matrix holds gate's rows above up's
         if ffn.fused:
@@ -73,9 +77,7 @@ class WeightGradients:
 
 
 @contextmanager
-def watch_activations(
-    model: nn.Module, ffns: Iterable[GatedFfn], gradient_LI: Tensor
-) -> Iterator[None]:
+def watch_activations(model: nn.Module, ffns: Iterable[Ffn], gradient_LI: Tensor) -> Iterator[None]:
     """Add |a * dL/da|, summed over tokens, to each neuron's total in backward passes inside.
 
     Parameters are frozen meanwhile: nobody reads their gradients, which take memory and time.
@@ -126,6 +128,6 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _weights(ffn: GatedFfn) -> list[Tensor]:
+def _weights(ffn: Ffn) -> list[Tensor]:
     """The weights of the input projections, and the down projection's at the end."""
     return [*(linear.weight for linear in ffn.inputs), ffn.down.weight]

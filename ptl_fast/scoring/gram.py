@@ -10,7 +10,13 @@ output least, is backward elimination: ``scoring.reconstruction``. Removing neur
 output as the objective, as in OBC (arXiv 2208.11580) and, for whole neurons, ZipLM (arXiv
 2302.04089). It removes the neurons that the others can replace, however active they are.
 
-Shape suffixes: L layers, I FFN width, K kept neurons, H hidden size, T tokens.
+A down projection with a bias b can let it take part: its best b makes up for every mean. With the
+columns of A less their means (weighted as the tokens are), the same formulas hold for the columns
+of W, and b then grows by what the means of A W^T lost. So for such layers G is of A less its means,
+and ``means`` has these.
+
+Shape suffixes: L layers, I FFN width, K kept neurons, H hidden size, T tokens; J the neurons and,
+where the down projection has a bias, one more that is always 1.
 """
 
 from collections.abc import Iterator
@@ -32,6 +38,7 @@ from ptl_fast.scoring.ridge import (
     Choice,
     choose,
 )
+from ptl_kernels import matrix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,7 +89,8 @@ class GramMatrices:
         self.texts = weighted_texts(tokens, protected, protect_share)
         self.downs = [ffn.down for ffn in feed_forwards(model, family).values()]
         """The layers' down projections; A is one's input."""
-        self.at_once = max(1, GRAM_BYTES // (8 * self.downs[0].in_features ** 2))
+        self.width = matrix(self.downs[0]).shape[1]
+        self.at_once = max(1, GRAM_BYTES // (8 * self.width**2))
         self.mask: Tensor | None = None
         self.weights: Tensor | None = None
         self.sums: list[Tensor] = []
@@ -92,6 +100,8 @@ class GramMatrices:
         """Finished matrices of the current group of layers."""
         self.choices: dict[int, Choice] = {}
         """By layer, the ridge that was chosen; empty where it was given."""
+        self.means: dict[int, Tensor] = {}
+        """By layer, (width,) fp64: each neuron's mean, where the down projection has a bias."""
 
     def expect(self, mask: Tensor, weights: Tensor | None = None) -> None:
         """Set the mask of the next forward pass, one bool per token: False leaves a token out; and
@@ -121,12 +131,12 @@ class GramMatrices:
 
     def _begin(self, first: int) -> None:
         """Start the group of layers from ``first`` on with zero matrices, and all texts unread."""
-        width, device = self.downs[first].in_features, self.model.device
-        group = self.downs[first : first + self.at_once]
+        device, group = self.model.device, self.downs[first : first + self.at_once]
+        sizes = [self.width + (down.bias is not None) for down in group]
         # inference tensors could not be changed in place after the caller's inference mode ends
         with torch.inference_mode(False):
             self.sums = [
-                torch.zeros(width, width, dtype=torch.float64, device=device) for _ in group
+                torch.zeros(size, size, dtype=torch.float64, device=device) for size in sizes
             ]
         self.unread, self.taken = list(self.texts), []
 
@@ -145,8 +155,9 @@ class GramMatrices:
                 ).values()
             )
         held_out = self._held_out(first)
-        for index, gram_II in enumerate(self.sums):
-            mirror_(gram_II)
+        for index, gram_JJ in enumerate(self.sums):
+            mirror_(gram_JJ)
+            gram_II = self.sums[index] = self._centred(first + index, gram_JJ)
             ridge = self.ridge
             if ridge is None:
                 ridge = self._choose(first + index, gram_II, held_out[index])
@@ -176,7 +187,7 @@ class GramMatrices:
             return kept
 
         def keep(batches: list[Tensor], module: nn.Module, args: tuple) -> None:
-            batches.append(self._counted(args[0]))
+            batches.append(self._counted(module, args[0]))
 
         aside = tokens.rows(slice(None, None, HELD_OUT_SHARE)).first(HELD_OUT_TOKENS)
         with ExitStack() as stack:
@@ -191,9 +202,11 @@ class GramMatrices:
         if len(self.texts[0][0]) == 1:
             return DEFAULT_RIDGE
         # a rank may have no batch; the activations count as they do in the matrix
-        held_TI = torch.cat(batches) if batches else gram_II[:0]
+        held_TI = torch.cat(batches).double() if batches else gram_II[:0]
+        if batches and layer in self.means:
+            held_TI = held_TI[:, :-1] - held_TI[:, -1:] * self.means[layer]
         weight = self.texts[0][1]
-        choice = choose(gram_II, self.downs[layer].weight, held_TI.double() * weight**0.5)
+        choice = choose(gram_II, matrix(self.downs[layer]), held_TI * weight**0.5)
         self.choices[layer] = choice
         return choice.ridge
 
@@ -209,17 +222,28 @@ class GramMatrices:
 
     # a pass that computes gradients would otherwise record this in its graph
     @torch.no_grad()
-    def _add(self, gram_II: Tensor, weight: float, module: nn.Module, args: tuple) -> None:
+    def _add(self, gram_JJ: Tensor, weight: float, module: nn.Module, args: tuple) -> None:
         """Forward pre-hook of a down projection: its input is the FFN's activations."""
-        add_products_(gram_II, self._counted(args[0]).double(), weight)
+        add_products_(gram_JJ, self._counted(module, args[0]).double(), weight)
 
-    def _counted(self, activations: Tensor) -> Tensor:
-        """The activations of the tokens that count, (tokens, width). If they have weights, each
-        times the root of its own: a product of two of one token then has the token's weight.
+    def _centred(self, layer: int, gram_JJ: Tensor) -> Tensor:
+        """G of the activations less their means, which are kept; G as it is without a bias."""
+        if self.downs[layer].bias is None:
+            return gram_JJ
+        # the last neuron is 1 everywhere: with it the sums of the others, and of the weights
+        sum_I, total = gram_JJ[:-1, -1], gram_JJ[-1, -1].clamp_min(torch.finfo(torch.float64).tiny)
+        self.means[layer] = sum_I / total
+        return gram_JJ[:-1, :-1] - torch.outer(sum_I, self.means[layer])
+
+    def _counted(self, down: nn.Module, activations: Tensor) -> Tensor:
+        """The activations of the tokens that count, (tokens, J). If they have weights, each times
+        the root of its own: a product of two of one token then has the token's weight.
         """
         assert self.mask is not None
         counted_T = self.mask.flatten()
         rows_TI = activations.flatten(0, -2)[counted_T]
+        if down.bias is not None:
+            rows_TI = nn.functional.pad(rows_TI, (0, 1), value=1.0)
         if self.weights is None:
             return rows_TI
         # in fp32 or fp64, as half precision would round once more

@@ -32,6 +32,7 @@ from ptl_fast.data.batching import Batch, document_batches
 from ptl_fast.model.families import Family, decoder_layers, feed_forwards
 from ptl_fast.scoring.dropped_blocks import ffn_adds_to_stream, stream_of
 from ptl_fast.scoring.gram import add_products_, mirror_
+from ptl_kernels import matrix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -101,7 +102,7 @@ def columns_in_order(
     adds = distributed.agree(ffn_adds_to_stream(model, family, 0, texts[0][0]))
     layers = decoder_layers(model, family)
     downs = [ffn.down for ffn in feed_forwards(model, family).values()]
-    before = [down.weight.clone() for down in downs]
+    before = [matrix(down).clone() for down in downs]
     found = []
     try:
         for number in tqdm(
@@ -109,14 +110,16 @@ def columns_in_order(
         ):
             down, kept_K = downs[number], torch.tensor(kept_LK[number], device=model.device)
             sums = _sums(layers[number], number, down, streams, kept_K, adds)
-            found.append(_solve(sums, down.weight[:, kept_K], ridges[number], down.in_features))
+            found.append(
+                _solve(sums, matrix(down)[:, kept_K], ridges[number], matrix(down).shape[1])
+            )
             # the next layer sees what this one will leave
-            down.weight.zero_().index_copy_(1, kept_K, found[-1])
+            matrix(down).zero_().index_copy_(1, kept_K, found[-1])
             for each in streams:
                 each.pruned = _run(layers[number], each.pruned, each.calls[number])
     finally:
         for down, weight_HI in zip(downs, before, strict=True):
-            down.weight.copy_(weight_HI)
+            matrix(down).copy_(weight_HI)
         model.train(was_training)
     return found
 
@@ -161,7 +164,7 @@ def _return_tuples(model: "PreTrainedModel", layers: nn.ModuleList, batch: Batch
     with ExitStack() as stack:
         for layer in layers:
             hook = layer.register_forward_hook(
-                lambda module, args, output: found.append(isinstance(output, tuple))
+                lambda module, args, output: found.append(isinstance(output, tuple | list))
             )
             stack.callback(hook.remove)
         model.base_model(**batch.inputs, use_cache=False)
@@ -235,7 +238,7 @@ def _sums(
 ) -> Sums:
     """One layer's sums over all tokens of all ranks; moves the original's streams behind it."""
     options: dict[str, Any] = {"dtype": torch.float64, "device": down.weight.device}
-    shapes = ((len(kept_K), len(kept_K)), (down.out_features, len(kept_K)), ())
+    shapes = ((len(kept_K), len(kept_K)), (len(matrix(down)), len(kept_K)), ())
     sums = Sums(*(torch.zeros(shape, **options) for shape in shapes))
     for each in streams:
         call = each.calls[number]

@@ -38,9 +38,11 @@ def prices(grams: "GramMatrices") -> "Tensor":
     """
     import torch
 
+    from ptl_kernels import matrix
+
     return torch.stack(
         [
-            eliminate(gram_II, down.weight.detach())
+            eliminate(gram_II, matrix(down).detach())
             for gram_II, down in zip(grams, grams.downs, strict=True)
         ]
     ).cpu()

@@ -39,14 +39,16 @@ def magnitude(evidence: Evidence) -> "Tensor":
     """score[l, i] = L2 norm of neuron i's weights: its rows of gate and up, its column of down."""
     import torch
 
+    from ptl_kernels import matrix
+
     scores = []
     for ffn in feed_forwards(evidence.model, evidence.family).values():
         # a neuron is a row of gate and of up, and a column of down
-        rows = [_norm(linear.weight, dim=1) for linear in ffn.inputs]
+        rows = [_norm(matrix(linear), dim=1) for linear in ffn.inputs]
         # one weight matrix holds gate's rows above up's
         if ffn.fused:
             rows = list(rows[0].chunk(2))
-        parts = torch.stack([*rows, _norm(ffn.down.weight, dim=0)])
+        parts = torch.stack([*rows, _norm(matrix(ffn.down), dim=0)])
         scores.append(parts.square().sum(0).sqrt())
     return torch.stack(scores)
 
@@ -147,8 +149,10 @@ def _down_norms(evidence: Evidence) -> "Tensor":
     """||W_down[:, i]||, (num_layers, width) fp64 on the CPU."""
     import torch
 
+    from ptl_kernels import matrix
+
     ffns = feed_forwards(evidence.model, evidence.family).values()
-    return torch.stack([_norm(ffn.down.weight, dim=0) for ffn in ffns])
+    return torch.stack([_norm(matrix(ffn.down), dim=0) for ffn in ffns])
 
 
 def _norm(weight: "Tensor", dim: int) -> "Tensor":

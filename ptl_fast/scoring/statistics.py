@@ -150,7 +150,9 @@ def collecting(
             the caller takes them.
     """
     ffns, layers = feed_forwards(model, family), decoder_layers(model, family)
-    statistics = _zeros(model, len(layers), ffns["0"].width, extra)
+    # a model whose FFNs are of no known form has statistics of layers alone
+    width = ffns["0"].width if ffns else 0
+    statistics = _zeros(model, len(layers), width, extra)
     # in the order of NeuronSums' fields; the optional ones are None together, so none is skipped
     per_neuron = (
         statistics.square_LI,
@@ -159,18 +161,21 @@ def collecting(
         statistics.maximum_LI,
     )
     taken = [tensor_LI for tensor_LI in per_neuron if tensor_LI is not None]
+    rows = zip(*taken, strict=True)
     neurons = FfnStatistics(
-        {name: NeuronSums(*each_I) for name, *each_I in zip(ffns, *taken, strict=True)}
+        {name: NeuronSums(*each_I) for name, each_I in zip(ffns, rows, strict=bool(ffns))}
     )
     watched = StatisticsCollector(statistics=statistics, neurons=neurons)
 
     def watch_layer(
-        index: int, module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple
+        index: int, module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple | list
     ) -> None:
         if watched.enabled:
             # families differ in how they pass and return the hidden states
             before = args[0] if args else kwargs["hidden_states"]
-            after = output[0] if isinstance(output, tuple) else output
+            after = output[0] if isinstance(output, tuple | list) else output
+            # several residual streams a token (hyper-connections) count as one
+            before, after = (tensor.flatten(2) for tensor in (before, after))
             # the last layer of a model that SliceGPT sliced has a wider output; such models drop no
             # layers, so no statistic of layers is missed
             if before.shape != after.shape:

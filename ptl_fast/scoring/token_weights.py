@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from ptl_fast.base import distributed
 from ptl_fast.data.batching import sequence_batches
 from ptl_fast.model import predictions
+from ptl_kernels import matrix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,6 +48,7 @@ def divergence(
     batch_size: int,
     downs: Sequence[nn.Linear],
     probe: Sequence[Tensor],
+    biases: Sequence[Tensor | None] | None = None,
 ) -> Tensor:
     """Return how far a probe's prediction after each token is from the model's: KL in nats.
 
@@ -57,6 +59,7 @@ def divergence(
         batch_size: packed sequences in a forward pass.
         downs: the model's down projections.
         probe: what stands in their place in the probe, (hidden_size, width) each.
+        biases: and in the place of their biases, (hidden_size,) each; None where that stays.
 
     Returns:
         (num_sequences, length) float32 on the CPU. It is 0 on padding and at the last token of each
@@ -79,7 +82,7 @@ def divergence(
             logits_TV = _logits(model, batch.inputs)
             own = [predictions.most_likely(chunk, TOP_K, 1.0) for chunk in _chunks(logits_TV)]
             del logits_TV  # the probe's take their place
-            with _in_place_of(downs, probe):
+            with _in_place_of(downs, probe, biases or [None] * len(downs)):
                 kl_T = _divergences(_logits(model, batch.inputs), own)
             found[rows] = kl_T.view(batch.mask.shape).cpu()
     model.train(was_training)
@@ -158,13 +161,17 @@ def _divergences(logits_TV: Tensor, own: "list[Prediction]") -> Tensor:
 
 
 @contextmanager
-def _in_place_of(downs: Sequence[nn.Linear], weights: Sequence[Tensor]) -> Iterator[None]:
-    """Give these linear layers other weights inside."""
-    before = [down.weight.data for down in downs]
+def _in_place_of(
+    downs: Sequence[nn.Linear], weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+) -> Iterator[None]:
+    """Give these linear layers other weights, and other biases where there are, inside."""
+    before = [(parameter, parameter.data) for down in downs for parameter in down.parameters()]
     try:
-        for down, weight in zip(downs, weights, strict=True):
-            down.weight.data = weight
+        for down, weight, bias in zip(downs, weights, biases, strict=True):
+            down.weight.data = weight if matrix(down) is down.weight else weight.T
+            if bias is not None:
+                down.bias.data = bias
         yield
     finally:
-        for down, weight in zip(downs, before, strict=True):
-            down.weight.data = weight
+        for parameter, data in before:
+            parameter.data = data

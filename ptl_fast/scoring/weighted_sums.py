@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ptl_kernels import GatedFfn, NeuronSums
+from ptl_kernels import Ffn, NeuronSums
 
 
 class WeightedSums:
@@ -37,7 +37,7 @@ class WeightedSums:
         self.weights_T = weights.flatten()[self.counted_T]
 
     @contextmanager
-    def watch(self, ffns: Mapping[str, GatedFfn]) -> Iterator[None]:
+    def watch(self, ffns: Mapping[str, Ffn]) -> Iterator[None]:
         """Add the tokens of forward passes inside; the caller calls ``expect`` before each."""
         with ExitStack() as stack:
             for name, ffn in ffns.items():

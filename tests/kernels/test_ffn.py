@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ptl_kernels import collect_statistics, find_gated_ffns, fused_ffns, reference
+from ptl_kernels import (
+    Ffn,
+    FfnStatistics,
+    NeuronSums,
+    collect_statistics,
+    find_gated_ffns,
+    fused_ffns,
+    matrix,
+    reference,
+)
 from ptl_kernels.ffn import recognize_activation
 from support.models import WIDTH, make_model
 
@@ -293,7 +302,10 @@ def test_activations_are_recognized_by_what_they_compute() -> None:
     assert recognize_activation(nn.SiLU()) == "silu"
     assert recognize_activation(lambda x: x * torch.sigmoid(x)) == "silu"
     assert recognize_activation(nn.GELU(approximate="tanh")) == "gelu_tanh"
-    assert recognize_activation(nn.GELU()) is None
+    assert recognize_activation(nn.GELU()) == "gelu"
+    assert recognize_activation(nn.ReLU()) == "relu"
+    assert recognize_activation(lambda x: x.relu().square()) == "relu2"
+    assert recognize_activation(lambda x: x * torch.sigmoid(1.702 * x)) is None
     assert recognize_activation(nn.PReLU()) is None
     assert recognize_activation(lambda x: nn.functional.silu(x).clamp(max=7.0)) is None
     assert recognize_activation("silu") is None
@@ -327,3 +339,62 @@ def test_needs_only_torch_and_triton(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WITHOUT_OTHERS]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.stdout.strip() == "True", result.stderr
+
+
+class Ungated(nn.Module):
+    """down(act(up(x))), with biases; ``transposed`` with transformers' Conv1D."""
+
+    def __init__(self, act: nn.Module, transposed: bool) -> None:
+        super().__init__()
+        if transposed:
+            from transformers.pytorch_utils import Conv1D
+
+            self.up, self.down = Conv1D(40, 16), Conv1D(16, 40)
+        else:
+            self.up, self.down = nn.Linear(16, 40), nn.Linear(40, 16)
+        self.act = act
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.down(self.act(self.up(hidden)))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("name", ["relu", "relu2", "gelu", "gelu_new", "gelu_pytorch_tanh", "silu"])
+def test_ffns_without_a_gate_run_fused_and_give_statistics(
+    name: str, transposed: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    from transformers.activations import ACT2FN
+
+    module = Ungated(ACT2FN[name], transposed)
+    ffn = Ffn(module, [module.up], module.down)
+    assert (ffn.gated, ffn.fused, ffn.width) == (False, False, 40)
+    hidden = torch.randn(3, 7, 16)
+    expected, seen = module(hidden), module.act(module.up(hidden)).flatten(0, 1)
+    statistics = FfnStatistics({"0": NeuronSums.zeros(40, "cpu", every=True)})
+    with fused_ffns({"0": ffn}, statistics):
+        assert module.__dict__["forward"], "not swapped"
+        out = module(hidden)
+        leaf = hidden.clone().requires_grad_()
+        module(leaf).sum().backward()
+    assert not recwarn.list
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
+    for total, each in zip(
+        statistics.sums["0"].tensors(), reference.neuron_sums(seen), strict=True
+    ):
+        factor = 1 if total is statistics.sums["0"].maximum else 2  # two passes counted
+        torch.testing.assert_close(total, factor * each, rtol=1e-4, atol=1e-5)
+    other = hidden.clone().requires_grad_()
+    module(other).sum().backward()
+    torch.testing.assert_close(leaf.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_matrix_is_a_view_in_which_weights_can_be_changed() -> None:
+    from transformers.pytorch_utils import Conv1D
+
+    linear = Conv1D(40, 16)
+    with torch.no_grad():
+        matrix(linear)[7] = 3
+    assert matrix(linear).shape == (40, 16)
+    assert (linear.weight[:, 7] == 3).all()
+    plain = nn.Linear(16, 40)
+    assert matrix(plain) is plain.weight

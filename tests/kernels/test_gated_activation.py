@@ -4,12 +4,13 @@ GPU), csrc, plain PyTorch.
 
 import importlib
 import itertools
+import typing
 
 import pytest
 import torch
 from torch import Tensor
 
-from ptl_kernels import NeuronSums, gated_activation, reference
+from ptl_kernels import Activation, NeuronSums, gated_activation, reference
 from ptl_kernels.gated_activation import (
     BACKWARD,
     FORWARD,
@@ -377,3 +378,82 @@ def test_bad_input_is_named(change: dict, message: str) -> None:
     arguments = {"gate": torch.ones(4, 6), "up": torch.ones(4, 6), **change}
     with pytest.raises(ValueError, match=message):
         gated_activation(**arguments)
+
+
+def one_input(
+    num_tokens: int, width: int, dtype: torch.dtype, device: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The only projection of an FFN without a gate, a mask, and a gradient."""
+    gate, _, mask = make_inputs(num_tokens, width, dtype, device)
+    return gate.contiguous(), mask, torch.randn(num_tokens, width, device=device).to(dtype)
+
+
+ACTIVATIONS = typing.get_args(Activation)
+
+
+@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, None])
+def test_triton_without_a_gate(
+    dtype: torch.dtype, activation: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SPLIT_TOKENS", FEW_TOKENS_A_SPLIT)
+    for mode, every in itertools.product(("fast", "match_hf"), (False, True)):
+        gate, mask, grad = one_input(FEW_TOKENS, 100, dtype, TRITON_DEVICE)
+        sums = NeuronSums.zeros(100, TRITON_DEVICE, every)
+        out, grad_gate = (torch.full_like(gate, float("nan")) for _ in range(2))
+        launch_forward(gate, None, out, activation, sums.tensors(), mask, mode)
+        check_without_gate(gate, out, activation, sums, mask)
+        launch_backward(grad, gate, None, grad_gate, None, activation, mode)
+        check_gradient(gate, grad, grad_gate, activation, mask)
+
+
+@pytest.mark.parametrize("dtype", [*CPU_DTYPES, torch.float64], ids=str)
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, None])
+@pytest.mark.parametrize(("num_tokens", "width"), SHAPES)
+def test_cpu_without_a_gate(
+    dtype: torch.dtype, activation: str | None, num_tokens: int, width: int
+) -> None:
+    for mode, every in itertools.product(("fast", "match_hf"), (False, True)):
+        gate, mask, grad = one_input(num_tokens, width, dtype, "cpu")
+        sums = NeuronSums.zeros(width, "cpu", every)
+        out = gated_activation(gate, None, activation, sums=sums, token_mask=mask, mode=mode)
+        check_without_gate(gate, out, activation, sums, mask)
+        leaf = gate.clone().requires_grad_()
+        gated_activation(leaf, None, activation, mode=mode).backward(grad)
+        assert leaf.grad is not None
+        check_gradient(gate, grad, leaf.grad, activation, mask)
+
+
+def check_without_gate(
+    gate: Tensor, out: Tensor, activation: str | None, sums: NeuronSums, mask: Tensor
+) -> None:
+    expected = reference.activate(gate.double(), activation)
+    error = ERRORS.get(gate.dtype, 1e-14)
+    assert relative_error(out[mask], expected[mask]) <= error
+    assert out[~mask].isnan().all(), "a token that does not count gets its output too"
+    check_sums(sums, out, mask)
+
+
+def check_gradient(
+    gate: Tensor, grad: Tensor, found: Tensor, activation: str | None, mask: Tensor
+) -> None:
+    leaf = gate.double().requires_grad_()
+    reference.activate(leaf, activation).backward(grad.double())
+    assert leaf.grad is not None
+    # eager autograd in half precision (match_hf on a CPU) rounds at each step
+    assert relative_error(found[mask], leaf.grad[mask]) <= 2 * ERRORS.get(gate.dtype, 1e-14)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu", "relu2"])
+def test_other_activations_have_gates_too(activation: str) -> None:
+    gate, up, mask = make_inputs(63, 100, torch.float32)
+    out = gated_activation(gate, up, activation)
+    assert relative_error(out[mask], expected_output(gate, up, activation)[mask]) <= 1e-6
+    gate, up = (each.clone().requires_grad_() for each in (gate, up))
+    gated_activation(gate, up, activation)[mask].sum().backward()
+    wide = [each.detach().double().requires_grad_() for each in (gate, up)]
+    (reference.activate(wide[0], activation) * wide[1])[mask].sum().backward()
+    for ours, theirs in zip((gate, up), wide, strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert relative_error(ours.grad[mask], theirs.grad[mask]) <= 1e-6

@@ -2,19 +2,52 @@
 
 import pytest
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from ptl_fast.model import families
 from ptl_fast.model.families import find_family
+from ptl_fast.model.layers import on_meta
 from support.models import make_model
 
 
-def test_unsupported_architecture_names_what_was_looked_for() -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
+def test_other_names_are_named_with_what_was_looked_for(llama: PreTrainedModel) -> None:
+    for layer in llama.model.layers:
+        layer.feed = layer.mlp
+        del layer.mlp
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM.*model\.layers\.0 for mlp\.gate_proj"):
+        find_family(llama)
+    family = find_family(llama, needs_neurons=False)
+    assert (family.layers, family.ffn) == ("model.layers", None)
+    assert families.feed_forwards(llama, family) == {}
 
-    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=10, n_positions=8))
-    with pytest.raises(ValueError, match=r"GPT2LMHeadModel.*model\.layers.*mlp\.gate_proj"):
-        find_family(model)
+
+@pytest.mark.parametrize(
+    ("model_type", "settings", "reason"),
+    [
+        (
+            "mixtral",
+            {"num_local_experts": 2},
+            r"mixture of experts \(model\.layers\.0\.mlp\.experts",
+        ),
+        ("bitnet", {}, r"mlp\.ffn_sub_norm\.weight has the FFN's width too"),
+        ("bert", {}, "is_decoder false"),
+        ("bart", {}, "says num_hidden_layers 5.*model.decoder.layers 12"),
+        ("xlm", {}, "4 of its lists have 5 modules"),
+    ],
+)
+def test_each_reason_is_its_own(model_type: str, settings: dict[str, int], reason: str) -> None:
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        **settings,
+    )
+    with pytest.raises(ValueError, match=reason):
+        find_family(on_meta(config))
 
 
 def test_the_missing_part_is_named_with_its_layer(llama: PreTrainedModel) -> None:
@@ -39,15 +72,12 @@ def test_parts_are_those_of_the_model(any_model: PreTrainedModel) -> None:
         assert sum(linear.out_features for linear in ffn.inputs) == 2 * 48
 
 
-def test_config_follows_the_kept_layers_and_leaves_other_lists() -> None:
-    """Here the end-of-sequence tokens are as many as the layers."""
+def test_config_has_the_new_width_and_layers() -> None:
     config = make_model("gemma2").config
-    config.eos_token_id = [0, 5, 6, 7, 8]
     kinds = list(config.layer_types)
     families.resize_config(config, 40, [0, 2, 3])
     assert (config.intermediate_size, config.num_hidden_layers) == (40, 3)
     assert config.layer_types == [kinds[0], kinds[2], kinds[3]]
-    assert config.eos_token_id == [0, 5, 6, 7, 8]
     families.resize_config(config, 24, [0, 1, 2])
     assert config.layer_types == [kinds[0], kinds[2], kinds[3]], "no layer went"
 

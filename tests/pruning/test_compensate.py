@@ -3,15 +3,17 @@
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ptl_fast.data import packing
+from ptl_fast.data.batching import document_batches
 from ptl_fast.model.families import feed_forwards, find_family
 from ptl_fast.pruning import compact
 from ptl_fast.pruning import compensate as compensate_module
 from ptl_fast.pruning.plan import plan_neurons
 from ptl_fast.scoring import gram as gram_module
 from ptl_fast.scoring import reconstruction
+from ptl_kernels import matrix
 from support.least_squares import RIDGE, activations, best_columns, gram, long_documents, projection
 from support.models import make_model
 from support.plans import neuron_round
@@ -136,3 +138,46 @@ def test_nothing_is_left_on_the_model(llama: PreTrainedModel, tokens: packing.Pa
         parameter.requires_grad and parameter.dtype == torch.float32
         for parameter in llama.parameters()
     )
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "phi"])
+def test_the_bias_takes_part_in_the_least_squares(model_type: str) -> None:
+    """Compared with a fit of columns and bias to the layer's own inputs and outputs."""
+    shape = {"vocab_size": 384, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    width = {"gpt2": {"n_inner": 24}, "phi": {"intermediate_size": 24}}[model_type]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(model_type, **shape, **width, max_position_embeddings=512)
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    family, tokens = find_family(model), long_documents()
+    ffns = list(feed_forwards(model, family).values())
+    seen: list[Tensor] = []
+    handle = ffns[0].down.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0].flatten(0, -2).double())
+    )
+    grams = gram_module.GramMatrices(model, family, tokens, len(tokens), ridge=1e-12)
+    batches = list(document_batches(model, tokens, len(tokens), ""))
+    list(grams)
+    handle.remove()
+    activations_TI = torch.cat(
+        [each[batch.mask.flatten()] for each, batch in zip(seen, batches, strict=True)]
+    )
+    kept = list(range(0, 24, 2))
+    with torch.no_grad():
+        output_TH = activations_TI @ matrix(ffns[0].down).double().T + ffns[0].down.bias.double()
+        probe = compensate_module.pruned_projections(grams.downs, grams, [kept] * 2)
+        biases = compensate_module.pruned_biases(grams.downs, probe, grams.means)
+        compensate_module.compensate_(grams.downs, grams, [kept] * 2, grams.means)
+        ones = torch.ones(len(activations_TI), 1, dtype=torch.float64)
+        inputs = torch.cat([activations_TI[:, kept], ones], 1)
+        best = torch.linalg.lstsq(inputs, output_TH).solution
+        ours_TH = activations_TI[:, kept] @ matrix(ffns[0].down)[:, kept].double().T
+        ours_TH += ffns[0].down.bias.double()
+    error, least = (float((each - output_TH).square().sum()) for each in (ours_TH, inputs @ best))
+    assert error == pytest.approx(least, rel=1e-3)
+    for ffn, weight_HI, bias_H in zip(ffns, probe, biases, strict=True):
+        assert torch.equal(matrix(ffn.down)[:, kept], weight_HI[:, kept])
+        assert torch.equal(ffn.down.bias, bias_H)

@@ -1,11 +1,19 @@
 """Plans remove the least important and keep the protected."""
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 
-from ptl_fast.pruning.plan import PruningPlan, plan_layers, plan_neurons, plan_redundant, protect
+from ptl_fast.pruning.plan import (
+    LayerLimits,
+    PruningPlan,
+    plan_layers,
+    plan_neurons,
+    plan_redundant,
+    protect,
+)
 from support.plans import layer_round, neuron_round
 
 STEP = neuron_round(3, 2)
@@ -31,6 +39,30 @@ def test_least_important_layers_go() -> None:
         1,
         2,
     ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_pattern_is_kept_at_the_least_cost(seed: int) -> None:
+    """Compared with every choice of four among nine layers."""
+    kinds = "sfssfsffs"
+    scores = torch.rand(9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    limits = LayerLimits(kinds=kinds, wanted="sfsfs", staying=(2,))
+    decided = plan_layers(layer_round(8, 5), scores, "residual", limits)
+    allowed = [
+        gone
+        for gone in itertools.combinations(range(9), 4)
+        if 2 not in gone
+        and "".join(kind for layer, kind in enumerate(kinds) if layer not in gone) == "sfsfs"
+    ]
+    assert tuple(decided.dropped_layers) == min(allowed, key=lambda gone: scores[list(gone)].sum())
+
+
+def test_layers_that_must_stay_do() -> None:
+    limits = LayerLimits(staying=(0, 1))
+    scores = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert plan_layers(layer_round(8, 3), scores, "last", limits).dropped_layers == [2]
+    with pytest.raises(ValueError, match=r"should drop 3 layers.*can do without 2"):
+        plan_layers(layer_round(8, 1), scores, "last", limits)
 
 
 SCORES = torch.tensor([[1.0, 2, 3, 4, 5, 6, 7, 8], [9, 1, 1, 1, 2, 2, 3, 3]])

@@ -142,9 +142,9 @@ def test_weights_come_from_a_probe_without_the_neurons_of_the_unweighted_plan(
     (plain,) = plans(tmp_path / "none")
     measure, probes = token_weights.divergence, list[list[list[int]]]()
 
-    def note(*args: Any) -> torch.Tensor:
+    def note(*args: Any, **biases: Any) -> torch.Tensor:
         probes.append([probe.any(0).nonzero().flatten().tolist() for probe in args[-1]])
-        return measure(*args)
+        return measure(*args, **biases)
 
     monkeypatch.setattr(token_weights, "divergence", note)
     compress(**tiny_run, **settings, token_weights="divergence", output=tmp_path / "weighted")
@@ -171,9 +171,11 @@ def test_without_compensation_the_probe_has_the_models_own_columns(
     probed = []
     measure = token_weights.divergence
 
-    def note(model: Any, tokens: Any, size: int, downs: Any, probe: Any) -> torch.Tensor:
+    def note(
+        model: Any, tokens: Any, size: int, downs: Any, probe: Any, **biases: Any
+    ) -> torch.Tensor:
         probed.extend(zip([down.weight.clone() for down in downs], probe, strict=True))
-        return measure(model, tokens, size, downs, probe)
+        return measure(model, tokens, size, downs, probe, **biases)
 
     monkeypatch.setattr(token_weights, "divergence", note)
     settings = {**RUN, "recovery": "none", "rounds": 1, "scorer": "activation"}

@@ -8,7 +8,7 @@ from ptl_fast.data import packing
 from ptl_fast.model.families import feed_forwards, find_family
 from ptl_fast.scoring import statistics as statistics_module
 from ptl_fast.scoring.document_means import DocumentMeans
-from ptl_kernels import GatedFfn
+from ptl_kernels import Ffn
 
 CLOSE = 1e-5  # models in float64, but transformers' norms compute in float32
 
@@ -62,7 +62,7 @@ def test_documents_that_share_a_row_are_told_by_their_positions() -> None:
     means = DocumentMeans(total_LI, num_documents)
     activations = torch.tensor([[[1.0, -4.0], [3.0, 6.0], [-1.0, 0.0], [9.0, 9.0]]])
     mask, positions = torch.tensor([[1, 1, 1, 0]]).bool(), torch.tensor([[0, 1, 0, 0]])
-    with means.watch([GatedFfn(module=down, inputs=[down], down=down)]):
+    with means.watch([Ffn(module=down, inputs=[down], down=down)]):
         means.expect(mask, positions)
         down(activations)
     assert total_LI.tolist() == [[4.0 + 1.0, 25.0]]

@@ -4,12 +4,14 @@ The package's own launchers are called on tensors without memory (device "meta")
 """
 
 import itertools
+import typing
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ptl_kernels import Activation
 from ptl_kernels.compaction import launch_gather, launch_moves
 from ptl_kernels.dual_gemm import launch as launch_dual_gemm
 from ptl_kernels.dual_gemm import launch_tma as launch_dual_gemm_tma
@@ -62,18 +64,25 @@ def _forward(
     statistics: int,
     mask: bool,
     width: int,
-    fused: bool,
+    inputs: str,
 ) -> None:
     gate_up = _empty(TOKENS, 2 * width, dtype=dtype)
     gate, up = (
-        gate_up.chunk(2, 1) if fused else (_empty(TOKENS, width, dtype=dtype) for _ in range(2))
+        gate_up.chunk(2, 1)
+        if inputs == "fused"
+        else (_empty(TOKENS, width, dtype=dtype) for _ in range(2))
     )
+    up = None if inputs == "ungated" else up
     out = _empty(TOKENS, width, dtype=dtype)
     launch_forward(gate, up, out, activation, _totals(statistics, width), _mask(mask), mode)
 
 
-def _backward(dtype: torch.dtype, activation: Any, mode: Any, width: int) -> None:
-    launch_backward(*(_empty(TOKENS, width, dtype=dtype) for _ in range(5)), activation, mode)
+def _backward(dtype: torch.dtype, activation: Any, mode: Any, width: int, inputs: str) -> None:
+    grad, gate, up, grad_gate, grad_up = (_empty(TOKENS, width, dtype=dtype) for _ in range(5))
+    if inputs == "ungated":
+        launch_backward(grad, gate, None, grad_gate, None, activation, mode)
+    else:
+        launch_backward(grad, gate, up, grad_gate, grad_up, activation, mode)
 
 
 def _change(dtype: torch.dtype, mask: bool, hidden: int) -> None:
@@ -111,6 +120,7 @@ def _dual(
 # For each launcher what it is called with. Sizes come with and without the divisor 16: Triton
 # compiles a kernel of its own for arguments that have it.
 ACTIVATION = {"activation": ("silu", "gelu_tanh", None), "mode": ("fast", "match_hf")}
+EVERY_ACTIVATION = {**ACTIVATION, "activation": (*typing.get_args(Activation), None)}
 STATISTICS = {"statistics": (1, 0, 4), "mask": (False, True)}
 WIDTHS = {"width": (WIDTH, WIDTH + 1)}
 DUAL = {
@@ -123,8 +133,20 @@ DUAL = {
     "hidden": (HIDDEN, HIDDEN + 8),
 }
 CALLS: list[tuple[Callable[..., None], dict[str, tuple[Any, ...]]]] = [
-    (_forward, {"dtype": FLOATS, **ACTIVATION, **STATISTICS, **WIDTHS, "fused": (False, True)}),
-    (_backward, {"dtype": FLOATS, **ACTIVATION, **WIDTHS}),
+    (
+        _forward,
+        {
+            "dtype": FLOATS,
+            **EVERY_ACTIVATION,
+            **STATISTICS,
+            **WIDTHS,
+            "inputs": ("two", "fused", "ungated"),
+        },
+    ),
+    (
+        _backward,
+        {"dtype": FLOATS, **EVERY_ACTIVATION, **WIDTHS, "inputs": ("two", "ungated")},
+    ),
     (_change, {"dtype": FLOATS, "mask": (False, True), "hidden": (HIDDEN, HIDDEN + 1)}),
     (
         _move_rows,

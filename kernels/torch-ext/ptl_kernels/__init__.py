@@ -7,14 +7,14 @@ kernels for CPUs (``cpu``), and a plain PyTorch twin in ``reference``.
 from ._common import Activation, Mode, NeuronSums
 from .compaction import HoleFilling, compact_ffn_, hole_filling
 from .dual_gemm import dual_gemm
-from .ffn import FfnStatistics, GatedFfn, collect_statistics, find_gated_ffns, fused_ffns
+from .ffn import Ffn, FfnStatistics, collect_statistics, find_gated_ffns, fused_ffns, matrix
 from .gated_activation import gated_activation
 from .residual_change import residual_change
 
 __all__ = [
     "Activation",
+    "Ffn",
     "FfnStatistics",
-    "GatedFfn",
     "HoleFilling",
     "Mode",
     "NeuronSums",
@@ -25,5 +25,6 @@ __all__ = [
     "fused_ffns",
     "gated_activation",
     "hole_filling",
+    "matrix",
     "residual_change",
 ]

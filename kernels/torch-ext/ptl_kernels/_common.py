@@ -12,11 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-Activation = Literal["silu", "gelu_tanh"]
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
 Mode = Literal["fast", "match_hf"]
 
-ACTIVATION_CODES = {None: 0, "silu": 1, "gelu_tanh": 2}
-"""What the kernels' ACTIVATION stands for."""
+ACTIVATION_CODES = {None: 0, "silu": 1, "gelu_tanh": 2, "gelu": 3, "relu": 4, "relu2": 5}
+"""What the kernels' ACTIVATION stands for; relu2 is the square of relu."""
 
 SUM = {"BLOCK_S": 32, "BLOCK_I": 128, "num_warps": 4, "num_stages": 1}  # not tuned on a GPU yet
 
@@ -65,14 +65,53 @@ def gelu_argument(x):
 
 
 @triton.jit
+def normal_below(x):
+    """The share of a standard normal distribution below x: GELU is x * normal_below(x)."""
+    return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
 def activate(x, ACTIVATION: tl.constexpr):
     """The activation of fp32 values, by its code."""
     if ACTIVATION == 0:
         return x
     elif ACTIVATION == 1:
         return x * sigmoid(x)
-    else:
+    elif ACTIVATION == 2:
         return x * sigmoid(gelu_argument(x))
+    elif ACTIVATION == 3:
+        return x * normal_below(x)
+    else:
+        # a comparison, and no maximum, which would drop a NaN
+        positive = tl.where(x < 0, 0.0, x)
+        return positive if ACTIVATION == 4 else positive * positive
+
+
+@triton.jit
+def activate_with_slope(x, ACTIVATION: tl.constexpr):
+    """The activation of fp32 values and its derivative, by its code."""
+    value, slope = x, tl.full(x.shape, 1.0, tl.float32)
+    if ACTIVATION == 1 or ACTIVATION == 2:
+        # Both activations are x * s(u), s the sigmoid: u = x for SiLU, u = gelu_argument(x) for
+        # GELU. The derivative is s + s (1 - s) * inner, with inner = x * du/dx.
+        argument, inner = x, x
+        if ACTIVATION == 2:
+            argument = gelu_argument(x)
+            inner = 1.5957691216057308 * (x + 3 * 0.044715 * x * x * x)
+        share = sigmoid(argument)
+        bend = share * (1 - share)
+        # Where the sigmoid saturates the cube in inner may be infinite, and 0 * inf is NaN.
+        value, slope = x * share, share + tl.where(bend == 0, 0.0, bend * inner)
+    elif ACTIVATION == 3:
+        below = normal_below(x)
+        density = 0.3989422804014327 * tl.exp(-0.5 * x * x)
+        value, slope = x * below, below + x * density
+    elif ACTIVATION == 4:
+        value, slope = tl.where(x < 0, 0.0, x), tl.where(x <= 0, 0.0, 1.0)
+    elif ACTIVATION == 5:
+        positive = tl.where(x < 0, 0.0, x)
+        value, slope = positive * positive, 2 * positive
+    return value, slope
 
 
 @triton.jit
@@ -179,7 +218,7 @@ def runs_on_triton(tensor: Tensor) -> bool:
 
 def check_arguments(
     gate: Tensor,
-    up: Tensor,
+    up: Tensor | None,
     activation: Activation | None,
     sums: NeuronSums | None,
     token_mask: Tensor | None,
@@ -187,14 +226,15 @@ def check_arguments(
 ) -> None:
     """Raise ValueError where these arguments of ``gated_activation`` do not fit one another."""
     if activation not in ACTIVATION_CODES:
-        raise ValueError(f"activation is {activation!r}; choose silu, gelu_tanh or None")
+        raise ValueError(
+            f"activation is {activation!r}; choose silu, gelu_tanh, gelu, relu, relu2 or None"
+        )
     if mode not in ("fast", "match_hf"):
         raise ValueError(f"mode is {mode!r}; choose fast or match_hf")
-    if (
-        gate.shape != up.shape
-        or gate.dtype != up.dtype
-        or gate.device != up.device
-        or not gate.dim()
+    if not gate.dim():
+        raise ValueError(f"gate is {describe(gate)}; it needs a dimension of neurons")
+    if up is not None and (
+        gate.shape != up.shape or gate.dtype != up.dtype or gate.device != up.device
     ):
         raise ValueError(f"gate is {describe(gate)} and up {describe(up)}; they must be alike")
     if gate.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):

@@ -1,10 +1,11 @@
-"""Run a model's gated feed-forward networks (FFNs) on the fused activation, which takes each
-neuron's statistics on the way.
+"""Run a model's feed-forward networks (FFNs) on the fused activation, which takes each neuron's
+statistics on the way.
 
 Nothing here knows a model family. FFNs are found by the names of their projections, and before the
 forward pass of one is swapped, it and ours run on two made-up tokens and are compared.
 """
 
+import typing
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -25,33 +26,60 @@ from .gated_activation import gated_activation
 # often than separate modules do, and a difference of two roundings is no other computation.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
+# What modules call their activation function.
+ACTIVATION_NAMES = ("act_fn", "activation_fn", "act", "activation")
+
 # Whether the made-up tokens of that check are running, which must not count.
 _checking: ContextVar[bool] = ContextVar("checking", default=False)
 
 
+def matrix(linear: nn.Module) -> Tensor:
+    """A view of a linear layer's weight as (out_features, in_features); transformers' Conv1D, told
+    by its field ``nx``, holds the transpose.
+    """
+    weight: Tensor = linear.weight  # type: ignore[assignment]
+    return weight.T if hasattr(linear, "nx") else weight
+
+
+def features(linear: nn.Module) -> tuple[int, int]:
+    """(out_features, in_features) as recorded: a quantised weight has other shapes."""
+    names = ("nf", "nx") if hasattr(linear, "nx") else ("out_features", "in_features")
+    outputs, inputs = (getattr(linear, name) for name in names)
+    return outputs, inputs
+
+
 @dataclass(frozen=True)
-class GatedFfn:
-    """The parts of one FFN that computes down(act(gate(x)) * up(x))."""
+class Ffn:
+    """The parts of one FFN that computes down(act(gate(x)) * up(x)), or down(act(input(x)))."""
 
     module: nn.Module
+    """What computes it; whatever contains the projections, if nothing computes it alone."""
     inputs: list[nn.Linear]
-    """[gate, up], or one projection that holds gate and up, one above the other."""
+    """[gate, up]; or one projection that holds gate and up, one above the other; or the only one
+    there is. Linear layers, or others that ``matrix`` knows.
+    """
     down: nn.Linear
+
+    @property
+    def gated(self) -> bool:
+        """Whether there are a gate and an up projection."""
+        return len(self.inputs) == 2 or self.fused
 
     @property
     def fused(self) -> bool:
         """Whether one projection holds gate and up."""
-        return len(self.inputs) == 1
+        return len(self.inputs) == 1 and features(self.inputs[0])[0] == 2 * self.width
 
     @property
     def width(self) -> int:
         """Number of neurons."""
-        return self.down.in_features
+        return features(self.down)[1]
 
     @property
     def act_fn(self) -> Callable[[Tensor], Tensor] | None:
         """The module's activation function, or None where it has no usual name."""
-        return getattr(self.module, "act_fn", None) or getattr(self.module, "activation_fn", None)
+        found = (getattr(self.module, name, None) for name in ACTIVATION_NAMES)
+        return next((each for each in found if callable(each)), None)
 
 
 @dataclass
@@ -74,7 +102,7 @@ class FfnStatistics:
         return torch.stack([sums.square.cpu() for sums in self.sums.values()])
 
 
-def find_gated_ffns(model: nn.Module) -> dict[str, GatedFfn]:
+def find_gated_ffns(model: nn.Module) -> dict[str, Ffn]:
     """Return the FFNs of a model by name: modules that hold gate_proj, up_proj and down_proj, or
     gate_up_proj and down_proj.
 
@@ -87,7 +115,7 @@ def find_gated_ffns(model: nn.Module) -> dict[str, GatedFfn]:
         for names in (("gate_proj", "up_proj"), ("gate_up_proj",)):
             inputs = [getattr(module, each, None) for each in names]
             if isinstance(down, nn.Linear) and all(isinstance(each, nn.Linear) for each in inputs):
-                found[name] = GatedFfn(module, inputs, down)  # type: ignore[arg-type]
+                found[name] = Ffn(module, inputs, down)  # type: ignore[arg-type]
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no module with linear gate_proj, up_proj and down_proj,"
@@ -102,7 +130,7 @@ def collect_statistics(
     *,
     every: bool = False,
     mode: Mode = "fast",
-    ffns: dict[str, GatedFfn] | None = None,
+    ffns: dict[str, Ffn] | None = None,
     use_dual_gemm: bool = False,
 ) -> Iterator[FfnStatistics]:
     """Inside this context every forward pass of ``model`` adds to the statistics that it yields;
@@ -137,7 +165,7 @@ def collect_statistics(
 
 @contextmanager
 def fused_ffns(
-    ffns: dict[str, GatedFfn],
+    ffns: dict[str, Ffn],
     statistics: FfnStatistics | None = None,
     mode: Mode = "fast",
     use_dual_gemm: bool = False,
@@ -183,7 +211,7 @@ class _FusedForward:
 
     def __init__(
         self,
-        ffn: GatedFfn,
+        ffn: Ffn,
         statistics: FfnStatistics | None,
         name: str,
         mode: Mode,
@@ -196,7 +224,9 @@ class _FusedForward:
             mode,
             use_dual_gemm,
         )
-        self.activation = recognize_activation(ffn.act_fn)
+        # A module without one has written it into its forward pass, and mostly it is SiLU: the
+        # check before the swap knows.
+        self.activation = recognize_activation(ffn.act_fn) if ffn.act_fn is not None else "silu"
 
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         (hidden,) = (*args, *kwargs.values())  # an FFN takes one tensor, under whatever name
@@ -212,6 +242,7 @@ class _FusedForward:
         if (
             self.use_dual_gemm
             and activation is not None
+            and ffn.gated
             and not torch.is_grad_enabled()
             and _may_skip(inputs)
         ):
@@ -219,11 +250,7 @@ class _FusedForward:
             active = dual_gemm(hidden, *weights, activation, **options)
             assert active is not None  # it is stored
             return ffn.down(active)
-        gate, up = (
-            inputs[0](hidden).chunk(2, dim=-1)
-            if ffn.fused
-            else (inputs[0](hidden), inputs[1](hidden))
-        )
+        gate, up = _projected(ffn, hidden)
         # Without gradients and hooks nobody else holds the gate projection's output: the result may
         # overwrite it, which saves a tensor of this size.
         reusable = not (
@@ -231,9 +258,19 @@ class _FusedForward:
         )
         if activation is None and ffn.act_fn is not None:
             gate = ffn.act_fn(gate)
+            reusable = False
         return ffn.down(
             gated_activation(gate, up, activation, out=gate if reusable else None, **options)
         )
+
+
+def _projected(ffn: Ffn, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(gate, up); (the only projection, None) of an FFN without a gate."""
+    first, *others = (linear(hidden) for linear in ffn.inputs)
+    if ffn.fused:
+        gate, up = first.chunk(2, dim=-1)
+        return gate, up
+    return first, others[0] if others else None
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -255,8 +292,8 @@ def _may_skip(inputs: list[nn.Linear]) -> bool:
 
 
 def recognize_activation(act_fn: Callable[[Tensor], Tensor] | None) -> Activation | None:
-    """silu or gelu_tanh, if that is what the function computes on 53 values from -1000 to 1000,
-    else None: the function itself then has to be called.
+    """The name of the kernels' activation that the function computes on 53 values from -1000 to
+    1000; None if it is none of them: the function itself then has to be called.
     """
     if act_fn is None or (isinstance(act_fn, nn.Module) and any(True for _ in act_fn.parameters())):
         return None
@@ -266,18 +303,19 @@ def recognize_activation(act_fn: Callable[[Tensor], Tensor] | None) -> Activatio
             out = act_fn(probe)
     except Exception:  # whatever it is, it is no activation of one tensor
         return None
-    for activation in ("silu", "gelu_tanh"):  # exact GELU differs from the tanh form by up to 5e-4
+    # Exact GELU differs from the tanh form by up to 5e-4.
+    for activation in typing.get_args(Activation):
         if torch.allclose(out, reference.activate(probe, activation), atol=1e-5):
             return activation
     return None
 
 
 @torch.no_grad()
-def _why_not(ffn: GatedFfn, forward: _FusedForward) -> str | None:
+def _why_not(ffn: Ffn, forward: _FusedForward) -> str | None:
     """Why ours cannot stand for the module's own forward pass, or None where it can: both run on
     two made-up tokens, without hooks.
     """
-    weight, hidden_size = ffn.down.weight, ffn.inputs[0].in_features
+    weight, (_, hidden_size) = ffn.down.weight, features(ffn.inputs[0])
     # A quantised layer's weight may be of integers; its activations are not.
     dtype = weight.dtype if weight.dtype in TOLERANCE else torch.bfloat16
     # Values that look random without drawing from the user's random number generator.
@@ -294,7 +332,7 @@ def _why_not(ffn: GatedFfn, forward: _FusedForward) -> str | None:
         _checking.reset(token)
     # With NaN weights the difference is NaN, which this comparison lets pass: not its matter.
     if expected.shape != ours.shape or difference > TOLERANCE.get(expected.dtype, 1e-1):
-        return "it does not compute down(act(gate) * up)"
+        return f"it does not compute down(act(gate){' * up' if ffn.gated else ''})"
     return None
 
 
@@ -330,7 +368,7 @@ def _swapped(module: nn.Module, forward: _FusedForward) -> Iterator[None]:
 
 
 @contextmanager
-def _hooked(ffn: GatedFfn, statistics: FfnStatistics, name: str) -> Iterator[None]:
+def _hooked(ffn: Ffn, statistics: FfnStatistics, name: str) -> Iterator[None]:
     """Take the statistics of what enters the down projection, by a hook."""
 
     def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -349,7 +387,7 @@ def _hooked(ffn: GatedFfn, statistics: FfnStatistics, name: str) -> Iterator[Non
         handle.remove()
 
 
-def _device(ffn: GatedFfn) -> torch.device:
+def _device(ffn: Ffn) -> torch.device:
     """Where the FFN computes: its weights' device, or accelerate's execution device where they are
     offloaded.
     """

@@ -1,5 +1,6 @@
-"""act(gate) * up of a gated feed-forward network (SwiGLU, GeGLU), forward and backward; the forward
-pass also takes each neuron's sums over the tokens.
+"""act(gate) * up of a gated feed-forward network (SwiGLU, GeGLU), or act(gate) of one without a
+gate (GELU, ReLU), forward and backward; the forward pass also takes each neuron's sums over the
+tokens.
 
 Shape suffixes: T tokens, I FFN width, S splits of the tokens, N statistics.
 """
@@ -17,15 +18,15 @@ from ._common import (
     Activation,
     Mode,
     NeuronSums,
+    activate,
+    activate_with_slope,
     add_splits,
     as_rows,
     check_arguments,
     describe,
     gate_times_up,
-    gelu_argument,
     is_recomputation,
     runs_on_triton,
-    sigmoid,
 )
 
 # Not tuned on a GPU yet.
@@ -40,7 +41,7 @@ SPLIT_TOKENS = 256
 def _gated_activation_kernel(
     gate_ptr, up_ptr, out_ptr, partials_ptr, mask_ptr,
     num_tokens, width, split_tokens, gate_stride, up_stride, out_stride,
-    ACTIVATION: tl.constexpr, MATCH_HF: tl.constexpr,
+    ACTIVATION: tl.constexpr, MATCH_HF: tl.constexpr, HAS_UP: tl.constexpr,
     NUM_STATISTICS: tl.constexpr, HAS_MASK: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
@@ -62,10 +63,17 @@ def _gated_activation_kernel(
         gate = tl.load(
             gate_ptr + wide_rows * gate_stride + columns[None, :], mask=inside, other=0.0
         )
-        up = tl.load(up_ptr + wide_rows * up_stride + columns[None, :], mask=inside, other=0.0)
-        out = gate_times_up(
-            gate.to(tl.float32), up.to(tl.float32), ACTIVATION, MATCH_HF, out_ptr.dtype.element_ty
-        )
+        if HAS_UP:
+            up = tl.load(up_ptr + wide_rows * up_stride + columns[None, :], mask=inside, other=0.0)
+            out = gate_times_up(
+                gate.to(tl.float32),
+                up.to(tl.float32),
+                ACTIVATION,
+                MATCH_HF,
+                out_ptr.dtype.element_ty,
+            )
+        else:
+            out = activate(gate.to(tl.float32), ACTIVATION).to(out_ptr.dtype.element_ty)
         tl.store(out_ptr + wide_rows * out_stride + columns[None, :], out, mask=inside)
         if NUM_STATISTICS > 0:
             # A token that does not count gets its output too, so it was loaded, and it may hold
@@ -98,10 +106,12 @@ def _gated_activation_kernel(
 def _gated_activation_backward_kernel(
     grad_ptr, gate_ptr, up_ptr, grad_gate_ptr, grad_up_ptr,
     num_tokens, width, grad_stride, gate_stride, up_stride, grad_gate_stride, grad_up_stride,
-    ACTIVATION: tl.constexpr, MATCH_HF: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr,
+    ACTIVATION: tl.constexpr, MATCH_HF: tl.constexpr, HAS_UP: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """With a = act(gate) and y = a * up: grad_up = grad * a and grad_gate = grad * up * act'(gate),
-    computed in fp32 and rounded once, or with MATCH_HF at each step of eager autograd.
+    computed in fp32 and rounded once, or with MATCH_HF at each step of eager autograd. Without up
+    there is grad_gate = grad * act'(gate) alone.
 
     A program takes BLOCK_T rows of BLOCK_I columns.
     """
@@ -112,33 +122,26 @@ def _gated_activation_backward_kernel(
     columns, rows = columns[None, :], rows[:, None]
     grad = tl.load(grad_ptr + rows * grad_stride + columns, mask=inside, other=0.0).to(tl.float32)
     gate = tl.load(gate_ptr + rows * gate_stride + columns, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(up_ptr + rows * up_stride + columns, mask=inside, other=0.0).to(tl.float32)
-    value, slope = gate, tl.full((BLOCK_T, BLOCK_I), 1.0, tl.float32)
-    if ACTIVATION != 0:
-        # Both activations are x * s(u), s the sigmoid: u = x for SiLU, u = gelu_argument(x) for
-        # GELU. The derivative is s + s (1 - s) * inner, with inner = x * du/dx.
-        argument, inner = gate, gate
-        if ACTIVATION == 2:
-            argument = gelu_argument(gate)
-            inner = 1.5957691216057308 * (gate + 3 * 0.044715 * gate * gate * gate)
-        share = sigmoid(argument)
-        bend = share * (1 - share)
-        # Where the sigmoid saturates the cube in inner may be infinite, and 0 * inf is NaN.
-        value, slope = gate * share, share + tl.where(bend == 0, 0.0, bend * inner)
-    to_active = grad * up
-    if MATCH_HF:
-        value, to_active = value.to(dtype).to(tl.float32), to_active.to(dtype).to(tl.float32)
+    value, slope = activate_with_slope(gate, ACTIVATION)
+    to_active = grad
+    if HAS_UP:
+        up = tl.load(up_ptr + rows * up_stride + columns, mask=inside, other=0.0).to(tl.float32)
+        to_active = grad * up
+        if MATCH_HF:
+            value, to_active = value.to(dtype).to(tl.float32), to_active.to(dtype).to(tl.float32)
+        tl.store(
+            grad_up_ptr + rows * grad_up_stride + columns, (grad * value).to(dtype), mask=inside
+        )
     tl.store(
         grad_gate_ptr + rows * grad_gate_stride + columns,
         (to_active * slope).to(dtype),
         mask=inside,
     )
-    tl.store(grad_up_ptr + rows * grad_up_stride + columns, (grad * value).to(dtype), mask=inside)
 
 
 def gated_activation(
     gate: Tensor,
-    up: Tensor,
+    up: Tensor | None,
     activation: Activation | None = "silu",
     *,
     sums: NeuronSums | None = None,
@@ -157,8 +160,10 @@ def gated_activation(
 
     Args:
         gate: gate projection, (..., width), fp32/bf16/fp16, last dimension contiguous.
-        up: up projection, same shape, dtype and device; both may be halves of one tensor.
-        activation: silu, gelu_tanh, or None where gate is activated already.
+        up: up projection, same shape, dtype and device; both may be halves of one tensor. None
+            where there is no gate: ``gate`` is then the only projection, and a = activation(gate).
+        activation: silu, gelu_tanh, gelu, relu, relu2 (its square), or None where gate is activated
+            already.
         sums: where to add, on the same device; None takes no statistics.
         token_mask: True for the tokens that count, (...) bool; None counts all. The others may hold
             anything.
@@ -173,15 +178,18 @@ def gated_activation(
         ValueError: shapes, types, devices or strides do not fit, or ``out`` comes with gradients.
 
     Reads gate and up once and writes once: 3 * num_tokens * width * itemsize bytes. The backward
-    pass reads three tensors and writes two: 5 * num_tokens * width * itemsize bytes. CUDA: Triton;
-    CPU: csrc, for fp32 and bf16; else plain PyTorch (fp64, and fp16 on a CPU).
+    pass reads three tensors and writes two: 5 * num_tokens * width * itemsize bytes; without up
+    there are 2 and 3. CUDA: Triton; CPU: csrc, for fp32 and bf16 (it activates silu and gelu_tanh
+    itself; for others torch activates, and csrc multiplies and takes the sums); else plain PyTorch
+    (fp64, and fp16 on a CPU).
     """
     check_arguments(gate, up, activation, sums, token_mask, mode)
-    gate_TI, up_TI = as_rows(gate, "gate"), as_rows(up, "up")
+    gate_TI, up_TI = as_rows(gate, "gate"), None if up is None else as_rows(up, "up")
     mask_T = None if token_mask is None else token_mask.reshape(-1).contiguous()
     if is_recomputation():
         sums = None
-    if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
+    needs_grad = gate.requires_grad or (up is not None and up.requires_grad)
+    if torch.is_grad_enabled() and needs_grad:
         if out is not None:
             raise ValueError("out= cannot be used where gradients are needed")
         return _GatedActivation.apply(gate_TI, up_TI, activation, sums, mask_T, mode).view(
@@ -204,7 +212,7 @@ class _GatedActivation(torch.autograd.Function):
     def forward(
         ctx: Any,
         gate_TI: Tensor,
-        up_TI: Tensor,
+        up_TI: Tensor | None,
         activation: Activation | None,
         sums: NeuronSums | None,
         mask_T: Tensor | None,
@@ -228,13 +236,14 @@ class _GatedActivation(torch.autograd.Function):
         if grad_TI.stride(-1) != 1:
             grad_TI = grad_TI.contiguous()
         if not gate_TI.numel():
-            return torch.zeros_like(gate_TI), torch.zeros_like(up_TI), None, None, None, None
+            grad_up_TI = None if up_TI is None else torch.zeros_like(up_TI)
+            return torch.zeros_like(gate_TI), grad_up_TI, None, None, None, None
         return *_backward(grad_TI, gate_TI, up_TI, ctx.activation, ctx.mode), None, None, None, None
 
 
 def _forward(
     gate_TI: Tensor,
-    up_TI: Tensor,
+    up_TI: Tensor | None,
     out_TI: Tensor,
     activation: Activation | None,
     sums: NeuronSums | None,
@@ -244,11 +253,15 @@ def _forward(
     totals = sums.tensors() if sums else ()
     if runs_on_triton(gate_TI):
         launch_forward(gate_TI, up_TI, out_TI, activation, totals, mask_T, mode)
-    elif cpu.takes(gate_TI, up_TI, out_TI):
-        if mode == "match_hf":
+    elif cpu.takes(gate_TI, out_TI, gate_TI if up_TI is None else up_TI):
+        if up_TI is None:
+            # One row of ones stands for all: it stays in the nearest cache.
+            up_TI = gate_TI.new_ones(1, gate_TI.shape[1]).expand(gate_TI.shape)
+        if mode == "match_hf" or activation not in cpu.ACTIVATIONS:
             # Bit-equal to transformers only with torch's own exponential: torch activates, csrc
             # multiplies.
-            gate_TI, activation = reference.activate(gate_TI, activation), None
+            wide_TI = gate_TI if mode == "match_hf" else gate_TI.float()
+            gate_TI, activation = reference.activate(wide_TI, activation).to(gate_TI.dtype), None
         cpu.gated_activation(gate_TI, up_TI, out_TI, activation, totals, mask_T)
     else:
         out_TI.copy_(reference.gated_activation(gate_TI, up_TI, activation, mode))
@@ -256,29 +269,36 @@ def _forward(
 
 
 def _backward(
-    grad_TI: Tensor, gate_TI: Tensor, up_TI: Tensor, activation: Activation | None, mode: Mode
-) -> tuple[Tensor, Tensor]:
-    if runs_on_triton(gate_TI) or (mode == "fast" and cpu.takes(gate_TI)):
-        grad_gate_TI, grad_up_TI = (
-            gate_TI.new_empty(gate_TI.shape),
-            gate_TI.new_empty(gate_TI.shape),
-        )
+    grad_TI: Tensor,
+    gate_TI: Tensor,
+    up_TI: Tensor | None,
+    activation: Activation | None,
+    mode: Mode,
+) -> tuple[Tensor, Tensor | None]:
+    on_cpu = mode == "fast" and activation in cpu.ACTIVATIONS and cpu.takes(gate_TI)
+    if runs_on_triton(gate_TI) or (on_cpu and up_TI is not None):
+        grad_gate_TI = gate_TI.new_empty(gate_TI.shape)
+        grad_up_TI = None if up_TI is None else gate_TI.new_empty(gate_TI.shape)
         if runs_on_triton(gate_TI):
             launch_backward(grad_TI, gate_TI, up_TI, grad_gate_TI, grad_up_TI, activation, mode)
         else:
+            assert up_TI is not None
+            assert grad_up_TI is not None
             cpu.gated_activation_backward(
                 grad_TI, gate_TI, up_TI, grad_gate_TI, grad_up_TI, activation
             )
         return grad_gate_TI, grad_up_TI
     with torch.enable_grad():
-        gate_TI, up_TI = gate_TI.detach().requires_grad_(), up_TI.detach().requires_grad_()
-        out_TI = reference.gated_activation(gate_TI, up_TI, activation, mode)
-    return torch.autograd.grad(out_TI, (gate_TI, up_TI), grad_TI)  # type: ignore[return-value]
+        leaves = [each.detach().requires_grad_() for each in (gate_TI, up_TI) if each is not None]
+        up_TI = None if up_TI is None else leaves[1]
+        out_TI = reference.gated_activation(leaves[0], up_TI, activation, mode)
+    grad_gate_TI, *others = torch.autograd.grad(out_TI, leaves, grad_TI)
+    return grad_gate_TI, others[0] if others else None
 
 
 def launch_forward(
     gate_TI: Tensor,
-    up_TI: Tensor,
+    up_TI: Tensor | None,
     out_TI: Tensor,
     activation: Activation | None,
     totals: tuple[Tensor, ...],
@@ -294,8 +314,9 @@ def launch_forward(
     with torch.cuda.device_of(gate_TI):
         _gated_activation_kernel[(num_splits, triton.cdiv(width, FORWARD["BLOCK_I"]))](
             gate_TI, up_TI, out_TI, partials_NSI, mask_T,
-            num_tokens, width, SPLIT_TOKENS, gate_TI.stride(0), up_TI.stride(0), out_TI.stride(0),
+            num_tokens, width, SPLIT_TOKENS, gate_TI.stride(0), _stride(up_TI), out_TI.stride(0),
             ACTIVATION=ACTIVATION_CODES[activation], MATCH_HF=mode == "match_hf",
+            HAS_UP=up_TI is not None,
             NUM_STATISTICS=len(totals), HAS_MASK=mask_T is not None,
             enable_fp_fusion=True, **FORWARD,
         )  # fmt: skip
@@ -305,19 +326,25 @@ def launch_forward(
 def launch_backward(
     grad_TI: Tensor,
     gate_TI: Tensor,
-    up_TI: Tensor,
+    up_TI: Tensor | None,
     grad_gate_TI: Tensor,
-    grad_up_TI: Tensor,
+    grad_up_TI: Tensor | None,
     activation: Activation | None,
     mode: Mode,
 ) -> None:
-    """Run the Triton kernel; the arguments are checked already."""
+    """Run the Triton kernel; the arguments are checked already. Without up there is no grad_up."""
     num_tokens, width = gate_TI.shape
     tensors = grad_TI, gate_TI, up_TI, grad_gate_TI, grad_up_TI
     grid = (triton.cdiv(num_tokens, BACKWARD["BLOCK_T"]), triton.cdiv(width, BACKWARD["BLOCK_I"]))
     with torch.cuda.device_of(gate_TI):
         _gated_activation_backward_kernel[grid](
-            *tensors, num_tokens, width, *(tensor.stride(0) for tensor in tensors),
+            *tensors, num_tokens, width, *map(_stride, tensors),
             ACTIVATION=ACTIVATION_CODES[activation], MATCH_HF=mode == "match_hf",
+            HAS_UP=up_TI is not None,
             enable_fp_fusion=True, **BACKWARD,
         )  # fmt: skip
+
+
+def _stride(tensor_TI: Tensor | None) -> int:
+    """Elements from one row to the next; 0 for a tensor that is not there."""
+    return 0 if tensor_TI is None else tensor_TI.stride(0)

@@ -9,20 +9,28 @@ from torch import Tensor
 
 
 def activate(gate: Tensor, activation: str | None) -> Tensor:
-    """SiLU (silu), GELU by tanh (gelu_tanh), or the same tensor (None)."""
+    """SiLU (silu), GELU by tanh (gelu_tanh), GELU (gelu), ReLU (relu), its square (relu2), or the
+    same tensor (None).
+    """
+    functional = torch.nn.functional
     if activation == "silu":
-        return torch.nn.functional.silu(gate)
-    if activation == "gelu_tanh":
-        return torch.nn.functional.gelu(gate, approximate="tanh")
-    return gate
+        return functional.silu(gate)
+    if activation in ("gelu_tanh", "gelu"):
+        return functional.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none")
+    if activation == "relu":
+        return functional.relu(gate)
+    return functional.relu(gate).square() if activation == "relu2" else gate
 
 
 def gated_activation(
-    gate: Tensor, up: Tensor, activation: str | None = "silu", mode: str = "fast"
+    gate: Tensor, up: Tensor | None, activation: str | None = "silu", mode: str = "fast"
 ) -> Tensor:
     """activation(gate) * up, in gate's dtype: rounded once (fast), or after the activation and
-    again after the product, as transformers' modules do (match_hf).
+    again after the product, as transformers' modules do (match_hf). Without up, activation(gate).
     """
+    if up is None:
+        wide = gate if mode == "match_hf" or gate.dtype == torch.float64 else gate.float()
+        return activate(wide, activation).to(gate.dtype)
     if mode == "match_hf" or gate.dtype == torch.float64:
         return activate(gate, activation) * up
     return (activate(gate.float(), activation) * up.float()).to(gate.dtype)

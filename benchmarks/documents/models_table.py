@@ -1,0 +1,93 @@
+"""Write docs/models.md from the rows of benchmarks.families.run.
+
+python -m benchmarks.documents.models_table [--check]
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from benchmarks.documents.document import ROOT, commit_cell, document_parser, write_or_check
+from benchmarks.families.configs import LEFT_OUT, NUM_LAYERS
+from benchmarks.families.run import FILE
+from benchmarks.harness.markdown import Table, to_markdown
+
+DOCUMENT = ROOT / "docs" / "models.md"
+EXACT, UNTRIED = "exact", "no tiny model: "
+# What a message says besides its reason, for whoever meets it in a run.
+AROUND = (
+    r"^\w+ \(model_type [\w-]+\)( is not supported)?:( neurons cannot be removed:)? ",
+    r"^--drop-layers 1: layers of this model \(model_type [\w-]+\) cannot go: ",
+    r"; whole layers may go with --keep 1 --drop-layers N$",
+)
+
+
+def reason(message: str) -> str:
+    """A message without what is the same in all."""
+    for pattern in AROUND:
+        message = re.sub(pattern, "", message)
+    return message.replace("|", "\\|")
+
+
+def tables(rows: list[dict[str, Any]]) -> tuple[Table, Table]:
+    """(the configurations that were tried, those of which there is no tiny model)."""
+    tried: Table = [["model type", "neurons", "layers", "remarks"]]
+    untried: Table = [["model type", "why"]]
+    for row in rows:
+        if row["neurons"].startswith(UNTRIED):
+            untried.append([row["label"], reason(row["neurons"].removeprefix(UNTRIED))])
+        else:
+            neurons, layers = (reason(row[kind]) for kind in ("neurons", "layers"))
+            if neurons == layers != EXACT:
+                layers = "likewise"
+            tried.append([row["label"], neurons, layers, row["generation"]])
+    untried += [[name, why] for name, why in sorted(LEFT_OUT.items())]
+    return tried, untried
+
+
+INTRODUCTION = """# Which models
+
+Tried on tiny random models ({num_layers} layers) of the causal language model types of transformers
+{version}, and of variants of them: {tried} configurations. Neurons go exactly from {neurons} of
+them, and layers from {layers}; from the others they do not go at all, and a run says why.
+`make families` tries all again ({minutes} minutes on a busy core) and writes this page from
+[{file}](../benchmarks/results/{file}) (commit {commit}).
+
+*exact*: the compacted model computes what the original does with the removed neurons' activations
+set to zero, or with the layer skipped; saved, and loaded by plain transformers with no weight
+missing or left over, it still does; and it generates the same tokens with a cache and without.
+Otherwise the cell says why a run refuses. Of mixtures of experts whole layers go; their experts'
+neurons are not removed yet.
+"""
+
+
+def document(results: dict[str, Any]) -> str:
+    """The whole of docs/models.md."""
+    tried, untried = tables(results["rows"])
+    neurons, layers = (sum(row[column] == EXACT for row in tried[1:]) for column in (1, 2))
+    introduction = INTRODUCTION.format(
+        num_layers=NUM_LAYERS,
+        version=results["environment"]["transformers"],
+        tried=len(tried) - 1,
+        neurons=neurons,
+        layers=layers,
+        minutes=max(1, round(results["seconds"] / 60)),
+        file=FILE.name,
+        commit=commit_cell(results["environment"]),
+    )
+    others = "Not tried, as no tiny model of it could be made, or it is no text model:"
+    return f"{introduction}\n{to_markdown(tried)}\n\n{others}\n\n{to_markdown(untried)}\n"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = document_parser(__doc__, DOCUMENT)
+    parser.add_argument("--json", type=Path, default=FILE, help="file of the rows")
+    options = parser.parse_args(arguments)
+    if not options.document.exists():
+        options.document.touch()
+    write_or_check(options, document(json.loads(Path(options.json).read_text())))
+
+
+if __name__ == "__main__":
+    main()

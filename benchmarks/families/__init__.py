@@ -1,0 +1,1 @@
+"""Which model types can be compressed, tried on tiny random models of each."""

@@ -1,0 +1,24 @@
+"""The command that tries model types."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.families import checks, run
+
+
+def test_named_types_are_tried_and_written(tmp_path: Path) -> None:
+    file = tmp_path / "models.json"
+    run.main(["mamba", "--json", str(file)])
+    results = json.loads(file.read_text())
+    (row,) = results["rows"]
+    assert (row["label"], row["layers"]) == ("mamba", checks.EXACT)
+    assert results["environment"]["transformers"]
+
+
+def test_a_wrong_result_ends_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = checks.Outcome(label="x", neurons="WRONG: all of it", layers=checks.EXACT)
+    monkeypatch.setattr(checks, "check", lambda tiny: outcome)
+    with pytest.raises(SystemExit, match="wrong: x"):
+        run.main(["mamba", "--json", str(tmp_path / "models.json")])
