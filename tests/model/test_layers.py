@@ -47,7 +47,7 @@ def test_config_follows_the_kept_layers_and_leaves_other_lists() -> None:
     ("model_type", "settings", "name", "after"),
     [
         ("qwen3_moe", {"mlp_only_layers": [0, 3, 4]}, "mlp_only_layers", [0, 2]),
-        ("bamba", {"attn_layer_indices": [1, 4]}, "attn_layer_indices", [1]),
+        ("bamba", {"mamba_n_heads": 4, "attn_layer_indices": [1, 4]}, "attn_layer_indices", [1]),
         ("lfm2", {"full_attn_idxs": [0, 1, 2, 3, 4]}, "full_attn_idxs", [0, 1, 2]),
         ("qwen2", {"max_window_layers": 2}, "max_window_layers", 2),
         ("qwen2", {"max_window_layers": 3}, "max_window_layers", 2),
@@ -89,7 +89,7 @@ def test_configs_of_single_layers_follow() -> None:
         ("llama", {}, None),
         ("mixtral", {"num_local_experts": 2}, None),
         ("qwen3_moe", {"mlp_only_layers": [0, 3], "num_experts": 4}, None),
-        ("bamba", {"attn_layer_indices": [1, 4]}, None),
+        ("bamba", {"mamba_n_heads": 4, "attn_layer_indices": [1, 4]}, None),
         ("minicpm3", {}, r"residual_scale is 0\.6.*, and would be 0\.8"),
         ("diffllama", {}, "lambda_init"),
         (
