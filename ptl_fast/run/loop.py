@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ptl_fast.base.console import say
 from ptl_fast.base.errors import Diverged
+from ptl_fast.base.stored import DAMAGED, Stored
 from ptl_fast.model import loading
 from ptl_fast.run import (
     gate_step,
@@ -56,13 +57,25 @@ def run(config: "Config") -> dict[str, Any]:
     # the last process may have been killed between the gate's decision and what follows from it
     gate_step.put_aside_failed_rounds(context)
     trace_step.make(context)
-    context.dense = context.folder.dense.once(lambda: measure_dense(context))
+    context.dense = context.folder.dense.once(lambda: _measure_dense(context))
     # not a for loop: the quality gate may make the schedule longer, or end it here
     while len(context.records) < len(context.rounds.schedule):
         run_round(context, context.rounds.schedule[len(context.records)])
         publish.write_report(context)
         say("\n" + tables.table(context.dense, context.records) + "\n")
     return publish.finish(context)
+
+
+def _measure_dense(context: "RunContext") -> dict[str, Any]:
+    """The content of dense.json, also where it was lost and the model in memory is another one."""
+    finished = len(context.records)
+    if not finished:
+        return measure_dense(context)
+    load_weights(context, 0)
+    dense = measure_dense(context)
+    if finished < len(context.rounds.schedule):
+        load_weights(context, finished)
+    return dense
 
 
 def run_round(context: "RunContext", step: "Round") -> None:
@@ -102,6 +115,12 @@ def attempt(context: "RunContext", step: "Round") -> "Decision | None":
     files = context.folder.round(step.number)
     trace_step.renew(context, step)
     decide = functools.partial(prune_step.plan_round, context, step)
+    # the statistics and the plan belong together
+    if files.statistics.is_damaged():
+        _check_not_anticipated(context, step, files.statistics)
+        files.plan.remove()
+    if files.plan.is_damaged():
+        _check_not_anticipated(context, step, files.plan)
     files.plan.once(lambda: _stage(context, step, "calibrate", decide))
     plan = read_plan(files)
     step = dataclasses.replace(step, width=plan.width)
@@ -118,6 +137,19 @@ def attempt(context: "RunContext", step: "Round") -> "Decision | None":
         decision = gate_step.judge(context, step, recovered(context, step, extension))
         if decision is None or decision.action != "extend":
             return decision
+
+
+def _check_not_anticipated(context: "RunContext", step: "Round", lost: Stored) -> None:
+    """Raise ValueError if the round was planned during the recovery before it (--anticipate): its
+    model is past that moment, and would be planned otherwise.
+    """
+    if context.config.recovery.anticipate and context.records:
+        before = context.folder.round(step.number - 1).path
+        raise ValueError(
+            f"{lost.path} {DAMAGED}, and was made during the round before; delete {before} and"
+            f" {lost.path.parent}, and the same command computes both rounds again if the weights"
+            " before them were kept (--keep-rounds)"
+        )
 
 
 def recovered(context: "RunContext", step: "Round", extension: int) -> dict[str, Any]:
@@ -157,8 +189,9 @@ def train(context: "RunContext", step: "Round", extension: int) -> None:
     from the pruned model; an extension starts from what the training before it saved.
     """
     files = context.folder.round(step.number)
-    saved = files.model(extension)
-    if saved.exists():
+    saved, recovery = files.model(extension), files.recovery(extension)
+    # without a record of the training, training again makes both
+    if saved.exists() and recovery.exists():
         load_weights(context, step.number, extension)
         return
     if extension:
@@ -204,7 +237,7 @@ def _stage(context: "RunContext", step: "Round", label: str, compute: Callable[[
     start = time.perf_counter()
     value = compute()
     kept = context.folder.round(step.number).seconds
-    seconds = kept.read() or dict.fromkeys(STAGES, 0.0)
+    seconds = kept.found() or dict.fromkeys(STAGES, 0.0)
     seconds[label] += time.perf_counter() - start
     kept.write(seconds)
     return value

@@ -160,7 +160,7 @@ def _extended(
     files = context.folder.round(step.number)
     before = files.optimizer_state(extension - 1)
     # missing without --keep-optimizer-state, and if nothing has trained so far
-    if before.exists():
+    if before.given():
         kept = optimizer_state.from_tensors(before.read())
     # the gate has found too little quality: no early stop, and no place in a schedule over rounds
     options = dataclasses.replace(
