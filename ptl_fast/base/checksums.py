@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-LIST = "checksums.jsonl"
+LIST = "checksums.list"
 CHUNK = 2**22  # bytes that are read at a time
 # a model card is for people, who may edit it
 UNCHECKED = {"README.md", LIST}

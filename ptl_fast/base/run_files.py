@@ -5,7 +5,7 @@ traces/00-00000.jsonl            with --traces: the original model's own answers
 traces/summary.json              how many, how many right; written last: the traces are whole
 copies/                          copies of state.json, decisions.json and width_multiple.json, which
                                  no stage can make again
-checksums.jsonl                  in every folder: what was written into it (base/checksums.py)
+checksums.list                  in every folder: what was written into it (base/checksums.py)
 dense.json                       size and evaluation of the original model
 round-02/traces/                 with --traces-every-round: those of the model before the round
 round-01/plan.json               which neurons or layers were removed

@@ -216,8 +216,7 @@ def _open_folder(context: RunContext, chosen: dict[str, Any] | None) -> None:
     num_finished, decisions = 0, []
     if not overwrite:
         trace_step.restore(context)
-    # replayed in order; those of unfinished rounds too, which may have been undone or made longer
-    if not overwrite:
+        # replayed in order, those of unfinished rounds too: they may have been undone or extended
         num_finished = repair.usable_rounds(folder, config.recovery.keep_optimizer_state)
         written = distributed.agree(folder.decisions.read()) or []
         decisions = repair.decisions_until(written, folder, num_finished)

@@ -98,8 +98,7 @@ def forget_rounds(folder: "RunFolder", finished: int) -> None:
 def _begins_again(folder: "RunFolder", number: int) -> bool:
     """Whether an unfinished round is one that was finished, or one that a user deleted."""
     files = folder.round(number)
-    is_lost = not files.plan.path.exists() and not files.plan.is_damaged()
-    return files.record.path.exists() or is_lost
+    return files.record.path.exists() or not files.path.exists()
 
 
 def read_records(context: "RunContext", finished: int) -> list[dict[str, Any]]:

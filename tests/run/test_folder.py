@@ -49,7 +49,7 @@ def test_overwrite_empties_the_folder_but_not_a_busy_one(tmp_path: Path) -> None
         ".lock",
         "state.json",
         "copies",
-        "checksums.jsonl",
+        "checksums.list",
     }
 
 
@@ -95,8 +95,8 @@ def test_overwrite_deletes_only_what_a_run_writes(tmp_path: Path) -> None:
         ".lock",
         "state.json",
         "copies/state.json",
-        "copies/checksums.jsonl",
-        "checksums.jsonl",
+        "copies/checksums.list",
+        "checksums.list",
         *FOREIGN,
     }
     assert (elsewhere / "weights").read_text() == "x"
