@@ -28,6 +28,7 @@ round-01/optimizer.safetensors   with --keep-optimizer-state: Adam moments, unti
                                  finished
 round-01/model/                  weights after recovery, of the newest --keep-rounds rounds
 round-01/recovered.json          evaluation after recovery
+round-01/worse_recovery.json     if recovery left the model worse than pruning alone: its evaluation
 round-01/seconds.json            wall-clock time of each stage
 round-01/record.json             all of this in one file; written last: the round is finished
 round-01/*-extra-1*              with --gate: the same files of an extension of recovery; its model
@@ -189,6 +190,7 @@ class RoundFolder:
         self.token_weights = JsonFile(path / "token_weights.json")
         self.folded_layers = JsonFile(path / "folded_layers.json")
         self.pruned = JsonFile(path / "pruned.json")
+        self.worse_recovery = JsonFile(path / "worse_recovery.json")
         self.seconds = JsonFile(path / "seconds.json")
         self.record = JsonFile(path / "record.json")
         self.traces = TraceFolder(path / "traces")

@@ -195,6 +195,16 @@ class RunFolder(RunFiles):
                 f" {needed_bytes / 2**20:,.0f} MiB; free some space or give another --output"
             )
 
+    def check_present(self) -> None:
+        """Raise ValueError if somebody has deleted or moved the folder since it was opened: a run
+        would write into a new one, and lack the rest at its end.
+        """
+        if distributed.is_main() and not self.lock_file.exists():
+            raise ValueError(
+                f"{self.path} was deleted or moved while the run was working in it; put it back and"
+                " the same command continues, or begins anew without it"
+            )
+
     def write_report(self, text: str) -> None:
         """Write report.md."""
         write_bytes(self.report_text, text.encode())

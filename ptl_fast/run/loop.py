@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ptl_fast.base.console import say
 from ptl_fast.base.errors import Diverged
-from ptl_fast.base.stored import DAMAGED, Stored
+from ptl_fast.base.stored import DAMAGED, Stored, remove
 from ptl_fast.model import loading
 from ptl_fast.run import (
     gate_step,
@@ -26,6 +26,7 @@ from ptl_fast.run import (
     report,
     tables,
     trace_step,
+    verdict,
 )
 from ptl_fast.run.evaluate_step import evaluate, measure_dense
 from ptl_fast.run.folder import read_plan
@@ -57,6 +58,11 @@ def run(config: "Config") -> dict[str, Any]:
     # the last process may have been killed between the gate's decision and what follows from it
     gate_step.put_aside_failed_rounds(context)
     trace_step.make(context)
+    steps = recover_step.steps_left(context)
+    verdict.check_steps(steps, config.trainer.global_batch)
+    line = verdict.few_steps_line(steps)
+    if line is not None:
+        say(line)
     context.dense = context.folder.dense.once(lambda: _measure_dense(context))
     # not a for loop: the quality gate may make the schedule longer, or end it here
     while len(context.records) < len(context.rounds.schedule):
@@ -170,7 +176,8 @@ def recovered(context: "RunContext", step: "Round", extension: int) -> dict[str,
         if not recover_step.has_trained(recovery.read()):
             unchanged = files.pruned.read()
         measure = functools.partial(evaluate, context, f"round {step.number} recovered")
-        return evaluated.once(lambda: unchanged or _stage(context, step, "evaluate", measure))
+        found = evaluated.once(lambda: unchanged or _stage(context, step, "evaluate", measure))
+        return found if unchanged or extension else _keep_better(context, step, found)
     except Diverged as error:
         if not context.rounds.is_judged(step):
             raise
@@ -180,6 +187,40 @@ def recovered(context: "RunContext", step: "Round", extension: int) -> dict[str,
         recovery.write({**spent, "diverged": str(error)})
         evaluated.write({})
         return {}
+
+
+def _keep_better(context: "RunContext", step: "Round", recovered: dict[str, Any]) -> dict[str, Any]:
+    """Return the round's evaluation, after going back to the pruned model if recovery made it
+    clearly worse.
+
+    Safe to repeat: the evaluation on disk becomes the pruned model's last, so that a run which is
+    killed before finds the trained one's and comes here again.
+    """
+    files, pruned = (
+        context.folder.round(step.number),
+        context.folder.round(step.number).pruned.read(),
+    )
+    names = context.recoveries(step)
+    if context.rounds.is_judged(step) or not verdict.is_worse(context, names, pruned, recovered):
+        return recovered
+    undone = context.config.recovery.undo_recovery
+    files.worse_recovery.write({"eval": recovered, "undone": undone})
+    if not undone:
+        return recovered
+    # without a checkpoint, pruning computes all of the weights again
+    remove(
+        files.recovery_folder().path,
+        files.optimizer_state().path,
+        files.next_statistics().path,
+        # with --anticipate the next round has a plan already, made for the trained model
+        context.folder.round(step.number + 1).path,
+    )
+    load_weights(context, step.number - 1)
+    _prune(context, step)
+    context.now.optimizer_state = None
+    files.model().save(context.model, context.inputs.tokenizer)
+    files.recovered().write(pruned)
+    return pruned
 
 
 def train(context: "RunContext", step: "Round", extension: int) -> None:
@@ -235,7 +276,10 @@ def _stage(context: "RunContext", step: "Round", label: str, compute: Callable[[
     # seeded for each stage, because a resumed run skips stages that would draw random numbers
     loading.seed_everything(context.config.run.seed * 1000 + step.number)
     start = time.perf_counter()
-    value = compute()
+    try:
+        value = compute()
+    finally:  # whatever else fails in a folder that is gone, it fails because of that
+        context.folder.check_present()
     kept = context.folder.round(step.number).seconds
     seconds = kept.found() or dict.fromkeys(STAGES, 0.0)
     seconds[label] += time.perf_counter() - start
