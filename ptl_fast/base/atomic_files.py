@@ -59,3 +59,9 @@ def publish(temporary: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     sync(folder.parent)
+
+
+def nearest_folder(path: Path) -> Path:
+    """The path, or its nearest parent that exists."""
+    above = [path, *path.absolute().parents]
+    return next(parent for parent in above if parent.exists())

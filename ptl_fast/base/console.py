@@ -17,6 +17,17 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def reason(error: BaseException) -> str:
+    """All of an error's message in one line, never cut off, as libraries begin theirs with a line
+    that says nothing; with its type where the message alone is no sentence.
+    """
+    text = " ".join(str(error).split())
+    # KeyError('nope') is 'nope', "list index out of range" could be anything
+    if len(text.split()) > 1 and not isinstance(error, LookupError | TypeError | AttributeError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def quiet_libraries() -> None:
     """Silence warnings and log messages of libraries; progress bars and our own messages stay.
 

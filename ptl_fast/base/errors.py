@@ -6,3 +6,7 @@ class Diverged(ValueError):
 
     With a quality gate the round is undone; without one the run ends with this error.
     """
+
+
+class StorageFailed(OSError):
+    """A file or folder of the run cannot be written; the message names it, and says why."""

@@ -3,6 +3,9 @@
 state.json                       the run's settings and hashes of its inputs, checked on resume
 traces/00-00000.jsonl            with --traces: the original model's own answers to some documents
 traces/summary.json              how many, how many right; written last: the traces are whole
+copies/                          copies of state.json, decisions.json and width_multiple.json, which
+                                 no stage can make again
+checksums.list                  in every folder: what was written into it (base/checksums.py)
 dense.json                       size and evaluation of the original model
 round-02/traces/                 with --traces-every-round: those of the model before the round
 round-01/plan.json               which neurons or layers were removed
@@ -13,7 +16,8 @@ round-01/pruned.json             evaluation before recovery
 round-01/recovery/               until the round is finished, what its recovery needs to go on:
   checkpoint-8/                  the newest checkpoint, the Trainer's own files and
     watched.pt, closing.json     statistics so far, state of the closing phase
-    complete                     sizes of all files; written last: the checkpoint is whole
+    complete                     sizes and checksums of all files; written last: the checkpoint
+                                 is whole
   teacher/part-00000.safetensors with distill: the teacher's predictions
   start/                         with --rollouts vllm: the model that vLLM loads
   cpt/, grpo/                    with several methods: all of this for each of them, or
@@ -24,6 +28,7 @@ round-01/optimizer.safetensors   with --keep-optimizer-state: Adam moments, unti
                                  finished
 round-01/model/                  weights after recovery, of the newest --keep-rounds rounds
 round-01/recovered.json          evaluation after recovery
+round-01/worse_recovery.json     if recovery left the model worse than pruning alone: its evaluation
 round-01/seconds.json            wall-clock time of each stage
 round-01/record.json             all of this in one file; written last: the round is finished
 round-01/*-extra-1*              with --gate: the same files of an extension of recovery; its model
@@ -32,6 +37,7 @@ round-01.failed-1/               with --gate: a round that was undone, without w
 decisions.json                   with --gate: the quality gate's measurements and decisions
 final/                           the result, a Hugging Face model folder: the last round's model,
                                  which was compared with the one in memory when it was saved
+final.changed-1/                 a result that was damaged or changed, when final/ was made again
 report.json, report.md           the report, after every round
 log/                             TensorBoard logs
 width_multiple.json              with --width-multiple auto: the timings and the chosen multiple
@@ -42,24 +48,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptl_fast.base import distributed
+from ptl_fast.base.checksums import LIST
 from ptl_fast.base.stored import (
+    COPIES,
     FilledFolder,
     JsonFile,
     MarkedFolder,
     ModelFolder,
     Stored,
     TensorFile,
+    TwiceStored,
     remove,
     rename,
 )
 
 LOCK = ".lock"
 # what a run killed before its first state.json leaves: such a folder counts as empty
-BEFORE_STATE = {LOCK, "state.json.tmp"}
+BEFORE_STATE = {LOCK, "state.json.tmp", LIST, COPIES}
 # What a run writes at the top of its folder, besides LOCK: --overwrite deletes these and nothing
 # else, as the folder may hold files of the user's.
 WRITTEN = re.compile(
-    r"(round-\d{2,}(\.failed-\d+)?|final(\.tmp)?|log|traces"
+    r"(round-\d{2,}(\.failed-\d+)?|final(\.tmp|\.changed-\d+)?|log|traces"
+    rf"|{re.escape(LIST)}|{COPIES}"
     r"|(state|dense|decisions|width_multiple|report)\.json(\.tmp)?|report\.md(\.tmp)?)"
 )
 
@@ -181,6 +191,7 @@ class RoundFolder:
         self.token_weights = JsonFile(path / "token_weights.json")
         self.folded_layers = JsonFile(path / "folded_layers.json")
         self.pruned = JsonFile(path / "pruned.json")
+        self.worse_recovery = JsonFile(path / "worse_recovery.json")
         self.seconds = JsonFile(path / "seconds.json")
         self.record = JsonFile(path / "record.json")
         self.traces = TraceFolder(path / "traces")
@@ -241,14 +252,15 @@ class RunFiles:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lock_file = path / LOCK
-        self.state_file = JsonFile(path / "state.json")
+        self.state_file = TwiceStored(path / "state.json")
         self.traces = TraceFolder(path / "traces")
         self.dense = JsonFile(path / "dense.json")
-        self.decisions = JsonFile(path / "decisions.json")
-        self.width_multiple = JsonFile(path / "width_multiple.json")
+        self.decisions = TwiceStored(path / "decisions.json")
+        self.width_multiple = TwiceStored(path / "width_multiple.json")
         self.report = JsonFile(path / "report.json")
         self.report_text = path / "report.md"
         self.final = FilledFolder(path / "final")
+        self.checksums = path / LIST
         self.log = path / "log"
 
     def round(self, number: int) -> RoundFolder:
@@ -263,9 +275,21 @@ class RunFiles:
         """Number of rounds, from the first on, that have a record."""
         # a later round cannot have a record without the earlier ones
         number = 0
-        while self.round(number + 1).record.exists():
+        # by the file alone: a damaged record can be made again
+        while distributed.agree(self._has_record(number + 1)):
             number += 1
         return number
+
+    def _has_record(self, number: int) -> bool:
+        record = self.round(number).record
+        return record.path.exists() or record.is_damaged()
+
+    def changed_final(self) -> Path:
+        """Where a final/ that is not as it was written is put aside, under a new name."""
+        number = 1
+        while (aside := self.path / f"final.changed-{number}").exists():
+            number += 1
+        return aside
 
 
 def _suffix(extension: int) -> str:

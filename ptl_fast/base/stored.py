@@ -4,20 +4,32 @@ This module alone answers "is it done?"; base/run_files.py has the names. A file
 atomic rename: a crash leaves the old content, or the new, or a ``.tmp`` beside it that the next
 write replaces. So a file that exists is complete, and its existence says that a stage is done. A
 folder that somebody else fills in place, such as the Trainer's checkpoint, gets a marker file last.
+Done is also only what still holds what was written: base/checksums.py lists that. What is damaged
+or lost counts as missing, so that it is made again; what cannot be made again is asked for by
+``given`` or ``read``, which raise an error that names it.
 
 The main rank writes. All ranks must call the methods that write, rename or delete; they return
 after the main rank is done.
 """
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptl_fast.base import distributed
-from ptl_fast.base.atomic_files import publish, sync, temporary_folder, write_atomically
+from ptl_fast.base import checksums, distributed
+from ptl_fast.base.atomic_files import (
+    nearest_folder,
+    publish,
+    sync,
+    temporary_folder,
+    write_atomically,
+)
+from ptl_fast.base.console import reason, say
+from ptl_fast.base.errors import StorageFailed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +37,15 @@ if TYPE_CHECKING:
 
 
 WHOLE = "complete"
-"""Marker file of a complete folder: the sizes of its other files, as JSON; written last."""
+"""Marker file of a complete folder: the sizes and checksums of its other files, as JSON; written
+last. Of older versions it has the sizes alone.
+"""
+
+COPIES = "copies"
+"""Folder of the second copies of files that no stage can make again."""
+DAMAGED = "does not hold what the run wrote (damaged, changed or lost)"
+TORCH_SAVES = ("PytorchStreamWriter", "inline_container", "unexpected pos")
+"""In the errors of torch.save when the disk is full."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +58,31 @@ class Stored:
         """Whether it exists and is complete. All ranks must call this, and get the same answer."""
         # the main rank's answer: shared file systems may show a new file to other ranks later, and
         # ranks that take different branches wait for each other forever
-        return distributed.agree(self.is_whole())
+        return distributed.agree(distributed.is_main() and self._is_whole_or_says_why())
+
+    def _is_whole_or_says_why(self) -> bool:
+        whole = self.is_whole()
+        if not whole and checksums.is_damaged(self.path):
+            say(f"{checksums.difference(self.path)} {DAMAGED}; it counts as missing.")
+        return whole
+
+    def is_damaged(self) -> bool:
+        """Whether a run wrote it, and it is lost now or holds something else."""
+        return distributed.agree(distributed.is_main() and checksums.is_damaged(self.path))
+
+    def given(self) -> bool:
+        """As ``exists``, for what is optional and cannot be made again.
+
+        Raises:
+            ValueError: it was written, and is damaged or lost.
+        """
+        if self.is_damaged():
+            raise _damaged(self.path)
+        return self.exists()
 
     def is_whole(self) -> bool:
         """The same, as this rank alone sees it."""
-        # written by atomic rename
-        return self.path.exists()
+        return checksums.is_whole(self.path)
 
     def remove(self) -> None:
         """Delete it, on the main rank; no error if it does not exist."""
@@ -54,11 +93,14 @@ class JsonFile(Stored):
     """A JSON file."""
 
     def read(self) -> Any:
-        """The content, None if the file does not exist. Each rank reads for itself.
+        """The content, None if the file was never written. Each rank reads for itself.
 
         Raises:
-            ValueError: the file is not valid JSON.
+            ValueError: the file is damaged or lost.
         """
+        # the list is the main rank's: a network file system may show others an older one
+        if distributed.is_main() and checksums.is_damaged(self.path):
+            raise _damaged(self.path)
         try:
             return json.loads(self.path.read_text()) if self.path.exists() else None
         except ValueError as error:
@@ -70,12 +112,16 @@ class JsonFile(Stored):
         """Write the content, replacing the file."""
         write_bytes(self.path, (json.dumps(content, indent=1) + "\n").encode())
 
+    def found(self) -> Any:
+        """The content, the same on all ranks; None if the file does not exist or is damaged."""
+        return distributed.agree(self.read()) if self.exists() else None
+
     def once(self, compute: Callable[[], Any]) -> Any:
         """The content; if the file does not exist, it is computed on all ranks and written.
 
         This makes a stage resumable: after a restart, a finished stage is read and not repeated.
         """
-        content = distributed.agree(self.read())
+        content = self.found()
         if content is None:
             # the main rank's result: floating-point sums may differ between ranks
             content = distributed.agree(compute())
@@ -83,13 +129,45 @@ class JsonFile(Stored):
         return content
 
 
+@dataclass(frozen=True)
+class TwiceStored(JsonFile):
+    """A JSON file that no stage can make again, with a copy in a folder beside it."""
+
+    @property
+    def copy(self) -> JsonFile:
+        return JsonFile(self.path.parent / COPIES / self.path.name)
+
+    def is_whole(self) -> bool:
+        return super().is_whole() or self.copy.is_whole()
+
+    def read(self) -> Any:
+        """The content, or the copy's if the file is damaged or lost; None if neither exists."""
+        if checksums.is_whole(self.path) or not self.copy.is_whole():
+            return super().read()
+        return self.copy.read()
+
+    def write(self, content: Any) -> None:
+        # the copy last: a crash leaves the new file, or both as they were
+        super().write(content)
+        self.copy.write(content)
+
+    def remove(self) -> None:
+        remove(self.path, self.copy.path)
+
+
 class TensorFile(Stored):
     """Named tensors in a safetensors file."""
 
     def read(self) -> "dict[str, Tensor]":
-        """The tensors by name, on the CPU."""
+        """The tensors by name, on the CPU.
+
+        Raises:
+            ValueError: the file is damaged or lost.
+        """
         from safetensors.torch import load_file
 
+        if distributed.is_main() and checksums.is_damaged(self.path):
+            raise _damaged(self.path)
         return load_file(self.path)
 
     def write(self, tensors: "dict[str, Tensor]") -> None:
@@ -126,11 +204,14 @@ class FilledFolder(Stored):
         """
         fault = None
         if distributed.is_main():
-            temporary = temporary_folder(self.path)
-            temporary.mkdir(parents=True)
             try:
-                write(temporary)
-                publish(temporary, self.path)
+                with storing(self.path):
+                    temporary = temporary_folder(self.path)
+                    temporary.mkdir(parents=True)
+                    write(temporary)
+                    checksums.announce(self.path, checksums.of_path(temporary))
+                    publish(temporary, self.path)
+                    checksums.confirm(self.path)
             except ValueError as error:
                 fault = error
         # the others would wait for a main rank that has gone
@@ -143,7 +224,13 @@ class ModelFolder(FilledFolder):
     """A model and its tokenizer in a folder that ``from_pretrained`` loads."""
 
     def save(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-        """Save both on the main rank, replacing the folder in one rename."""
+        """Save both on the main rank, replacing the folder in one rename.
+
+        Raises:
+            StorageFailed: they do not fit on the disk, or cannot be written.
+        """
+        if distributed.is_main():
+            check_space(self.path, model_bytes(model))
 
         def write(folder: Path) -> None:
             model.save_pretrained(folder)
@@ -153,7 +240,7 @@ class ModelFolder(FilledFolder):
 
 
 class MarkedFolder(FilledFolder):
-    """A folder that is complete once it was marked, and as long as its files have those sizes.
+    """A folder that is complete once it was marked, and as long as its files have that content.
 
     It may be written in place. After a power failure, files that were not flushed to disk may be
     missing or truncated although the marker is there.
@@ -161,7 +248,20 @@ class MarkedFolder(FilledFolder):
 
     def is_whole(self) -> bool:
         marker = self.path / WHOLE
-        return marker.is_file() and json.loads(marker.read_text()) == self._sizes()
+        try:
+            marked = json.loads(marker.read_text())
+            # older versions kept no checksums
+            has_sums = all(isinstance(each, list) for each in marked.values())
+            sizes = {name: each[0] if has_sums else each for name, each in marked.items()}
+        except (OSError, ValueError, AttributeError, IndexError):
+            return False
+        if sizes != self._sizes():
+            return False
+        sums = {name: checksums.of_file(self.path / name) for name in sizes if has_sums}
+        return not has_sums or all(sums[name] == marked[name][1] for name in sums)
+
+    def _is_whole_or_says_why(self) -> bool:
+        return self.is_whole()
 
     def mark(self) -> None:
         """Mark the folder as complete, on the main rank, once every rank has come to this call."""
@@ -180,7 +280,12 @@ class MarkedFolder(FilledFolder):
         super().fill(write_and_mark)
 
     def _mark_here(self) -> None:
-        write_atomically(self.path / WHOLE, json.dumps(self._sizes()).encode())
+        marked = {
+            name: [size, checksums.of_file(self.path / name)]
+            for name, size in self._sizes().items()
+        }
+        with storing(self.path):
+            write_atomically(self.path / WHOLE, json.dumps(marked).encode())
 
     def _sizes(self) -> dict[str, int]:
         """{path in the folder: bytes} of all files but the marker."""
@@ -193,16 +298,85 @@ class MarkedFolder(FilledFolder):
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file by atomic rename on the main rank; the other ranks wait for it."""
+    """Write a file by atomic rename on the main rank; the other ranks wait for it.
+
+    Raises:
+        StorageFailed: it does not fit on the disk, or cannot be written.
+    """
     if distributed.is_main():
-        write_atomically(path, content)
+        write_here(path, content)
     distributed.barrier()
+
+
+def write_here(path: Path, content: bytes) -> None:
+    """The same on this rank alone."""
+    check_space(path, len(content))
+    with storing(path):
+        checksums.announce(path, checksums.of_bytes(content))
+        write_atomically(path, content)
+        checksums.confirm(path)
+
+
+@contextlib.contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Name the file or folder, and the free space, in errors of what writes it.
+
+    Raises:
+        StorageFailed: in place of any error of the file system, or of what writes to it.
+    """
+    try:
+        yield
+    except StorageFailed:
+        raise
+    except Exception as error:
+        if not _is_storage(error):
+            raise
+        raise StorageFailed(f"{path} cannot be written: {reason(error)}{_free(path)}") from error
+
+
+def check_space(path: Path, needed_bytes: int) -> None:
+    """Raise StorageFailed if fewer bytes are free where ``path`` is to be written."""
+    free = shutil.disk_usage(nearest_folder(path)).free
+    if free < needed_bytes:
+        raise StorageFailed(
+            f"{path} needs about {needed_bytes / 2**20:,.1f} MiB, and {free / 2**20:,.1f} MiB are"
+            " free on its disk"
+        )
+
+
+def model_bytes(model: "PreTrainedModel") -> int:
+    """The bytes of a model's weights, tied ones once."""
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
+
+
+def _is_storage(error: Exception) -> bool:
+    """Whether an error is one of writing: safetensors and torch.save raise types of their own."""
+    if isinstance(error, OSError) or type(error).__module__.startswith("safetensors"):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(words in text for words in TORCH_SAVES)
+
+
+def _free(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(nearest_folder(path)).free
+        return f" ({free / 2**20:,.1f} MiB are free on its disk)"
+    return ""
+
+
+def _damaged(path: Path) -> ValueError:
+    return ValueError(
+        f"{checksums.difference(path)} {DAMAGED}, and cannot be made again from what is left;"
+        " put its content back from a copy, delete the folders of its round and of later ones to"
+        " compute these again, or begin anew with --overwrite"
+    )
 
 
 def remove(*paths: Path) -> None:
     """Delete files and folders on the main rank; no error for one that does not exist."""
     if distributed.is_main():
         for path in paths:
+            checksums.announce_deletion(path)
             if path.is_file():
                 path.unlink()
             shutil.rmtree(path, ignore_errors=True)
@@ -215,9 +389,20 @@ def rename(old: Path, new: Path) -> None:
     A crash may leave ``new`` deleted and ``old`` in place; repeating the call completes it.
     """
     if distributed.is_main() and old.exists():
-        # rename() replaces a file, but not a folder that has files
-        if new.is_dir():
-            shutil.rmtree(new)
-        old.rename(new)
-        sync(new.parent)
+        with storing(new):
+            _rename(old, new)
     distributed.barrier()
+
+
+def _rename(old: Path, new: Path) -> None:
+    sums = checksums.latest(old)
+    if sums is not None:
+        checksums.announce(new, sums)
+        checksums.announce(old, None)
+    # rename() replaces a file, but not a folder that has files
+    if new.is_dir():
+        shutil.rmtree(new)
+    old.rename(new)
+    sync(new.parent)
+    if sums is not None:
+        checksums.confirm(new)

@@ -28,8 +28,18 @@ def flag(name: str) -> str:
 
 
 def as_text(path: Any) -> str | None:
-    """Return a str or path object as str; None stays None. Settings are kept as JSON."""
-    return None if path is None else os.fspath(path)
+    """Return a str or path object as str; None stays None. Settings are kept as JSON.
+
+    A leading ~ is the home folder: shells leave it as it is in quotes, and in --output=~/x.
+    """
+    return None if path is None else os.path.expanduser(os.fspath(path))
+
+
+def check_at_most(settings: Any, name: str, most: int, why: str) -> None:
+    """Raise ValueError if a setting is above ``most``; None passes."""
+    value = getattr(settings, name)
+    if value is not None and value > most:
+        raise ValueError(f"{flag(name)} {value} is more than {most:,}, {why}")
 
 
 def check_at_least_one(settings: Any, names: Iterable[str]) -> None:

@@ -16,6 +16,7 @@ from ptl_fast.config.config import GROUPS, HINTS, Config
 from ptl_fast.config.presets import preset_settings
 from ptl_fast.config.values import checked, wanted
 
+MOST_BYTES, MOST_NESTED = 2**20, 10  # of a file of settings
 OnText = Callable[[str], bool]
 """Whether a value of --recovery trains on the data's text; ptl_fast.recovery has the function."""
 
@@ -70,13 +71,40 @@ def _check_files(arguments: list[str]) -> None:
             continue
         import yaml
 
+        path = Path(name).expanduser()
         try:
-            content = yaml.safe_load(Path(name).read_text())
+            if path.stat().st_size > MOST_BYTES:
+                raise ValueError(f"--config {name} is no file of settings: it is too large")
+            text = path.read_text()
+            _check_yaml(text, name)
+            content = yaml.safe_load(text)
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             reason = getattr(error, "problem", None) or getattr(error, "strerror", None) or error
             raise ValueError(f"--config {name} cannot be read as YAML: {reason}") from error
         if not isinstance(content, dict):
             raise ValueError(f"--config {name} holds no settings; write lines such as keep: 0.65")
+
+
+def _check_yaml(text: str, name: str) -> None:
+    """Raise ValueError for YAML that would take long to read, or sets a setting twice."""
+    import yaml
+
+    depth = 0
+    # parsing yields events one by one; only building values from them can explode
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"--config {name} has an alias (*{event.anchor}); write values out")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MOST_NESTED:
+            raise ValueError(
+                f"--config {name} is nested too deep; settings are lines such as keep: 0.65"
+            )
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"--config {name} sets {key} more than once; leave one of them")
 
 
 def _parser() -> Any:

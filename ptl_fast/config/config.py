@@ -21,6 +21,8 @@ from ptl_fast.config.score import ScoreSettings
 from ptl_fast.config.traces import TracesSettings
 from ptl_fast.config.trainer import TrainerSettings
 
+LARGEST = 10**15
+
 
 @dataclass(kw_only=True)
 class Config:
@@ -82,6 +84,12 @@ class Config:
             # Python does not enforce Literal
             if typing.get_origin(hint) is Literal and flat[name] not in choices:
                 raise ValueError(f"unknown {flag(name)} {flat[name]}; choose {', '.join(choices)}")
+        # before the groups calculate with them: far below what overflows, far above any use
+        for name, value in flat.items():
+            if isinstance(value, int) and abs(value) > LARGEST:
+                raise ValueError(
+                    f"{flag(name)} {value} is beyond {LARGEST:,}, which no run could do"
+                )
         for group in GROUPS:
             getattr(self, group).check()
         # after the groups, whose own errors are the simpler ones

@@ -18,8 +18,9 @@ class EvaluationSettings:
     log-likelihood per token of answers; without =FILE, of a held-out part of --data), a task
     shipped here (demo_arithmetic, ptl_gsm8k, ptl_minerva_math, ptl_math500, ptl_mbpp; in the
     model's chat template and without examples ptl_gsm8k_chat, ptl_mbpp_chat), or any lm-eval task.
-    =FILE makes a task read that jsonl file instead of the hub; the ptl_ tasks also take a hub name
-    there. The first one leads the tables."""
+    =FILE makes a task read that file or folder, of any type that --data takes, instead of the hub;
+    the ptl_ tasks also take a hub name there. Rows with an empty answer are left out, with a count.
+    The first one leads the tables."""
 
     allow_code_execution: bool = field(default=False, metadata=FREE)
     """Allow ptl_mbpp and ptl_mbpp_chat to run the code that the model writes: in a child process

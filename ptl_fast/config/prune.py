@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ptl_fast.config.checking import check_at_least_one, former_default
+from ptl_fast.config.checking import check_at_least_one, check_at_most, former_default
+
+MAX_ROUNDS = 1000
 
 
 @dataclass(kw_only=True)
@@ -117,6 +119,9 @@ class PruneSettings:
             )
         names = ("neurons_per_round", "rounds", "layers_per_round", "width_multiple")
         check_at_least_one(self, names)
+        check_at_most(
+            self, "rounds", MAX_ROUNDS, "and each has an evaluation and weights of its own"
+        )
         if self.drop_layers < 0:
             raise ValueError(f"--drop-layers {self.drop_layers} must be at least 0")
         if self.fits_in_order and not self.compensate:

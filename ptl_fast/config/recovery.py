@@ -41,9 +41,10 @@ class RecoverySettings:
 
     recovered_within: float = 0.02
     """With until-recovered: a round has recovered when the negative log-likelihood per answer token
-    of held-out documents of --data is at most this many nats above the original model's. It is
-    measured every so many steps that this costs at most a tenth of the training's arithmetic. The
-    round then goes on for a third of its steps so far, in which its learning rate decays."""
+    of held-out documents of --data is at most this many nats above the original model's (negative:
+    below it). It is measured every so many steps that this costs at most a tenth of the training's
+    arithmetic. The round then goes on for a third of its steps so far, in which its learning rate
+    decays."""
 
     train_on: Literal["all", "answers"] = "all"
     """Which tokens cpt and distill learn: all, or answers (as with --calibrate-on). What precedes
@@ -56,6 +57,11 @@ class RecoverySettings:
     keep_optimizer_state: bool = False
     """Begin a round's recovery with Adam's moments of the round before: those of removed neurons
     and layers go, the others move as the weights do. Not with --deepspeed."""
+
+    undo_recovery: bool = True
+    """Where a round's recovery has left the model clearly worse than pruning alone did, keep the
+    pruned model: the next round, or the result, goes on from it. By the first of --eval-tasks; a
+    round with a quality gate follows that."""
 
     anticipate: float = 0.0
     """Weight of a penalty on the neurons that the next round will remove (DReSS, arXiv 2501.17905):

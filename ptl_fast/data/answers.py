@@ -27,6 +27,8 @@ CPU_SECONDS = 10  # per answer
 MEMORY_BYTES = 4 * 2**30  # address space of the child
 NUM_OPEN_FILES = 64
 SHORT_ANSWER = 32  # characters: a number, a formula
+BRACE = re.compile(r"(?<!\\)[{}]")
+TOKEN = re.compile(r"[^\s$]+")
 BOXED = re.compile(r"\\(?:boxed|fbox)\s*")
 # GSM8K's "#### 18", or "The answer is 18." up to the end of the sentence (not the dot in 18.5)
 MARKED = re.compile(
@@ -39,9 +41,10 @@ def final_answer(response: str) -> str | None:
 
     That is its last ``\\boxed{...}``, or else what follows the last ``####`` or "answer is".
     """
+    ends = _closing_braces(response)
     # backwards: a response that was cut off may end with a box that never closes
     for match in reversed(list(BOXED.finditer(response))):
-        boxed = _group(response[match.end() :])
+        boxed = _group(response, match.end(), ends)
         if boxed is not None:
             return boxed
     marked = list(MARKED.finditer(response))
@@ -177,19 +180,28 @@ def _equal(math_verify: Any, gold: str, answer: str | None, response: str) -> bo
     )
 
 
-def _group(text: str) -> str | None:
-    """The content of the braces that the text begins with; None if they never close.
+def _closing_braces(text: str) -> dict[int, int]:
+    """{position of an opening brace: that of its closing one}, in one pass; those that never close
+    are left out. \\{ and \\} are text.
+    """
+    ends: dict[int, int] = {}
+    starts: list[int] = []
+    for match in BRACE.finditer(text):
+        if match[0] == "{":
+            starts.append(match.start())
+        elif match[0] == "}" and starts:
+            ends[starts.pop()] = match.start()
+    return ends
+
+
+def _group(text: str, start: int, ends: dict[int, int]) -> str | None:
+    """The content of the braces that open at ``start``; None if they never close.
 
     Without braces, the first token: LaTeX also takes ``\\boxed 5``.
     """
-    if not text.startswith("{"):
-        token = re.match(r"[^\s$]+", text)
+    if not text.startswith("{", start):
+        token = TOKEN.match(text, start)
         return token[0].rstrip(".,") if token else None
-    # count braces, as an answer may hold more of them, such as \frac{1}{2}; \{ and \} are text
-    depth = 0
-    for position, letter in enumerate(text):
-        escaped = position > 0 and text[position - 1] == "\\"
-        depth += 0 if escaped else (letter == "{") - (letter == "}")
-        if depth == 0:
-            return text[1:position].strip()
-    return None
+    # counted, as an answer may hold more of them, such as \frac{1}{2}
+    end = ends.get(start)
+    return None if end is None else text[start + 1 : end].strip()

@@ -278,13 +278,27 @@ def as_text(value: Any, where: str) -> str:
     return value
 
 
+class EmptyCell(ValueError):
+    """A row has the column, and nothing in it."""
+
+
 def first_present(row: dict[str, Any], *names: str) -> Any:
-    """Return the row's value in the first of the named columns that is present and not null.
+    """Return the row's value in the first of the named columns that is present and not empty.
 
     Raises:
-        ValueError: none of them is.
+        EmptyCell: those that are present are null, NaN or blank.
+        ValueError: none of them is present.
     """
     for name in names:
-        if row.get(name) is not None:
+        if not _is_empty(row.get(name)):
             return row[name]
+    if any(name in row for name in names):
+        raise EmptyCell(f"its {' and '.join(names)} is empty")
     raise ValueError(f"it has the columns {', '.join(row)}; expected {' or '.join(names)}")
+
+
+def _is_empty(value: Any) -> bool:
+    if isinstance(value, str):
+        return not value.strip()
+    # not a number, which is how tables write a missing one
+    return value is None or (isinstance(value, float) and math.isnan(value))

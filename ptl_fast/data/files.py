@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ptl_fast.base.console import first_line
+from ptl_fast.base.console import reason
 
 Rows = Iterator[tuple[int, dict]]
 
@@ -70,7 +70,7 @@ def open_text(path: Path) -> Iterator[IO[str]]:
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 text ({error.reason}); convert it") from error
         except (OSError, pyarrow.ArrowException) as error:
-            raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
+            raise ValueError(f"{path} cannot be read: {reason(error)}") from error
 
 
 def _jsonl_rows(path: Path) -> Rows:
@@ -85,7 +85,7 @@ def _jsonl_rows(path: Path) -> Rows:
             # ValueError: also numbers of thousands of digits
             except (ValueError, RecursionError) as error:
                 raise ValueError(
-                    f"{path} line {number} is not valid JSON ({first_line(error)}); correct or"
+                    f"{path} line {number} is not valid JSON ({reason(error)}); correct or"
                     " remove that line"
                 ) from error
             if not isinstance(row, dict):
@@ -112,11 +112,11 @@ def _json_rows(path: Path) -> Rows:
     except json.JSONDecodeError as error:
         # extra data after a whole value is what a file of JSON lines looks like
         if error.msg != "Extra data":
-            raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
+            raise ValueError(f"{path} cannot be read: {reason(error)}") from error
         yield from _jsonl_rows(path)
         return
     except ValueError as error:  # numbers of thousands of digits
-        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
+        raise ValueError(f"{path} cannot be read: {reason(error)}") from error
     rows = [rows] if isinstance(rows, dict) else rows
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(
@@ -140,7 +140,7 @@ def _table_rows(path: Path, separator: str) -> Rows:
                 yield reader.line_num, row
         except csv.Error as error:
             raise ValueError(
-                f"{path} line {reader.line_num} is not valid CSV ({first_line(error)})"
+                f"{path} line {reader.line_num} is not valid CSV ({reason(error)})"
             ) from error
 
 
@@ -158,7 +158,7 @@ def _parquet_rows(path: Path) -> Rows:
                     number += 1
                     yield number, dict(zip(batch.schema.names, cells, strict=True))
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
+        raise ValueError(f"{path} cannot be read: {reason(error)}") from error
 
 
 def _values(column: Any) -> list[Any]:

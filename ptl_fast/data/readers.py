@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ptl_fast.base.console import first_line, say
+from ptl_fast.base.console import reason, say
 from ptl_fast.data.columns import document
 from ptl_fast.data.documents import EXCHANGE, Document, Form
 from ptl_fast.data.files import FILE_READERS, FILE_TYPES, file_rows, file_type, paragraphs
@@ -21,6 +21,7 @@ DEMO = "ptl-demo"
 # the demo's corpus is generated, so that it needs no download
 DEMO_NUM_PROBLEMS, DEMO_SEED = 60_000, 1000
 SHUFFLE_BUFFER = 10_000  # rows in the shuffle buffer of a streamed data set
+MOST_FILES = 20_000  # in a folder: it would take long only to look at those of / or of a home
 SHUFFLE_SHARDS = 64  # of a saved data set that is streamed: they come in a random order
 
 
@@ -112,6 +113,7 @@ def _parse(data: str) -> tuple[list[Source], list[float]]:
     """Split a setting into its sources and their weights; the weights are empty if none has one."""
     # a path that exists is taken literally, even if it holds a comma or an @
     entries = [data] if os.path.exists(data) else [entry.strip() for entry in data.split(",")]
+    entries = [os.path.expanduser(entry) for entry in entries]
     sources, weights = [], []
     for entry in entries:
         name, at, weight = entry.rpartition("@")
@@ -251,11 +253,34 @@ def dataset_rows(source: Source, streaming_seed: int | None = None) -> Iterator[
         yield from enumerate(rows, start=1)
     except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
         if os.path.exists(source.name):
-            raise ValueError(f"{source.text} cannot be read: {first_line(error)}") from error
+            raise ValueError(f"{source.text} cannot be read: {reason(error)}") from error
         raise ValueError(
             f"no file {source.text}, and no such data set on the hub or in its cache"
-            f" ({first_line(error)})"
+            f" ({reason(error)})"
         ) from error
+
+
+def is_local(source: str) -> bool:
+    """Whether FILE or FOLDER[:[CONFIG:]SPLIT] exists here."""
+    return os.path.exists(source) or os.path.isdir(source.partition(":")[0])
+
+
+def local_rows(source: str, split: str) -> Iterator[tuple[int, dict]]:
+    """Yield (number from 1, row) of a file of any type, or of a folder.
+
+    Args:
+        split: that of a folder with several, where ``source`` names none.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    if os.path.isfile(source):
+        yield from file_rows(Path(source))
+        return
+    parsed = _source(source, source)
+    if ":" not in source.removeprefix(parsed.name):
+        parsed = parsed._replace(split=split)
+    yield from dataset_rows(parsed)
 
 
 def _check_folder(source: Source) -> None:
@@ -263,6 +288,14 @@ def _check_folder(source: Source) -> None:
     type, and say nothing of the others.
     """
     folder = Path(source.name)
+    if (
+        folder.is_dir()
+        and len(list(itertools.islice(folder.rglob("*"), MOST_FILES + 1))) > MOST_FILES
+    ):
+        raise ValueError(
+            f"{source.text} holds more than {MOST_FILES:,} files and folders; name a folder of data"
+            " alone"
+        )
     # a README may say which files belong to which configuration
     if source.config is not None or not folder.is_dir() or (folder / "README.md").exists():
         return

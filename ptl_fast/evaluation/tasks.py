@@ -4,6 +4,7 @@ Tasks come from --eval-tasks. They are parsed and loaded before a run begins, so
 or an unreadable file does not end it hours later.
 """
 
+import codecs
 import functools
 import json
 import logging
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ptl_fast.base import distributed
-from ptl_fast.base.console import first_line
+from ptl_fast.base.console import reason
 from ptl_fast.base.errors import Diverged
+from ptl_fast.data import readers
 from ptl_fast.data.files import FILE_TYPES, file_type
 from ptl_fast.evaluation import chat
 from ptl_fast.evaluation.chat import CHAT_TASKS, LoadedChat
@@ -114,7 +116,7 @@ def _check_file(task: EvalTask) -> None:
     # data/test.jsonl looks like a hub name too
     is_data = file_type(Path(task.file)) in FILE_TYPES
     may_be_on_hub = task.task in shipped_tasks() and HUB_NAME.fullmatch(task.file) and not is_data
-    if not Path(task.file).is_file() and not may_be_on_hub:
+    if not readers.is_local(task.file) and not may_be_on_hub:
         raise ValueError(f"evaluation task {task.label}: no file {task.file}")
 
 
@@ -137,11 +139,11 @@ def load_task(
 def _unusable(task: EvalTask, error: Exception) -> ValueError:
     """The error that says which data cannot be used, why, and what to do."""
     where = f"the data in {task.file}" if task.file else "its data"
-    is_local = task.file is not None and Path(task.file).is_file()
+    is_local = task.file is not None and readers.is_local(task.file)
     fix = "" if is_local else f"; give a local file: {task.task}=FILE.jsonl"
     return ValueError(
         f"evaluation task {task.label}: {where} cannot be used ({type(error).__name__}:"
-        f" {first_line(error)}){fix}"
+        f" {reason(error)}){fix}"
     )
 
 
@@ -292,7 +294,8 @@ def _with_local_file(manager: "TaskManager", task: EvalTask, folder: Path) -> st
     if task.task in shipped_tasks():
         data = {"dataset_kwargs": {"source": task.file}}
     else:
-        files = {"train": str(Path(task.file).resolve()), "test": str(Path(task.file).resolve())}
+        rows = _as_json_lines(task.file, folder)
+        files = {"train": rows, "test": rows}
         data = {
             "dataset_path": "json",
             "dataset_name": None,
@@ -303,6 +306,21 @@ def _with_local_file(manager: "TaskManager", task: EvalTask, folder: Path) -> st
     file = folder / f"{task.task}.yaml"
     file.write_text(json.dumps(settings))
     return str(file)
+
+
+def _as_json_lines(source: str, folder: Path) -> str:
+    """The path of the data as a file that datasets' JSON reader takes; written if it is another."""
+    path = Path(source)
+    if path.is_file() and path.suffix in (".jsonl", ".json"):
+        with path.open("rb") as stream:
+            # pyarrow takes no byte order mark for JSON
+            if stream.read(3) != codecs.BOM_UTF8:
+                return str(path.resolve())
+    written = folder / "rows.jsonl"
+    with written.open("w", encoding="utf-8") as stream:
+        for _, row in readers.local_rows(source, "test"):
+            stream.write(json.dumps(row, default=str) + "\n")
+    return str(written)
 
 
 @functools.cache

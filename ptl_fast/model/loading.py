@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from ptl_fast.base.console import first_line
+from ptl_fast.base.console import reason
 from ptl_fast.model import padding, tying
 
 if TYPE_CHECKING:
@@ -72,12 +72,12 @@ def load_config(name: str) -> "PretrainedConfig":
     try:
         config = AutoConfig.from_pretrained(name)
     except Exception as error:  # transformers raises many types for a bad config
-        reason = (
-            first_line(error)
+        why = (
+            reason(error)
             if path.exists()
             else "no such folder, and not found on the hub or in its cache"
         )
-        raise ValueError(f"--model {name} cannot be loaded: {reason}") from error
+        raise ValueError(f"--model {name} cannot be loaded: {why}") from error
     wanted = ("num_hidden_layers", "num_attention_heads", "hidden_size")
     missing = [field for field in wanted if not isinstance(getattr(config, field, None), int)]
     if missing:
@@ -108,8 +108,8 @@ def load_tokenizer(name: str, flag: str = "--model") -> "PreTrainedTokenizerBase
                 f"{flag} {name!r}: no such folder, and not found on the hub or in its cache"
             ) from error
         raise ValueError(
-            f"{flag} {name} has no tokenizer that can be loaded; save the tokenizer into the same"
-            " folder"
+            f"{flag} {name} has no tokenizer that can be loaded ({reason(error)}); save the"
+            " tokenizer into the same folder"
         ) from error
     if not tokenizer.is_fast:
         raise ValueError(
@@ -140,7 +140,7 @@ def check_teacher(teacher: str, tokenizer: "PreTrainedTokenizerBase") -> None:
     try:
         config = AutoConfig.from_pretrained(_bundled(teacher))
     except Exception as error:  # transformers raises many types for a bad config
-        raise ValueError(f"--teacher {teacher} cannot be loaded: {first_line(error)}") from error
+        raise ValueError(f"--teacher {teacher} cannot be loaded: {reason(error)}") from error
     num_embeddings = config.get_text_config().vocab_size
     if max(ids) >= num_embeddings:
         raise ValueError(
@@ -159,7 +159,7 @@ def check_teacher(teacher: str, tokenizer: "PreTrainedTokenizerBase") -> None:
             safe_open(file, framework="pt")
         except (OSError, SafetensorError) as error:
             raise ValueError(
-                f"--teacher {teacher}: {file.name} is damaged ({first_line(error)}); copy it again"
+                f"--teacher {teacher}: {file.name} is damaged ({reason(error)}); copy it again"
             ) from error
 
 
@@ -184,7 +184,7 @@ def load_model(
             _bundled(name), dtype=dtype, output_loading_info=True, **corrected
         )
     except Exception as error:  # safetensors, torch and transformers raise many types
-        raise ValueError(f"{flag} {name} cannot be loaded: {first_line(error)}") from error
+        raise ValueError(f"{flag} {name} cannot be loaded: {reason(error)}") from error
     model, info = loaded
     # transformers only warns of missing weights, and initializes them at random. Left-over weights
     # outside the decoder layers do no harm
@@ -200,7 +200,7 @@ def load_model(
         model.set_attn_implementation(attention)
     except (ImportError, ValueError) as error:
         raise ValueError(
-            f"--attn {attention} cannot be used here: {first_line(error)}; use --attn auto"
+            f"--attn {attention} cannot be used here: {reason(error)}; use --attn auto"
         ) from error
     tying.correct_loaded_(model)
     padding.drop_generated_padding_(model)

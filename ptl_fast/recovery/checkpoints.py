@@ -1,4 +1,4 @@
-"""Checkpoints during a round's recovery: when to write them."""
+"""Checkpoints during a round's recovery: when to write them, also because the run is to end."""
 
 import time
 from collections.abc import Callable
@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainingArguments
 
-from ptl_fast.base import distributed
+from ptl_fast.base import distributed, interruption
+from ptl_fast.base.errors import StorageFailed
 from ptl_fast.base.run_files import Checkpoint, RecoveryFolder
+from ptl_fast.base.stored import check_space
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState
@@ -32,7 +34,7 @@ class Checkpoints(TrainerCallback):
         keep: Callable[[Checkpoint], None] | None = None,
     ) -> None:
         self.folder, self.seconds, self.end, self.keep = folder, seconds, end, keep
-        self.last = time.monotonic()
+        self.last, self.stop = time.monotonic(), 0
 
     def on_step_end(
         self,
@@ -41,9 +43,32 @@ class Checkpoints(TrainerCallback):
         control: "TrainerControl",
         **kwargs: Any,
     ) -> None:
-        due = time.monotonic() - self.last >= self.seconds and state.global_step < self.end()
+        due = time.monotonic() - self.last >= self.seconds
         # the ranks' clocks differ, and saving is a collective operation: the main rank decides
-        control.should_save = distributed.agree(due)
+        due, self.stop = distributed.agree((due, interruption.asked()))
+        if state.global_step >= self.end():
+            # the round's weights are about to be saved instead, if there is time
+            self.stop = 0
+            control.should_save = False
+            return
+        control.should_save = due or bool(self.stop)
+        if control.should_save and distributed.is_main():
+            self._check_space(state.global_step, kwargs.get("model"), kwargs.get("optimizer"))
+
+    def _check_space(self, step: int, model: Any, optimizer: Any) -> None:
+        """Raise StorageFailed if a checkpoint does not fit on the disk, or Stopped if the run is to
+        end anyway.
+        """
+        states = getattr(optimizer, "state", {}).values() if optimizer is not None else ()
+        moments = [each for state in states for each in state.values() if hasattr(each, "numel")]
+        weights = [] if model is None else list(model.parameters())
+        needed = sum(each.numel() * each.element_size() for each in (*weights, *moments))
+        try:
+            check_space(self.folder.checkpoint(step).path, needed)
+        except StorageFailed:
+            if self.stop:
+                raise interruption.Stopped(self.stop) from None
+            raise
 
     def on_save(
         self,
@@ -60,3 +85,5 @@ class Checkpoints(TrainerCallback):
         # older ones go only now: a crash at any moment leaves a complete checkpoint
         self.folder.remove_checkpoints(but=checkpoint)
         self.last = time.monotonic()
+        if self.stop:
+            raise interruption.Stopped(self.stop)

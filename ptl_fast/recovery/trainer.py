@@ -2,14 +2,16 @@
 
 import math
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from ptl_fast.base import distributed
+from ptl_fast.base import distributed, interruption
 from ptl_fast.base.errors import Diverged
+from ptl_fast.base.stored import storing
 from ptl_fast.config.trainer import read_deepspeed
 from ptl_fast.recovery.borrowed_model import tear_down
 from ptl_fast.recovery.liger import liger_kernels
@@ -96,11 +98,13 @@ def run(trainer: Trainer, checkpoint: "Checkpoint | None", model: "PreTrainedMod
     """Train, resuming from ``checkpoint`` if there is one; close the progress bar in any case.
 
     Raises:
+        StorageFailed: a checkpoint cannot be written.
         Diverged: the loss is NaN or infinite. The model is detached from the Trainer by then, but
             its weights are useless.
     """
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+        with storing(Path(trainer.args.output_dir or ".")), interruption.waiting():
+            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
     except Diverged:
         tear_down(trainer, model)
         raise

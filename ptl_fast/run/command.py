@@ -1,55 +1,41 @@
 """What the command line does with its flags, and how it tells what went wrong."""
 
-import argparse
 import os
+import signal
 import sys
 
-from ptl_fast.base.console import first_line
-from ptl_fast.run import start
-
-OUT_OF_MEMORY = (
-    "The same command goes on from here, also with a smaller --micro-batch (training and scoring),"
-    " --eval-batch (evaluation), --grpo-micro-batch or --opd-micro-batch, or with"
-    " --gradient-checkpointing true. What sampling needs only smaller --grpo-prompts,"
-    " --grpo-rollouts or --opd-prompts lower, and those are another run."
-)
-NO_MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "alloc_failed",
-    "bad_alloc",
-)
+from ptl_fast.base import interruption
+from ptl_fast.run import failures, start
 
 
 def main(arguments: list[str]) -> int:
-    """Run what the flags say; returns the exit code: 2 for what the user can mend, told in one
-    line, and 130 for an interruption.
+    """Run what the flags say.
+
+    Returns:
+        The exit code: 2 for what the user can mend and 1 for any other failure, told in one line;
+        128 and the signal's number for an interruption.
     """
     debug = "--debug" in arguments
-    try:
-        config = start.parse(arguments)
-        debug = config.run.debug
-        start.run(config, quiet=not debug)
-    except (ValueError, OSError, RuntimeError, MemoryError, argparse.ArgumentError) as error:
-        lacks_memory = _is_out_of_memory(error)
-        if debug or (isinstance(error, RuntimeError) and not lacks_memory):
-            raise
-        if os.environ.get("RANK", "0") == "0" or lacks_memory:
-            text = str(error)
-            if lacks_memory:
-                text = f"out of memory: {first_line(error)}. {OUT_OF_MEMORY}"
-            print(f"error: {' '.join(text.split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues from here", file=sys.stderr)
-        return 130
+    with interruption.handling():
+        try:
+            config = start.parse(arguments)
+            debug = config.run.debug
+            start.run(config, quiet=not debug)
+        except Exception as error:
+            if debug:
+                raise
+            lacks_memory = failures.is_out_of_memory(error)
+            # the other ranks say the same, but may alone have had too little memory
+            if os.environ.get("RANK", "0") == "0" or lacks_memory:
+                print(f"error: {failures.told(error)}", file=sys.stderr)
+            return 2 if lacks_memory or failures.is_mendable(error) else 1
+        except KeyboardInterrupt:
+            return _interrupted("interrupted", signal.SIGINT)
+        except interruption.Stopped as stopped:
+            return _interrupted(str(stopped), stopped.number)
     return 0
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, CUDA, cuBLAS or torch's allocator for the CPU could not get memory: they have
-    no error in common.
-    """
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in text for words in NO_MEMORY)
+def _interrupted(what: str, number: int) -> int:
+    print(f"{what}; {interruption.GO_ON}", file=sys.stderr)
+    return 128 + number

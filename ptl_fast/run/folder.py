@@ -8,9 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from ptl_fast.base import distributed
-from ptl_fast.base.atomic_files import write_atomically
+from ptl_fast.base.atomic_files import nearest_folder
+from ptl_fast.base.checksums import LIST
+from ptl_fast.base.console import say
 from ptl_fast.base.run_files import BEFORE_STATE, WRITTEN, RoundFolder, RunFiles
-from ptl_fast.base.stored import ModelFolder, Stored, remove, rename, write_bytes
+from ptl_fast.base.stored import (
+    ModelFolder,
+    Stored,
+    check_space,
+    remove,
+    rename,
+    write_bytes,
+    write_here,
+)
 from ptl_fast.config.checking import flag
 from ptl_fast.config.config import FIELDS, RESUME_ROUNDING, WITHOUT
 from ptl_fast.pruning.plan import PruningPlan
@@ -132,20 +142,23 @@ class RunFolder(RunFiles):
         still a run, one that cannot be resumed, and --overwrite deletes the rest.
         """
         deleted = {"format": FORMAT, "config": {}, "deleted": True}
-        write_atomically(self.state_file.path, json.dumps(deleted).encode())
+        for file in (self.state_file.path, self.state_file.copy.path):
+            write_here(file, json.dumps(deleted).encode())
         written = [file for file in self.path.iterdir() if WRITTEN.fullmatch(file.name)]
         for file in written:
-            if file == self.state_file.path:
+            if file in (self.state_file.path, self.checksums):
                 continue
             if file.is_dir() and not file.is_symlink():
                 shutil.rmtree(file)
             else:  # of a symbolic link, only the link
                 file.unlink()
+        # last: until then it says what state.json holds
+        self.checksums.unlink(missing_ok=True)
 
     def _state_on_disk(self) -> dict[str, Any]:
         """The content of state.json; raises ValueError if it is not what a run writes."""
         try:
-            state = json.loads(self.state_file.path.read_text())
+            state = self.state_file.read()
             return {**state, "config": dict(state["config"])}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
@@ -166,12 +179,11 @@ class RunFolder(RunFiles):
 
     def _nearest(self) -> Path:
         """The folder, or its nearest parent that exists."""
-        above = [self.path, *self.path.absolute().parents]
-        return next(parent for parent in above if parent.exists())
+        return nearest_folder(self.path)
 
     def _is_run(self) -> bool:
         """Whether the folder holds a run, of whatever settings."""
-        return self.state_file.is_whole()
+        return self.state_file.path.exists() or self.state_file.copy.path.exists()
 
     def check_disk(self, needed_bytes: int) -> None:
         """Raise ValueError if fewer than ``needed_bytes`` are free on the folder's file system."""
@@ -183,6 +195,16 @@ class RunFolder(RunFiles):
                 f" {needed_bytes / 2**20:,.0f} MiB; free some space or give another --output"
             )
 
+    def check_present(self) -> None:
+        """Raise ValueError if somebody has deleted or moved the folder since it was opened: a run
+        would write into a new one, and lack the rest at its end.
+        """
+        if distributed.is_main() and not self.lock_file.exists():
+            raise ValueError(
+                f"{self.path} was deleted or moved while the run was working in it; put it back and"
+                " the same command continues, or begins anew without it"
+            )
+
     def write_report(self, text: str) -> None:
         """Write report.md."""
         write_bytes(self.report_text, text.encode())
@@ -190,11 +212,24 @@ class RunFolder(RunFiles):
     def publish_final(self, source: ModelFolder, card: str) -> None:
         """Make ``final/`` from a round's saved model and a model card, in one rename.
 
-        Files are hard links if the file system supports them, so they take no space of their own.
+        A copy and no hard links: who writes into final/ must not change what a continued run reads.
+
+        Raises:
+            ValueError: the saved model is damaged, or the copy is not what was saved.
+            StorageFailed: the copy does not fit on the disk.
         """
+        if not source.exists():
+            raise ValueError(f"{source.path} is missing or damaged, so there is no result")
+        if distributed.agree(self.final.path.exists()):
+            aside = self.changed_final()
+            rename(self.final.path, aside)
+            say(f"{self.final.path} was not as it was written: it is {aside} now, and made again.")
+        if distributed.is_main():
+            files = [file for file in source.path.rglob("*") if file.is_file()]
+            check_space(self.final.path, sum(file.stat().st_size for file in files))
 
         def write(folder: Path) -> None:
-            shutil.copytree(source.path, folder, copy_function=_link_or_copy, dirs_exist_ok=True)
+            shutil.copytree(source.path, folder, dirs_exist_ok=True)
             (folder / "README.md").write_text(card)
 
         self.final.fill(write)
@@ -207,7 +242,7 @@ class RunFolder(RunFiles):
         """
         own, failed = self.round(number), self.failed(number, attempt)
         if not Stored(failed.path).exists():
-            light = {*own.path.glob("*.json"), own.statistics.path}
+            light = {*own.path.glob("*.json"), own.path / LIST, own.statistics.path}
             # with --anticipate the next round has a plan already, made for this round's model
             heavy = [path for path in own.path.glob("*") if path not in light]
             remove(*heavy, self.round(number + 1).path)
@@ -227,11 +262,3 @@ class RunFolder(RunFiles):
         old = [each.model().path for each in finished[:-keep_rounds]]
         old += [each.optimizer_state().path for each in finished[:-1]]
         remove(*old, *(each.recovery_folder().path for each in finished))
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    """Hard-link a file; copy it if the file system cannot."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

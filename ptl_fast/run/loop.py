@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ptl_fast.base.console import say
 from ptl_fast.base.errors import Diverged
+from ptl_fast.base.stored import DAMAGED, Stored, remove
 from ptl_fast.model import loading, precision
 from ptl_fast.run import (
     gate_step,
@@ -26,6 +27,7 @@ from ptl_fast.run import (
     save_step,
     tables,
     trace_step,
+    verdict,
 )
 from ptl_fast.run.evaluate_step import evaluate, measure_dense
 from ptl_fast.run.folder import read_plan
@@ -57,13 +59,30 @@ def run(config: "Config") -> dict[str, Any]:
     # the last process may have been killed between the gate's decision and what follows from it
     gate_step.put_aside_failed_rounds(context)
     trace_step.make(context)
-    context.dense = context.folder.dense.once(lambda: measure_dense(context))
+    steps = recover_step.steps_left(context)
+    verdict.check_steps(steps, config.trainer.global_batch)
+    line = verdict.few_steps_line(steps)
+    if line is not None:
+        say(line)
+    context.dense = context.folder.dense.once(lambda: _measure_dense(context))
     # not a for loop: the quality gate may make the schedule longer, or end it here
     while len(context.records) < len(context.rounds.schedule):
         run_round(context, context.rounds.schedule[len(context.records)])
         publish.write_report(context)
         say("\n" + tables.table(context.dense, context.records) + "\n")
     return publish.finish(context)
+
+
+def _measure_dense(context: "RunContext") -> dict[str, Any]:
+    """The content of dense.json, also where it was lost and the model in memory is another one."""
+    finished = len(context.records)
+    if not finished:
+        return measure_dense(context)
+    load_weights(context, 0)
+    dense = measure_dense(context)
+    if finished < len(context.rounds.schedule):
+        load_weights(context, finished)
+    return dense
 
 
 def run_round(context: "RunContext", step: "Round") -> None:
@@ -103,6 +122,12 @@ def attempt(context: "RunContext", step: "Round") -> "Decision | None":
     files = context.folder.round(step.number)
     trace_step.renew(context, step)
     decide = functools.partial(prune_step.plan_round, context, step)
+    # the statistics and the plan belong together
+    if files.statistics.is_damaged():
+        _check_not_anticipated(context, step, files.statistics)
+        files.plan.remove()
+    if files.plan.is_damaged():
+        _check_not_anticipated(context, step, files.plan)
     files.plan.once(lambda: _stage(context, step, "calibrate", decide))
     plan = read_plan(files)
     step = dataclasses.replace(step, width=plan.width)
@@ -119,6 +144,19 @@ def attempt(context: "RunContext", step: "Round") -> "Decision | None":
         decision = gate_step.judge(context, step, recovered(context, step, extension))
         if decision is None or decision.action != "extend":
             return decision
+
+
+def _check_not_anticipated(context: "RunContext", step: "Round", lost: Stored) -> None:
+    """Raise ValueError if the round was planned during the recovery before it (--anticipate): its
+    model is past that moment, and would be planned otherwise.
+    """
+    if context.config.recovery.anticipate and context.records:
+        before = context.folder.round(step.number - 1).path
+        raise ValueError(
+            f"{lost.path} {DAMAGED}, and was made during the round before; delete {before} and"
+            f" {lost.path.parent}, and the same command computes both rounds again if the weights"
+            " before them were kept (--keep-rounds)"
+        )
 
 
 def recovered(context: "RunContext", step: "Round", extension: int) -> dict[str, Any]:
@@ -139,7 +177,8 @@ def recovered(context: "RunContext", step: "Round", extension: int) -> dict[str,
         if not recover_step.has_trained(recovery.read()):
             unchanged = files.pruned.read()
         measure = functools.partial(evaluate, context, f"round {step.number} recovered")
-        return evaluated.once(lambda: unchanged or _stage(context, step, "evaluate", measure))
+        found = evaluated.once(lambda: unchanged or _stage(context, step, "evaluate", measure))
+        return found if unchanged or extension else _keep_better(context, step, found)
     except Diverged as error:
         if not context.rounds.is_judged(step):
             raise
@@ -151,6 +190,40 @@ def recovered(context: "RunContext", step: "Round", extension: int) -> dict[str,
         return {}
 
 
+def _keep_better(context: "RunContext", step: "Round", recovered: dict[str, Any]) -> dict[str, Any]:
+    """Return the round's evaluation, after going back to the pruned model if recovery made it
+    clearly worse.
+
+    Safe to repeat: the evaluation on disk becomes the pruned model's last, so that a run which is
+    killed before finds the trained one's and comes here again.
+    """
+    files, pruned = (
+        context.folder.round(step.number),
+        context.folder.round(step.number).pruned.read(),
+    )
+    names = context.recoveries(step)
+    if context.rounds.is_judged(step) or not verdict.is_worse(context, names, pruned, recovered):
+        return recovered
+    undone = context.config.recovery.undo_recovery
+    files.worse_recovery.write({"eval": recovered, "undone": undone})
+    if not undone:
+        return recovered
+    # without a checkpoint, pruning computes all of the weights again
+    remove(
+        files.recovery_folder().path,
+        files.optimizer_state().path,
+        files.next_statistics().path,
+        # with --anticipate the next round has a plan already, made for the trained model
+        context.folder.round(step.number + 1).path,
+    )
+    load_weights(context, step.number - 1)
+    _prune(context, step)
+    context.now.optimizer_state = None
+    files.model().save(context.model, context.inputs.tokenizer)
+    files.recovered().write(pruned)
+    return pruned
+
+
 def train(context: "RunContext", step: "Round", extension: int) -> None:
     """Leave in memory and on disk the model after the round's recovery, or after an extension.
 
@@ -158,8 +231,9 @@ def train(context: "RunContext", step: "Round", extension: int) -> None:
     from the pruned model; an extension starts from what the training before it saved.
     """
     files = context.folder.round(step.number)
-    saved = files.model(extension)
-    if saved.exists():
+    saved, recovery = files.model(extension), files.recovery(extension)
+    # without a record of the training, training again makes both
+    if saved.exists() and recovery.exists():
         load_weights(context, step.number, extension)
         return
     if extension:
@@ -206,9 +280,12 @@ def _stage(context: "RunContext", step: "Round", label: str, compute: Callable[[
     # seeded for each stage, because a resumed run skips stages that would draw random numbers
     loading.seed_everything(context.config.run.seed * 1000 + step.number)
     start = time.perf_counter()
-    value = compute()
+    try:
+        value = compute()
+    finally:  # whatever else fails in a folder that is gone, it fails because of that
+        context.folder.check_present()
     kept = context.folder.round(step.number).seconds
-    seconds = kept.read() or dict.fromkeys(STAGES, 0.0)
+    seconds = kept.found() or dict.fromkeys(STAGES, 0.0)
     seconds[label] += time.perf_counter() - start
     kept.write(seconds)
     return value

@@ -27,6 +27,7 @@ from ptl_fast.run import (
     layer_choice,
     prune_step,
     quality_gate,
+    repair,
     rounds,
     sizes,
     trace_step,
@@ -220,23 +221,29 @@ def _open_folder(context: RunContext, chosen: dict[str, Any] | None) -> None:
             " same but for rounding."
         )
     folder.check_disk(_needed_bytes(context))
-    num_finished = 0 if overwrite else folder.num_finished_rounds()
+    num_finished, decisions = 0, []
     if not overwrite:
         trace_step.restore(context)
-    # replayed in order; those of unfinished rounds too, which may have been undone or made longer
-    if not overwrite:
-        for content in distributed.agree(folder.decisions.read()) or []:
+        # replayed in order, those of unfinished rounds too: they may have been undone or extended
+        num_finished = repair.usable_rounds(folder, config.recovery.keep_optimizer_state)
+        written = distributed.agree(folder.decisions.read()) or []
+        decisions = repair.decisions_until(written, folder, num_finished)
+        for content in decisions:
             context.follow(quality_gate.Decision(**content))
     schedule = context.rounds.schedule
     # before the folder is opened: a model that does not fit must not cost the run in it
     if num_finished < len(schedule):
         load_weights(context, num_finished)
     folder.open(overwrite)
+    if not overwrite:
+        if decisions != written:
+            folder.decisions.write(decisions)
+        repair.forget_rounds(folder, num_finished)
     if chosen is not None:
         folder.width_multiple.write(chosen)
     if num_finished:
         say(f"{folder.path}: continuing after round {num_finished} of {len(schedule)}")
-    context.records = [folder.round(number).record.read() for number in range(1, num_finished + 1)]
+    context.records = repair.read_records(context, num_finished)
     # a run killed after a record was written may not have come to it
     folder.remove_old_weights(num_finished, config.run.keep_rounds)
 
@@ -250,6 +257,7 @@ def _needed_bytes(context: RunContext) -> int:
     num_moments = 4 if config.recovery.keep_optimizer_state else 0
     # an extension of recovery needs the model it starts from until its own is saved
     num_models = config.run.keep_rounds + 1 + (context.rounds.gate_on is not None)
+    num_models += 1  # final/
     size = sizes.predicted_size(context.original, None, config.data.sequence_length)
     weights = size["num_parameters"] * 4 * (num_models + 3 + num_moments)
     if not any(each.teacher_on_disk for each in registry.find(config.recovery.all_recoveries)):

@@ -97,7 +97,7 @@ def _stored_divergence(context: "RunContext", step: "Round") -> "Tensor | None":
     """Each calibration token's divergence, as the round was planned with; None: no weights."""
     stored = context.folder.round(step.number).statistics
     # a round that only trains has no statistics
-    if not context.config.score.weighs_tokens or not stored.exists():
+    if not context.config.score.weighs_tokens or not stored.given():
         return None
     return stored.read().get(DIVERGENCE)
 
@@ -119,7 +119,7 @@ def prune(context: "RunContext", step: "Round", *, weights_follow: bool = False)
         return
     before = context.folder.round(step.number - 1).optimizer_state()
     # missing in the first round, and where earlier rounds had nothing to train
-    if before.exists():
+    if before.given():
         now.optimizer_state = optimizer_state.from_tensors(before.read())
     calibration = Calibration(context, step, _stored_divergence(context, step))
     plan = read_plan(files)
@@ -348,7 +348,7 @@ class Calibration:
         during_recovery = self.context.config.score.score_during_recovery
         taken = self.context.folder.round(self.step.number - 1).next_statistics()
         # missing in the first round, and where the last round had nothing to train
-        if during_recovery and taken.exists():
+        if during_recovery and taken.given():
             return Statistics(**taken.read())
         found, self.context.now.grams = self._collect(self.tokens(), "calibrate")
         return found

@@ -6,7 +6,7 @@ from ptl_fast.base.console import say
 from ptl_fast.base.stored import remove
 from ptl_fast.baselines import flap, slicegpt
 from ptl_fast.model import loading
-from ptl_fast.run import quality_gate, report, save_step, trace_step
+from ptl_fast.run import quality_gate, report, save_step, tables, trace_step, verdict
 from ptl_fast.run.environment import environment
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ def finish(context: "RunContext") -> dict[str, Any]:
     remove(folder.round(0).path, folder.round(number).optimizer_state().path)
     where = f"Result: {folder.final.path}   Report: {folder.report_text}"
     stopped = f"{content['stopped']}\n" if content.get("stopped") else ""
+    for line in verdict.sentences(context.records, *tables.leading_metric(context.dense)):
+        stopped += f"{line}\n"
     say(f"{stopped}{where}\n\n{_how_to_load(context)}")
     return content
 

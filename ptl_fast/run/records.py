@@ -28,6 +28,7 @@ def of_round(context: "RunContext", files: "RoundFolder") -> dict[str, Any]:
     length = context.config.data.sequence_length
     weights = files.token_weights.read()
     folded = files.folded_layers.read()
+    worse = files.worse_recovery.read()
     record = {
         **sizes.predicted_size(context.original, plan, length),
         # the last extension's, which is the model that the round leaves
@@ -39,6 +40,7 @@ def of_round(context: "RunContext", files: "RoundFolder") -> dict[str, Any]:
         **files.recovery().read(),
         **({"extra_recovery": extra} if extra else {}),
         **{name: getattr(plan, name) for name in FROM_PLAN},
+        **({"worse_recovery": worse} if worse else {}),
         **({"token_weights": weights} if weights else {}),
         **({"folded_layers": folded} if folded else {}),
     }

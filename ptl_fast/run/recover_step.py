@@ -116,6 +116,23 @@ def tokens_left(context: "RunContext") -> list[int]:
     return [*left, sizes[-1] if total is None else round(schedule[-1].recovery_share * total)]
 
 
+def steps_left(context: "RunContext") -> dict[int, int]:
+    """{unfinished round: optimizer steps of its training on text, at most}; each method's if
+    several of its methods train on text.
+    """
+    finished, left = len(context.records), tokens_left(context)
+    steps = {}
+    for step, num_tokens in zip(context.rounds.schedule[finished:], left, strict=True):
+        on_text = sum(each.on_text for each in registry.find(context.recoveries(step)))
+        if on_text:
+            tokens, batch = (
+                context.data.training[step.number - 1],
+                context.config.trainer.global_batch,
+            )
+            steps[step.number] = num_steps(tokens, num_tokens // on_text, batch)
+    return steps
+
+
 def _task(
     context: "RunContext", step: "Round", extension: int, collector: StatisticsCollector | None
 ) -> RecoveryTask:
@@ -160,7 +177,7 @@ def _extended(
     files = context.folder.round(step.number)
     before = files.optimizer_state(extension - 1)
     # missing without --keep-optimizer-state, and if nothing has trained so far
-    if before.exists():
+    if before.given():
         kept = optimizer_state.from_tensors(before.read())
     # the gate has found too little quality: no early stop, and no place in a schedule over rounds
     options = dataclasses.replace(

@@ -5,8 +5,8 @@ from typing import Any
 from ptl_fast.base import markdown
 from ptl_fast.baselines import ROUND_KINDS, SCORERS
 from ptl_fast.evaluation.chat import COSTS
-from ptl_fast.run import answer_costs, quality_gate, rollout_report, trace_report
-from ptl_fast.run.tables import show, table
+from ptl_fast.run import answer_costs, quality_gate, rollout_report, trace_report, verdict
+from ptl_fast.run.tables import leading_metric, show, table
 
 # Header of the table "What went, and why".
 REASONS = [
@@ -88,6 +88,7 @@ def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
     parts = ["# Compression report", table(dense, report["rounds"])]
     if report.get("stopped"):
         parts.append(f"**{report['stopped']}**")
+    parts += [f"**{line}**" for line in verdict.sentences(report["rounds"], *leading_metric(dense))]
     if final:
         parts.append(_summary(dense, final))
         parts.append(how_to_load)
@@ -144,6 +145,8 @@ def model_card(report: dict[str, Any], model_name: str, needed_import: str | Non
     )
     condition = "" if needed_import is None else f" after `import {needed_import}`"
     stopped = f"{report['stopped']}\n\n" if report.get("stopped") else ""
+    worse = verdict.sentences(report["rounds"], *leading_metric(report["dense"]))
+    stopped += "".join(f"{line}\n\n" for line in worse)
     return (
         f"---\nbase_model: {model_name}\ntags: [pruned, ptl]\n---\n\n# {model_name}, compressed\n\n"
         f"Made with ptl_fast by {method}. It loads with"

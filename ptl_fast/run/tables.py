@@ -33,10 +33,23 @@ def table(dense: dict[str, Any], rounds: list[dict[str, Any]]) -> str:
     for record in rounds:
         title = ROUND_KINDS[record["kind"]].title or record["kind"]
         name = f"{record['round']} {title}"
-        pruned = show(record["eval_pruned"][task][metric])
+        pruned, recovered = (
+            show(record["eval_pruned"][task][metric]),
+            show_recovered(record, task, metric),
+        )
         seconds = f"{sum(record['seconds'].values()):.0f}"
-        rows.append(_row(name, record, pruned, show(record["eval"][task][metric]), seconds))
+        rows.append(_row(name, record, pruned, recovered, seconds))
     return markdown.table([header, *rows])
+
+
+def show_recovered(record: dict[str, Any], task: str, metric: str) -> str:
+    """The cell "recovered": the trained model's metric, also where it was worse than the pruned
+    one's and that was kept.
+    """
+    worse = record.get("worse_recovery")
+    if not worse:
+        return show(record["eval"][task][metric])
+    return f"{show(worse['eval'][task][metric])} ({'undone' if worse['undone'] else 'worse'})"
 
 
 def leading_metric(size: dict[str, Any]) -> tuple[str, str]:

@@ -30,3 +30,10 @@ def test_numbers_that_are_not_finite_are_refused(value: float) -> None:
     check_finite(SimpleNamespace(a=-1.5), ["a"])
     with pytest.raises(ValueError, match=f"--a {value} must be a finite number"):
         check_finite(SimpleNamespace(a=value), ["a"])
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert as_text("~/runs") == "/home/me/runs"
+    assert as_text(Path("~")) == "/home/me"
+    assert as_text("a/~b") == "a/~b"

@@ -90,3 +90,24 @@ def test_a_config_file_that_is_none_is_named(
     flags = [f"--config={file}"] if joined else ["--config", str(file)]
     with pytest.raises(ValueError, match=f"--config {file} {message}"):
         parse(flags)
+
+
+BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nkeep: [*b, *b]\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (BOMB, "has an alias"),
+        ("keep: " + "[" * 5000 + "]" * 5000, "is nested too deep"),
+        ("keep: 0.5\nrounds: 2\nkeep: 0.6\n", "sets keep more than once"),
+        ("# " + "x" * 2**21, "it is too large"),
+    ],
+)
+def test_files_that_would_take_long_or_say_two_things_are_refused(
+    content: str, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        parse(["--config", str(file)])

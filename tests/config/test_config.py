@@ -47,3 +47,11 @@ def test_settings_of_a_recovery_that_the_run_has_not_do_not_decide_its_result() 
 def test_a_choice_that_is_none_is_refused_with_the_choices(name: str) -> None:
     with pytest.raises(ValueError, match=f"unknown --{name.replace('_', '-')} week; choose "):
         Config.from_flat(**{name: "week"}).check()
+
+
+@pytest.mark.parametrize("name", ["recovery_tokens", "calibration_tokens", "keep_rounds"])
+def test_numbers_beyond_any_use_are_refused(name: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"10+ is beyond 1,000,000,000,000,000, which no run could"
+    ):
+        Config.from_flat(**{name: 10**30}).check()

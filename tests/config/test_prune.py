@@ -12,6 +12,10 @@ from ptl_fast.config.prune import PruneSettings
     [
         ({"keep": 0.0}, "--keep 0.0 is outside \\(0, 1\\]"),
         ({"keep": 1.5}, "--keep 1.5 is outside"),
+        (
+            {"rounds": 10**12},
+            "--rounds 1000000000000 is more than 1,000, and each has an evaluation",
+        ),
         ({"rounds": 0}, "--rounds 0 must be at least 1"),
         ({"neurons_per_round": 0}, "--neurons-per-round 0 must be at least 1"),
         ({"layers_per_round": 0}, "--layers-per-round 0 must be at least 1"),

@@ -1,8 +1,12 @@
 """The final answer is found in a response, and equal answers are equal however they are written."""
 
+import re
 import threading
+import time
 
+import hypothesis
 import pytest
+from hypothesis import strategies
 
 from ptl_fast.data import answers
 from ptl_fast.data.answers import checkable_answer
@@ -82,3 +86,34 @@ def test_answers_are_judged_from_any_thread() -> None:
 )
 def test_what_a_data_sets_answer_is_judged_by(answer: str, gold: str | None) -> None:
     assert checkable_answer(answer) == gold
+
+
+BOX = "\\boxed{"
+
+
+def slow_group(text: str) -> str | None:
+    """The content of the braces that the text begins with, by counting to the end."""
+    depth = 0
+    for position, letter in enumerate(text):
+        escaped = position > 0 and text[position - 1] == "\\"
+        depth += 0 if escaped else (letter == "{") - (letter == "}")
+        if depth == 0:
+            return text[1:position].strip()
+    return None
+
+
+@hypothesis.given(
+    strategies.lists(strategies.sampled_from(["{", "}", "\\{", "\\}", BOX, "x", " "]))
+)
+def test_braces_in_one_pass_are_those_that_counting_finds(parts: list[str]) -> None:
+    text = "".join(parts)
+    found = [slow_group(text[each.end() - 1 :]) for each in re.finditer(re.escape(BOX), text)]
+    expected = [each for each in found if each is not None]
+    assert answers.final_answer(text) == (expected[-1] if expected else None)
+
+
+def test_a_long_response_takes_no_longer_a_letter_than_a_short_one() -> None:
+    start = time.process_time()
+    for text in ("\\boxed{" * 30000, "answer is" + " " * 200000, "####" * 50000):
+        answers.final_answer(text)
+    assert time.process_time() - start < 5

@@ -228,3 +228,13 @@ def test_streaming_reads_a_seeded_sample_without_storing(
     with pytest.raises(ValueError, match=r"--streaming stops early, so .* needs weights"):
         readers.open_parts(f"{folder}:evol:,{folder}:educational:", Form(), 1)
     assert len(readers.open_parts(f"{folder}:evol:@1,{folder}:educational:@1", Form(), 1)) == 2
+
+
+def test_a_folder_of_everything_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "MOST_FILES", 3)
+    for name in "abcd":
+        (tmp_path / f"{name}.jsonl").write_text('{"question": "x", "answer": "y"}\n')
+    with pytest.raises(ValueError, match="holds more than 3 files and folders"):
+        readers.load_documents(str(tmp_path))

@@ -1,5 +1,7 @@
 """Exit codes, and one line for what the user can mend."""
 
+import signal
+
 import pytest
 
 from ptl_fast.config.config import Config
@@ -48,15 +50,35 @@ def test_an_interruption_says_how_to_go_on(
     assert "the same command continues from here" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("flags", "error"), [([], RuntimeError("a bug")), (["--debug"], ValueError("a setting"))]
-)
-def test_a_bug_and_debug_show_where_it_happened(
-    flags: list[str], error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), ValueError("a setting")])
+def test_debug_shows_where_it_happened(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     failing(error, monkeypatch)
     with pytest.raises(type(error), match=str(error)):
-        main(flags)
+        main(["--debug"])
+
+
+def test_what_nobody_expected_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(KeyError("nope"), monkeypatch)
+    assert main([]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: KeyError: 'nope' (in ptl_fast/run/command.py, line ")
+    assert told.endswith("the same command continues from here; --debug shows the traceback.\n")
+
+
+def test_a_signal_says_how_to_go_on_and_is_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        monkeypatch.setattr(
+            start, "run", lambda config, quiet, number=number: signal.raise_signal(number)
+        )
+        assert main([]) == 128 + number
+        told = f"stopped by {signal.Signals(number).name}; the same command continues from here\n"
+        assert capsys.readouterr().err == told
+    assert signal.getsignal(signal.SIGHUP) == before
 
 
 def test_a_run_gets_the_flags_and_ends_with_0(monkeypatch: pytest.MonkeyPatch) -> None:

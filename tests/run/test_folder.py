@@ -45,7 +45,12 @@ def test_overwrite_empties_the_folder_but_not_a_busy_one(tmp_path: Path) -> None
     assert first.round(1).plan.read() == 1
     first.lock.close()
     RunFolder(tmp_path / "run", STATE).open(True)
-    assert {file.name for file in (tmp_path / "run").iterdir()} == {".lock", "state.json"}
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {
+        ".lock",
+        "state.json",
+        "copies",
+        "checksums.list",
+    }
 
 
 OURS = [
@@ -86,7 +91,14 @@ def test_overwrite_deletes_only_what_a_run_writes(tmp_path: Path) -> None:
     left = {
         str(file.relative_to(run)) for file in run.rglob("*") if file.is_file() or file.is_symlink()
     }
-    assert left == {".lock", "state.json", *FOREIGN}
+    assert left == {
+        ".lock",
+        "state.json",
+        "copies/state.json",
+        "copies/checksums.list",
+        "checksums.list",
+        *FOREIGN,
+    }
     assert (elsewhere / "weights").read_text() == "x"
 
 

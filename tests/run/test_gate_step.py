@@ -109,6 +109,7 @@ def test_rounds_are_extended_undone_and_split_until_the_smallest_step_fails(
         assert len(json.loads((tmp_path / name / "record.json").read_text())["extra_recovery"]) == 1
     folders = {file.name for file in tmp_path.iterdir() if file.is_dir()}
     assert folders == {
+        "copies",
         "final",
         "log",
         *(f"round-0{n}" for n in "1234"),

@@ -4,7 +4,7 @@ from typing import Any
 
 import datasets
 
-from ptl_fast.data.columns import first_present
+from ptl_fast.data.columns import as_text, first_present
 from ptl_fast.demo.problems import Part, as_prompt, generate
 from ptl_fast.evaluation.lm_eval_tasks.rows import load_rows
 
@@ -19,7 +19,10 @@ def load(source: str | None = None, part: Part = "test", **_: Any) -> dict[str, 
     if source is not None:
         return load_rows(
             source,
-            lambda row: {name: first_present(row, name) for name in ("question", "answer")},
+            lambda row: {
+                name: as_text(first_present(row, name), f"its {name}")
+                for name in ("question", "answer")
+            },
             hub_name="",
         )
     return {"test": datasets.Dataset.from_list(generate(NUM_PROBLEMS, SEED, part))}

@@ -83,7 +83,7 @@ def _gsm8k_row(row: dict[str, Any]) -> dict[str, str]:
 def _math_row(row: dict[str, Any]) -> dict[str, str]:
     """One row as {problem, gold}: gold is the answer column, or the solution's boxed answer."""
     if row.get("answer") is not None:
-        gold = str(row["answer"])
+        gold = as_text(first_present(row, "answer"), "its answer")
     else:
         solution = first_present(row, "solution", "answer")
         # final_answer also accepts text after "answer is"; in MATH's solutions only a box counts

@@ -9,7 +9,9 @@ from typing import Any
 import datasets
 import yaml
 
-from ptl_fast.data import files, readers
+from ptl_fast.base.console import say
+from ptl_fast.data import readers
+from ptl_fast.data.columns import EmptyCell
 
 
 def load_rows(
@@ -21,8 +23,8 @@ def load_rows(
     """Return {"test": data set}, a task's only split, with ``read(row)`` for each row.
 
     Args:
-        source: a local .jsonl, .json or .parquet file, a hub data set (NAME or NAME:SPLIT, split
-            test by default), or None for ``hub_name``.
+        source: a local file of any type that --data takes, a folder or a hub data set (NAME or
+            NAME:SPLIT, split test by default), or None for ``hub_name``.
         read: turns a row into the task's columns; raises ValueError for a row that does not fit.
         hub_name: the benchmark's data set on the hub.
         configs: configs of ``hub_name`` to read, one after the other.
@@ -30,8 +32,8 @@ def load_rows(
     Raises:
         ValueError: the data is malformed or empty, or a row does not fit (names the row).
     """
-    if source is not None and Path(source).is_file():
-        rows = [row for _, row in files.file_rows(Path(source))]
+    if source is not None and readers.is_local(source):
+        rows = list(readers.local_rows(source, "test"))
     else:
         name, _, split = (source or hub_name).partition(":")
         # another data set than the benchmark's need not have its configs
@@ -39,14 +41,16 @@ def load_rows(
         sources = [
             readers.Source(name, name, config=each, split=split or "test") for each in chosen
         ]
-        rows = [row for each in sources for _, row in readers.dataset_rows(each)]
-    if not rows:
-        raise ValueError("it has no rows")
-    return {
-        "test": datasets.Dataset.from_list(
-            [_read(read, number, row) for number, row in enumerate(rows, start=1)]
+        rows = [numbered for each in sources for numbered in readers.dataset_rows(each)]
+    found = [_read(read, number, row) for number, row in rows]
+    kept = [row for row in found if row is not None]
+    if len(kept) < len(rows):
+        say(
+            f"{source or hub_name}: {len(rows) - len(kept):,} rows with an empty cell were left out"
         )
-    }
+    if not kept:
+        raise ValueError("it has no rows")
+    return {"test": datasets.Dataset.from_list(kept)}
 
 
 def standard_examples(path: str) -> list[dict[str, Any]]:
@@ -85,9 +89,11 @@ def standard_examples(path: str) -> list[dict[str, Any]]:
 
 def _read(
     read: Callable[[dict[str, Any]], dict[str, Any]], number: int, row: dict[str, Any]
-) -> dict[str, Any]:
-    """``read(row)``; its ValueError gets the row's number, counted from 1."""
+) -> dict[str, Any] | None:
+    """``read(row)``, None for a row that lacks a value; its ValueError gets the row's number."""
     try:
         return read(row)
+    except EmptyCell:
+        return None
     except ValueError as error:
         raise ValueError(f"row {number}: {error}") from error

@@ -1,0 +1,66 @@
+"""How a run's failures are told: one line with what failed, which file, why, and how to go on.
+
+Every exception that ends the command line passes here: of settings and data, which users can mend,
+of the disk, and of libraries, whose own reason is given in full.
+"""
+
+import argparse
+import traceback
+from pathlib import Path
+
+from ptl_fast.base.console import first_line, reason
+from ptl_fast.base.errors import StorageFailed
+from ptl_fast.base.interruption import GO_ON
+
+OUT_OF_MEMORY = (
+    "The same command goes on from here, also with a smaller --micro-batch (training and scoring),"
+    " --eval-batch (evaluation), --grpo-micro-batch or --opd-micro-batch, or with"
+    " --gradient-checkpointing true. What sampling needs only smaller --grpo-prompts,"
+    " --grpo-rollouts or --opd-prompts lower, and those are another run."
+)
+NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "alloc_failed",
+    "bad_alloc",
+)
+OURS = Path(__file__).parents[1]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, CUDA, cuBLAS or torch's allocator for the CPU could not get memory: they have
+    no error in common.
+    """
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in NO_MEMORY)
+
+
+def is_mendable(error: Exception) -> bool:
+    """Whether the message says what the user can mend, so that no traceback would say more."""
+    kinds = (ValueError, OSError, argparse.ArgumentError)
+    # subclasses of ValueError that Python itself raises are told like any library's
+    return isinstance(error, kinds) and not isinstance(error, UnicodeError)
+
+
+def told(error: Exception) -> str:
+    """The error in one line."""
+    if is_out_of_memory(error):
+        return f"out of memory: {first_line(error)}. {OUT_OF_MEMORY}"
+    if isinstance(error, StorageFailed):
+        return f"{reason(error)}. Once that is mended, {GO_ON}."
+    if is_mendable(error):
+        return " ".join(str(error).split()) or type(error).__name__
+    return (
+        f"{reason(error)} ({_place(error)}). What was finished is on disk: {GO_ON};"
+        " --debug shows the traceback."
+    )
+
+
+def _place(error: Exception) -> str:
+    """Where an unexpected error came from: the innermost of our own lines."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [each for each in frames if OURS in Path(each.filename).parents]
+    if not own:
+        return "outside ptl_fast"
+    return f"in {Path(own[-1].filename).relative_to(OURS.parent)}, line {own[-1].lineno}"
