@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainingArguments
 
 from ptl_fast.base import distributed, interruption
+from ptl_fast.base.disk import check_space
 from ptl_fast.base.errors import StorageFailed
 from ptl_fast.base.run_files import Checkpoint, RecoveryFolder
-from ptl_fast.base.stored import check_space
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState

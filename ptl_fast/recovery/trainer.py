@@ -10,8 +10,8 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ptl_fast.base import distributed, interruption
+from ptl_fast.base.disk import storing
 from ptl_fast.base.errors import Diverged
-from ptl_fast.base.stored import storing
 from ptl_fast.config.trainer import read_deepspeed
 from ptl_fast.recovery.borrowed_model import tear_down
 from ptl_fast.recovery.liger import liger_kernels

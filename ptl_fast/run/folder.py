@@ -11,11 +11,11 @@ from ptl_fast.base import distributed
 from ptl_fast.base.atomic_files import nearest_folder
 from ptl_fast.base.checksums import LIST
 from ptl_fast.base.console import say
+from ptl_fast.base.disk import check_space
 from ptl_fast.base.run_files import BEFORE_STATE, WRITTEN, RoundFolder, RunFiles
 from ptl_fast.base.stored import (
     ModelFolder,
     Stored,
-    check_space,
     remove,
     rename,
     write_bytes,

@@ -16,7 +16,7 @@ from ptl_fast.base import distributed
 from ptl_fast.base.console import say
 from ptl_fast.config.checking import flag
 from ptl_fast.evaluation import tasks as eval_tasks
-from ptl_fast.model import families, loading, precision
+from ptl_fast.model import families, layers, loading, precision
 from ptl_fast.model.widths import ffn_width
 from ptl_fast.pruning import width_multiple
 from ptl_fast.recovery import registry, rollouts, trainer
@@ -63,6 +63,8 @@ def prepare(config: "Config") -> RunContext:
     name = config.model.model
     original = loading.load_config(name)
     checks.check_lengths(config, original)
+    # before data and weights, which take long
+    families.find_family(layers.on_meta(original), needs_neurons=config.prune.keep < 1)
     layer_choice.check(config.prune, original)
     output = output_folder(config)
     config = _as_begun(config, output)

@@ -78,7 +78,6 @@ def test_another_template_or_other_tokens_are_another_run(
     for name, value in (
         ("template", "lines"),
         ("calibrate-on", "answers"),
-        ("train-on", "answers"),
     ):
         capsys.readouterr()
         assert main([*flags, f"--{name}", value]) == 2
