@@ -4,6 +4,7 @@ line.
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,6 +27,13 @@ from support.models import DEMO_MODEL, FAMILIES, make_model
 
 # What takes longest begins first, so that several workers end together.
 LONGEST = ("end_to_end", "recovery", "run", "benchmarks", "kernels")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals() -> None:
+    """As a terminal starts a program: nohup and a shell's background jobs have it ignore two."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,12 +12,12 @@ import time
 import warnings
 from pathlib import Path
 
-from benchmarks.documents.document import RESULTS
 from benchmarks.families import configs
+from benchmarks.harness.environment import ROOT
 from benchmarks.harness.results import write_json
 from ptl_fast.base.console import quiet_libraries
 
-FILE = RESULTS / "models_cpu.json"
+FILE = ROOT / "benchmarks" / "results" / "models_cpu.json"
 
 
 def main(arguments: list[str] | None = None) -> None:

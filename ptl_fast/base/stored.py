@@ -28,6 +28,7 @@ from ptl_fast.base.atomic_files import (
 )
 from ptl_fast.base.console import say
 from ptl_fast.base.disk import check_space, model_bytes, storing
+from ptl_fast.base.errors import StorageFailed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -191,16 +192,18 @@ class TensorFile(Stored):
 class FilledFolder(Stored):
     """A folder that is written under a temporary name, and renamed once its files are complete."""
 
-    def fill(self, write: Callable[[Path], None]) -> None:
+    def fill(self, write: Callable[[Path], None], needed_bytes: int = 0) -> None:
         """Replace the folder by what ``write``, called on the main rank, puts into a new one.
 
         Raises:
+            StorageFailed: fewer than ``needed_bytes`` are free, or it cannot be written.
             ValueError: ``write`` has found a fault, of which every rank hears. The folder is as it
                 was, and the new one stays under its temporary name until the next attempt.
         """
-        fault = None
+        fault: Exception | None = None
         if distributed.is_main():
             try:
+                check_space(self.path, needed_bytes)
                 with storing(self.path):
                     temporary = temporary_folder(self.path)
                     temporary.mkdir(parents=True)
@@ -208,7 +211,7 @@ class FilledFolder(Stored):
                     checksums.announce(self.path, checksums.of_path(temporary))
                     publish(temporary, self.path)
                     checksums.confirm(self.path)
-            except ValueError as error:
+            except (ValueError, StorageFailed) as error:
                 fault = error
         # the others would wait for a main rank that has gone
         fault = distributed.agree(fault)
@@ -225,14 +228,12 @@ class ModelFolder(FilledFolder):
         Raises:
             StorageFailed: they do not fit on the disk, or cannot be written.
         """
-        if distributed.is_main():
-            check_space(self.path, model_bytes(model))
 
         def write(folder: Path) -> None:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
 
-        self.fill(write)
+        self.fill(write, model_bytes(model))
 
 
 class MarkedFolder(FilledFolder):
@@ -266,14 +267,14 @@ class MarkedFolder(FilledFolder):
             self._mark_here()
         distributed.barrier()
 
-    def fill(self, write: Callable[[Path], None]) -> None:
+    def fill(self, write: Callable[[Path], None], needed_bytes: int = 0) -> None:
         """As ``FilledFolder.fill``; the new folder is marked before it gets its name."""
 
         def write_and_mark(folder: Path) -> None:
             write(folder)
             MarkedFolder(folder)._mark_here()
 
-        super().fill(write_and_mark)
+        super().fill(write_and_mark, needed_bytes)
 
     def _mark_here(self) -> None:
         marked = {

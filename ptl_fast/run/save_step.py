@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ptl_fast.base.disk import model_bytes
 from ptl_fast.model import companions, precision, rebuilt
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def save_model(context: "RunContext", folder: "ModelFolder", model: "PreTrainedM
         companions.write(_name(context), path)
         _check(context, path, model)
 
-    folder.fill(write)
+    folder.fill(write, model_bytes(model))
 
 
 def _check(context: "RunContext", path: Path, model: "PreTrainedModel") -> None:

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-BETWEEN = {"kernels", "scoring", "compaction", "inference", "recovery", "methods"}
+BETWEEN = {
+    "kernels",
+    "scoring",
+    "compaction",
+    "inference",
+    "recovery",
+    "methods",
+    "families",
+}
 ALLOWED = {
     "harness": {"harness"},
     **{folder: {"harness", folder} for folder in BETWEEN},

@@ -363,7 +363,7 @@ def test_empty_input(shape: tuple[int, ...]) -> None:
             "type must be float32",
         ),
         ({"gate": torch.ones(6, 4).T}, "rows must be contiguous"),
-        ({"activation": "relu"}, "choose silu, gelu_tanh or None"),
+        ({"activation": "tanh"}, "choose silu, gelu_tanh,"),
         ({"mode": "slow"}, "choose fast or match_hf"),
         ({"sums": NeuronSums.zeros(5, "cpu")}, "sums must be fp64 of shape"),
         ({"sums": NeuronSums(torch.zeros(6))}, "sums must be fp64 of shape"),
