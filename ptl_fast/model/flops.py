@@ -150,12 +150,11 @@ def resized(config: "PretrainedConfig", width: int, num_layers: int) -> "Pretrai
 
 def _count_in_model(config: "PretrainedConfig") -> Weights:
     """Build the model on the meta device and count its parameters."""
-    import torch
     from torch import nn
-    from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
+    from ptl_fast.model.skeleton import build
+
+    model: Any = build(config)
     head = model.get_output_embeddings().weight.numel()
     linear = sum(
         module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear)

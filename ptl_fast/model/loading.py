@@ -1,6 +1,5 @@
 """Load a model, its config and its tokenizer, with errors that name the flag and the fix."""
 
-import hashlib
 import importlib.util
 import os
 import random
@@ -9,19 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from ptl_fast.base.console import first_line
+from ptl_fast.model.checkpoint import DEMO as DEMO
+from ptl_fast.model.checkpoint import bundled, find_checkpoint
+from ptl_fast.model.stored_weights import NEEDS_CODE, find, load_stored, read_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from ptl_fast.config.model import ModelSettings
-
-
-DEMO = "ptl-demo"
-DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "model"
-FINGERPRINT_BYTES = 2**20  # bytes hashed at a weight file's beginning, and as many at its end
 
 
 def resolve_device(name: str) -> str:
@@ -51,59 +48,50 @@ def resolve_device(name: str) -> str:
     return f"cuda:{number}"
 
 
-def load_config(name: str) -> "PretrainedConfig":
-    """Read a model's config, without its weights.
+def load_config(
+    name: str, settings: "ModelSettings | None" = None, flag: str = "--model"
+) -> "PretrainedConfig":
+    """Read a model's config, without its weights; without its quantization, which is undone.
 
     Args:
         name: a folder, a name on the Hugging Face hub, or ``ptl-demo``.
+        settings: its revision, and whether its adapter may be merged.
+        flag: the command-line flag that errors name.
 
     Raises:
-        ValueError: there is no such model, or its config lacks one of the fields that give the
-            model's size.
+        ValueError: there is no such model, its config cannot be read, or it cannot be had as
+            ordinary weights (quantization, adapters, code of its own).
     """
-    name = _bundled(name)
-    path = Path(name)
-    if path.exists() and not (path / "config.json").is_file():
-        raise ValueError(
-            f"{name} is not a model folder: it has no config.json; give a folder saved by"
-            " save_pretrained"
-        )
+    checkpoint = find(name, settings, flag)
     try:
-        config = AutoConfig.from_pretrained(name)
+        return read_config(checkpoint)
     except Exception as error:  # transformers raises many types for a bad config
-        reason = (
-            first_line(error)
-            if path.exists()
-            else "no such folder, and not found on the hub or in its cache"
-        )
-        raise ValueError(f"--model {name} cannot be loaded: {reason}") from error
-    wanted = ("intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_size")
-    missing = [field for field in wanted if not isinstance(getattr(config, field, None), int)]
-    if missing:
-        raise ValueError(
-            f"--model {name} (model_type {config.model_type}) is not supported: looked for"
-            f" {', '.join(wanted)} in its"
-            f" config, and did not find {', '.join(missing)}"
-        )
-    return config
+        if checkpoint.needs_code:
+            raise ValueError(f"{flag} {name} {NEEDS_CODE}") from error
+        raise ValueError(f"{flag} {name} cannot be loaded: {first_line(error)}") from error
 
 
-def load_tokenizer(name: str, flag: str = "--model") -> "PreTrainedTokenizerBase":
+def load_tokenizer(
+    name: str, flag: str = "--model", settings: "ModelSettings | None" = None
+) -> "PreTrainedTokenizerBase":
     """Load a model's tokenizer; it must be a fast one.
 
     Args:
         flag: the command-line flag that errors name.
+        settings: the revision of a hub model, and whether its adapter is merged.
 
     Raises:
         ValueError: there is no such model, it has no tokenizer, or only a slow one.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(_bundled(name))
+        tokenizer = _tokenizer(bundled(name), settings)
     except Exception as error:  # transformers raises many types for a bad tokenizer
-        if not name or not Path(_bundled(name)).is_dir():
+        if not name or not Path(bundled(name)).is_dir():
             raise ValueError(
                 f"{flag} {name!r}: no such folder, and not found on the hub or in its cache"
             ) from error
+        if "trust_remote_code" in str(error):
+            raise ValueError(f"{flag} {name}: its tokenizer {NEEDS_CODE}") from error
         raise ValueError(
             f"{flag} {name} has no tokenizer that can be loaded; save the tokenizer into the same"
             " folder"
@@ -113,6 +101,20 @@ def load_tokenizer(name: str, flag: str = "--model") -> "PreTrainedTokenizerBase
             f"{flag} {name} has only a slow tokenizer; convert it to a tokenizer.json first"
         )
     return tokenizer
+
+
+def _tokenizer(name: str, settings: "ModelSettings | None") -> "PreTrainedTokenizerBase":
+    """The tokenizer of a folder or repository; of an adapter without one, its model's."""
+    revision = settings.revision if settings is not None else None
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except Exception:
+        base = find_checkpoint(name, revision)
+        if base.name == name:
+            raise
+        return AutoTokenizer.from_pretrained(
+            base.name, revision=base.revision, trust_remote_code=False
+        )
 
 
 def check_teacher(teacher: str, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -133,17 +135,13 @@ def check_teacher(teacher: str, tokenizer: "PreTrainedTokenizerBase") -> None:
             " its predictions are compared token by token, so give a teacher with the same"
             " tokenizer"
         )
-    try:
-        config = AutoConfig.from_pretrained(_bundled(teacher))
-    except Exception as error:  # transformers raises many types for a bad config
-        raise ValueError(f"--teacher {teacher} cannot be loaded: {first_line(error)}") from error
-    num_embeddings = config.get_text_config().vocab_size
+    num_embeddings = load_config(teacher, flag="--teacher").get_text_config().vocab_size
     if max(ours.values()) >= num_embeddings:
         raise ValueError(
             f"--teacher {teacher}: its tokenizer gives ids beyond the model's {num_embeddings}"
             " embeddings"
         )
-    folder = Path(_bundled(teacher))
+    folder = Path(bundled(teacher))
     if folder.is_dir() and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
         raise ValueError(
             f"--teacher {teacher} has no weights; give a folder saved by save_pretrained"
@@ -171,11 +169,9 @@ def load_model(
         ValueError: the weights are missing or do not fit the config, or the attention
             implementation is not available.
     """
-    dtype = _dtype(settings.dtype, device)
+    checkpoint, dtype = find(name, settings, flag), _dtype(settings.dtype, device)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            _bundled(name), dtype=dtype, output_loading_info=True
-        )
+        loaded: Any = load_stored(checkpoint, dtype)
     except Exception as error:  # safetensors, torch and transformers raise many types
         raise ValueError(f"{flag} {name} cannot be loaded: {first_line(error)}") from error
     model, info = loaded
@@ -200,38 +196,10 @@ def load_model(
     return model
 
 
-def weights_fingerprint(name: str) -> dict[str, str]:
-    """Return {file name: fingerprint} of a local model's weights: resuming on others is refused.
-
-    A fingerprint is the file's size and a hash of its first and last MiB; reading gigabytes would
-    delay every start. Empty for a model of the hub.
-    """
-    folder = Path(_bundled(name))
-    return (
-        {file.name: _fingerprint(file) for file in sorted(folder.glob("*.safetensors"))}
-        if folder.is_dir()
-        else {}
-    )
-
-
-def _fingerprint(file: Path) -> str:
-    """SIZE-HASH of a file: 16 hex digits of the SHA-256 of its first and last MiB."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        beginning = stream.read(FINGERPRINT_BYTES)
-        stream.seek(max(0, size - FINGERPRINT_BYTES))
-        return f"{size}-{hashlib.sha256(beginning + stream.read()).hexdigest()[:16]}"
-
-
 def seed_everything(seed: int) -> None:
     """Seed Python's and torch's generators: a stage must not depend on what ran before it."""
     random.seed(seed)
     torch.manual_seed(seed)
-
-
-def _bundled(name: str) -> str:
-    """The folder of the bundled demo model for its name; any other name as it is."""
-    return str(DEMO_FOLDER) if name == DEMO else name
 
 
 def _dtype(name: str, device: str) -> torch.dtype | str:

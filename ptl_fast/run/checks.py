@@ -158,6 +158,19 @@ def check_lengths(config: "Config", original: "PretrainedConfig") -> None:
             )
 
 
+def check_support(config: "Config", original: "PretrainedConfig") -> None:
+    """Raise ValueError if the model cannot lose what the settings ask for; imports torch."""
+    from ptl_fast.model import support
+
+    wanted, prune = set(), config.prune
+    if prune.drop_layers:
+        wanted.add("layers")
+    # slicing changes FFNs too, and where nothing goes they are looked for all the same
+    if prune.keep < 1 or prune.neurons_per_round or prune.slice_hidden or not prune.drop_layers:
+        wanted.add("neurons")
+    support.check_support(original, config.model.model or "", frozenset(wanted))
+
+
 def check_answers(loaded: "Mapping[str, LoadedTask]", original: "PretrainedConfig") -> None:
     """Raise ValueError if a chat task's longest prompt and answer do not fit into the model."""
     limit = getattr(original, "max_position_embeddings", None)

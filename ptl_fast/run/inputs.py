@@ -16,7 +16,7 @@ from ptl_fast.data import packing, readers, sampling, traces
 from ptl_fast.data.documents import Form
 from ptl_fast.evaluation import tasks as eval_tasks
 from ptl_fast.evaluation.nll import NLL
-from ptl_fast.model import loading
+from ptl_fast.model import checkpoint, loading
 from ptl_fast.recovery import prompts, registry, token_budget
 from ptl_fast.run import quality_gate, questions, rounds, text
 from ptl_fast.run.round_data import RoundData
@@ -82,7 +82,7 @@ def load(
     name, source = config.model.model, config.data.data
     assert name is not None
     assert source is not None
-    tokenizer = loading.load_tokenizer(name)
+    tokenizer = loading.load_tokenizer(name, settings=config.model)
     if config.distill.teacher is not None:
         loading.check_teacher(config.distill.teacher, tokenizer)
     loaded = {
@@ -126,8 +126,8 @@ def load(
             "nll": {
                 label: sampling.fingerprint(documents) for label, documents in nll_documents.items()
             },
-            "weights": loading.weights_fingerprint(name),
-            "teacher": loading.weights_fingerprint(config.distill.teacher)
+            "weights": checkpoint.weights_fingerprint(name, config.model.revision),
+            "teacher": checkpoint.weights_fingerprint(config.distill.teacher)
             if config.distill.teacher is not None
             else {},
         },

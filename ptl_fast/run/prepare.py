@@ -4,6 +4,7 @@ Settings, model, data, disk space and the folder's content are checked, and the 
 before anything is written: a run that is refused leaves the folder as it was.
 """
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from ptl_fast.base import distributed
 from ptl_fast.base.console import say
 from ptl_fast.config.checking import flag
 from ptl_fast.evaluation import tasks as eval_tasks
-from ptl_fast.model import families, loading
+from ptl_fast.model import families, loading, stored_weights
 from ptl_fast.pruning import width_multiple
 from ptl_fast.recovery import registry, rollouts, trainer
 from ptl_fast.recovery.distillation import teacher_cache
@@ -49,7 +50,10 @@ def prepare(config: "Config") -> RunContext:
     checks.check_installation(config, device)
     if config.trainer.deepspeed is not None and device == "cpu" and "WORLD_SIZE" not in os.environ:
         say("--deepspeed has no use in one process on a CPU: recovery runs without it.")
-    original = loading.load_config(config.model.model)
+    original = loading.load_config(config.model.model, config.model)
+    checks.check_support(config, original)
+    for note in stored_weights.notes(config.model.model, config.model):
+        say(note)
     checks.check_lengths(config, original)
     output = output_folder(config)
     config = _as_begun(config, output)
@@ -102,6 +106,8 @@ def load_weights(context: RunContext, number: int, extension: int = 0) -> None:
     source = settings.model
     if number:
         source = str(context.folder.round(number).model(extension).path)
+        # those of the original, which a round's model is made of
+        settings = dataclasses.replace(settings, revision=None, merge_adapter=False)
     model = loading.load_model(source, settings, context.device)
     family = families.find_family(model)
     # on a GPU, an id out of range is a device-side assertion without a word about the cause
