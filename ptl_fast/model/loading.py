@@ -117,14 +117,21 @@ def _tokenizer(name: str, settings: "ModelSettings | None") -> "PreTrainedTokeni
         )
 
 
-def check_teacher(teacher: str, tokenizer: "PreTrainedTokenizerBase") -> None:
+def check_teacher(
+    teacher: str,
+    tokenizer: "PreTrainedTokenizerBase",
+    settings: "ModelSettings | None" = None,
+) -> None:
     """Check that --teacher can be used with the tokenizer of --model, without loading its weights.
+
+    Args:
+        settings: its revision on the hub.
 
     Raises:
         ValueError: its vocabulary differs from the tokenizer's, it has fewer embeddings than there
             are token ids, or its weight files are missing or truncated.
     """
-    theirs, ours = load_tokenizer(teacher, "--teacher").get_vocab(), tokenizer.get_vocab()
+    theirs, ours = load_tokenizer(teacher, "--teacher", settings).get_vocab(), tokenizer.get_vocab()
     different = sorted(
         token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token)
     )
@@ -135,7 +142,7 @@ def check_teacher(teacher: str, tokenizer: "PreTrainedTokenizerBase") -> None:
             " its predictions are compared token by token, so give a teacher with the same"
             " tokenizer"
         )
-    num_embeddings = load_config(teacher, flag="--teacher").get_text_config().vocab_size
+    num_embeddings = load_config(teacher, settings, "--teacher").get_text_config().vocab_size
     if max(ours.values()) >= num_embeddings:
         raise ValueError(
             f"--teacher {teacher}: its tokenizer gives ids beyond the model's {num_embeddings}"

@@ -178,7 +178,7 @@ def _scaled(name: str, weight: Tensor, scale: Tensor, block: Any) -> Tensor:
 def _as_factor(scale: Tensor) -> Tensor:
     """A scale in float32; stored as bytes, it is an exponent of 2 (E8M0)."""
     if scale.dtype == torch.uint8:
-        return torch.ldexp(torch.ones(()), scale.int() - E8M0_BIAS)
+        return torch.ldexp(torch.ones(scale.shape), scale.int() - E8M0_BIAS)
     return scale.float()
 
 

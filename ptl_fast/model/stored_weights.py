@@ -35,6 +35,14 @@ NEEDS_CODE = (
 )
 
 
+REVISION_FLAGS = {"--model": "--revision", "--teacher": "--teacher-revision"}
+# what to do about an adapter, by the flag that named its folder
+ADAPTER_REMEDIES = {
+    "--model": "add --merge-adapter to merge it into the weights, or give a folder without it",
+    "--teacher": "merge it first, and give that folder, or give a folder without it",
+}
+
+
 def find(name: str, settings: "ModelSettings | None" = None, flag: str = "--model") -> Checkpoint:
     """Look at what a model's folder or repository holds; arguments as of ``load_config``.
 
@@ -43,6 +51,11 @@ def find(name: str, settings: "ModelSettings | None" = None, flag: str = "--mode
     """
     revision = settings.revision if settings is not None else None
     path = Path(bundled(name))
+    if revision is not None and path.exists():
+        raise ValueError(
+            f"{REVISION_FLAGS[flag]} {revision} is for a model of the hub, and {name} is a folder;"
+            " leave it out"
+        )
     if path.is_dir() and not any((path / file).is_file() for file in (CONFIG, ADAPTER_CONFIG)):
         raise ValueError(
             f"{name} is not a model folder: it has no config.json; give a folder saved by"
@@ -57,10 +70,14 @@ def find(name: str, settings: "ModelSettings | None" = None, flag: str = "--mode
             f"{flag} {name} cannot be loaded: {_reason(path, revision, error)}"
         ) from error
     merges = settings is not None and settings.merge_adapter
+    if merges and checkpoint.adapter is None:
+        raise ValueError(
+            f"--merge-adapter: {name} holds no adapter ({ADAPTER_CONFIG}); leave the flag out"
+        )
     if checkpoint.adapter is not None and not merges:
         raise ValueError(
-            f"{flag} {name} holds a {checkpoint.adapter.kind} adapter, {ADAPTER_CONFIG}; add"
-            " --merge-adapter to merge it into the weights, or give a folder without it"
+            f"{flag} {name} holds a {checkpoint.adapter.kind} adapter ({ADAPTER_CONFIG});"
+            f" {ADAPTER_REMEDIES[flag]}"
         )
     try:
         if checkpoint.adapter is not None:
@@ -110,7 +127,8 @@ def load_stored(checkpoint: Checkpoint, dtype: torch.dtype | str) -> Any:
         wanted = dtype
     else:
         halves = (each.dtype for each in stored.values() if each.dtype.itemsize > 1)
-        wanted = config.dtype or next(halves)
+        own = config.dtype
+        wanted = own if isinstance(own, torch.dtype) else next(halves)
     if checkpoint.quantization is not None:
         method = find_quantization(checkpoint.quantization)
         stored = method.dequantize(stored, checkpoint.quantization, wanted)

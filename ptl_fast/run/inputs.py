@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base.console import say
 from ptl_fast.baselines import SCORERS, authors_rule
+from ptl_fast.config.model import ModelSettings
 from ptl_fast.data import packing, readers, sampling, traces
 from ptl_fast.data.documents import Form
 from ptl_fast.evaluation import tasks as eval_tasks
@@ -83,8 +84,11 @@ def load(
     assert name is not None
     assert source is not None
     tokenizer = loading.load_tokenizer(name, settings=config.model)
+    own_revision = config.distill.teacher_revision
     if config.distill.teacher is not None:
-        loading.check_teacher(config.distill.teacher, tokenizer)
+        loading.check_teacher(
+            config.distill.teacher, tokenizer, ModelSettings(revision=own_revision)
+        )
     loaded = {
         task.label: eval_tasks.load_task(task, tokenizer, config.evaluation)
         for task in tasks
@@ -127,7 +131,7 @@ def load(
                 label: sampling.fingerprint(documents) for label, documents in nll_documents.items()
             },
             "weights": checkpoint.weights_fingerprint(name, config.model.revision),
-            "teacher": checkpoint.weights_fingerprint(config.distill.teacher)
+            "teacher": checkpoint.weights_fingerprint(config.distill.teacher, own_revision)
             if config.distill.teacher is not None
             else {},
         },
@@ -176,7 +180,12 @@ def _load_corpus(
     rollouts = registry.rollouts_of(config.recovery.all_recoveries, config.grpo, config.opd)
     amounts = rounds.data_amounts(config, schedule)
     sample = sampling.draw(
-        readers.open_parts(source, form, config.run.seed if config.data.streaming else None),
+        readers.open_parts(
+            source,
+            form,
+            config.run.seed if config.data.streaming else None,
+            config.data.data_revision,
+        ),
         tokenizer,
         num_tokens=questions.num_read(config, amounts.num_tokens),
         num_held_out=num_held_out,

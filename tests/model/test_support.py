@@ -70,9 +70,9 @@ def _forget_the_list(config: PretrainedConfig, width: int, kept: list[int]) -> N
 
 
 def test_the_other_thing_is_offered_where_it_is_possible() -> None:
-    with pytest.raises(ValueError, match="its layers can go .--keep 1 --drop-layers N"):
+    with pytest.raises(ValueError, match=r"its layers can go .--keep 1 --drop-layers N"):
         check_support(tiny_config("bitnet"), "it", NEURONS)
-    with pytest.raises(ValueError, match="its neurons can go .--keep without --drop-layers"):
+    with pytest.raises(ValueError, match=r"its neurons can go .--keep without --drop-layers"):
         check_support(tiny_config("minicpm3"), "it", NEURONS | LAYERS)
 
 
@@ -106,6 +106,6 @@ def test_ffns_of_several_widths_are_told_from_missing_ones(
 def test_a_config_that_makes_no_model_is_told_in_one_line() -> None:
     config = tiny_config("llama")
     config.hidden_act = "nothing"
-    with pytest.raises(ValueError, match="cannot build it from its config.json") as error:
+    with pytest.raises(ValueError, match=r"cannot build it from its config\.json") as error:
         check_support(config, "it", NEURONS)
     assert "\n" not in str(error.value)
