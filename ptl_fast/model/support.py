@@ -298,7 +298,7 @@ CHECKS = (
     Check(
         concerns=BOTH,
         find=_is_wrapper,
-        remedy="take out the text decoder first, as docs/models.md shows, and give that folder",
+        remedy="take out the text decoder first, as docs/checkpoints.md shows, and give that one",
     ),
     Check(
         concerns=BOTH,

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from ptl_fast.data import readers, sampling
 from ptl_fast.data.documents import Document, Form
 from ptl_fast.data.readers import Source
-from support.files import write_rows
+from support.files import write_data, write_rows
 
 
 def test_text_formats_agree(tmp_path: Path) -> None:
@@ -228,3 +228,23 @@ def test_streaming_reads_a_seeded_sample_without_storing(
     with pytest.raises(ValueError, match=r"--streaming stops early, so .* needs weights"):
         readers.open_parts(f"{folder}:evol:,{folder}:educational:", Form(), 1)
     assert len(readers.open_parts(f"{folder}:evol:@1,{folder}:educational:@1", Form(), 1)) == 2
+
+
+def test_a_revision_is_of_the_one_hub_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, object]] = []
+
+    def load_dataset(name: str, *_: object, **others: object) -> list[dict]:
+        asked.append((name, others["revision"]))
+        return [{"text": "one"}]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    file = write_data(tmp_path / "data.jsonl")
+    parts = readers.open_parts(f"owner/name@1,{file}@1", Form(), revision="v1")
+    assert [document.answer for document in parts[0].documents] == ["one"]
+    list(readers.open_parts("owner/name", Form())[0].documents)
+    assert asked == [("owner/name", "v1"), ("owner/name", None)]
+    for data, number in ((str(file), 0), ("owner/one,owner/two", 2)):
+        with pytest.raises(ValueError, match=f"--data-revision v1 is for one .* names {number}"):
+            readers.open_parts(data, Form(), revision="v1")

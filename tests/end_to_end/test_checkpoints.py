@@ -1,4 +1,4 @@
-"""Whole runs on models that are stored otherwise, and models that are refused by run and dry run."""
+"""Whole runs on models that are stored otherwise; run and dry run refuse the same models."""
 
 import shutil
 from pathlib import Path

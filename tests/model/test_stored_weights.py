@@ -1,15 +1,23 @@
 """A model is the same whatever form its weights are stored in, and none runs code of its own."""
 
+import ast
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    Gemma3Config,
+)
 
 from ptl_fast.config.model import ModelSettings
 from ptl_fast.model import loading, stored_weights
+from support.configs import tiny_config
 from support.models import DEMO_MODEL
 from support.stored_models import (
     copy_demo,
@@ -168,7 +176,7 @@ def test_flags_that_have_no_use_are_refused(settings: dict, flag: str, message: 
 
 def test_quantized_by_another_method_is_refused_from_the_config(tmp_path: Path) -> None:
     copy_demo(tmp_path / "model", quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(ValueError, match="--teacher .* quantized by gptq"):
+    with pytest.raises(ValueError, match=r"--teacher .* quantized by gptq"):
         loading.load_config(str(tmp_path / "model"), flag="--teacher")
 
 
@@ -200,3 +208,45 @@ def test_a_known_type_needs_no_code_though_it_brings_some(tmp_path: Path) -> Non
     copy_demo(tmp_path / "model", auto_map=CODE)
     (tmp_path / "model" / "mine.py").write_text("raise SystemExit('this ran')\n")
     assert_equal(weights(tmp_path / "model"), weights("ptl-demo"))
+
+
+def loads(source: str) -> list[ast.Call]:
+    """Calls of ``from_pretrained`` or ``from_config`` of one of transformers' Auto classes."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return [
+        call
+        for call in calls
+        if isinstance(call.func, ast.Attribute)
+        and call.func.attr in ("from_pretrained", "from_config")
+        and ast.unparse(call.func.value).startswith("Auto")
+    ]
+
+
+def test_every_load_says_that_no_code_is_trusted() -> None:
+    """Without a word transformers asks, and somebody may have typed yes."""
+    root, found = Path(__file__).parents[2], 0
+    for file in (*(root / "ptl_fast").rglob("*.py"), *(root / "benchmarks").rglob("*.py")):
+        for call in loads(file.read_text()):
+            given = {each.arg: ast.unparse(each.value) for each in call.keywords}
+            assert given.get("trust_remote_code") == "False", (file, call.lineno)
+            found += 1
+    assert found >= 5
+
+
+def test_a_text_decoder_is_taken_out_as_the_document_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tiny_config("gemma3_text", head_dim=16)
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    whole = AutoModelForImageTextToText.from_config(
+        Gemma3Config(text_config=text.to_dict(), vision_config=vision, mm_tokens_per_image=4)
+    ).eval()
+    monkeypatch.chdir(tmp_path)
+    whole.save_pretrained("whole")
+    AutoTokenizer.from_pretrained(DEMO_MODEL).save_pretrained("whole")
+    document = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
+    exec(document.split("```python\n")[1].split("```")[0])
+    model = loading.load_model("text", ModelSettings(), "cpu")
+    ids = torch.randint(6, 300, (2, 16))
+    assert torch.equal(model(ids).logits, whole(ids).logits)

@@ -44,7 +44,10 @@ def write_fp8(folder: Path, twin: Path) -> None:
 def to_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(FP8 weights, a scale for each block of 128 x 128, the last ones smaller)."""
     rows, columns = (-(-size // BLOCK) for size in weight.shape)
-    quantized, scale = torch.empty_like(weight, dtype=torch.float8_e4m3fn), torch.empty(rows, columns)
+    quantized, scale = (
+        torch.empty_like(weight, dtype=torch.float8_e4m3fn),
+        torch.empty(rows, columns),
+    )
     for row in range(rows):
         for column in range(columns):
             part = (
