@@ -48,7 +48,7 @@ def save_model(context: "RunContext", folder: "ModelFolder", model: "PreTrainedM
     def write(path: Path) -> None:
         with precision.stored_as(model, context.saved_dtype):
             model.save_pretrained(path)
-        companions.write(_name(context), path)
+        companions.write(_name(context), path, context.config.model)
         _check(context, path, model)
 
     folder.fill(write)
@@ -57,7 +57,7 @@ def save_model(context: "RunContext", folder: "ModelFolder", model: "PreTrainedM
 def _check(context: "RunContext", path: Path, model: "PreTrainedModel") -> None:
     """Raise ValueError unless the model that was saved is the one in memory."""
     found = rebuilt.difference(path, model, context.saved_dtype, _tokens(context))
-    found = found or companions.difference(_name(context), path)
+    found = found or companions.difference(_name(context), path, context.config.model)
     if found is not None:
         raise ValueError(
             f"the model that was saved, {path}, is not the one that was measured: {found}. It is"

@@ -51,7 +51,7 @@ BAD_INPUT = [
     ),
     pytest.param(
         ["--model", "gpt2", "--data", "data.jsonl"],
-        r"not supported: looked for intermediate_size",
+        r"not supported: its FFNs have no gate",
         id="architecture",
     ),
     pytest.param(["--model", "ptl-demo"], r"--data is missing", id="no-data-flag"),
