@@ -33,7 +33,7 @@ from ptl_fast.base.errors import StorageFailed
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 WHOLE = "complete"
@@ -223,21 +223,6 @@ class FilledFolder(Stored):
 class ModelFolder(FilledFolder):
     """A model and its tokenizer in a folder that ``from_pretrained`` loads."""
 
-    def save(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-        """Save both on the main rank, replacing the folder in one rename.
-
-        Raises:
-            StorageFailed: they do not fit on the disk, or cannot be written.
-        """
-        if distributed.is_main():
-            check_space(self.path, model_bytes(model))
-
-        def write(folder: Path) -> None:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-
-        self.fill(write)
-
 
 class MarkedFolder(FilledFolder):
     """A folder that is complete once it was marked, and as long as its files have that content.
@@ -344,9 +329,9 @@ def check_space(path: Path, needed_bytes: int) -> None:
         )
 
 
-def model_bytes(model: "PreTrainedModel") -> int:
-    """The bytes of a model's weights, tied ones once."""
-    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
+def model_bytes(model: "PreTrainedModel", itemsize: int | None = None) -> int:
+    """The bytes of a model's weights, tied ones once; each of ``itemsize``, or as in memory."""
+    return sum(each.numel() * (itemsize or each.element_size()) for each in model.parameters())
 
 
 def _is_storage(error: Exception) -> bool:

@@ -219,7 +219,7 @@ def _keep_better(context: "RunContext", step: "Round", recovered: dict[str, Any]
     load_weights(context, step.number - 1)
     _prune(context, step)
     context.now.optimizer_state = None
-    files.model().save(context.model, context.inputs.tokenizer)
+    save_step.save_model(context, files.model(), context.model)
     files.recovered().write(pruned)
     return pruned
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ptl_fast.base.stored import check_space, model_bytes
 from ptl_fast.model import companions, precision, rebuilt
 
 if TYPE_CHECKING:
@@ -42,10 +43,12 @@ def save_model(context: "RunContext", folder: "ModelFolder", model: "PreTrainedM
         ValueError: the saved model, loaded from its folder alone, is not the one in memory; raised
             on every rank. The folder does not appear, so a run that is started again comes here
             again.
+        StorageFailed: it does not fit on the disk, or cannot be written.
     """
     precision.round_(model, context.saved_dtype)
 
     def write(path: Path) -> None:
+        check_space(folder.path, model_bytes(model, context.saved_dtype.itemsize))
         with precision.stored_as(model, context.saved_dtype):
             model.save_pretrained(path)
         companions.write(_name(context), path, context.config.model)
