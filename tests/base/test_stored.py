@@ -111,4 +111,5 @@ def test_a_folder_with_a_fault_does_not_appear(tmp_path: Path) -> None:
     assert (folder.path / "weights").read_bytes() == b"1"
     assert (tmp_path / "model.tmp" / "weights").read_bytes() == b"2"
     folder.fill(lambda new: (new / "weights").write_bytes(b"3") and None)
-    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+    assert not (tmp_path / "model.tmp").exists()
+    assert (folder.path / "weights").read_bytes() == b"3"
