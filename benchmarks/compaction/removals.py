@@ -120,7 +120,9 @@ def with_files(model: PreTrainedModel, kept: KeptNeurons) -> PreTrainedModel:
             if round_trip == 1:
                 model = by_scanning_lists(model, kept)
             model.save_pretrained(folder)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=model.dtype, trust_remote_code=False
+            )
             model = loaded.to(model.device)
     return model.eval()
 

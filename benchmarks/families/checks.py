@@ -80,7 +80,8 @@ def make(config: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    model.eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -208,7 +209,7 @@ def _same(model: Any, expected: Tensor, generates: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True
+            folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
     again, info = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):

@@ -125,7 +125,8 @@ def random_model(config: "PretrainedConfig", device: str, dtype: torch.dtype) ->
     values.
     """
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        return model.eval()
 
 
 def tiny_twin(config: "PretrainedConfig") -> "PretrainedConfig":

@@ -44,9 +44,9 @@ def check_space(path: Path, needed_bytes: int) -> None:
         )
 
 
-def model_bytes(model: "PreTrainedModel") -> int:
-    """The bytes of a model's weights, tied ones once."""
-    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
+def model_bytes(model: "PreTrainedModel", itemsize: int | None = None) -> int:
+    """The bytes of a model's weights, tied ones once; each of ``itemsize``, or as in memory."""
+    return sum(each.numel() * (itemsize or each.element_size()) for each in model.parameters())
 
 
 def _is_storage(error: Exception) -> bool:

@@ -27,12 +27,11 @@ from ptl_fast.base.atomic_files import (
     write_atomically,
 )
 from ptl_fast.base.console import say
-from ptl_fast.base.disk import check_space, model_bytes, storing
+from ptl_fast.base.disk import check_space, storing
 from ptl_fast.base.errors import StorageFailed
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 WHOLE = "complete"
@@ -221,19 +220,6 @@ class FilledFolder(Stored):
 
 class ModelFolder(FilledFolder):
     """A model and its tokenizer in a folder that ``from_pretrained`` loads."""
-
-    def save(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-        """Save both on the main rank, replacing the folder in one rename.
-
-        Raises:
-            StorageFailed: they do not fit on the disk, or cannot be written.
-        """
-
-        def write(folder: Path) -> None:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-
-        self.fill(write, model_bytes(model))
 
 
 class MarkedFolder(FilledFolder):

@@ -228,7 +228,7 @@ def _assemble(model: Any, config: "PretrainedConfig") -> "PreTrainedModel":
     """Wrap the modules that were sliced in place into a model of the sliced type."""
     # on the meta device: its own weights are replaced at once
     with torch.device("meta"):
-        sliced: Any = AutoModelForCausalLM.from_config(config)
+        sliced: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     sliced.model, sliced.lm_head = model.model, model.lm_head
     for module in sliced.modules():
         if hasattr(module, "config"):

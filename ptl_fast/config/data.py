@@ -17,6 +17,9 @@ class DataSettings:
     sources; SOURCE@WEIGHT gives each its part of every round's training tokens, without weights
     they are joined."""
 
+    data_revision: str | None = None
+    """Branch, tag or commit of --data's one hub data set (default: its main branch)."""
+
     question_column: str | None = None
     """The column of --data and of nll=FILE that holds the question, where it is not one of the
     names above.

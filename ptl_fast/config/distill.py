@@ -15,6 +15,9 @@ class DistillSettings:
     --model (default: --model itself).
     """
 
+    teacher_revision: str | None = None
+    """Branch, tag or commit of a --teacher on the hub (default: its main branch)."""
+
     distill_weight: float = 0.9
     """With distill: the share of the divergence from the teacher in the loss, in (0, 1]; the rest
     is cpt's loss.
@@ -36,6 +39,10 @@ class DistillSettings:
     def check(self) -> None:
         """Raise ValueError for a setting out of range."""
         check_at_least_one(self, ["distill_top_k"])
+        if self.teacher_revision is not None and self.teacher is None:
+            raise ValueError(
+                "--teacher-revision is of --teacher, which is not given; --revision is of --model"
+            )
         if not 0 < self.distill_weight <= 1:
             raise ValueError(
                 f"--distill-weight {self.distill_weight} is outside (0, 1]; without the teacher"

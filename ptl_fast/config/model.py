@@ -15,6 +15,14 @@ class ModelSettings:
     runs.
     """
 
+    revision: str | None = None
+    """Branch, tag or commit of a --model on the hub (default: its main branch)."""
+
+    merge_adapter: bool = False
+    """Merge the LoRA adapter that lies in the folder of --model, beside the weights or alone, into
+    the weights first. Without it, a model with an adapter is refused.
+    """
+
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the computation: auto is the checkpoint's own on a GPU and float32 on a CPU. Recovery
     keeps float32 master weights.

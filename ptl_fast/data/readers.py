@@ -36,11 +36,18 @@ class Source(NamedTuple):
     """load_dataset's ``data_dir``, as the next two are its arguments of the same name."""
     config: str | None = None
     split: str = "train"
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
 
     @property
     def from_datasets(self) -> bool:
         """Whether the datasets library reads it: a hub data set or a local folder."""
         return self.name != DEMO and not os.path.isfile(self.name)
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether it is a hub data set."""
+        return self.name != DEMO and not os.path.exists(self.name)
 
 
 class Part(NamedTuple):
@@ -55,7 +62,9 @@ class Part(NamedTuple):
     """Whether the documents come in a random order, so that the first ones are a random sample."""
 
 
-def open_parts(data: str, form: Form, streaming_seed: int | None = None) -> list[Part]:
+def open_parts(
+    data: str, form: Form, streaming_seed: int | None = None, revision: str | None = None
+) -> list[Part]:
     """Parse SOURCE[@WEIGHT][,SOURCE@WEIGHT...] into the parts of a corpus; their weights sum to 1.
 
     Nothing is read until the documents are iterated. Sources without weights are concatenated, in
@@ -64,12 +73,15 @@ def open_parts(data: str, form: Form, streaming_seed: int | None = None) -> list
     Args:
         streaming_seed: stream hub data sets and folders, shuffled with this seed, instead of
             downloading them whole; None does not stream.
+        revision: branch, tag or commit of the one hub data set among the sources.
 
     Raises:
         ValueError: an entry is malformed, only some entries have weights, or several sources are to
             be streamed without weights.
     """
     sources, weights = _parse(data)
+    if revision is not None:
+        sources = _of_revision(sources, revision, data)
     parts = [
         Part(
             source.text,
@@ -127,6 +139,17 @@ def _parse(data: str) -> tuple[list[Source], list[float]]:
             f"{data}: give every source a weight (SOURCE@WEIGHT,SOURCE@WEIGHT), or none"
         )
     return sources, weights
+
+
+def _of_revision(sources: list[Source], revision: str, data: str) -> list[Source]:
+    """The sources with the one hub data set of them at this revision."""
+    num_on_hub = sum(source.on_hub for source in sources)
+    if num_on_hub != 1:
+        raise ValueError(
+            f"--data-revision {revision} is for one hub data set, and --data {data} names"
+            f" {num_on_hub}; leave it out, or download the data sets and give the files"
+        )
+    return [source._replace(revision=revision) if source.on_hub else source for source in sources]
 
 
 def _weight(text: str, entry: str) -> float:
@@ -245,6 +268,7 @@ def dataset_rows(source: Source, streaming_seed: int | None = None) -> Iterator[
                 data_dir=source.folder,
                 split=source.split,
                 streaming=streaming,
+                revision=source.revision,
             )
         elif streaming:
             rows = rows.to_iterable_dataset(num_shards=min(SHUFFLE_SHARDS, len(rows)))

@@ -6,11 +6,15 @@ does not read, such as the SentencePiece model that other programs want.
 import re
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers import AutoTokenizer
 from transformers.utils import cached_file
 
 from ptl_fast.model import loading
+
+if TYPE_CHECKING:
+    from ptl_fast.config.model import ModelSettings
 
 # What is copied, by name; folders are left out but for the templates'.
 TOKENIZER = re.compile(
@@ -38,17 +42,19 @@ ON_HUB = (
 )
 
 
-def write(name: str, folder: Path) -> None:
+def write(name: str, folder: Path, settings: "ModelSettings | None" = None) -> None:
     """Put a model's tokenizer files, chat template and licence into a folder, unchanged.
 
     A tokenizer that is converted while it is loaded is saved in its converted form as well.
 
     Args:
         name: of the model: a folder, a name on the hub, or ``ptl-demo``.
+        settings: its revision on the hub, and whether its adapter was merged.
     """
-    source = loading.local_folder(name) or _snapshot(name)
+    revision = settings.revision if settings is not None else None
+    source = loading.local_folder(name) or _snapshot(name, revision)
     if source is None or not (source / "tokenizer.json").is_file():
-        loading.load_tokenizer(name).save_pretrained(folder)
+        loading.load_tokenizer(name, settings=settings).save_pretrained(folder)
     if source is None:
         return
     for file in _files(source):
@@ -58,11 +64,11 @@ def write(name: str, folder: Path) -> None:
         shutil.copyfile(source / file, target)
 
 
-def difference(name: str, folder: Path) -> str | None:
+def difference(name: str, folder: Path, settings: "ModelSettings | None" = None) -> str | None:
     """Say how the tokenizer in a folder differs from a model's own; None if it does not."""
-    own = loading.load_tokenizer(name)
+    own = loading.load_tokenizer(name, settings=settings)
     try:
-        other = AutoTokenizer.from_pretrained(folder)
+        other = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many types for a bad tokenizer
         return f"its tokenizer cannot be loaded ({type(error).__name__})"
     if own.get_vocab() != other.get_vocab():
@@ -81,12 +87,13 @@ def _files(source: Path) -> list[Path]:
     )
 
 
-def _snapshot(name: str) -> Path | None:
+def _snapshot(name: str, revision: str | None) -> Path | None:
     """The folder in the hub's cache that has a model's files; None without one."""
     found = [
         cached_file(
             name,
             file,
+            revision=revision,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
             _raise_exceptions_for_gated_repo=False,

@@ -125,16 +125,30 @@ def feed_forwards(model: "PreTrainedModel", family: Family) -> "dict[str, Ffn]":
 
 
 def layers_path(model: "PreTrainedModel") -> str:
-    """The path of the one list of modules that has as many as the config has layers."""
+    """The path of the one list of modules that has as many as the config has layers.
+
+    Raises:
+        ValueError: there is not exactly one; says why.
+    """
+    path, reason = find_layers(model)
+    if path is None:
+        raise ValueError(
+            f"{type(model).__name__} (model_type {getattr(model.config, 'model_type', '?')}) is not"
+            f" supported: {reason}"
+        )
+    return path
+
+
+def find_layers(model: "PreTrainedModel") -> tuple[str | None, str | None]:
+    """(path of the list of decoder layers, None), or (None, why they are not found)."""
     from torch.nn import ModuleList
 
     config: Any = model.config
-    name = f"{type(model).__name__} (model_type {getattr(config, 'model_type', '?')})"
     # some configs say so although the model is a decoder, such as GPT-NeoX's: modules know better
     if any(vars(module).get("is_decoder") is False for module in model.modules()):
-        raise ValueError(
-            f"{name} is not supported: its config says is_decoder false, so that its tokens attend"
-            " to later ones; ptl_fast is for models that predict the next token"
+        return None, (
+            "its config says is_decoder false, so that its tokens attend to later ones; ptl_fast is"
+            " for models that predict the next token"
         )
     number = config.get_text_config().num_hidden_layers
     lists = [path for path, each in model.named_modules() if isinstance(each, ModuleList)]
@@ -142,16 +156,16 @@ def layers_path(model: "PreTrainedModel") -> str:
     outer = [path for path in lists if not any(path.startswith(f"{other}.") for other in lists)]
     found = [path for path in outer if len(attrgetter(path)(model)) == number]
     if len(found) == 1:
-        return found[0]
+        return found[0], None
     if found:
-        raise ValueError(
-            f"{name} is not supported: {len(found)} of its lists have {number} modules"
-            f" ({', '.join(found)}), so that it is not clear which are the decoder layers"
+        return None, (
+            f"{len(found)} of its lists have {number} modules ({', '.join(found)}), so that it is"
+            " not clear which are the decoder layers"
         )
     lengths = ", ".join(f"{path} {len(attrgetter(path)(model))}" for path in outer) or "none"
-    raise ValueError(
-        f"{name} is not supported: its config says num_hidden_layers {number}, and no list of"
-        f" modules is so long (there are: {lengths})"
+    return None, (
+        f"its config says num_hidden_layers {number}, and no list of modules is so long (there are:"
+        f" {lengths})"
     )
 
 

@@ -143,7 +143,7 @@ def on_meta(config: "PretrainedConfig") -> Any:
 
     # a generator that is put back: building must not change what a run draws
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
 
 
 def why_not_without(

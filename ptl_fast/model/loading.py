@@ -1,6 +1,5 @@
 """Load a model, its config and its tokenizer, with errors that name the flag and the fix."""
 
-import hashlib
 import importlib.util
 import os
 import random
@@ -9,20 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from ptl_fast.base.console import reason
 from ptl_fast.model import padding, tying
+from ptl_fast.model.checkpoint import DEMO as DEMO
+from ptl_fast.model.checkpoint import bundled, find_checkpoint
+from ptl_fast.model.stored_weights import NEEDS_CODE, find, load_stored, read_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from ptl_fast.config.model import ModelSettings
-
-
-DEMO = "ptl-demo"
-DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "model"
-FINGERPRINT_BYTES = 2**20  # bytes hashed at a weight file's beginning, and as many at its end
 
 
 def resolve_device(name: str) -> str:
@@ -52,61 +49,52 @@ def resolve_device(name: str) -> str:
     return f"cuda:{number}"
 
 
-def load_config(name: str) -> "PretrainedConfig":
-    """Read a model's config, without its weights.
+def load_config(
+    name: str, settings: "ModelSettings | None" = None, flag: str = "--model"
+) -> "PretrainedConfig":
+    """Read a model's config, without its weights; without its quantization, which is undone.
 
     Args:
         name: a folder, a name on the Hugging Face hub, or ``ptl-demo``.
+        settings: its revision, and whether its adapter may be merged.
+        flag: the command-line flag that errors name.
 
     Raises:
-        ValueError: there is no such model, or its config lacks one of the fields that give the
-            model's size.
+        ValueError: there is no such model, its config cannot be read, or it cannot be had as
+            ordinary weights (quantization, adapters, code of its own).
     """
-    name = _bundled(name)
-    path = Path(name)
-    if path.exists() and not (path / "config.json").is_file():
-        raise ValueError(
-            f"{name} is not a model folder: it has no config.json; give a folder saved by"
-            " save_pretrained"
-        )
+    checkpoint = find(name, settings, flag)
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = read_config(checkpoint)
     except Exception as error:  # transformers raises many types for a bad config
-        why = (
-            reason(error)
-            if path.exists()
-            else "no such folder, and not found on the hub or in its cache"
-        )
-        raise ValueError(f"--model {name} cannot be loaded: {why}") from error
-    wanted = ("num_hidden_layers", "num_attention_heads", "hidden_size")
-    missing = [field for field in wanted if not isinstance(getattr(config, field, None), int)]
-    if missing:
-        raise ValueError(
-            f"--model {name} (model_type {config.model_type}) is not supported: looked for"
-            f" {', '.join(wanted)} in its"
-            f" config, and did not find {', '.join(missing)}"
-        )
-    padding.drop_padding_(config)
-    tying.correct_config_(config, local_folder(name))
+        if checkpoint.needs_code:
+            raise ValueError(f"{flag} {name} {NEEDS_CODE}") from error
+        raise ValueError(f"{flag} {name} cannot be loaded: {reason(error)}") from error
+    tying.correct_config_(config, local_folder(checkpoint.name))
     return config
 
 
-def load_tokenizer(name: str, flag: str = "--model") -> "PreTrainedTokenizerBase":
+def load_tokenizer(
+    name: str, flag: str = "--model", settings: "ModelSettings | None" = None
+) -> "PreTrainedTokenizerBase":
     """Load a model's tokenizer; it must be a fast one.
 
     Args:
         flag: the command-line flag that errors name.
+        settings: the revision of a hub model, and whether its adapter is merged.
 
     Raises:
         ValueError: there is no such model, it has no tokenizer, or only a slow one.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(_bundled(name))
+        tokenizer = _tokenizer(bundled(name), settings)
     except Exception as error:  # transformers raises many types for a bad tokenizer
-        if not name or not Path(_bundled(name)).is_dir():
+        if not name or not Path(bundled(name)).is_dir():
             raise ValueError(
                 f"{flag} {name!r}: no such folder, and not found on the hub or in its cache"
             ) from error
+        if "trust_remote_code" in str(error):
+            raise ValueError(f"{flag} {name}: its tokenizer {NEEDS_CODE}") from error
         raise ValueError(
             f"{flag} {name} has no tokenizer that can be loaded ({reason(error)}); save the"
             " tokenizer into the same folder"
@@ -118,14 +106,35 @@ def load_tokenizer(name: str, flag: str = "--model") -> "PreTrainedTokenizerBase
     return tokenizer
 
 
-def check_teacher(teacher: str, tokenizer: "PreTrainedTokenizerBase") -> None:
+def _tokenizer(name: str, settings: "ModelSettings | None") -> "PreTrainedTokenizerBase":
+    """The tokenizer of a folder or repository; of an adapter without one, its model's."""
+    revision = settings.revision if settings is not None else None
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except Exception:
+        base = find_checkpoint(name, revision)
+        if base.name == name:
+            raise
+        return AutoTokenizer.from_pretrained(
+            base.name, revision=base.revision, trust_remote_code=False
+        )
+
+
+def check_teacher(
+    teacher: str,
+    tokenizer: "PreTrainedTokenizerBase",
+    settings: "ModelSettings | None" = None,
+) -> None:
     """Check that --teacher can be used with the tokenizer of --model, without loading its weights.
+
+    Args:
+        settings: its revision on the hub.
 
     Raises:
         ValueError: its vocabulary differs from the tokenizer's, it has fewer embeddings than there
             are token ids, or its weight files are missing or truncated.
     """
-    theirs, ours = load_tokenizer(teacher, "--teacher").get_vocab(), tokenizer.get_vocab()
+    theirs, ours = load_tokenizer(teacher, "--teacher", settings).get_vocab(), tokenizer.get_vocab()
     ids = {token for name, token in ours.items() if name != tokenizer.pad_token}
     different = sorted(
         token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token)
@@ -137,17 +146,13 @@ def check_teacher(teacher: str, tokenizer: "PreTrainedTokenizerBase") -> None:
             " its predictions are compared token by token, so give a teacher with the same"
             " tokenizer"
         )
-    try:
-        config = AutoConfig.from_pretrained(_bundled(teacher))
-    except Exception as error:  # transformers raises many types for a bad config
-        raise ValueError(f"--teacher {teacher} cannot be loaded: {reason(error)}") from error
-    num_embeddings = config.get_text_config().vocab_size
+    num_embeddings = load_config(teacher, settings, "--teacher").get_text_config().vocab_size
     if max(ids) >= num_embeddings:
         raise ValueError(
             f"--teacher {teacher}: its tokenizer gives ids beyond the model's {num_embeddings}"
             " embeddings"
         )
-    folder = Path(_bundled(teacher))
+    folder = Path(bundled(teacher))
     if folder.is_dir() and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
         raise ValueError(
             f"--teacher {teacher} has no weights; give a folder saved by save_pretrained"
@@ -175,14 +180,9 @@ def load_model(
         ValueError: the weights are missing or do not fit the config, or the attention
             implementation is not available.
     """
-    dtype = _dtype(settings.dtype, device)
+    checkpoint, dtype = find(name, settings, flag), _dtype(settings.dtype, device)
     try:
-        config = AutoConfig.from_pretrained(_bundled(name))
-        # a config that was read already is taken as it is, so only where it must be another
-        corrected = {"config": config} if padding.drop_padding_(config) else {}
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            _bundled(name), dtype=dtype, output_loading_info=True, **corrected
-        )
+        loaded: Any = load_stored(checkpoint, dtype)
     except Exception as error:  # safetensors, torch and transformers raise many types
         raise ValueError(f"{flag} {name} cannot be loaded: {reason(error)}") from error
     model, info = loaded
@@ -209,26 +209,6 @@ def load_model(
     return model
 
 
-def weights_fingerprint(name: str) -> dict[str, str]:
-    """Return {file name: fingerprint} of a local model's weights: resuming on others is refused.
-
-    A fingerprint is the file's size and a hash of its first and last MiB; reading gigabytes would
-    delay every start. Empty for a model of the hub.
-    """
-    folder = local_folder(name)
-    files = sorted(folder.glob("*.safetensors")) if folder is not None else []
-    return {file.name: _fingerprint(file) for file in files}
-
-
-def _fingerprint(file: Path) -> str:
-    """SIZE-HASH of a file: 16 hex digits of the SHA-256 of its first and last MiB."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        beginning = stream.read(FINGERPRINT_BYTES)
-        stream.seek(max(0, size - FINGERPRINT_BYTES))
-        return f"{size}-{hashlib.sha256(beginning + stream.read()).hexdigest()[:16]}"
-
-
 def seed_everything(seed: int) -> None:
     """Seed Python's and torch's generators: a stage must not depend on what ran before it."""
     random.seed(seed)
@@ -237,13 +217,13 @@ def seed_everything(seed: int) -> None:
 
 def local_folder(name: str) -> Path | None:
     """The folder that a model's name means; None for a model of the hub."""
-    folder = Path(_bundled(name))
+    folder = Path(bundled(name))
     return folder if folder.is_dir() else None
 
 
-def _bundled(name: str) -> str:
-    """The folder of the bundled demo model for its name; any other name as it is."""
-    return str(DEMO_FOLDER) if name == DEMO else name
+def weights_folder(name: str, settings: "ModelSettings") -> Path | None:
+    """The folder of a model's weights, which an adapter alone may name; None on the hub."""
+    return local_folder(find(name, settings).name)
 
 
 def _dtype(name: str, device: str) -> torch.dtype | str:

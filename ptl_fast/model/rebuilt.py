@@ -65,6 +65,7 @@ def difference(
                 folder,
                 dtype=_computed(model),
                 output_loading_info=True,
+                trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # they are named below
             )
     except Exception as error:  # safetensors, torch and transformers raise many types

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base import distributed
+from ptl_fast.base.disk import model_bytes
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel
 
     from ptl_fast.recovery.task import RecoveryTask
@@ -128,7 +131,12 @@ def on_disk(model: "PreTrainedModel", task: "RecoveryTask") -> Iterator[None]:
         yield
         return
     start, name = task.folder.start, model.config._name_or_path
-    start.save(model, task.tokenizer)
+
+    def write(folder: "Path") -> None:
+        model.save_pretrained(folder)
+        task.tokenizer.save_pretrained(folder)
+
+    start.fill(write, model_bytes(model))
     model.config._name_or_path = model.name_or_path = str(start.path)
     yield
     model.config._name_or_path = model.name_or_path = name

@@ -16,10 +16,16 @@ if TYPE_CHECKING:
 def load_teacher(task: "RecoveryTask", device: str) -> "PreTrainedModel":
     """Load --teacher, by default the original model (--model), in its checkpoint's dtype."""
     name, flag = task.distill.teacher, "--teacher"
+    settings = dataclasses.replace(task.model, dtype="auto")
     if name is None:
         name, flag = task.model.model, "--model"
+    else:
+        # --revision and --merge-adapter are --model's
+        settings = dataclasses.replace(
+            settings, revision=task.distill.teacher_revision, merge_adapter=False
+        )
     assert name is not None
     # the previous round's global ZeRO-3 config would shard the teacher too; this round's Trainer
     # sets it anew
     unset_hf_deepspeed_config()
-    return loading.load_model(name, dataclasses.replace(task.model, dtype="auto"), device, flag)
+    return loading.load_model(name, settings, device, flag)

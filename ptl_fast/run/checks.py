@@ -158,6 +158,16 @@ def check_lengths(config: "Config", original: "PretrainedConfig") -> None:
             )
 
 
+def check_support(config: "Config", original: "PretrainedConfig") -> None:
+    """Raise ValueError if the model cannot lose what the settings ask for; imports torch."""
+    from ptl_fast.model import support
+
+    prune = config.prune
+    # slicing changes FFNs too
+    needs_neurons = prune.keep < 1 or prune.slice_hidden is not None
+    support.check_support(original, config.model.model or "", needs_neurons=needs_neurons)
+
+
 def check_answers(loaded: "Mapping[str, LoadedTask]", original: "PretrainedConfig") -> None:
     """Raise ValueError if a chat task's longest prompt and answer do not fit into the model."""
     limit = getattr(original, "max_position_embeddings", None)

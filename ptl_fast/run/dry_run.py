@@ -19,7 +19,7 @@ from ptl_fast.model.widths import ffn_width
 from ptl_fast.recovery import registry
 from ptl_fast.recovery.estimate import Estimate, Situation
 from ptl_fast.run import layer_choice, sizes, tables, trace_report
-from ptl_fast.run.checks import check_lengths
+from ptl_fast.run.checks import check_lengths, check_support
 from ptl_fast.run.rounds import kind_of, make_schedule
 
 if TYPE_CHECKING:
@@ -71,7 +71,10 @@ def dry_run(config: "Config") -> str:
     """
     name = config.model.model
     assert name is not None
-    dense: Any = shipped_config(name) or _load_config(name, quiet=not config.run.debug)
+    dense: Any = shipped_config(name)
+    notes: list[str] = []
+    if dense is None:
+        dense, notes = _load_config(name, config)
     check_lengths(config, dense)
     # the shipped configs' families have no layers that could not go
     if not isinstance(dense, types.SimpleNamespace):
@@ -96,7 +99,8 @@ def dry_run(config: "Config") -> str:
             "These widths are the lowest that --threshold may reach: a round's scores decide how"
             " many neurons go.\n\n"
         )
-    text = f"{tables.schedule_table(rows)}\n\n{floor}{assumptions(config, rows)}"
+    said = "".join(f"{note}\n\n" for note in notes)
+    text = f"{said}{tables.schedule_table(rows)}\n\n{floor}{assumptions(config, rows)}"
     if config.traces.traces:
         num_gpus, gpu = parse_gpus(config.run.dry_run_gpus)
         speed = num_gpus * gpu.bandwidth_gbs * 1e9 * UTILISATION
@@ -104,14 +108,16 @@ def dry_run(config: "Config") -> str:
     return text
 
 
-def _load_config(name: str, quiet: bool) -> Any:
-    """Load a model's config, with the libraries' messages turned off if ``quiet``."""
+def _load_config(name: str, config: "Config") -> tuple[Any, list[str]]:
+    """The model's config, checked as a run checks it, and what is done to its weights first."""
     # imported here, as a preset's dry run should start without waiting for transformers
-    from ptl_fast.model import loading
+    from ptl_fast.model import loading, stored_weights
 
-    if quiet:
+    if not config.run.debug:
         quiet_libraries()
-    return loading.load_config(name)
+    original = loading.load_config(name, config.model)
+    check_support(config, original)
+    return original, stored_weights.notes(name, config.model)
 
 
 def parse_gpus(text: str) -> tuple[int, Gpu]:

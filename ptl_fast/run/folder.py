@@ -109,7 +109,8 @@ class RunFolder(RunFiles):
                     " to delete that run"
                 )
         # the layout's version, the inputs' hashes, and the mark of an interrupted deletion
-        if {**before, "config": None} != {**now, "config": None}:
+        before, now = _without_untaken(before, now), {**now, "config": None}
+        if before != now:
             raise ValueError(
                 f"{self.path} holds a run on other data or weights; give another --output, or"
                 " --overwrite"
@@ -262,3 +263,16 @@ class RunFolder(RunFiles):
         old = [each.model().path for each in finished[:-keep_rounds]]
         old += [each.optimizer_state().path for each in finished[:-1]]
         remove(*old, *(each.recovery_folder().path for each in finished))
+
+
+def _without_untaken(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """A state.json's content without its settings, and with the fingerprints that it lacks as now.
+
+    Older versions took none of .bin files and of models of the hub, and kept an empty list.
+    """
+    before = {**before, "config": None}
+    inputs = before.get("inputs")
+    if isinstance(inputs, dict):
+        later = [each for each in ("weights", "teacher") if inputs.get(each) == {}]
+        before["inputs"] = {**inputs, **{each: now["inputs"][each] for each in later}}
+    return before

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base.console import say
 from ptl_fast.baselines import SCORERS, authors_rule
+from ptl_fast.config.model import ModelSettings
 from ptl_fast.data import packing, readers, sampling, traces
 from ptl_fast.data.documents import Form
 from ptl_fast.evaluation import tasks as eval_tasks
 from ptl_fast.evaluation.nll import NLL
-from ptl_fast.model import loading, padding
+from ptl_fast.model import checkpoint, loading, padding
 from ptl_fast.recovery import prompts, registry, token_budget
 from ptl_fast.run import quality_gate, questions, rounds, text
 from ptl_fast.run.round_data import RoundData
@@ -85,9 +86,12 @@ def load(
     name, source = config.model.model, config.data.data
     assert name is not None
     assert source is not None
-    tokenizer = loading.load_tokenizer(name)
+    tokenizer = loading.load_tokenizer(name, settings=config.model)
+    own_revision = config.distill.teacher_revision
     if config.distill.teacher is not None:
-        loading.check_teacher(config.distill.teacher, tokenizer)
+        loading.check_teacher(
+            config.distill.teacher, tokenizer, ModelSettings(revision=own_revision)
+        )
     padding.replace_padding_(tokenizer, num_embeddings)
     loaded = {
         task.label: eval_tasks.load_task(task, tokenizer, config.evaluation)
@@ -130,8 +134,8 @@ def load(
             "nll": {
                 label: sampling.fingerprint(documents) for label, documents in nll_documents.items()
             },
-            "weights": loading.weights_fingerprint(name),
-            "teacher": loading.weights_fingerprint(config.distill.teacher)
+            "weights": checkpoint.weights_fingerprint(name, config.model.revision),
+            "teacher": checkpoint.weights_fingerprint(config.distill.teacher, own_revision)
             if config.distill.teacher is not None
             else {},
         },
@@ -180,7 +184,12 @@ def _load_corpus(
     rollouts = registry.rollouts_of(config.recovery.all_recoveries, config.grpo, config.opd)
     amounts = rounds.data_amounts(config, schedule)
     sample = sampling.draw(
-        readers.open_parts(source, form, config.run.seed if config.data.streaming else None),
+        readers.open_parts(
+            source,
+            form,
+            config.run.seed if config.data.streaming else None,
+            config.data.data_revision,
+        ),
         tokenizer,
         num_tokens=questions.num_read(config, amounts.num_tokens),
         num_held_out=num_held_out,

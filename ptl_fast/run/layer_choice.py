@@ -37,17 +37,19 @@ def check(prune: "PruneSettings", original: "PretrainedConfig") -> None:
             f" {outside[0]}"
         )
     path = _layers_path(original)
+    # that neurons can go has been checked before, where some shall
+    alone = "; its neurons can go without layers" if prune.keep < 1 else ""
     if prune.named_layers:
         kept = [layer for layer in range(number) if layer not in prune.named_layers]
         if reason := layers.why_not_without(original, path, kept):
-            raise ValueError(f"--layers {prune.layers}: {original.model_type}: {reason}")
+            raise ValueError(f"--layers {prune.layers}: {original.model_type}: {reason}{alone}")
         return
     staying = _staying(original, path, gone)
     # where most layers are tied to their places, what may go is no choice
     if len(staying) > number // 2 or number - len(staying) < gone:
         raise ValueError(
             f"--drop-layers {gone}: layers of this model (model_type {original.model_type}) cannot"
-            f" go: {next(iter(staying.values()))}"
+            f" go: {next(iter(staying.values()))}{alone}"
         )
     if prune.keep_attention_pattern:
         _check_pattern(original, gone, prune.layers_per_round)

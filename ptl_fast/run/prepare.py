@@ -4,6 +4,7 @@ Settings, model, data, disk space and the folder's content are checked, and the 
 before anything is written: a run that is refused leaves the folder as it was.
 """
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from ptl_fast.base import distributed
 from ptl_fast.base.console import say
 from ptl_fast.config.checking import flag
 from ptl_fast.evaluation import tasks as eval_tasks
-from ptl_fast.model import families, layers, loading, precision
+from ptl_fast.model import families, loading, precision, stored_weights
 from ptl_fast.model.widths import ffn_width
 from ptl_fast.pruning import width_multiple
 from ptl_fast.recovery import registry, rollouts, trainer
@@ -61,10 +62,11 @@ def prepare(config: "Config") -> RunContext:
     if config.trainer.deepspeed is not None and device == "cpu" and "WORLD_SIZE" not in os.environ:
         say("--deepspeed has no use in one process on a CPU: recovery runs without it.")
     name = config.model.model
-    original = loading.load_config(name)
+    original = loading.load_config(name, config.model)
+    checks.check_support(config, original)
+    for note in stored_weights.notes(name, config.model):
+        say(note)
     checks.check_lengths(config, original)
-    # before data and weights, which take long
-    families.find_family(layers.on_meta(original), needs_neurons=config.prune.keep < 1)
     layer_choice.check(config.prune, original)
     output = output_folder(config)
     config = _as_begun(config, output)
@@ -90,7 +92,7 @@ def prepare(config: "Config") -> RunContext:
         device=device,
         original=original,
         saved_dtype=precision.saved_dtype(
-            config.model, device, loading.local_folder(name), original
+            config.model, device, loading.weights_folder(name, config.model), original
         ),
         folder=folder,
         rounds=plan,
@@ -120,6 +122,8 @@ def load_weights(context: RunContext, number: int, extension: int = 0) -> None:
     source = settings.model
     if number:
         source = str(context.folder.round(number).model(extension).path)
+        # those of the original, which a round's model is made of
+        settings = dataclasses.replace(settings, revision=None, merge_adapter=False)
     settings = precision.as_computed(settings, context.device, context.original)
     model = loading.load_model(source, settings, context.device)
     family = families.find_family(model, needs_neurons=context.config.prune.keep < 1)

@@ -43,22 +43,23 @@ def save_model(context: "RunContext", folder: "ModelFolder", model: "PreTrainedM
         ValueError: the saved model, loaded from its folder alone, is not the one in memory; raised
             on every rank. The folder does not appear, so a run that is started again comes here
             again.
+        StorageFailed: it does not fit on the disk, or cannot be written.
     """
     precision.round_(model, context.saved_dtype)
 
     def write(path: Path) -> None:
         with precision.stored_as(model, context.saved_dtype):
             model.save_pretrained(path)
-        companions.write(_name(context), path)
+        companions.write(_name(context), path, context.config.model)
         _check(context, path, model)
 
-    folder.fill(write, model_bytes(model))
+    folder.fill(write, model_bytes(model, context.saved_dtype.itemsize))
 
 
 def _check(context: "RunContext", path: Path, model: "PreTrainedModel") -> None:
     """Raise ValueError unless the model that was saved is the one in memory."""
     found = rebuilt.difference(path, model, context.saved_dtype, _tokens(context))
-    found = found or companions.difference(_name(context), path)
+    found = found or companions.difference(_name(context), path, context.config.model)
     if found is not None:
         raise ValueError(
             f"the model that was saved, {path}, is not the one that was measured: {found}. It is"

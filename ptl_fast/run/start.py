@@ -63,10 +63,11 @@ def planned_sizes(**settings: Any) -> list[dict[str, int]]:
     config = make_config(**settings)
     _check(config)
     assert config.model.model is not None
-    original = loading.load_config(config.model.model)
+    original = loading.load_config(config.model.model, config.model)
     # a real run measures it on its device; here the usual answer has to do
     if config.prune.width_multiple == "auto":
         config = config.changed(width_multiple=width_multiple.TENSOR_CORE_MULTIPLE)
+    checks.check_support(config, original)
     checks.check_lengths(config, original)
     schedule = rounds.make_schedule(config, original)
     length = config.data.sequence_length

@@ -112,3 +112,5 @@ def test_a_folder_with_a_fault_does_not_appear(tmp_path: Path) -> None:
     assert (tmp_path / "model.tmp" / "weights").read_bytes() == b"2"
     folder.fill(lambda new: (new / "weights").write_bytes(b"3") and None)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["checksums.list", "model"]
+    assert not (tmp_path / "model.tmp").exists()
+    assert (folder.path / "weights").read_bytes() == b"3"

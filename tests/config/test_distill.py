@@ -12,6 +12,7 @@ from ptl_fast.config.distill import DistillSettings
     ("values", "message"),
     [
         ({"distill_top_k": 0}, "--distill-top-k 0 must be at least 1"),
+        ({"teacher_revision": "v1"}, "--teacher-revision is of --teacher, which is not given"),
         ({"distill_weight": 0.0}, "--distill-weight 0.0 is outside \\(0, 1\\]; .*--recovery cpt"),
         ({"distill_weight": 1.1}, "--distill-weight 1.1 is outside"),
         ({"distill_temperature": 0.0}, "--distill-temperature 0.0 must be a positive number"),

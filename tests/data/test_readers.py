@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from ptl_fast.data import readers, sampling
 from ptl_fast.data.documents import Document, Form
 from ptl_fast.data.readers import Source
-from support.files import write_rows
+from support.files import write_data, write_rows
 
 
 def test_text_formats_agree(tmp_path: Path) -> None:
@@ -238,3 +238,23 @@ def test_a_folder_of_everything_is_refused_at_once(
         (tmp_path / f"{name}.jsonl").write_text('{"question": "x", "answer": "y"}\n')
     with pytest.raises(ValueError, match="holds more than 3 files and folders"):
         readers.load_documents(str(tmp_path))
+
+
+def test_a_revision_is_of_the_one_hub_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, object]] = []
+
+    def load_dataset(name: str, *_: object, **others: object) -> list[dict]:
+        asked.append((name, others["revision"]))
+        return [{"text": "one"}]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    file = write_data(tmp_path / "data.jsonl")
+    parts = readers.open_parts(f"owner/name@1,{file}@1", Form(), revision="v1")
+    assert [document.answer for document in parts[0].documents] == ["one"]
+    list(readers.open_parts("owner/name", Form())[0].documents)
+    assert asked == [("owner/name", "v1"), ("owner/name", None)]
+    for data, number in ((str(file), 0), ("owner/one,owner/two", 2)):
+        with pytest.raises(ValueError, match=f"--data-revision v1 is for one .* names {number}"):
+            readers.open_parts(data, Form(), revision="v1")

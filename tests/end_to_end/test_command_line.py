@@ -50,8 +50,8 @@ BAD_INPUT = [
         id="non-model",
     ),
     pytest.param(
-        ["--model", "bert", "--data", "data.jsonl"],
-        r"not supported: its config says is_decoder false",
+        ["--model", "bloom", "--data", "data.jsonl"],
+        r"not supported: neurons cannot be removed",
         id="architecture",
     ),
     pytest.param(["--model", "ptl-demo"], r"--data is missing", id="no-data-flag"),
@@ -226,10 +226,8 @@ def test_bad_input_is_one_clear_line(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     write_data(tmp_path / "data.jsonl")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "bert").mkdir()
-    (tmp_path / "bert" / "config.json").write_text(
-        '{"model_type": "bert", "max_position_embeddings": 4096}'
-    )
+    (tmp_path / "bloom").mkdir()
+    (tmp_path / "bloom" / "config.json").write_text('{"model_type": "bloom"}')
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("precious")
     (tmp_path / "empty.jsonl").touch()

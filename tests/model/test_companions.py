@@ -82,7 +82,7 @@ def test_a_converted_tokenizer_is_saved_too(
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(original)
     (original / "tokenizer.json").unlink()
-    monkeypatch.setattr(companions.loading, "load_tokenizer", lambda name: tokenizer)
+    monkeypatch.setattr(companions.loading, "load_tokenizer", lambda name, **_: tokenizer)
     companions.write(str(original), tmp_path)
     assert (tmp_path / "tokenizer.json").exists()
     assert (tmp_path / "tokenizer.model").read_bytes() == COPIED["tokenizer.model"]

@@ -19,4 +19,5 @@ def test_teacher_is_the_original_unless_another_is_named(tmp_path: Path) -> None
     assert teacher.config.intermediate_size == 48
     assert teacher.dtype == torch.float32, "auto on a CPU, whatever --dtype says of the model"
     given.distill.teacher = str(tmp_path / "other")
-    assert load_teacher(own, "cpu").config.intermediate_size == 64
+    given.model.merge_adapter, given.model.revision = True, "v1"
+    assert load_teacher(own, "cpu").config.intermediate_size == 64, "those are --model's"

@@ -30,6 +30,19 @@ def test_another_run_is_named(tmp_path: Path) -> None:
         RunFolder(tmp_path / "run", {**STATE, "data": "def"}).check(False)
 
 
+def test_a_run_without_a_fingerprint_of_its_weights_goes_on(tmp_path: Path) -> None:
+    """Older versions took none of .bin files and of the hub's models; others' they compare."""
+    inputs = {"data": "abc", "weights": {}, "teacher": {}}
+    now = {**inputs, "weights": {"pytorch_model.bin": "9-f"}}
+    RunFolder(tmp_path / "old", {"config": {}, "inputs": inputs}).open(False)
+    RunFolder(tmp_path / "old", {"config": {}, "inputs": now}).check(False)
+    with pytest.raises(ValueError, match="other data"):
+        RunFolder(tmp_path / "old", {"config": {}, "inputs": {**now, "data": "d"}}).check(False)
+    RunFolder(tmp_path / "new", {"config": {}, "inputs": now}).open(False)
+    with pytest.raises(ValueError, match="other data or weights"):
+        RunFolder(tmp_path / "new", {"config": {}, "inputs": inputs}).check(False)
+
+
 def test_overwrite_never_deletes_what_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match="not a run"):

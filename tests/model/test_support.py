@@ -1,0 +1,82 @@
+"""What cannot be pruned is refused from the config, with its own reason and with what helps."""
+
+import pytest
+from transformers import Gemma3Config
+
+from ptl_fast.model.support import check_support
+from support.configs import tiny_config
+from support.models import FAMILIES
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "gpt_neox", "gpt2", "glm4", "starcoder2"])
+@pytest.mark.parametrize("needs_neurons", [True, False])
+def test_what_can_lose_neurons_is_supported(family: str, needs_neurons: bool) -> None:
+    config = tiny_config(family, head_dim=16)
+    before = config.to_dict()
+    check_support(config, "model", needs_neurons=needs_neurons)
+    assert config.to_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("model_type", "others", "reason"),
+    [
+        ("mixtral", {"num_local_experts": 4}, r"mixture of experts \(model.layers.0.mlp.experts"),
+        ("deepseek_v3", {"first_k_dense_replace": 2}, r"mixture of experts .model.layers.2"),
+        ("bloom", {}, "no field of its config can say another width"),
+        ("bitnet", {}, "mlp.ffn_sub_norm.weight has the FFN's width too"),
+    ],
+)
+def test_a_model_whose_neurons_must_stay_may_lose_layers(
+    model_type: str, others: dict, reason: str
+) -> None:
+    config = tiny_config(model_type, **others)
+    check_support(config, "it", needs_neurons=False)
+    with pytest.raises(ValueError, match=rf"--model it \(model_type {model_type}\).*{reason}") as e:
+        check_support(config, "it", needs_neurons=True)
+    assert "docs/models.md" in str(e.value)
+    assert "its layers can go (--keep 1 --drop-layers N)" in str(e.value)
+
+
+def test_layers_are_offered_only_where_they_can_go() -> None:
+    with pytest.raises(ValueError, match="neurons cannot be removed") as error:
+        check_support(tiny_config("bitnet", num_hidden_layers=1), "it", needs_neurons=True)
+    assert "its layers can go" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("t5", "encoder with a decoder"),
+        ("vit", "no causal language model"),
+        ("bert", "is_decoder false"),
+    ],
+)
+@pytest.mark.parametrize("needs_neurons", [True, False])
+def test_what_is_no_decoder_is_refused_whatever_shall_go(
+    model_type: str, reason: str, needs_neurons: bool
+) -> None:
+    with pytest.raises(ValueError, match=rf"\(model_type {model_type}\) is not supp.*{reason}"):
+        check_support(tiny_config(model_type), "it", needs_neurons=needs_neurons)
+
+
+def test_a_config_without_a_size_is_told() -> None:
+    config = tiny_config("mamba")
+    del config.num_attention_heads
+    with pytest.raises(ValueError, match="no single number for num_attention_heads"):
+        check_support(config, "it", needs_neurons=False)
+
+
+def test_a_model_of_several_parts_is_told_from_its_text_decoder() -> None:
+    text = tiny_config("gemma3_text", head_dim=16)
+    check_support(text, "it", needs_neurons=True)
+    whole = Gemma3Config(text_config=text.to_dict())
+    with pytest.raises(ValueError, match=r"model_type gemma3\).*text decoder .gemma3_text. is one"):
+        check_support(whole, "it", needs_neurons=True)
+
+
+def test_a_config_that_makes_no_model_is_told_in_one_line() -> None:
+    config = tiny_config("llama")
+    config.hidden_act = "nothing"
+    with pytest.raises(ValueError, match=r"cannot build it from its config\.json") as error:
+        check_support(config, "it", needs_neurons=True)
+    assert "\n" not in str(error.value)
