@@ -11,7 +11,6 @@ from ptl_fast.base import distributed
 from ptl_fast.base.atomic_files import nearest_folder
 from ptl_fast.base.checksums import LIST
 from ptl_fast.base.console import say
-from ptl_fast.base.disk import check_space
 from ptl_fast.base.run_files import BEFORE_STATE, WRITTEN, RoundFolder, RunFiles
 from ptl_fast.base.stored import (
     ModelFolder,
@@ -225,15 +224,13 @@ class RunFolder(RunFiles):
             aside = self.changed_final()
             rename(self.final.path, aside)
             say(f"{self.final.path} was not as it was written: it is {aside} now, and made again.")
-        if distributed.is_main():
-            files = [file for file in source.path.rglob("*") if file.is_file()]
-            check_space(self.final.path, sum(file.stat().st_size for file in files))
 
         def write(folder: Path) -> None:
             shutil.copytree(source.path, folder, dirs_exist_ok=True)
             (folder / "README.md").write_text(card)
 
-        self.final.fill(write)
+        files = [file for file in source.path.rglob("*") if file.is_file()]
+        self.final.fill(write, sum(file.stat().st_size for file in files))
 
     def put_aside(self, number: int, attempt: int) -> RoundFolder:
         """Rename round-NN, without its weights, to round-NN.failed-K; return the new folder.

@@ -8,9 +8,10 @@ down projection's output, the new columns X minimise
 
     sum_t ||s[t] - p[t] - X a[t]||^2 + ridge * mean diagonal of G * ||X - W[:, S]||^2
 
-so they also make up for what the layers before have lost, as far as this FFN can. Models that
-normalise the FFN's output before they add it (Gemma2) have no such target; there, and only there,
-it is the original's output of the down projection. Fitting on the inputs of the compressed model is
+so they also make up for what the layers before have lost, as far as this FFN can. Models that do
+not add the FFN's output as it is (Gemma2 normalises it, Granite scales it) have no such target;
+there, and only there, it is the original's output of the down projection. A bias of the down
+projection stays as it is. Fitting on the inputs of the compressed model is
 what GPTQ (arXiv 2210.17323) and SparseGPT (arXiv 2301.00774) do; towards the original's outputs as
 here, GPTAQ's asymmetric calibration (arXiv 2504.02692).
 
