@@ -28,7 +28,7 @@ from ptl_fast.data import answers, packing, readers, sampling
 from ptl_fast.data.generation import Sampling, answer_all
 from ptl_fast.evaluation.nll import answer_nll
 from ptl_fast.model import loading
-from ptl_fast.model.families import Family, feed_forwards, find_family
+from ptl_fast.model.families import Family, down_projections, find_family
 from ptl_fast.pruning.compact import compact_
 from ptl_fast.pruning.compensate_layers import Fold, blocks_of, ends, fold_
 from ptl_fast.pruning.plan import PruningPlan, plan_layers
@@ -132,7 +132,7 @@ def without_layers(
         for block in foldable(plan)
         if ends(block) in fits
     ]
-    fold_([ffn.down for ffn in feed_forwards(smaller, family).values()], folds)
+    fold_(down_projections(smaller, family), folds)
     compact_(smaller, family, plan)
     return smaller, folds
 

@@ -150,8 +150,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     grams.downs = [grams.downs[layer] for layer in layers]
     rows: list[dict[str, Any]] = []
     for layer, gram_II, down in zip(layers, grams, grams.downs, strict=True):
-        num_kept = round(options.keep * down.in_features)
-        rows.append({"layer": layer, **compare_layer(gram_II, down.weight, num_kept)})
+        num_kept = round(options.keep * grams.width)
+        rows.append({"layer": layer, **compare_layer(gram_II, down.weight_HI, num_kept)})
     return {
         "environment": environment("cpu"),
         "model": Path(options.model).name,

@@ -13,7 +13,7 @@ from ptl_fast.model.layers import follow_layers
 from ptl_fast.model.widths import ffn_width, set_width
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel
 
     from ptl_kernels import Ffn
@@ -122,6 +122,30 @@ def feed_forwards(model: "PreTrainedModel", family: Family) -> "dict[str, Ffn]":
         down = attrgetter(names.down)(layer)
         ffns[str(index)] = Ffn(module=module, inputs=inputs, down=down)
     return ffns
+
+
+@dataclass(frozen=True)
+class DownProjection:
+    """The last linear layer of an FFN."""
+
+    module: "nn.Module"
+    weight_HI: "Tensor"
+    """(hidden_size, width), sharing the module's memory, whatever way round that keeps it."""
+
+    @property
+    def bias(self) -> "Tensor | None":
+        """(hidden_size,), or None."""
+        return self.module.bias  # type: ignore[return-value]
+
+
+def down_projections(model: "PreTrainedModel", family: Family) -> list[DownProjection]:
+    """The down projection of each decoder layer's FFN, in order, of the weights as they are now:
+    pruning replaces them.
+    """
+    from ptl_kernels import matrix
+
+    downs = [ffn.down for ffn in feed_forwards(model, family).values()]
+    return [DownProjection(down, matrix(down).detach()) for down in downs]
 
 
 def layers_path(model: "PreTrainedModel") -> str:

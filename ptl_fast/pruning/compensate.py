@@ -11,14 +11,14 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ptl_kernels import matrix
+from ptl_fast.model.families import DownProjection
 
 
 @torch.no_grad()
 def compensate_(
-    downs: Sequence[nn.Linear],
+    downs: Sequence[DownProjection],
     grams: Iterable[Tensor],
     kept_LK: Sequence[Sequence[int]],
     means: Mapping[int, Tensor] | None = None,
@@ -40,29 +40,32 @@ def compensate_(
     """
     # iterating ``grams`` may run the model, so no weight may change before all layers are solved
     columns = [
-        least_squares(gram_II, matrix(down), torch.tensor(kept_K, device=gram_II.device))
+        least_squares(gram_II, down.weight_HI, torch.tensor(kept_K, device=gram_II.device))
         for gram_II, down, kept_K in zip(grams, downs, kept_LK, strict=True)
     ]
     for layer, (down, columns_HK, kept) in enumerate(zip(downs, columns, kept_LK, strict=True)):
         kept_K = torch.tensor(kept, device=columns_HK.device)
         if means and layer in means:
-            fitted_HI = torch.zeros_like(matrix(down)).index_copy_(1, kept_K, columns_HK)
+            fitted_HI = torch.zeros_like(down.weight_HI).index_copy_(1, kept_K, columns_HK)
+            assert down.bias is not None  # as the layer has means
             down.bias.copy_(_bias(down, fitted_HI, means[layer]))
-        matrix(down)[:, kept_K] = columns_HK
+        down.weight_HI[:, kept_K] = columns_HK
 
 
 @torch.no_grad()
 def put_columns_(
-    downs: Sequence[nn.Linear], columns: Sequence[Tensor], kept_LK: Sequence[Sequence[int]]
+    downs: Sequence[DownProjection], columns: Sequence[Tensor], kept_LK: Sequence[Sequence[int]]
 ) -> None:
     """Put the kept neurons' columns, (hidden_size, num_kept) for each layer, into the weights."""
     for down, columns_HK, kept_K in zip(downs, columns, kept_LK, strict=True):
-        matrix(down)[:, torch.tensor(kept_K, device=columns_HK.device)] = columns_HK
+        down.weight_HI[:, torch.tensor(kept_K, device=columns_HK.device)] = columns_HK
 
 
 @torch.no_grad()
 def pruned_projections(
-    downs: Sequence[nn.Linear], grams: Iterable[Tensor] | None, kept_LK: Sequence[Sequence[int]]
+    downs: Sequence[DownProjection],
+    grams: Iterable[Tensor] | None,
+    kept_LK: Sequence[Sequence[int]],
 ) -> list[Tensor]:
     """Return every layer's down projection as pruning will leave it, in its present shape.
 
@@ -72,7 +75,7 @@ def pruned_projections(
     pruned = []
     gram = iter(grams) if grams is not None else itertools.repeat(None)
     for down, kept_K, gram_II in zip(downs, map(torch.tensor, kept_LK), gram, strict=False):
-        weight_HI = matrix(down)
+        weight_HI = down.weight_HI
         kept_K = kept_K.to(weight_HI.device)
         columns_HK = weight_HI[:, kept_K]
         if gram_II is not None:
@@ -83,7 +86,7 @@ def pruned_projections(
 
 @torch.no_grad()
 def pruned_biases(
-    downs: Sequence[nn.Linear], pruned: Sequence[Tensor], means: Mapping[int, Tensor]
+    downs: Sequence[DownProjection], pruned: Sequence[Tensor], means: Mapping[int, Tensor]
 ) -> list[Tensor | None]:
     """Return every layer's bias as pruning will leave it; None where it stays as it is.
 
@@ -97,9 +100,10 @@ def pruned_biases(
     ]
 
 
-def _bias(down: nn.Linear, fitted_HI: Tensor, mean_I: Tensor) -> Tensor:
+def _bias(down: DownProjection, fitted_HI: Tensor, mean_I: Tensor) -> Tensor:
     """The bias beside new columns, (hidden_size,): what the mean output loses is added to it."""
-    lost_H = (matrix(down).double() - fitted_HI.double()) @ mean_I
+    assert down.bias is not None
+    lost_H = (down.weight_HI.double() - fitted_HI.double()) @ mean_I
     return (down.bias.double() + lost_H).to(down.bias.dtype)
 
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ptl_kernels import matrix
+from ptl_fast.model.families import DownProjection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def ends(block: Sequence[int]) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def fold_(downs: Sequence[nn.Linear], folds: Sequence[Fold]) -> None:
+def fold_(downs: Sequence[DownProjection], folds: Sequence[Fold]) -> None:
     """Change, in place, the down projection before each block. The blocks are not removed here.
 
     Args:
@@ -72,6 +72,6 @@ def fold_(downs: Sequence[nn.Linear], folds: Sequence[Fold]) -> None:
     """
     for fold in folds:
         if fold.change_HI is not None:
-            weight = matrix(downs[fold.layers[0] - 1])
+            weight = downs[fold.layers[0] - 1].weight_HI
             # added in fp64: X is small beside W in half precision
             weight.copy_(weight.double() + fold.change_HI)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ptl_fast.model.families import Family, feed_forwards
+from ptl_fast.model.families import Family, down_projections
 from ptl_fast.pruning.plan import (
     LayerLimits,
     PruningPlan,
@@ -132,7 +132,7 @@ def _compact(plan: PruningPlan, work: PruningWork) -> "tuple[PreTrainedModel, di
     from ptl_fast.pruning.compensate import compensate_, put_columns_
     from ptl_fast.pruning.compensate_layers import fold_
 
-    downs = [ffn.down for ffn in feed_forwards(work.model, work.family).values()]
+    downs = down_projections(work.model, work.family)
     # before compaction: the fit needs the columns of the neurons that go
     if work.columns is not None and plan.kept_neurons is not None:
         put_columns_(downs, work.columns, plan.kept_neurons)

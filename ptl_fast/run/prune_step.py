@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ptl_fast.base import distributed
 from ptl_fast.base.console import say
 from ptl_fast.baselines import SCORERS
-from ptl_fast.model.families import feed_forwards
+from ptl_fast.model.families import down_projections
 from ptl_fast.model.widths import ffn_width
 from ptl_fast.pruning import compact, compensate
 from ptl_fast.pruning import plan as plan_module
@@ -244,7 +244,7 @@ class Calibration:
         calibration tokens: (num_sequences, length), in nats.
         """
         assert plan.kept_neurons is not None
-        downs = [ffn.down for ffn in feed_forwards(self.model, self.family).values()]
+        downs = down_projections(self.model, self.family)
         grams = self.grams() if self.compensates and self.reads_grams else None
         probe = compensate.pruned_projections(downs, grams, plan.kept_neurons)
         biases = compensate.pruned_biases(downs, probe, {} if grams is None else grams.means)

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ptl_fast.base import distributed
 from ptl_fast.data.batching import document_batches
-from ptl_fast.model.families import Family, feed_forwards
+from ptl_fast.model.families import Family, down_projections
 from ptl_fast.scoring.ridge import (
     DEFAULT_RIDGE,
     HELD_OUT_SHARE,
@@ -38,7 +38,6 @@ from ptl_fast.scoring.ridge import (
     Choice,
     choose,
 )
-from ptl_kernels import matrix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -87,9 +86,9 @@ class GramMatrices:
     ) -> None:
         self.model, self.batch_size, self.ridge = model, batch_size, ridge
         self.texts = weighted_texts(tokens, protected, protect_share)
-        self.downs = [ffn.down for ffn in feed_forwards(model, family).values()]
+        self.downs = down_projections(model, family)
         """The layers' down projections; A is one's input."""
-        self.width = matrix(self.downs[0]).shape[1]
+        self.width = self.downs[0].weight_HI.shape[1]
         self.at_once = max(1, GRAM_BYTES // (8 * self.width**2))
         self.mask: Tensor | None = None
         self.weights: Tensor | None = None
@@ -192,7 +191,7 @@ class GramMatrices:
         aside = tokens.rows(slice(None, None, HELD_OUT_SHARE)).first(HELD_OUT_TOKENS)
         with ExitStack() as stack:
             for batches, down in zip(kept, self.downs[first:], strict=False):
-                hook = down.register_forward_pre_hook(partial(keep, batches))
+                hook = down.module.register_forward_pre_hook(partial(keep, batches))
                 stack.callback(hook.remove)
             self._read(aside, "ridge")
         return kept
@@ -206,7 +205,7 @@ class GramMatrices:
         if batches and layer in self.means:
             held_TI = held_TI[:, :-1] - held_TI[:, -1:] * self.means[layer]
         weight = self.texts[0][1]
-        choice = choose(gram_II, matrix(self.downs[layer]), held_TI * weight**0.5)
+        choice = choose(gram_II, self.downs[layer].weight_HI, held_TI * weight**0.5)
         self.choices[layer] = choice
         return choice.ridge
 
@@ -215,9 +214,8 @@ class GramMatrices:
         """Hook the layers from ``first`` on: forward passes inside add tokens with this weight."""
         with ExitStack() as stack:
             for gram_II, down in zip(self.sums, self.downs[first:], strict=False):
-                stack.callback(
-                    down.register_forward_pre_hook(partial(self._add, gram_II, weight)).remove
-                )
+                add = partial(self._add, gram_II, weight)
+                stack.callback(down.module.register_forward_pre_hook(add).remove)
             yield
 
     # a pass that computes gradients would otherwise record this in its graph

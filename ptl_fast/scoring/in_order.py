@@ -30,10 +30,9 @@ from tqdm.auto import tqdm
 
 from ptl_fast.base import distributed
 from ptl_fast.data.batching import Batch, document_batches
-from ptl_fast.model.families import Family, decoder_layers, feed_forwards
+from ptl_fast.model.families import DownProjection, Family, decoder_layers, down_projections
 from ptl_fast.scoring.dropped_blocks import ffn_adds_to_stream, stream_of
 from ptl_fast.scoring.gram import add_products_, mirror_
-from ptl_kernels import matrix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,8 +101,8 @@ def columns_in_order(
     streams = list(_streams(model, family, texts, batch_size))
     adds = distributed.agree(ffn_adds_to_stream(model, family, 0, texts[0][0]))
     layers = decoder_layers(model, family)
-    downs = [ffn.down for ffn in feed_forwards(model, family).values()]
-    before = [matrix(down).clone() for down in downs]
+    downs = down_projections(model, family)
+    before = [down.weight_HI.clone() for down in downs]
     found = []
     try:
         for number in tqdm(
@@ -112,15 +111,15 @@ def columns_in_order(
             down, kept_K = downs[number], torch.tensor(kept_LK[number], device=model.device)
             sums = _sums(layers[number], number, down, streams, kept_K, adds)
             found.append(
-                _solve(sums, matrix(down)[:, kept_K], ridges[number], matrix(down).shape[1])
+                _solve(sums, down.weight_HI[:, kept_K], ridges[number], down.weight_HI.shape[1])
             )
             # the next layer sees what this one will leave
-            matrix(down).zero_().index_copy_(1, kept_K, found[-1])
+            down.weight_HI.zero_().index_copy_(1, kept_K, found[-1])
             for each in streams:
                 each.pruned = _run(layers[number], each.pruned, each.calls[number])
     finally:
         for down, weight_HI in zip(downs, before, strict=True):
-            matrix(down).copy_(weight_HI)
+            down.weight_HI.copy_(weight_HI)
         model.train(was_training)
     return found
 
@@ -210,10 +209,14 @@ class _Passed(NamedTuple):
     """The down projection's, without its bias."""
 
 
-def _pass(layer: nn.Module, down: nn.Linear, states: Tensor, call: Call, each: Streams) -> _Passed:
+def _pass(
+    layer: nn.Module, down: DownProjection, states: Tensor, call: Call, each: Streams
+) -> _Passed:
     """Run a layer, and keep what goes into its down projection and comes out."""
     taken: list[Tensor] = []
-    hook = down.register_forward_hook(lambda module, args, output: taken.extend((args[0], output)))
+    hook = down.module.register_forward_hook(
+        lambda module, args, output: taken.extend((args[0], output))
+    )
     try:
         stream = _run(layer, states, call)
     finally:
@@ -232,14 +235,14 @@ def _rows(values: Tensor, each: Streams) -> Tensor:
 def _sums(
     layer: nn.Module,
     number: int,
-    down: nn.Linear,
+    down: DownProjection,
     streams: Sequence[Streams],
     kept_K: Tensor,
     adds: bool,
 ) -> Sums:
     """One layer's sums over all tokens of all ranks; moves the original's streams behind it."""
-    options: dict[str, Any] = {"dtype": torch.float64, "device": down.weight.device}
-    shapes = ((len(kept_K), len(kept_K)), (len(matrix(down)), len(kept_K)), ())
+    options: dict[str, Any] = {"dtype": torch.float64, "device": down.weight_HI.device}
+    shapes = ((len(kept_K), len(kept_K)), (len(down.weight_HI), len(kept_K)), ())
     sums = Sums(*(torch.zeros(shape, **options) for shape in shapes))
     for each in streams:
         call = each.calls[number]

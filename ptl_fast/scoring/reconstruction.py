@@ -38,11 +38,9 @@ def prices(grams: "GramMatrices") -> "Tensor":
     """
     import torch
 
-    from ptl_kernels import matrix
-
     return torch.stack(
         [
-            eliminate(gram_II, matrix(down).detach())
+            eliminate(gram_II, down.weight_HI)
             for gram_II, down in zip(grams, grams.downs, strict=True)
         ]
     ).cpu()

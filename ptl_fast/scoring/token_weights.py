@@ -19,12 +19,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ptl_fast.base import distributed
 from ptl_fast.data.batching import sequence_batches
 from ptl_fast.model import predictions
+from ptl_fast.model.families import DownProjection
 from ptl_kernels import matrix
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def divergence(
     model: "PreTrainedModel",
     tokens: "PackedTokens",
     batch_size: int,
-    downs: Sequence[nn.Linear],
+    downs: Sequence[DownProjection],
     probe: Sequence[Tensor],
     biases: Sequence[Tensor | None] | None = None,
 ) -> Tensor:
@@ -162,15 +163,19 @@ def _divergences(logits_TV: Tensor, own: "list[Prediction]") -> Tensor:
 
 @contextmanager
 def _in_place_of(
-    downs: Sequence[nn.Linear], weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+    downs: Sequence[DownProjection], weights: Sequence[Tensor], biases: Sequence[Tensor | None]
 ) -> Iterator[None]:
     """Give these linear layers other weights, and other biases where there are, inside."""
-    before = [(parameter, parameter.data) for down in downs for parameter in down.parameters()]
+    before = [
+        (parameter, parameter.data) for down in downs for parameter in down.module.parameters()
+    ]
     try:
         for down, weight, bias in zip(downs, weights, biases, strict=True):
-            down.weight.data = weight if matrix(down) is down.weight else weight.T
+            # a module that holds the transpose gets it
+            straight = matrix(down.module) is down.module.weight
+            down.module.weight.data = weight if straight else weight.T
             if bias is not None:
-                down.bias.data = bias
+                down.module.bias.data = bias
         yield
     finally:
         for parameter, data in before:

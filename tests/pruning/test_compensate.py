@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ptl_fast.data import packing
 from ptl_fast.data.batching import document_batches
-from ptl_fast.model.families import feed_forwards, find_family
+from ptl_fast.model.families import down_projections, feed_forwards, find_family
 from ptl_fast.pruning import compact
 from ptl_fast.pruning import compensate as compensate_module
 from ptl_fast.pruning.plan import plan_neurons
@@ -46,11 +46,11 @@ def test_pruned_projections_are_those_that_pruning_leaves(
     grams = list(gram_module.GramMatrices(llama, family, long_documents(), 2))
     before = [ffn.down.weight.clone() for ffn in ffns]
     pruned = compensate_module.pruned_projections(
-        [ffn.down for ffn in ffns], grams if compensated else None, kept
+        down_projections(llama, family), grams if compensated else None, kept
     )
     assert all(torch.equal(ffn.down.weight, old) for ffn, old in zip(ffns, before, strict=True))
     if compensated:
-        compensate_module.compensate_([ffn.down for ffn in ffns], grams, kept)
+        compensate_module.compensate_(down_projections(llama, family), grams, kept)
     for ffn, weight_HI, kept_K in zip(ffns, pruned, kept, strict=True):
         assert torch.equal(weight_HI[:, kept_K], ffn.down.weight[:, kept_K])
         gone = [neuron for neuron in range(48) if neuron not in kept_K]

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ptl_fast.data import packing
-from ptl_fast.model.families import feed_forwards, find_family
+from ptl_fast.model.families import down_projections, feed_forwards, find_family
 from ptl_fast.pruning import compensate_layers
 from ptl_fast.pruning.compact import compact_
 from ptl_fast.scoring import dropped_blocks
@@ -46,8 +46,7 @@ def fold(
         compensate_layers.Fold(layers=block, **found._asdict())
         for block, found in zip(blocks, fits, strict=True)
     ]
-    downs = [ffn.down for ffn in feed_forwards(model, family).values()]
-    compensate_layers.fold_(downs, folds)
+    compensate_layers.fold_(down_projections(model, family), folds)
     return folds
 
 

@@ -174,7 +174,7 @@ def test_without_compensation_the_probe_has_the_models_own_columns(
     def note(
         model: Any, tokens: Any, size: int, downs: Any, probe: Any, **biases: Any
     ) -> torch.Tensor:
-        probed.extend(zip([down.weight.clone() for down in downs], probe, strict=True))
+        probed.extend(zip([down.weight_HI.clone() for down in downs], probe, strict=True))
         return measure(model, tokens, size, downs, probe, **biases)
 
     monkeypatch.setattr(token_weights, "divergence", note)

@@ -1,7 +1,6 @@
 """Gram matrices are products of the activations with a ridge, --protect's text at its share."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ptl_fast.data import packing
-from ptl_fast.model.families import feed_forwards, find_family
+from ptl_fast.model.families import DownProjection, feed_forwards, find_family
 from ptl_fast.scoring import gram as gram_module
 from ptl_fast.scoring import reconstruction, statistics
 from ptl_fast.scoring import ridge as ridge_module
@@ -213,9 +212,10 @@ def test_neurons_that_shout_at_one_token_leave_the_gram_matrix_positive_definite
     a_TI = torch.randn(256, width, generator=torch.Generator().manual_seed(0))
     a_TI[0, :8] = 1000 * torch.linspace(1, 3, 8)
     down = torch.nn.Linear(width, 1)
+    projection = DownProjection(down, down.weight.detach())
     model = torch.nn.Sequential(down)
     model.device = torch.device("cpu")
-    monkeypatch.setattr(gram_module, "feed_forwards", lambda *_: {"0": SimpleNamespace(down=down)})
+    monkeypatch.setattr(gram_module, "down_projections", lambda *_: [projection])
     grams = gram_module.GramMatrices(model, None, None, 1, ridge=RIDGE)
     with grams.watch():
         grams.expect(torch.ones(1, 256, dtype=torch.bool))

@@ -103,7 +103,7 @@ def test_the_first_layer_is_fitted_as_on_the_originals_inputs_and_later_ones_are
     model = llama.double()
     grams = GramMatrices(model, find_family(model), tokens, 2, ridge=RIDGE)
     first, second, *_ = (
-        compensate.least_squares(gram_II, down.weight, torch.tensor(kept))
+        compensate.least_squares(gram_II, down.weight_HI, torch.tensor(kept))
         for gram_II, down, kept in zip(grams, grams.downs, KEPT, strict=True)
     )
     found = fit(model, (tokens, 1.0))
@@ -118,7 +118,7 @@ def test_the_stream_is_nearer_to_the_originals(
     model, family = llama.double(), find_family(llama)
     grams = GramMatrices(model, family, tokens, 2, ridge=RIDGE)
     together = [
-        compensate.least_squares(gram_II, down.weight, torch.tensor(kept))
+        compensate.least_squares(gram_II, down.weight_HI, torch.tensor(kept))
         for gram_II, down, kept in zip(grams, grams.downs, KEPT, strict=True)
     ]
     errors = []

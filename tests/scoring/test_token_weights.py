@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ptl_fast.base import distributed
 from ptl_fast.data import packing
 from ptl_fast.model import predictions
-from ptl_fast.model.families import feed_forwards, find_family
+from ptl_fast.model.families import DownProjection, down_projections, find_family
 from ptl_fast.scoring import token_weights
 from support.distillation import plain_divergence
 from support.least_squares import long_documents
@@ -22,14 +22,14 @@ def tokens() -> packing.PackedTokens:
     return long_documents()
 
 
-def projections(model: PreTrainedModel) -> list[nn.Linear]:
-    return [ffn.down for ffn in feed_forwards(model, find_family(model)).values()]
+def projections(model: PreTrainedModel) -> list[DownProjection]:
+    return down_projections(model, find_family(model))
 
 
 def without_half(model: PreTrainedModel) -> list[Tensor]:
     """The down projections without every second neuron, the others 1.1 times as large."""
-    keeps = 1.1 * (torch.arange(projections(model)[0].in_features) % 2)
-    return [down.weight.detach() * keeps for down in projections(model)]
+    keeps = 1.1 * (torch.arange(projections(model)[0].weight_HI.shape[1]) % 2)
+    return [down.weight_HI * keeps for down in projections(model)]
 
 
 def departures(model: PreTrainedModel, tokens: packing.PackedTokens) -> Tensor:
@@ -46,7 +46,7 @@ def test_divergence_is_that_of_two_models(
     double = copy.deepcopy(any_model).double()
     probe = copy.deepcopy(double)
     for down, weight in zip(projections(probe), without_half(double), strict=True):
-        down.weight.data = weight
+        down.module.weight.data = weight
     starts = (tokens.mask & (tokens.position_ids == 0)).nonzero().tolist()
     assert len(starts) == 4
     for row, start in starts:
@@ -66,10 +66,10 @@ def test_divergence_is_that_of_two_models(
 def test_the_model_is_as_before(llama: PreTrainedModel, tokens: packing.PackedTokens) -> None:
     llama.train()
     before = {name: (value, value.clone()) for name, value in llama.named_parameters()}
-    pointers = [down.weight.data_ptr() for down in projections(llama)]
+    pointers = [down.module.weight.data_ptr() for down in projections(llama)]
     departures(llama, tokens)
     assert llama.training
-    assert [down.weight.data_ptr() for down in projections(llama)] == pointers
+    assert [down.module.weight.data_ptr() for down in projections(llama)] == pointers
     for name, parameter in llama.named_parameters():
         assert parameter is before[name][0]
         assert torch.equal(parameter, before[name][1])
@@ -94,7 +94,7 @@ def test_ranks_share_the_sequences(
 def test_a_probe_that_predicts_nothing_is_named(
     llama: PreTrainedModel, tokens: packing.PackedTokens
 ) -> None:
-    probe = [torch.full_like(down.weight, torch.nan) for down in projections(llama)]
+    probe = [torch.full_like(down.weight_HI, torch.nan) for down in projections(llama)]
     with pytest.raises(ValueError, match=r"NaN or infinite; use --dtype .* --token-weights none"):
         token_weights.divergence(llama, tokens, 2, projections(llama), probe)
 
