@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ptl_fast.base.console import say
 from ptl_fast.base.errors import Diverged
-from ptl_fast.base.stored import DAMAGED, Stored, remove
+from ptl_fast.base.stored import remove
 from ptl_fast.model import loading, precision
 from ptl_fast.run import (
     gate_step,
@@ -124,10 +124,10 @@ def attempt(context: "RunContext", step: "Round") -> "Decision | None":
     decide = functools.partial(prune_step.plan_round, context, step)
     # the statistics and the plan belong together
     if files.statistics.is_damaged():
-        _check_not_anticipated(context, step, files.statistics)
+        recover_step.check_not_anticipated(context, step, files.statistics)
         files.plan.remove()
     if files.plan.is_damaged():
-        _check_not_anticipated(context, step, files.plan)
+        recover_step.check_not_anticipated(context, step, files.plan)
     files.plan.once(lambda: _stage(context, step, "calibrate", decide))
     plan = read_plan(files)
     step = dataclasses.replace(step, width=plan.width)
@@ -144,19 +144,6 @@ def attempt(context: "RunContext", step: "Round") -> "Decision | None":
         decision = gate_step.judge(context, step, recovered(context, step, extension))
         if decision is None or decision.action != "extend":
             return decision
-
-
-def _check_not_anticipated(context: "RunContext", step: "Round", lost: Stored) -> None:
-    """Raise ValueError if the round was planned during the recovery before it (--anticipate): its
-    model is past that moment, and would be planned otherwise.
-    """
-    if context.config.recovery.anticipate and context.records:
-        before = context.folder.round(step.number - 1).path
-        raise ValueError(
-            f"{lost.path} {DAMAGED}, and was made during the round before; delete {before} and"
-            f" {lost.path.parent}, and the same command computes both rounds again if the weights"
-            " before them were kept (--keep-rounds)"
-        )
 
 
 def recovered(context: "RunContext", step: "Round", extension: int) -> dict[str, Any]:

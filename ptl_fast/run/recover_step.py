@@ -10,6 +10,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base.console import say
+from ptl_fast.base.stored import DAMAGED, Stored
 from ptl_fast.data import sampling
 from ptl_fast.model import families
 from ptl_fast.recovery import optimizer_state, registry, token_budget
@@ -208,6 +209,19 @@ def _options(context: "RunContext", step: "Round") -> TrainingOptions:
         optimizer_state=context.now.optimizer_state,
         keep_optimizer_state=recovery.keep_optimizer_state and (bool(following) or judged),
     )
+
+
+def check_not_anticipated(context: "RunContext", step: "Round", lost: Stored) -> None:
+    """Raise ValueError if the round was planned during the recovery before it (--anticipate): its
+    model is past that moment, and would be planned otherwise.
+    """
+    if context.config.recovery.anticipate and context.records:
+        before = context.folder.round(step.number - 1).path
+        raise ValueError(
+            f"{lost.path} {DAMAGED}, and was made during the round before; delete {before} and"
+            f" {lost.path.parent}, and the same command computes both rounds again if the weights"
+            " before them were kept (--keep-rounds)"
+        )
 
 
 def _schedule_position(context: "RunContext", step: "Round") -> tuple[int, int] | None:
