@@ -199,3 +199,14 @@ def test_run_killed_at_every_decision_ends_bit_identical(
     ]
     assert folders[0] == folders[1]
     assert not list((tmp_path / "b").rglob("*.tmp"))
+
+
+def test_a_run_says_before_it_begins_that_it_refits_to_few_tokens(
+    tiny_run: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {**RUN, "recovery": "none", "rounds": 1}
+    for scorer, compensate, says in (("reconstruction", True, True), ("activation", False, False)):
+        options = {"calibration_tokens": 128, "scorer": scorer, "compensate": compensate}
+        compress(**{**tiny_run, **settings, **options}, output=tmp_path / scorer)
+        said = capsys.readouterr().out
+        assert ("Calibration is going to have few tokens: 128 in round 1" in said) == says

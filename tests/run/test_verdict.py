@@ -94,3 +94,11 @@ def test_rounds_with_few_steps_are_named() -> None:
     assert line is not None
     assert "3 in round 1, 9 in round 2. " in line
     assert verdict.few_steps_line({1: 10}) is None
+
+
+def test_rounds_with_few_calibration_tokens_are_named() -> None:
+    line = verdict.few_tokens_line({1: 8192, 3: 20_000}, 4864)
+    assert line is not None
+    assert "8,192 in round 1, for 4,864 neurons" in line
+    assert verdict.few_tokens_line({1: 20_000}, 4864) is None
+    assert verdict.few_tokens_line({}, 4864) is None
