@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ptl_fast.base.console import say
 from ptl_fast.base.errors import Diverged
 from ptl_fast.base.stored import remove
-from ptl_fast.baselines import SCORERS
 from ptl_fast.model import loading, precision
 from ptl_fast.model.widths import ffn_width
 from ptl_fast.run import (
@@ -63,7 +62,9 @@ def run(config: "Config") -> dict[str, Any]:
     trace_step.make(context)
     steps = recover_step.steps_left(context)
     verdict.check_steps(steps, config.trainer.global_batch)
-    for line in (verdict.few_steps_line(steps), _few_tokens_line(context)):
+    refitted = prune_step.tokens_refitted_to(context)
+    width = ffn_width(context.model.config)
+    for line in (verdict.few_steps_line(steps), verdict.few_tokens_line(refitted, width)):
         if line is not None:
             say(line)
     context.dense = context.folder.dense.once(lambda: _measure_dense(context))
@@ -73,21 +74,6 @@ def run(config: "Config") -> dict[str, Any]:
         publish.write_report(context)
         say("\n" + tables.table(context.dense, context.records) + "\n")
     return publish.finish(context)
-
-
-def _few_tokens_line(context: "RunContext") -> str | None:
-    """What verdict.few_tokens_line says of the rounds to come; None where nothing is refitted."""
-    config, left = context.config, context.rounds.schedule[len(context.records) :]
-    if not (config.prune.compensate or SCORERS[config.score.scorer].reads_grams):
-        return None
-    counted = {
-        each.number: context.data.calibration(
-            each.number, config.score.calibration_tokens
-        ).num_counted
-        for each in left
-        if kind_of(each).size == "width"
-    }
-    return verdict.few_tokens_line(counted, ffn_width(context.model.config))
 
 
 def _measure_dense(context: "RunContext") -> dict[str, Any]:

@@ -52,6 +52,14 @@ def check_weights(context: "RunContext") -> None:
     statistics_module.collect(now.model, now.family, tokens, 1, "check")
 
 
+def tokens_refitted_to(context: "RunContext") -> dict[int, int]:
+    """{unfinished round: tokens that least squares fits its FFNs to}; {} where none does."""
+    config, left = context.config, context.rounds.schedule[len(context.records) :]
+    refits = config.prune.compensate or SCORERS[config.score.scorer].reads_grams
+    numbers = [each.number for each in left if refits and kind_of(each).size == "width"]
+    return context.data.counted(numbers, config.score.calibration_tokens)
+
+
 def plan_round(context: "RunContext", step: "Round") -> dict[str, Any]:
     """Decide what the round removes; returns the PruningPlan as a dict, for plan.json.
 

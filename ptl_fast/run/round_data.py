@@ -118,6 +118,10 @@ class RoundData:
             )
         return tokens
 
+    def counted(self, numbers: "Sequence[int]", num_tokens: int) -> dict[int, int]:
+        """{round: how many of its ``calibration`` tokens count}."""
+        return {each: self.calibration(each, num_tokens).num_counted for each in numbers}
+
     def one_sequence(self) -> "PackedTokens":
         """The first sequence; all of its tokens count, as it may hold no answer."""
         return dataclasses.replace(self.training[0].first(1), count_answers=False)
