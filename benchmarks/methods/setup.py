@@ -38,7 +38,7 @@ class Setup:
 
 def demo_base(split: str) -> Settings:
     """The demo's settings, measured on its test or its validation problems."""
-    settings = preset_settings("demo", None)
+    settings = preset_settings("demo")
     return {
         **{name: value for name, value in settings.items() if name not in ("preset", "output")},
         "eval_tasks": [SPLITS[split]],

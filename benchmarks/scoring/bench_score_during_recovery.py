@@ -44,6 +44,7 @@ COLUMNS = [
 
 def compare_rounds(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """One row for each round whose neurons were chosen from the recovery before it."""
+    settings = {"preset": "demo", **settings}
     report = ptl_fast.compress(
         **settings,
         device="cpu",

@@ -1,8 +1,10 @@
 """Helpers for the groups of settings: checks of values, and metadata on resuming a run."""
 
+import difflib
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 # Metadata of a field whose value may be different when a run is resumed. Without metadata it may
@@ -25,6 +27,34 @@ def former_default(value: Any) -> dict[str, Any]:
 def flag(name: str) -> str:
     """Return the command-line flag of a setting, for messages: keep_rounds -> --keep-rounds."""
     return f"--{name.replace('_', '-')}"
+
+
+def nearest(name: str, choices: Iterable[str], write: Callable[[str], str] = str) -> str:
+    """``"; did you mean X?"`` for the choice that is most like a name; empty where none is.
+
+    Args:
+        write: how a choice is written.
+    """
+    # in lower case; bf16 is two thirds like bfloat16, and hope half like none
+    lower = {choice.lower(): choice for choice in choices}
+    found = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.55)
+    return f"; did you mean {write(lower[found[0]])}?" if found else ""
+
+
+def unknown(what: str, name: str, choices: Iterable[str]) -> str:
+    """The message for a name that is none of the choices."""
+    listed = list(choices)
+    return f"unknown {what} {name}; choose {', '.join(listed)}{nearest(name, listed)}"
+
+
+def nearest_file(path: Path) -> str:
+    """``"; did you mean X?"`` for the file beside a missing one whose name is most like its own."""
+    folder = path.parent
+    try:
+        beside = [each.name for each in folder.iterdir()] if folder.is_dir() else []
+    except OSError:
+        return ""
+    return nearest(path.name, beside, lambda name: str(folder / name))
 
 
 def as_text(path: Any) -> str | None:

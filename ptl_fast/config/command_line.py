@@ -5,16 +5,15 @@ Imports neither torch nor transformers, so that --help answers at once.
 
 import argparse
 import dataclasses
-import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ptl_fast.config.checking import flag
-from ptl_fast.config.config import GROUPS, HINTS, Config
+from ptl_fast.config.checking import flag, nearest, nearest_file
+from ptl_fast.config.config import GROUPS, HINTS, RESUME_FREE, Config
 from ptl_fast.config.presets import preset_settings
-from ptl_fast.config.values import checked, wanted
+from ptl_fast.config.values import checked, needed, plain_number
 
 MOST_BYTES, MOST_NESTED = 2**20, 10  # of a file of settings
 OnText = Callable[[str], bool]
@@ -22,33 +21,21 @@ OnText = Callable[[str], bool]
 
 
 def parse(arguments: list[str], on_text: OnText) -> Config:
-    """Parse flags, a --config file and a preset into settings.
+    """Parse flags, --config files and a preset into settings.
 
-    Flags and files override what comes before them on the command line, and both override the
-    preset.
+    Flags override --config files, wherever these stand on the command line, and files the preset.
+    Of two files, or the same flag twice, the later one counts.
 
     Raises:
-        ValueError: a value has the wrong type, or there is no such preset.
+        ValueError: a value has the wrong type, or there is no such preset or setting.
         argparse.ArgumentError: there is no such flag.
     """
     parser = _parser()
     # the deepspeed launcher adds this flag; LOCAL_RANK in the environment says the same
     arguments = [argument for argument in arguments if not argument.startswith("--local_rank=")]
-    _check_files(arguments)
-    try:
-        # parsed twice: the first time to find the preset, whose values become the defaults
-        parser.set_defaults(_defaults(vars(parser.parse_args(arguments)), on_text))
-        settings = parser.parse_args(arguments).as_dict()
-    except argparse.ArgumentError as error:
-        # jsonargparse describes type errors over several lines: say it in one, as make_config does
-        wrong = re.match(r'Parser key "(\w+)":.*(?:Got|Given) value: (.*)', str(error), re.DOTALL)
-        if wrong is None or wrong[1] not in HINTS:
-            raise
-        needed = wanted(HINTS[wrong[1]])
-        raise ValueError(f"{flag(wrong[1])} {wrong[2]}: {needed} is needed") from error
-    settings.pop("config")
-    # checked once more, as the parser accepts null for every type
-    return Config.from_flat(**checked(settings))
+    flags = _typed(lambda: parser.parse_args(with_plain_numbers(arguments), defaults=False))
+    files = flags.pop("config", None) or []
+    return _joined([*(_file_settings(parser, name) for name in files), flags], on_text)
 
 
 def make_config(settings: dict[str, Any], on_text: OnText) -> Config:
@@ -59,30 +46,100 @@ def make_config(settings: dict[str, Any], on_text: OnText) -> Config:
     Raises:
         ValueError: there is no such setting or preset, or a value has the wrong type.
     """
-    settings = checked(settings)
-    return Config.from_flat(**{**_defaults(settings, on_text), **settings})
+    return _joined([settings], on_text)
 
 
-def _check_files(arguments: list[str]) -> None:
-    """Raise ValueError, with its name, for a --config file that is not a mapping in YAML."""
-    for flagged, value in itertools.pairwise([*arguments, ""]):
-        name = value if flagged == "--config" else flagged.partition("--config=")[2]
-        if not name:
-            continue
-        import yaml
+def _joined(layers: list[dict[str, Any]], on_text: OnText) -> Config:
+    """The settings that the layers give together, later ones first, over those of the preset."""
+    chosen: dict[str, Any] = {}
+    for layer in layers:
+        chosen |= checked(layer)
+    return Config.from_flat(**{**_defaults(chosen, on_text), **chosen})
 
-        path = Path(name).expanduser()
-        try:
-            if path.stat().st_size > MOST_BYTES:
-                raise ValueError(f"--config {name} is no file of settings: it is too large")
-            text = path.read_text()
-            _check_yaml(text, name)
-            content = yaml.safe_load(text)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = getattr(error, "problem", None) or getattr(error, "strerror", None) or error
-            raise ValueError(f"--config {name} cannot be read as YAML: {reason}") from error
-        if not isinstance(content, dict):
-            raise ValueError(f"--config {name} holds no settings; write lines such as keep: 0.65")
+
+def _typed(parse: Callable[[], Any]) -> dict[str, Any]:
+    """Run jsonargparse; its errors about types, which take several lines, become one line."""
+    try:
+        return parse().as_dict()
+    except argparse.ArgumentError as error:
+        message = str(error)
+        wrong = re.match(r'Parser key "(\w+)":.*(?:Got|Given) value: (.*)', message, re.DOTALL)
+        if wrong is not None and wrong[1] in HINTS:
+            raise ValueError(
+                f"{flag(wrong[1])} {wrong[2]}: {needed(wrong[1], wrong[2])}"
+            ) from error
+        missing = re.search(r"unrecognized arguments: (--[\w-]+)|Option '([\w-]+)'", message)
+        if missing is not None:
+            name = (missing[1] or missing[2]).removeprefix("--").replace("-", "_")
+            hint = nearest(name, HINTS, flag)
+            told = f"there is no setting {missing[1] or missing[2]}{hint}"
+            raise ValueError(f"{told}; ptl-fast compress --help lists them") from error
+        raise
+
+
+def _file_settings(parser: Any, name: str) -> dict[str, Any]:
+    """The settings of a --config file.
+
+    Raises:
+        ValueError: it is no mapping in YAML, or holds what is no setting; names the file.
+    """
+    content = _read_file(name)
+    try:
+        return _typed(lambda: parser.parse_object(_plain_values(content), defaults=False))
+    except ValueError as error:
+        raise ValueError(f"--config {name}: {error}") from error
+
+
+def _plain_values(content: dict[str, Any]) -> dict[str, Any]:
+    """A file's settings with numbers for such words as 3M and 65%."""
+    return {
+        name: plain_number(str(name).replace("-", "_"), value) for name, value in content.items()
+    }
+
+
+def with_plain_numbers(arguments: list[str]) -> list[str]:
+    """The arguments with numbers for such words as 3M and 65%."""
+    changed, before = [], ""
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not argument.startswith("--"):  # the value of the flag before it
+            value = argument
+            changed.append(str(plain_number(_setting(before), value)))
+        elif equals:
+            changed.append(f"{name}={plain_number(_setting(name), value)}")
+        else:
+            changed.append(argument)
+        before = argument
+    return changed
+
+
+def _setting(flagged: str) -> str:
+    """The setting that a flag names."""
+    return flagged.removeprefix("--").replace("-", "_")
+
+
+def _read_file(name: str) -> dict[str, Any]:
+    """The content of a --config file; ValueError, with its name, if it is no mapping in YAML."""
+    import yaml
+
+    path = Path(name).expanduser()
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"--config {name} is no file of settings: it is too large")
+        text = path.read_text()
+        _check_yaml(text, name)
+        content = yaml.safe_load(text)
+    except FileNotFoundError as error:
+        hint = nearest_file(path)
+        raise ValueError(
+            f"--config {name} cannot be read as YAML: No such file or directory{hint}"
+        ) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = getattr(error, "problem", None) or getattr(error, "strerror", None) or error
+        raise ValueError(f"--config {name} cannot be read as YAML: {reason}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"--config {name} holds no settings; write lines such as keep: 0.65")
+    return content
 
 
 def _check_yaml(text: str, name: str) -> None:
@@ -101,7 +158,9 @@ def _check_yaml(text: str, name: str) -> None:
                 f"--config {name} is nested too deep; settings are lines such as keep: 0.65"
             )
     node = yaml.compose(text, Loader=yaml.SafeLoader)
-    keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    # width-multiple and width_multiple are one setting
+    keys = [str(key.value).replace("-", "_") for key, _ in pairs]
     for key in keys:
         if keys.count(key) > 1:
             raise ValueError(f"--config {name} sets {key} more than once; leave one of them")
@@ -119,12 +178,15 @@ def _parser() -> Any:
     parser = jsonargparse.ArgumentParser(
         prog="python -m ptl_fast.compress",
         description="Make a language model smaller by pruning a little, recovering by training,"
-        " and repeating. Without --model, the bundled demo runs. The same command continues an"
+        " and repeating. Without settings, the bundled demo runs. The same command continues an"
         " interrupted run.",
         exit_on_error=False,
     )
     parser.add_argument(
-        "--config", action="config", help="YAML file with settings; flags after it override it"
+        "--config",
+        action="append",
+        metavar="FILE",
+        help="YAML file with settings; flags override it, and later files earlier ones",
     )
     for name, group in GROUPS.items():
         described = docstring_parser.parse_from_object(group)
@@ -146,7 +208,9 @@ def _defaults(chosen: dict[str, Any], on_text: OnText) -> dict[str, Any]:
     Args:
         chosen: the settings that the user gives.
     """
-    settings = preset_settings(chosen.get("preset"), chosen.get("model"))
+    # the demo is what runs where nothing is asked for: whoever gives data means a model of theirs
+    is_demo = chosen.keys() <= RESUME_FREE
+    settings = preset_settings(chosen.get("preset") or ("demo" if is_demo else None))
     recovery = chosen.get("recovery")
     # a preset's --recovery-split is only for recoveries that train on text
     if recovery is not None and not on_text(recovery):

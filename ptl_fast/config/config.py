@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ptl_fast.config import rules
-from ptl_fast.config.checking import FREE, ROUNDING, flag
+from ptl_fast.config.checking import FREE, ROUNDING, flag, unknown
 from ptl_fast.config.data import DataSettings
 from ptl_fast.config.distill import DistillSettings
 from ptl_fast.config.evaluation import EvaluationSettings
@@ -83,7 +83,7 @@ class Config:
             choices = typing.get_args(hint)
             # Python does not enforce Literal
             if typing.get_origin(hint) is Literal and flat[name] not in choices:
-                raise ValueError(f"unknown {flag(name)} {flat[name]}; choose {', '.join(choices)}")
+                raise ValueError(unknown(flag(name), flat[name], choices))
         # before the groups calculate with them: far below what overflows, far above any use
         for name, value in flat.items():
             if isinstance(value, int) and abs(value) > LARGEST:

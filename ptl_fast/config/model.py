@@ -11,8 +11,8 @@ class ModelSettings:
     """Which model is compressed, and how it is loaded."""
 
     model: str | None = None
-    """Folder or hub name of the causal language model to compress. Without it, the bundled demo
-    runs.
+    """Folder or hub name of the causal language model to compress. Without any setting,
+    and with --preset demo, it is the bundled one.
     """
 
     revision: str | None = None

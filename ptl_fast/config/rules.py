@@ -28,7 +28,12 @@ def check(
     Args:
         needs_data: whether --data must be given; a dry run can do without.
     """
-    # without --model and --data the demo runs, which has both
+    # where nothing at all is given the demo runs, which has both
+    if model.model is None:
+        raise ValueError(
+            "--model is missing: give the folder or hub name of the model to compress, or --preset"
+            " demo for the bundled one"
+        )
     if model.model is not None and data.data is None and needs_data:
         raise ValueError(
             "--data is missing: give a file or hub name with the reasoning data that --model"

@@ -27,7 +27,7 @@ class RunSettings:
 
     dry_run: bool = field(default=False, metadata=FREE)
     """Print what each round would do (width, layers, parameters, FLOPs, tokens, memory, hours) from
-    the config alone, and stop. Needs no --data, and does not look at the evaluation tasks.
+    the config alone, and stop. Needs no --data, and of the evaluation tasks only their names.
     """
 
     dry_run_gpus: str = field(default="1xA100-80GB", metadata=FREE)
@@ -39,7 +39,7 @@ class RunSettings:
     """Show tracebacks and the libraries' own log messages."""
 
     preset: str | None = None
-    """Settings by name (see ptl_fast/config/presets); flags override them."""
+    """Settings by name (see ptl_fast/config/presets); flags and --config override them."""
 
     def __post_init__(self) -> None:
         self.output = as_text(self.output)

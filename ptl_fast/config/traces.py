@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass, field
 
-from ptl_fast.config.checking import ROUNDING, check_at_least_one, check_finite
+from ptl_fast.config.checking import ROUNDING, check_at_least_one, check_finite, nearest
+from ptl_fast.config.numbers import as_share
 
 MAX_TOKENS = 1024
 RIGHT_SHARES = {"all": 0.0, "right": 1.0}
@@ -65,14 +66,15 @@ class TracesSettings:
         """
         if self.traces_keep in RIGHT_SHARES:
             return RIGHT_SHARES[self.traces_keep]
+        share = as_share(self.traces_keep)
         try:
-            share = float(self.traces_keep)
+            share = float(self.traces_keep) if share is None else share
         except ValueError:
             share = math.nan
         if not 0 <= share <= 1:
             raise ValueError(
                 f"--traces-keep {self.traces_keep}: choose {', '.join(RIGHT_SHARES)} or give a"
-                " number from 0 to 1"
+                f" number from 0 to 1, or 0% to 100%{nearest(self.traces_keep, RIGHT_SHARES)}"
             )
         return share
 

@@ -5,7 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ptl_fast.config.checking import FREE, ROUNDING, as_text, check_at_least_one, check_finite
+from ptl_fast.config.checking import (
+    FREE,
+    ROUNDING,
+    as_text,
+    check_at_least_one,
+    check_finite,
+    nearest,
+    nearest_file,
+)
 
 DEEPSPEED_FOLDER = Path(__file__).parent / "presets" / "deepspeed"
 
@@ -66,11 +74,14 @@ def deepspeed_file(name: str) -> Path:
     Raises:
         ValueError: there is no such file.
     """
-    choices = ", ".join(sorted(path.stem for path in DEEPSPEED_FOLDER.glob("*.json")))
+    choices = sorted(path.stem for path in DEEPSPEED_FOLDER.glob("*.json"))
     for file in (DEEPSPEED_FOLDER / f"{name}.json", Path(name)):
         if file.is_file():
             return file
-    raise ValueError(f"--deepspeed {name}: no such file; choose {choices} or give a JSON file")
+    raise ValueError(
+        f"--deepspeed {name}: no such file; choose {', '.join(choices)} or give a JSON file"
+        f"{nearest(name, choices) or nearest_file(Path(name))}"
+    )
 
 
 def read_deepspeed(name: str) -> dict[str, Any]:

@@ -6,7 +6,9 @@ import types
 import typing
 from typing import Any
 
+from ptl_fast.config.checking import nearest
 from ptl_fast.config.config import HINTS
+from ptl_fast.config.numbers import as_count, as_share
 
 PATHS = ("model", "data", "protect", "teacher", "output", "deepspeed")
 """Settings that may be path objects; their groups turn them into str."""
@@ -22,15 +24,44 @@ def checked(settings: dict[str, Any]) -> dict[str, Any]:
     for name, value in settings.items():
         if name not in HINTS:
             raise ValueError(
-                f"there is no setting {name}; python -m ptl_fast.compress --help lists them"
+                f"there is no setting {name}{nearest(name, HINTS)}; python -m ptl_fast.compress"
+                " --help lists them"
             )
+        value = plain_number(name, value)
         # NumPy numbers, and others that register as real, could not be written to state.json
         if isinstance(value, numbers.Real) and not isinstance(value, bool | int | float):
             value = int(value) if isinstance(value, numbers.Integral) else float(value)
         if not any(_fits(name, value, kind) for kind in _kinds(HINTS[name])):
-            raise ValueError(f"{name}={value!r}: {wanted(HINTS[name])} is needed")
+            raise ValueError(f"{name}={value!r}: {needed(name, value)}")
         values[name] = value
     return values
+
+
+def plain_number(name: str, value: Any) -> Any:
+    """The number that a text with a unit stands for, where a setting is a number: 3M, 1.5B, 65%.
+
+    Any other value is returned as it is.
+    """
+    kinds = _kinds(HINTS[name]) if name in HINTS else ()
+    # a plain number as text is an error from Python, and a number to the parser
+    if not isinstance(value, str) or value.strip().isdigit():
+        return value
+    if int in kinds and (count := as_count(value)) is not None:
+        return count
+    if float in kinds and (share := as_share(value)) is not None:
+        return share
+    return value
+
+
+def needed(name: str, value: Any) -> str:
+    """What a setting needs instead of this value, with the choice that is most like it."""
+    choices = [
+        choice
+        for kind in _kinds(HINTS[name])
+        if typing.get_origin(kind) is typing.Literal
+        for choice in typing.get_args(kind)
+    ]
+    return f"{wanted(HINTS[name])} is needed{nearest(str(value), choices)}"
 
 
 def wanted(hint: Any) -> str:

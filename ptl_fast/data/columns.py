@@ -7,6 +7,7 @@ import json
 import math
 from typing import Any, NamedTuple
 
+from ptl_fast.config.checking import nearest
 from ptl_fast.data.documents import EXCHANGE, Chat, Document, Form
 
 # (question, answer) columns, in the order in which they are looked for. Where both columns of a
@@ -143,7 +144,9 @@ def _expected(row: dict, form: Form) -> str:
                 f" {other_flag}"
             )
     if form.flags:
-        return f"{form.flags} does not fit them"
+        missing = [name for name in form.named if name not in row]
+        hint = nearest(missing[0], map(str, row)) if missing else ""
+        return f"{form.flags} does not fit them{hint}"
     return (
         f"expected a question ({', '.join(QUESTION_COLUMNS)}) with an answer"
         f" ({', '.join(ANSWER_COLUMNS)}), {' or '.join(CHAT_COLUMNS)}, or"

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from ptl_fast.config.checking import nearest
+
 # "lines" is the usual format of few-shot prompts; "paper" that of arXiv 2602.04919's published
 # code, which puts nothing between the question and the word Answer
 TEMPLATES = {
@@ -108,6 +110,12 @@ class Form:
     """Which documents are chats; None: none, the turns of a chat are joined as text."""
 
     @property
+    def named(self) -> list[str]:
+        """The columns that must be present."""
+        columns = (self.question_column, self.answer_column, self.text_column)
+        return [column for column in columns if column is not None]
+
+    @property
     def flags(self) -> str:
         """The named columns as command-line flags, for messages; empty if none is named."""
         names = ("question_column", "answer_column", "text_column")
@@ -139,6 +147,6 @@ def make_template(template: str) -> str:
             f"unknown --template {template!r}; choose {', '.join(TEMPLATES)},"
             f" {', '.join(CHAT_TEMPLATES)}, or give a text that"
             f" holds {{question}} once and"
-            " ends with {answer}"
+            f" ends with {{answer}}{nearest(template, [*TEMPLATES, *CHAT_TEMPLATES])}"
         )
     return text

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ptl_fast.base.console import reason, say
+from ptl_fast.config.checking import nearest_file
+from ptl_fast.config.numbers import as_share
 from ptl_fast.data.columns import document
 from ptl_fast.data.documents import EXCHANGE, Document, Form
 from ptl_fast.data.files import FILE_READERS, FILE_TYPES, file_rows, file_type, paragraphs
@@ -22,6 +24,7 @@ DEMO = "ptl-demo"
 DEMO_NUM_PROBLEMS, DEMO_SEED = 60_000, 1000
 SHUFFLE_BUFFER = 10_000  # rows in the shuffle buffer of a streamed data set
 MOST_FILES = 20_000  # in a folder: it would take long only to look at those of / or of a home
+QUICKLY_PARSED = 2**24  # bytes of JSON
 SHUFFLE_SHARDS = 64  # of a saved data set that is streamed: they come in a random order
 
 
@@ -121,6 +124,25 @@ def load_documents(data: str, form: Form | None = None, limit: int | None = None
     return list(itertools.islice(parts[0].documents, limit))
 
 
+def check_files(data: str, form: Form | None = None) -> None:
+    """Look at the first row of each file of a source, so that a missing file or a wrong column is
+    told at once; hub data sets and folders are not opened.
+
+    Raises:
+        ValueError: a file is missing, empty or malformed, or its columns are not known.
+    """
+    for source in _parse(data)[0]:
+        path = Path(source.name)
+        if source.name == DEMO or source.from_datasets or file_type(path) == ".txt":
+            continue
+        # a large .json is parsed as a whole, which takes long
+        if file_type(path) == ".json" and path.stat().st_size > QUICKLY_PARSED:
+            continue
+        first = next(file_rows(path), None)
+        if first is not None:
+            document(first[1], f"{source.text} line {first[0]}", form or Form())
+
+
 def _parse(data: str) -> tuple[list[Source], list[float]]:
     """Split a setting into its sources and their weights; the weights are empty if none has one."""
     # a path that exists is taken literally, even if it holds a comma or an @
@@ -154,8 +176,9 @@ def _of_revision(sources: list[Source], revision: str, data: str) -> list[Source
 
 def _weight(text: str, entry: str) -> float:
     """Parse the weight of an entry; it must be positive and finite."""
+    share = as_share(text)
     try:
-        weight = float(text)
+        weight = float(text) if share is None else share
     except ValueError:
         weight = math.nan
     if not (math.isfinite(weight) and weight > 0):
@@ -194,7 +217,7 @@ def _source(entry: str, data: str) -> Source:
         raise ValueError(f"{entry}: a file has no configurations or splits; give {name} alone")
     if file_type(path) in FILE_TYPES or name.startswith(("/", ".", "~")):
         hint = f" ({data} is read as a list: commas separate sources)" if "," in data else ""
-        raise ValueError(f"no file {entry}{hint}")
+        raise ValueError(f"no file {entry}{hint}{nearest_file(path)}")
     owner_and_name, folder = "/".join(path.parts[:2]), "/".join(path.parts[2:])
     return Source(entry, owner_and_name, folder or None, config, split)
 

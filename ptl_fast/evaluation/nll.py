@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 
 from ptl_fast.data import chats as chats_module
 from ptl_fast.data.batching import pad_right
+from ptl_fast.evaluation.task_names import NLL
 from ptl_fast.model.head_chunks import wanted_logits
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from ptl_fast.data.documents import Document
 
 
-NLL = "nll"
 NLL_MAX_LENGTH = 2048  # tokens of a document
 
 

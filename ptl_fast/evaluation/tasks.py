@@ -9,10 +9,8 @@ import functools
 import json
 import logging
 import math
-import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,10 +18,17 @@ from ptl_fast.base import distributed
 from ptl_fast.base.console import reason
 from ptl_fast.base.errors import Diverged
 from ptl_fast.data import readers
-from ptl_fast.data.files import FILE_TYPES, file_type
-from ptl_fast.evaluation import chat
+from ptl_fast.evaluation import chat, task_names
 from ptl_fast.evaluation.chat import CHAT_TASKS, LoadedChat
-from ptl_fast.evaluation.nll import NLL, NLL_MAX_LENGTH, answer_nll
+from ptl_fast.evaluation.nll import NLL_MAX_LENGTH, answer_nll
+from ptl_fast.evaluation.task_names import (
+    CODE_TASKS,
+    NLL,
+    TASKS_FOLDER,
+    EvalTask,
+    shipped_tasks,
+    unknown_task,
+)
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -36,36 +41,7 @@ if TYPE_CHECKING:
     LoadedTask: TypeAlias = LoadedChat | TaskDict
     """A chat task or a task of lm-eval, with its data."""
 
-TASKS_FOLDER = Path(__file__).parent / "lm_eval_tasks"
 FEWSHOT_SEED = 1234
-# Tasks that execute what the model writes (in the sandbox).
-CODE_TASKS = ("ptl_mbpp", *(name for name, each in CHAT_TASKS.items() if each.runs_code))
-# A data set on the Hugging Face hub, OWNER/NAME or OWNER/NAME:SPLIT.
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
-ENTRY = re.compile(r"(?:(?P<label>[\w.-]+):)?(?P<task>[\w.-]+)(?:=(?P<file>.+))?")
-
-
-@dataclass(frozen=True)
-class EvalTask:
-    """One entry of --eval-tasks: [LABEL:]TASK[=FILE]."""
-
-    label: str
-    """Name in results; the task's name by default."""
-    task: str
-    """``nll``, a task that this package ships, or one of lm-eval's."""
-    file: str | None
-    """A local file or, for this package's tasks, a hub data set; None for the standard data."""
-
-    @classmethod
-    def parse(cls, entry: str) -> "EvalTask":
-        """Parse one entry; ValueError if it has another form."""
-        match = ENTRY.fullmatch(entry.strip())
-        if match is None:
-            raise ValueError(
-                f"--eval-tasks entry {entry!r} is not of the form [LABEL:]TASK[=FILE], such as nll"
-                " or gsm8k_cot=test.jsonl"
-            )
-        return cls(match["label"] or match["task"], match["task"], match["file"])
 
 
 def parse_tasks(entries: Sequence[str], allow_code_execution: bool = False) -> list[EvalTask]:
@@ -75,49 +51,15 @@ def parse_tasks(entries: Sequence[str], allow_code_execution: bool = False) -> l
         ValueError: an entry is malformed, names an unknown task or a missing file, runs generated
             code without ``allow_code_execution``, or two have the same label.
     """
-    tasks = [EvalTask.parse(entry) for entry in entries]
+    tasks = task_names.check(entries, allow_code_execution)
+    # lm-eval's own tasks last: their index takes seconds to build
     for task in tasks:
-        if task.file is not None and task.task != NLL:
-            _check_file(task)
-        if task.task in CODE_TASKS and not allow_code_execution:
-            raise ValueError(
-                f"evaluation task {task.label} runs the code that the model writes, in a sandbox"
-                " (ptl_fast/evaluation/sandbox.py says what it"
-                " does not protect from); allow it with --allow-code-execution"
-            )
-        # lm-eval's own tasks last: their index takes seconds to build
         if (
-            task.task != NLL
-            and task.task not in shipped_tasks()
+            task.task not in (NLL, *shipped_tasks())
             and task.task not in _task_manager(True).all_subtasks
         ):
-            raise ValueError(
-                f"unknown evaluation task {task.task}; choose nll, {', '.join(shipped_tasks())},"
-                " or a task of lm-eval (of its"
-                " groups, name the tasks that you want)"
-            )
-    labels = [task.label for task in tasks]
-    if len(set(labels)) < len(labels):
-        raise ValueError(
-            f"two evaluation tasks have the same label ({', '.join(labels)}); name them:"
-            " LABEL:TASK=FILE"
-        )
+            raise unknown_task(task.task)
     return tasks
-
-
-def shipped_tasks() -> list[str]:
-    """Names of the tasks that this package ships, sorted: lm-eval's and chat tasks."""
-    return sorted([*CHAT_TASKS, *(file.stem for file in TASKS_FOLDER.glob("*.yaml"))])
-
-
-def _check_file(task: EvalTask) -> None:
-    """Raise ValueError unless the task's file exists or may name a hub data set."""
-    assert task.file is not None
-    # data/test.jsonl looks like a hub name too
-    is_data = file_type(Path(task.file)) in FILE_TYPES
-    may_be_on_hub = task.task in shipped_tasks() and HUB_NAME.fullmatch(task.file) and not is_data
-    if not readers.is_local(task.file) and not may_be_on_hub:
-        raise ValueError(f"evaluation task {task.label}: no file {task.file}")
 
 
 def load_task(

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 
 from ptl_fast.base.console import reason
+from ptl_fast.config.checking import nearest
 from ptl_fast.model import padding, tying
 from ptl_fast.model.checkpoint import DEMO as DEMO
 from ptl_fast.model.checkpoint import bundled, find_checkpoint
@@ -36,7 +37,8 @@ def resolve_device(name: str) -> str:
         return name
     kind, _, index = name.partition(":")
     if kind != "cuda" or (index and not index.isdigit()):
-        raise ValueError(f"unknown --device {name}; choose auto, cpu, cuda or cuda:N")
+        hint = nearest(name, ("auto", "cpu", "cuda"))
+        raise ValueError(f"unknown --device {name}; choose auto, cpu, cuda or cuda:N{hint}")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     number = int(index or os.environ.get("LOCAL_RANK", "0"))
     if number >= count:

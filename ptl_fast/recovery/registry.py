@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base.run_files import RecoveryFolder
+from ptl_fast.config.checking import unknown
 from ptl_fast.config.grpo import GrpoSettings
 from ptl_fast.config.opd import OpdSettings
 from ptl_fast.recovery import estimate
@@ -141,7 +142,7 @@ def find(names: Sequence[str]) -> list[Recovery]:
     """
     for name in names:
         if name not in RECOVERIES:
-            raise ValueError(f"unknown recovery {name}; choose {', '.join(RECOVERIES)}")
+            raise ValueError(unknown("recovery", name, RECOVERIES))
     return [RECOVERIES[name] for name in names]
 
 

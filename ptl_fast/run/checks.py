@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ptl_fast.base.console import say
 from ptl_fast.baselines import SCORERS
-from ptl_fast.config.checking import flag
+from ptl_fast.config.checking import flag, unknown
 from ptl_fast.config.trainer import read_deepspeed
 from ptl_fast.evaluation.chat import LoadedChat
 from ptl_fast.recovery import registry
@@ -38,7 +38,7 @@ def check_methods(config: "Config") -> None:
     ]
     for own_flag, name, choices in names:
         if name not in choices:
-            raise ValueError(f"unknown {own_flag} {name}; choose {', '.join(choices)}")
+            raise ValueError(unknown(own_flag, name, choices))
     # only now: these look the names up
     _check_training(config)
     _check_teacher(config)

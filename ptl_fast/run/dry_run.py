@@ -5,9 +5,7 @@ assumptions. Bytes are for one GPU. N is the number of parameters.
 """
 
 import itertools
-import re
 import types
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base.console import quiet_libraries
@@ -20,6 +18,7 @@ from ptl_fast.recovery import registry
 from ptl_fast.recovery.estimate import Estimate, Situation
 from ptl_fast.run import layer_choice, sizes, tables, trace_report
 from ptl_fast.run.checks import check_lengths, check_support
+from ptl_fast.run.gpus import Gpu, parse_gpus
 from ptl_fast.run.rounds import kind_of, make_schedule
 
 if TYPE_CHECKING:
@@ -42,23 +41,6 @@ UTILISATION = 0.4
 # Tokens in the KV cache of the serving estimate.
 SERVED_CONTEXT = 4096
 GIB = 2**30
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gpu:
-    """Peak dense bf16 TFLOP/s, memory and its bandwidth, by NVIDIA's data sheets (SXM versions)."""
-
-    tflops: float
-    memory_gib: int
-    bandwidth_gbs: float
-
-
-GPUS = {
-    "A100-40GB": Gpu(tflops=312, memory_gib=40, bandwidth_gbs=1555),
-    "A100-80GB": Gpu(tflops=312, memory_gib=80, bandwidth_gbs=2039),
-    "H100-80GB": Gpu(tflops=989, memory_gib=80, bandwidth_gbs=3350),
-    "H200": Gpu(tflops=989, memory_gib=139, bandwidth_gbs=4800),
-}
 
 
 def dry_run(config: "Config") -> str:
@@ -118,21 +100,6 @@ def _load_config(name: str, config: "Config") -> tuple[Any, list[str]]:
     original = loading.load_config(name, config.model)
     check_support(config, original)
     return original, stored_weights.notes(name, config.model)
-
-
-def parse_gpus(text: str) -> tuple[int, Gpu]:
-    """Parse --dry-run-gpus COUNTxNAME, such as 4xA100-80GB, into (number, GPU).
-
-    Raises:
-        ValueError: it has another form, or the GPU is unknown.
-    """
-    match = re.fullmatch(r"([1-9]\d*)x(.+)", text)
-    if match is None or match[2] not in GPUS:
-        raise ValueError(
-            f"--dry-run-gpus {text} is not COUNTxNAME, such as 4xA100-80GB, with NAME one of"
-            f" {', '.join(GPUS)}"
-        )
-    return int(match[1]), GPUS[match[2]]
 
 
 def predict(

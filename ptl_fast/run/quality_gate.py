@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from ptl_fast.baselines import ROUND_KINDS
+from ptl_fast.config.checking import nearest
 
 if TYPE_CHECKING:
     from ptl_fast.pruning.schedule import Round
@@ -115,6 +116,7 @@ def parse_gate(entry: str, labels: Sequence[str]) -> tuple[str, str]:
     if task not in labels:
         raise ValueError(
             f"--gate {entry}: {task} is none of --eval-tasks; choose {', '.join(labels)}"
+            f"{nearest(task, labels)}"
         )
     return task, metric
 
@@ -123,7 +125,10 @@ def check_metric(task: str, metric: str, metrics: Sequence[str]) -> None:
     """Raise ValueError if ``metric`` is not among ``metrics``, those of the task."""
     if metric not in metrics:
         choices = ", ".join(f"{task}:{name}" for name in metrics)
-        raise ValueError(f"--gate {task}:{metric}: {task} has no metric {metric}; choose {choices}")
+        raise ValueError(
+            f"--gate {task}:{metric}: {task} has no metric {metric}; choose {choices}"
+            f"{nearest(metric, metrics)}"
+        )
 
 
 def attempt(history: Sequence[Decision], number: int) -> int:

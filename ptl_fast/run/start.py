@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ptl_fast.base.console import quiet_libraries
 from ptl_fast.config import command_line
 from ptl_fast.recovery.registry import trains_on_text
-from ptl_fast.run import checks
+from ptl_fast.run import checks, early_checks
 
 if TYPE_CHECKING:
     from ptl_fast.config.config import Config
@@ -103,6 +103,7 @@ def run(config: "Config", quiet: bool = False) -> dict[str, Any]:
 
 
 def _check(config: "Config") -> None:
-    """Raise ValueError for settings that contradict each other or name no method."""
+    """Raise ValueError for settings that contradict each other, or name what is not there."""
     config.check()
     checks.check_methods(config)
+    early_checks.check(config)

@@ -161,7 +161,7 @@ def test_rounds_and_layers_keep_what_earlier_rounds_left(
 def test_what_does_not_fit_is_one_clear_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--dry-run", "--scorer", "flap"]) == 2
+    assert main(["--preset", "demo", "--dry-run", "--scorer", "flap"]) == 2
     assert "add --compensate false, or use --scorer fluctuation" in capsys.readouterr().err
     make_model("llama").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -175,7 +175,7 @@ def test_what_does_not_fit_is_one_clear_line(
 def test_planned_sizes_count_the_biases() -> None:
     """4 layers of 128 more parameters than without, once neurons go, and no more FLOPs."""
     flap_sizes, plain = (
-        planned_sizes(scorer=scorer, compensate=False, rounds=2, keep=0.5)
+        planned_sizes(preset="demo", scorer=scorer, compensate=False, rounds=2, keep=0.5)
         for scorer in ("flap", "fluctuation")
     )
     more = [

@@ -96,6 +96,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(input_ids: torch.Tensor
 
 
 RUN = {
+    "preset": "demo",
     "slice_hidden": 0.25,
     "recovery_tokens": 3000,
     "learning_rate": 1e-3,
@@ -212,7 +213,7 @@ def check_result(folder: Path, report: dict) -> None:
 def test_what_does_not_fit_is_one_clear_line(
     flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*flags, "--dry-run"]) == 2
+    assert main([*flags, "--preset", "demo", "--dry-run"]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -236,7 +237,7 @@ def test_sliced_models_lose_no_layers_and_are_not_sliced_again(
 
 
 def test_dry_run_shows_the_slice(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--dry-run", "--slice-hidden", "0.75"]) == 0
+    assert main(["--preset", "demo", "--dry-run", "--slice-hidden", "0.75"]) == 0
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in capsys.readouterr().out.strip().splitlines()

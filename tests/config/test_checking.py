@@ -5,7 +5,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from ptl_fast.config.checking import as_text, check_at_least_one, check_finite, flag
+from ptl_fast.config.checking import (
+    as_text,
+    check_at_least_one,
+    check_finite,
+    flag,
+    nearest,
+    nearest_file,
+    unknown,
+)
 
 
 def test_flags_have_dashes() -> None:
@@ -37,3 +45,18 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert as_text("~/runs") == "/home/me/runs"
     assert as_text(Path("~")) == "/home/me"
     assert as_text("a/~b") == "a/~b"
+
+
+def test_the_nearest_choice_is_offered_and_nothing_far() -> None:
+    assert nearest("bf16", ["auto", "float32", "bfloat16"]) == "; did you mean bfloat16?"
+    assert nearest("Keep-Round", ["keep_rounds"]) == "; did you mean keep_rounds?"
+    assert nearest("hope", ["none", "cpt", "distill"]) == ""
+    assert unknown("--scorer", "randm", ["magnitude", "random"]) == (
+        "unknown --scorer randm; choose magnitude, random; did you mean random?"
+    )
+
+
+def test_the_nearest_file_lies_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").touch()
+    assert nearest_file(tmp_path / "trian.jsonl") == f"; did you mean {tmp_path}/train.jsonl?"
+    assert nearest_file(tmp_path / "no" / "train.jsonl") == ""

@@ -42,7 +42,7 @@ def test_null_in_a_config_file_is_refused_where_a_value_is_needed(
 ) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("seed: null\n")
-    assert main(["--config", str(file)]) == 2
+    assert main(["--preset", "demo", "--config", str(file)]) == 2
     assert "seed=None: a whole number is needed" in capsys.readouterr().err
 
 
@@ -63,7 +63,7 @@ def test_booleans_override_a_config_file(tmp_path: Path) -> None:
 def test_flags_override_config_file_and_preset(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("keep: 0.25\nrounds: 3\neval_tasks: [nll, demo_arithmetic]\n")
-    given = flat("--config", file, "--rounds", 2)
+    given = flat("--preset", "demo", "--config", file, "--rounds", 2)
     names = ("preset", "model", "keep", "rounds")
     assert [given[name] for name in names] == ["demo", "ptl-demo", 0.25, 2]
     assert given["eval_tasks"] == ["nll", "demo_arithmetic"]
@@ -111,3 +111,90 @@ def test_files_that_would_take_long_or_say_two_things_are_refused(
     file.write_text(content)
     with pytest.raises(ValueError, match=message):
         parse(["--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "value", "in_file"),
+    [
+        ("keep", ["--keep", "0.4"], 0.4, "0.5"),
+        ("keep", ["--keep=0.65"], 0.65, "0.5"),  # the default, given explicitly
+        ("recovery_tokens", ["--recovery-tokens", "3M"], 3_000_000, "1B"),
+        ("scorer", ["--scorer", "random"], "random", "magnitude"),
+        ("fused_ffn", ["--fused-ffn", "false"], False, "true"),
+        ("compensate", ["--compensate"], True, "false"),
+        ("width_multiple", ["--width-multiple", "auto"], "auto", "64"),
+        ("eval_tasks", ["--eval-tasks", "nll"], ["nll"], "[demo_arithmetic]"),
+        ("model", ["--model", "mine"], "mine", "theirs"),
+        ("preset", ["--preset", "demo"], "demo", "llama3-8b"),
+        ("recovery", ["--recovery", "none"], "none", "cpt"),
+    ],
+)
+def test_flags_win_wherever_they_stand(
+    name: str, flags: list[str], value: object, in_file: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"{name.replace('_', '-')}: {in_file}\n")
+    config, preset = ["--config", file], [] if name == "preset" else ["--preset", "demo"]
+    for order in ([*flags, *config], [*config, *flags], [f"--config={file}", *flags]):
+        assert flat(*order, *preset)[name] == value, order
+        assert flat(*preset, *order)[name] == value, order
+    assert flat(*config, *preset)[name] != value, "without the flag the file counts"
+
+
+def test_later_files_override_earlier_ones_and_all_override_the_preset(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("keep: 0.3\nrounds: 2\npreset: demo\n")
+    (tmp_path / "b.yaml").write_text("keep: 40%\n")
+    given = flat("--config", tmp_path / "a.yaml", "--config", tmp_path / "b.yaml")
+    assert [given[name] for name in ("keep", "rounds", "preset")] == [0.4, 2, "demo"]
+
+
+@pytest.mark.parametrize(
+    "flags", [["--data", "x"], ["--keep", "0.4"], ["--data", "x", "--dry-run"], ["--seed", "1"]]
+)
+def test_the_demo_runs_only_when_it_is_asked_for(flags: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"--model is missing: .*--preset demo for the bundled"):
+        parse(flags).check()
+    for asked in ([], ["--preset", "demo", *flags], ["--dry-run"], ["--overwrite", "--output=x"]):
+        assert parse(asked).model.model == "ptl-demo"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--kepe", "0.4"], "there is no setting --kepe; did you mean --keep"),
+        (["--keep", "x"], "--keep x: a number is needed"),
+        (["--dtype", "bf16"], r"--dtype bf16: auto or .* is needed; did you mean bfloat16\?"),
+        (["--steps", "equals"], r"--steps equals: .* did you mean equal\?"),
+        (["--recovery-tokens", "3MB"], "--recovery-tokens 3MB: a whole number is needed"),
+        (["--preset", "llama-8b"], r"unknown --preset llama-8b; .*did you mean llama3-8b\?"),
+    ],
+)
+def test_a_wrong_name_or_value_comes_with_the_nearest_right_one(
+    flags: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse(flags)
+
+
+def test_a_wrong_name_in_a_file_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("kepe: 0.5\n")
+    with pytest.raises(ValueError, match=r"--config .*a.yaml: there is no setting kepe; .* --keep"):
+        parse(["--config", str(tmp_path / "a.yaml")])
+    with pytest.raises(ValueError, match=r"did you mean .*a.yaml\?"):
+        parse(["--config", str(tmp_path / "b.yaml")])
+
+
+def test_numbers_may_have_units() -> None:
+    given = flat(
+        "--preset=demo", "--keep", "65%", "--recovery-tokens=1.5M", "--ridge", "1%", "--rounds", "3"
+    )
+    assert [given[name] for name in ("keep", "recovery_tokens", "ridge", "rounds")] == [
+        0.65,
+        1_500_000,
+        0.01,
+        3,
+    ]
+    config = make_config(preset="demo", keep="65%", calibration_tokens="131k", output="3M")
+    assert (config.prune.keep, config.score.calibration_tokens) == (0.65, 131_000)
+    assert config.run.output == "3M", "a name stays a name"
+    assert make_config(preset="demo", traces_keep="80%").traces.right_share == 0.8

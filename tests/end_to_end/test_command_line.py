@@ -236,6 +236,8 @@ def test_bad_input_is_one_clear_line(
     (tmp_path / "malformed.jsonl").write_text('{"text": "a"}\n{"text": "a\n')
     (tmp_path / "columns.jsonl").write_text('{"a": 1, "b": 2}\n')
     (tmp_path / "short.jsonl").write_text('{"question": "1?", "answer": "2"}\n' * 3)
+    if not {"--model", "--preset", "--config"} & set(flags):
+        flags = ["--preset", "demo", *flags]
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert main(flags) == 2
     captured = capsys.readouterr()
@@ -320,7 +322,7 @@ def test_nan_weights_name_the_layer_and_write_nothing(
 def test_dry_run_prints_the_schedule_and_writes_nothing(
     command_line: CommandLine, tmp_path: Path
 ) -> None:
-    result = command_line("--dry-run", "--drop-layers", "1")
+    result = command_line("--preset", "demo", "--dry-run", "--drop-layers", "1")
     assert result.returncode == 0, result.stderr
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]

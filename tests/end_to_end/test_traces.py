@@ -38,6 +38,7 @@ def traced(tmp_path: Path) -> dict[str, Any]:
     """Two rounds; sampled so that some answers are wrong, and those are not kept."""
     return {
         **DEMO,
+        "preset": None,
         "model": "ptl-demo",
         "data": write_rows(tmp_path / "data.jsonl", *generate(900, 0, "training")),
         "traces": True,

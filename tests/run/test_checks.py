@@ -35,6 +35,8 @@ def test_wrong_gate_lists_the_choices_before_work_begins(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     flags = [
+        "--preset",
+        "demo",
         "--eval-tasks",
         "nll,demo_arithmetic",
         "--max-drop",
@@ -116,7 +118,7 @@ def test_teachers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         match="other has another vocabulary than --model: 1 tokens differ, such as '<new>'",
     ):
         compress(**DISTILL, teacher=str(tmp_path / "other"), output=str(tmp_path / "run"))
-    with pytest.raises(ValueError, match=r"--teacher .*nowhere': no such folder"):
+    with pytest.raises(ValueError, match=r"--teacher .*nowhere cannot be loaded: no such folder"):
         compress(**DISTILL, teacher=str(tmp_path / "nowhere"), output=str(tmp_path / "run"))
     few = make_model("llama", vocab_size=200)
     few.save_pretrained(tmp_path / "few")

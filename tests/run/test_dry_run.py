@@ -287,7 +287,7 @@ def test_dry_run_takes_the_gpus_rule() -> None:
     ],
 )
 def test_dry_run_says_what_folding_layers_costs(flags: list[str], passes: bool) -> None:
-    text = dry_run(parse(["--dry-run", *flags]))
+    text = dry_run(parse(["--preset", "demo", "--dry-run", *flags]))
     assert ("another pass over --calibration-tokens in each round that drops layers" in text) == (
         passes
     )
@@ -295,7 +295,9 @@ def test_dry_run_says_what_folding_layers_costs(flags: list[str], passes: bool) 
 
 def test_dry_run_says_what_fitting_in_order_costs() -> None:
     said = "three more passes over --calibration-tokens in each round"
-    assert said in dry_run(parse(["--dry-run", "--compensate-inputs", "pruned"]))
+    assert said in dry_run(
+        parse(["--preset", "demo", "--dry-run", "--compensate-inputs", "pruned"])
+    )
     assert said not in dry_run(parse(["--dry-run"]))
 
 

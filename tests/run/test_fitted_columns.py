@@ -37,4 +37,4 @@ def test_the_same_neurons_stay_and_later_layers_have_other_columns(
 
 def test_without_compensation_there_is_nothing_to_fit() -> None:
     with pytest.raises(ValueError, match="--compensate-inputs pruned says on what --compensate"):
-        compress(compensate=False, compensate_inputs="pruned", dry_run=True)
+        compress(preset="demo", compensate=False, compensate_inputs="pruned", dry_run=True)

@@ -61,7 +61,9 @@ def test_a_run_that_began_under_former_defaults_goes_on_with_them(
 ) -> None:
     """Its state.json names the template that was the default, and lacks what could not be set."""
     monkeypatch.chdir(tmp_path)
-    flags = as_flags({**DEMO, "model": "ptl-demo", "data": write_data(Path("data.jsonl"))})
+    flags = as_flags(
+        {**DEMO, "preset": None, "model": "ptl-demo", "data": write_data(Path("data.jsonl"))}
+    )
     assert main([*flags, "--template", "lines", "--compensate-layers", "false"]) == 0
     (state,) = Path("runs").glob("*/state.json")
     begun = json.loads(state.read_text())

@@ -84,6 +84,7 @@ def test_answers_to_chats_have_a_table_of_their_own_and_can_be_gated(
     file = gsm8k_file(tmp_path / "test.jsonl", 5)
     settings = {
         **DEMO,
+        "preset": None,
         "model": tmp_path / "model",
         "data": "ptl-demo",
         "rounds": 1,

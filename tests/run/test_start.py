@@ -19,12 +19,12 @@ def test_flags_and_keywords_give_the_same_settings() -> None:
 def test_the_public_functions_check_and_run(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Config] = []
     monkeypatch.setattr(loop, "run", lambda config: given.append(config) or {"final": 1})
-    assert ptl_fast.compress(keep=0.5) == {"final": 1}
+    assert ptl_fast.compress(preset="demo", keep=0.5) == {"final": 1}
     assert given[0].prune.keep == 0.5
     with pytest.raises(ValueError, match=r"--keep 2\.0 is outside"):
         ptl_fast.compress(keep=2.0)
     with pytest.raises(ValueError, match="unknown --scorer best"):
-        ptl_fast.compress(scorer="best")
+        ptl_fast.compress(preset="demo", scorer="best")
     assert len(given) == 1
 
 

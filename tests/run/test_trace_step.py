@@ -23,6 +23,7 @@ WRONG = [{**each, "answer": "So it is\n#### 500"} for each in generate(40, 6, "t
 RIGHT = generate(260, 4, "training")
 SHORT: dict[str, Any] = {
     **DEMO,
+    "preset": None,
     "model": "ptl-demo",
     "traces": True,
     "recovery_tokens": 3000,

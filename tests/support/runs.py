@@ -32,6 +32,7 @@ UNTIL = {"recovery_split": "until-recovered", "recovery_growth": 1.0, "recovered
 LATER = {**UNTIL, "recovered_within": -1.2}
 # The bundled model, on few tokens.
 DEMO = {
+    "preset": "demo",
     "recovery_split": "growing",
     "recovery_tokens": 6000,
     "sequence_length": 128,
@@ -62,6 +63,7 @@ def as_flags(settings: dict[str, Any]) -> list[str]:
     values = {
         name: str(value).lower() if isinstance(value, bool) else str(value)
         for name, value in settings.items()
+        if value is not None
     }
     return [
         part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)

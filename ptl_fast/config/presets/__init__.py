@@ -8,31 +8,27 @@ import types
 from pathlib import Path
 from typing import Any
 
+from ptl_fast.config.checking import unknown
+
 PRESETS = Path(__file__).parent
 DEMO_CONFIG = PRESETS.parents[1] / "demo" / "model" / "config.json"
 
 
-def preset_settings(name: str | None, model: str | None) -> dict[str, Any]:
-    """Return {setting: value} of a preset, with its name.
-
-    Args:
-        name: value of --preset; None means no preset.
-        model: value of --model; if both are None, the demo's preset is returned.
+def preset_settings(name: str | None) -> dict[str, Any]:
+    """Return {setting: value} of a preset, with its name; empty for None.
 
     Raises:
         ValueError: there is no such preset; lists the choices.
     """
     if name is None:
-        if model is not None:
-            return {}
-        name = "demo"
+        return {}
     # only where a file is read: most uses have no preset
     import yaml
 
     file = PRESETS / f"{name}.yaml"
     if not file.is_file():
         choices = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-        raise ValueError(f"unknown --preset {name}; choose {', '.join(choices)}")
+        raise ValueError(unknown("--preset", name, choices))
     return {"preset": name, **yaml.safe_load(file.read_text())}
 
 

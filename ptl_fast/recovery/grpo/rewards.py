@@ -6,6 +6,7 @@ The total reward is their weighted sum, with the weights of --reward-weights.
 import re
 from collections.abc import Callable
 
+from ptl_fast.config.checking import nearest
 from ptl_fast.data import answers
 
 NUMBER = re.compile(r"[+-]?\d+")
@@ -50,6 +51,7 @@ def parse_weights(text: str) -> dict[str, float]:
         if name not in REWARDS:
             raise ValueError(
                 f"unknown reward {name!r} in --reward-weights {text}; choose {', '.join(REWARDS)}"
+                f"{nearest(name, REWARDS)}"
             )
         if name in weights:
             raise ValueError(f"--reward-weights {text} names {name} twice")

@@ -24,8 +24,8 @@ def test_shares_by_hand() -> None:
 def test_stages_of_a_run_add_up(tmp_path: Path) -> None:
     file = tmp_path / "stages_test.json"
     flags = (
-        "--rounds 1 --keep 0.5 --recovery-tokens 2000 --calibration-tokens 500 --eval-tasks"
-        " nll --eval-limit 4 --device cpu"
+        "--preset demo --rounds 1 --keep 0.5 --recovery-tokens 2000 --calibration-tokens 500"
+        " --eval-tasks nll --eval-limit 4 --device cpu"
     )
     stages.main(["--json", str(file), "--name", "short", "--", *flags.split()])
     result = json.loads(file.read_text())

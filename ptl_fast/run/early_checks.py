@@ -1,0 +1,104 @@
+"""Checks of names and files that take less than a second, before torch and transformers are
+imported, which takes several: a missing file or a misspelt task is told at once.
+
+What is on the hub, and whether all of a file can be read, shows later.
+"""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ptl_fast.config.checking import flag, nearest, nearest_file
+from ptl_fast.config.presets import shipped_config
+from ptl_fast.data import readers
+from ptl_fast.data.documents import Form, make_template
+from ptl_fast.evaluation import task_names
+from ptl_fast.evaluation.task_names import NLL
+from ptl_fast.run import quality_gate
+
+if TYPE_CHECKING:
+    from ptl_fast.config.config import Config
+
+HUB_SECONDS = 2.0  # that the hub has for an answer
+# of the hub: at most one slash, and neither a path nor hidden
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def check(config: "Config") -> None:
+    """Raise ValueError for a name that no task has, or a file that is missing or malformed.
+
+    A dry run reads no file but the model's, and asks nothing of the evaluation.
+    """
+    _check_device(config.model.device)
+    check_model("model", config.model.model)
+    check_model("teacher", config.distill.teacher)
+    make_template(config.data.template)
+    entries = task_names.check_names(config.evaluation.eval_tasks)
+    if config.gate.gate is not None:
+        quality_gate.parse_gate(config.gate.gate, [task.label for task in entries])
+    if config.run.dry_run:
+        return
+    data = config.data
+    form = Form(data.question_column, data.answer_column, data.text_column)
+    if data.data is not None:
+        readers.check_files(data.data, form)
+    if data.protect is not None:
+        readers.check_files(data.protect)
+    task_names.check(config.evaluation.eval_tasks, config.evaluation.allow_code_execution)
+    for task in entries:
+        if task.task == NLL and task.file is not None:
+            readers.check_files(task.file, form)
+
+
+def check_model(setting: str, name: str | None) -> None:
+    """Raise ValueError if a model is neither a folder nor, by its form, a name on the hub.
+
+    Args:
+        setting: model or teacher.
+    """
+    if name is None or Path(name).is_dir() or shipped_config(name) is not None:
+        return
+    path = Path(name)
+    if path.exists():
+        raise ValueError(f"{flag(setting)} {name} is a file; give the model's folder")
+    hint = nearest_file(path)
+    if not HUB_NAME.fullmatch(name):
+        raise ValueError(f"{flag(setting)} {name} cannot be loaded: no such folder{hint}")
+    if not _may_be_on_hub(name):
+        raise ValueError(
+            f"{flag(setting)} {name} cannot be loaded: no such folder, and not found on the hub or"
+            f" in its cache{hint}"
+        )
+
+
+def _may_be_on_hub(name: str) -> bool:
+    """Whether the hub's cache holds something of a repository, or the hub does not deny it.
+
+    False too where the hub cannot be reached at all: loading would try for a minute, in vain.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = repo_folder_name(repo_id=name, repo_type="model")
+    if (Path(constants.HF_HUB_CACHE) / folder).is_dir():
+        return True
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        huggingface_hub.HfApi().model_info(name, timeout=HUB_SECONDS)
+    except errors.GatedRepoError:
+        return True
+    except errors.RepositoryNotFoundError:
+        return False
+    except Exception as error:  # httpx2's or, in older versions, requests' own types
+        kind = type(error).__name__
+        return "Connect" not in kind or "Timeout" in kind
+    return True
+
+
+def _check_device(name: str) -> None:
+    """Raise ValueError for a --device that no machine has; which ones there are, torch says."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        hint = nearest(name, ("auto", "cpu", "cuda"))
+        raise ValueError(f"unknown --device {name}; choose auto, cpu, cuda or cuda:N{hint}")

@@ -1,0 +1,38 @@
+"""GPUs that predictions are made for: their peaks by name, and --dry-run-gpus."""
+
+import re
+from dataclasses import dataclass
+
+from ptl_fast.config.checking import nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """Peak dense bf16 TFLOP/s, memory and its bandwidth, by NVIDIA's data sheets (SXM versions)."""
+
+    tflops: float
+    memory_gib: int
+    bandwidth_gbs: float
+
+
+GPUS = {
+    "A100-40GB": Gpu(tflops=312, memory_gib=40, bandwidth_gbs=1555),
+    "A100-80GB": Gpu(tflops=312, memory_gib=80, bandwidth_gbs=2039),
+    "H100-80GB": Gpu(tflops=989, memory_gib=80, bandwidth_gbs=3350),
+    "H200": Gpu(tflops=989, memory_gib=139, bandwidth_gbs=4800),
+}
+
+
+def parse_gpus(text: str) -> tuple[int, Gpu]:
+    """Parse --dry-run-gpus COUNTxNAME, such as 4xA100-80GB, into (number, GPU).
+
+    Raises:
+        ValueError: it has another form, or the GPU is unknown.
+    """
+    match = re.fullmatch(r"([1-9]\d*)x(.+)", text)
+    if match is None or match[2] not in GPUS:
+        raise ValueError(
+            f"--dry-run-gpus {text} is not COUNTxNAME, such as 4xA100-80GB, with NAME one of"
+            f" {', '.join(GPUS)}{nearest(text.partition('x')[2], GPUS)}"
+        )
+    return int(match[1]), GPUS[match[2]]
