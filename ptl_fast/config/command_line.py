@@ -12,9 +12,13 @@ from typing import Any
 
 from ptl_fast.config.checking import flag, nearest, nearest_file
 from ptl_fast.config.config import GROUPS, HINTS, RESUME_FREE, Config
+from ptl_fast.config.goal import TARGETS, GoalSettings
 from ptl_fast.config.presets import preset_settings
 from ptl_fast.config.values import checked, needed, plain_number
 
+SIZES = ("keep", "drop_layers", "layers")
+"""What goals are solved into."""
+GROUP_OF_GOALS = tuple(each.name for each in dataclasses.fields(GoalSettings))
 MOST_BYTES, MOST_NESTED = 2**20, 10  # of a file of settings
 OnText = Callable[[str], bool]
 """Whether a value of --recovery trains on the data's text; ptl_fast.recovery has the function."""
@@ -53,8 +57,25 @@ def _joined(layers: list[dict[str, Any]], on_text: OnText) -> Config:
     """The settings that the layers give together, later ones first, over those of the preset."""
     chosen: dict[str, Any] = {}
     for layer in layers:
-        chosen |= checked(layer)
-    return Config.from_flat(**{**_defaults(chosen, on_text), **chosen})
+        chosen = _over(chosen, checked(layer))
+    return Config.from_flat(**_over(_defaults(chosen, on_text), chosen))
+
+
+def _over(below: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Settings over those of a layer below: a goal is another way to say the size, so that of two
+    layers the upper one's size counts, said either way.
+
+    Raises:
+        ValueError: one layer says the size both ways.
+    """
+    goals = [name for name in TARGETS if own.get(name) is not None]
+    if goals and own.get("keep", 1) != 1:
+        raise ValueError(
+            f"{flag(goals[0])} and --keep {own['keep']} both decide how many neurons stay; leave"
+            " one of them out (--keep 1 leaves all, and layers go)"
+        )
+    replaced = SIZES if goals else TARGETS if "keep" in own else ()
+    return {**{name: value for name, value in below.items() if name not in replaced}, **own}
 
 
 def _typed(parse: Callable[[], Any]) -> dict[str, Any]:
@@ -209,7 +230,7 @@ def _defaults(chosen: dict[str, Any], on_text: OnText) -> dict[str, Any]:
         chosen: the settings that the user gives.
     """
     # the demo is what runs where nothing is asked for: whoever gives data means a model of theirs
-    is_demo = chosen.keys() <= RESUME_FREE
+    is_demo = chosen.keys() <= RESUME_FREE - set(GROUP_OF_GOALS)
     settings = preset_settings(chosen.get("preset") or ("demo" if is_demo else None))
     recovery = chosen.get("recovery")
     # a preset's --recovery-split is only for recoveries that train on text

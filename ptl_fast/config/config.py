@@ -11,6 +11,7 @@ from ptl_fast.config.data import DataSettings
 from ptl_fast.config.distill import DistillSettings
 from ptl_fast.config.evaluation import EvaluationSettings
 from ptl_fast.config.gate import GateSettings
+from ptl_fast.config.goal import GoalSettings
 from ptl_fast.config.grpo import GrpoSettings
 from ptl_fast.config.model import ModelSettings
 from ptl_fast.config.opd import OpdSettings
@@ -34,6 +35,7 @@ class Config:
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
     traces: TracesSettings = field(default_factory=TracesSettings)
+    goal: GoalSettings = field(default_factory=GoalSettings)
     prune: PruneSettings = field(default_factory=PruneSettings)
     score: ScoreSettings = field(default_factory=ScoreSettings)
     recovery: RecoverySettings = field(default_factory=RecoverySettings)
@@ -97,6 +99,7 @@ class Config:
             self.model,
             self.data,
             self.prune,
+            self.goal,
             self.recovery,
             self.trainer,
             self.gate,

@@ -4,8 +4,10 @@ Each group checks its own settings. Rules that depend on the chosen scorer or re
 ptl_fast.run.checks, as this package does not know the methods.
 """
 
+from ptl_fast.config.checking import flag
 from ptl_fast.config.data import DataSettings
 from ptl_fast.config.gate import GateSettings
+from ptl_fast.config.goal import GoalSettings
 from ptl_fast.config.model import ModelSettings
 from ptl_fast.config.prune import PruneSettings
 from ptl_fast.config.recovery import RecoverySettings
@@ -17,6 +19,7 @@ def check(
     model: ModelSettings,
     data: DataSettings,
     prune: PruneSettings,
+    goal: GoalSettings,
     recovery: RecoverySettings,
     trainer: TrainerSettings,
     gate: GateSettings,
@@ -43,6 +46,8 @@ def check(
         raise ValueError(
             "--streaming reads only as much as training needs; say how much with --recovery-tokens"
         )
+    if goal.given:
+        _check_goals(goal, prune)
     # Adam moments are pruned by parameter and neuron, which needs them in the parameters' shapes
     if recovery.keep_optimizer_state and trainer.deepspeed is not None:
         raise ValueError(
@@ -58,4 +63,25 @@ def check(
         raise ValueError(
             "--traces-every-round asks the model after a round, and --anticipate scores the next"
             " round's neurons before its end; leave one of the two out"
+        )
+
+
+def _check_goals(goal: GoalSettings, prune: PruneSettings) -> None:
+    """Raise ValueError for a setting that decides the size beside the goals."""
+    named = flag(goal.given[0])
+    # 1 says that layers alone may go
+    if prune.keep not in (1, PruneSettings.keep):
+        raise ValueError(
+            f"{named} and --keep {prune.keep} both decide how many neurons stay; leave one of them"
+            " out (--keep 1 leaves all, and layers go)"
+        )
+    if prune.threshold is not None:
+        raise ValueError(
+            f"{named} is a size, and --threshold leaves the size to the scores; leave one of the"
+            " two out"
+        )
+    if prune.slice_hidden is not None:
+        raise ValueError(
+            f"{named} is solved into neurons and layers, and --slice-hidden removes neither; leave"
+            " one of the two out"
         )

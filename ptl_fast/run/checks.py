@@ -158,13 +158,21 @@ def check_lengths(config: "Config", original: "PretrainedConfig") -> None:
             )
 
 
-def check_support(config: "Config", original: "PretrainedConfig") -> None:
-    """Raise ValueError if the model cannot lose what the settings ask for; imports torch."""
+def check_support(
+    config: "Config", original: "PretrainedConfig", goals_are_solved: bool = False
+) -> None:
+    """Raise ValueError if the model cannot lose what the settings ask for; imports torch.
+
+    Args:
+        goals_are_solved: whether --keep is what the goals were solved into.
+    """
     from ptl_fast.model import support
 
     prune = config.prune
     # slicing changes FFNs too
     needs_neurons = prune.keep < 1 or prune.slice_hidden is not None
+    # the goals, which are solved after this, may leave neurons alone
+    needs_neurons &= not config.goal.given or goals_are_solved
     support.check_support(original, config.model.model or "", needs_neurons=needs_neurons)
 
 

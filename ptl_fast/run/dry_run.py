@@ -16,7 +16,7 @@ from ptl_fast.model import flops
 from ptl_fast.model.widths import ffn_width
 from ptl_fast.recovery import registry
 from ptl_fast.recovery.estimate import Estimate, Situation
-from ptl_fast.run import layer_choice, sizes, tables, trace_report
+from ptl_fast.run import goals, layer_choice, sizes, tables, trace_report
 from ptl_fast.run.checks import check_lengths, check_support
 from ptl_fast.run.gpus import Gpu, parse_gpus
 from ptl_fast.run.rounds import kind_of, make_schedule
@@ -58,6 +58,17 @@ def dry_run(config: "Config") -> str:
     if dense is None:
         dense, notes = _load_config(name, config)
     check_lengths(config, dense)
+    # "auto" depends on the run's device, and a dry run is always about GPUs
+    if config.prune.width_multiple == "auto":
+        from ptl_fast.pruning import width_multiple
+
+        config = config.changed(width_multiple=width_multiple.TENSOR_CORE_MULTIPLE)
+    assert isinstance(config.prune.width_multiple, int)
+    config, solution = goals.solved(config, dense, config.prune.width_multiple)
+    if solution is not None:
+        notes.append(solution)
+        if not isinstance(dense, types.SimpleNamespace):
+            check_support(config, dense, goals_are_solved=True)
     # the shipped configs' families have no layers that could not go
     if not isinstance(dense, types.SimpleNamespace):
         layer_choice.check(config.prune, dense)
@@ -65,11 +76,6 @@ def dry_run(config: "Config") -> str:
         from transformers import AutoConfig  # slicing needs transformers' own class
 
         dense = AutoConfig.for_model(**vars(dense))
-    # "auto" depends on the run's device, and a dry run is always about GPUs
-    if config.prune.width_multiple == "auto":
-        from ptl_fast.pruning import width_multiple
-
-        config = config.changed(width_multiple=width_multiple.TENSOR_CORE_MULTIPLE)
     schedule = make_schedule(config, dense)
     rows = [
         {"name": "dense", **predict(dense, dense, config, config.recovery.recoveries, 0)},

@@ -14,7 +14,7 @@ from ptl_fast.data import readers
 from ptl_fast.data.documents import Form, make_template
 from ptl_fast.evaluation import task_names
 from ptl_fast.evaluation.task_names import NLL
-from ptl_fast.run import quality_gate
+from ptl_fast.run import goals, quality_gate
 
 if TYPE_CHECKING:
     from ptl_fast.config.config import Config
@@ -32,6 +32,7 @@ def check(config: "Config") -> None:
     _check_device(config.model.device)
     check_model("model", config.model.model)
     check_model("teacher", config.distill.teacher)
+    goals.peaks(config.goal)
     make_template(config.data.template)
     entries = task_names.check_names(config.evaluation.eval_tasks)
     if config.gate.gate is not None:

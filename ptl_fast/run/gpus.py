@@ -1,5 +1,6 @@
 """GPUs that predictions are made for: their peaks by name, and --dry-run-gpus."""
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -36,3 +37,23 @@ def parse_gpus(text: str) -> tuple[int, Gpu]:
             f" {', '.join(GPUS)}{nearest(text.partition('x')[2], GPUS)}"
         )
     return int(match[1]), GPUS[match[2]]
+
+
+def device_peaks(own_flag: str, text: str) -> tuple[float, float]:
+    """(peak TFLOP/s, GB/s of memory) of a GPU by name, or of TFLOPS/GBS.
+
+    Raises:
+        ValueError: it is neither; lists the names.
+    """
+    if text in GPUS:
+        return GPUS[text].tflops, GPUS[text].bandwidth_gbs
+    try:
+        tflops, bandwidth = map(float, text.split("/"))
+    except ValueError:
+        tflops = bandwidth = 0.0
+    if not (0 < tflops < math.inf and 0 < bandwidth < math.inf):
+        raise ValueError(
+            f"{own_flag} {text}: choose {', '.join(GPUS)}, or give peaks, TFLOPS/GBS, such as"
+            f" 0.5/40 for a CPU of 0.5 TFLOP/s and 40 GB/s{nearest(text, GPUS)}"
+        )
+    return tflops, bandwidth

@@ -24,6 +24,7 @@ from ptl_fast.recovery import registry, rollouts, trainer
 from ptl_fast.recovery.distillation import teacher_cache
 from ptl_fast.run import (
     checks,
+    goals,
     inputs,
     layer_choice,
     prune_step,
@@ -67,14 +68,17 @@ def prepare(config: "Config") -> RunContext:
     for note in stored_weights.notes(name, config.model):
         say(note)
     checks.check_lengths(config, original)
-    layer_choice.check(config.prune, original)
     output = output_folder(config)
     config = _as_begun(config, output)
-    # the identity keeps "auto": the chosen multiple must not make a resumed run another one
-    identity, chosen = config.identity(), None
+    chosen = None
     if config.prune.width_multiple == "auto":
         chosen = _choose_width_multiple(config, output, device, original)
+    config = _solved(config, original, chosen)
+    # the identity keeps "auto": the chosen multiple must not make a resumed run another one
+    identity = config.identity()
+    if chosen is not None:
         config = config.changed(width_multiple=chosen["multiple"])
+    layer_choice.check(config.prune, original)
     plan = _rounds(config, original)
     tasks = eval_tasks.parse_tasks(
         config.evaluation.eval_tasks, config.evaluation.allow_code_execution
@@ -172,6 +176,19 @@ def _as_begun(config: "Config", output: Path) -> "Config":
     if kept:
         flags = ", ".join(f"{flag(name)} {value}" for name, value in kept.items())
         say(f"{output} goes on as it began: {flags}.")
+    return config
+
+
+def _solved(
+    config: "Config", original: "PretrainedConfig", chosen: dict[str, Any] | None
+) -> "Config":
+    """The settings with the sizes that the goals are solved into, which are told in a table."""
+    multiple = config.prune.width_multiple if chosen is None else chosen["multiple"]
+    assert isinstance(multiple, int)
+    config, table = goals.solved(config, original, multiple)
+    if table is not None:
+        checks.check_support(config, original, goals_are_solved=True)
+        say(f"{table}\n")
     return config
 
 

@@ -58,7 +58,7 @@ def planned_sizes(**settings: Any) -> list[dict[str, int]]:
     """
     from ptl_fast.model import loading
     from ptl_fast.pruning import width_multiple
-    from ptl_fast.run import rounds, sizes
+    from ptl_fast.run import goals, rounds, sizes
 
     config = make_config(**settings)
     _check(config)
@@ -69,6 +69,8 @@ def planned_sizes(**settings: Any) -> list[dict[str, int]]:
         config = config.changed(width_multiple=width_multiple.TENSOR_CORE_MULTIPLE)
     checks.check_support(config, original)
     checks.check_lengths(config, original)
+    assert isinstance(config.prune.width_multiple, int)
+    config, _ = goals.solved(config, original, config.prune.width_multiple)
     schedule = rounds.make_schedule(config, original)
     length = config.data.sequence_length
     return [sizes.predicted_size(original, size, length) for size in (None, *schedule)]
