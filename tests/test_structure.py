@@ -22,7 +22,7 @@ FLOORS = [
     {"scoring", "pruning", "recovery", "evaluation"},
     {"baselines"},
     {"run"},
-    {"compress", "flap", "slicegpt", "__init__"},
+    {"compress", "flap", "slicegpt", "__init__", "__main__"},
 ]
 FLOOR_OF = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
 

@@ -16,6 +16,17 @@ from ptl_fast.config.goal import TARGETS, GoalSettings
 from ptl_fast.config.presets import preset_settings
 from ptl_fast.config.values import checked, needed, plain_number
 
+DESCRIPTION = """\
+Make a language model smaller by pruning a little, recovering by training, and repeating.
+The same command continues an interrupted run. Without settings, the bundled demo runs.
+
+examples:
+  ptl-fast compress --model Qwen/Qwen2.5-0.5B --data train.jsonl --target-params 65% --output out/
+  ptl-fast compress --model ./mine --data OWNER/NAME --keep 0.5 --recovery-tokens 50M \\
+      --eval-tasks ptl_gsm8k=test.jsonl
+  ptl-fast estimate --preset llama3-8b --dry-run-gpus 8xH100-80GB
+
+python -m ptl_fast.compress is the same command. Settings, by group:"""
 SIZES = ("keep", "drop_layers", "layers")
 """What goals are solved into."""
 GROUP_OF_GOALS = tuple(each.name for each in dataclasses.fields(GoalSettings))
@@ -196,11 +207,15 @@ def _parser() -> Any:
     import docstring_parser
     import jsonargparse
 
+    class Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
+        """Keeps the examples' lines."""
+
     parser = jsonargparse.ArgumentParser(
-        prog="python -m ptl_fast.compress",
-        description="Make a language model smaller by pruning a little, recovering by training,"
-        " and repeating. Without settings, the bundled demo runs. The same command continues an"
-        " interrupted run.",
+        prog="ptl-fast compress",
+        usage="ptl-fast compress --model NAME --data FILE [--keep SHARE | --target-... GOAL]"
+        " [--output RUN] [SETTING ...]",
+        description=DESCRIPTION,
+        formatter_class=Formatter,
         exit_on_error=False,
     )
     parser.add_argument(

@@ -55,13 +55,17 @@ def plain_number(name: str, value: Any) -> Any:
 
 def needed(name: str, value: Any) -> str:
     """What a setting needs instead of this value, with the choice that is most like it."""
-    choices = [
+    return f"{wanted(HINTS[name])} is needed{nearest(str(value), choices(name))}"
+
+
+def choices(name: str) -> list[str]:
+    """The words that a setting may be, where there are some."""
+    return [
         choice
         for kind in _kinds(HINTS[name])
         if typing.get_origin(kind) is typing.Literal
         for choice in typing.get_args(kind)
     ]
-    return f"{wanted(HINTS[name])} is needed{nearest(str(value), choices)}"
 
 
 def wanted(hint: Any) -> str:

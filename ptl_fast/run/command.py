@@ -6,6 +6,7 @@ import sys
 
 from ptl_fast.base import interruption
 from ptl_fast.run import failures, start
+from ptl_fast.run.subcommands import version
 
 
 def main(arguments: list[str]) -> int:
@@ -15,6 +16,9 @@ def main(arguments: list[str]) -> int:
         The exit code: 2 for what the user can mend and 1 for any other failure, told in one line;
         128 and the signal's number for an interruption.
     """
+    if "--version" in arguments:
+        print(f"ptl-fast {version()}")
+        return 0
     debug = "--debug" in arguments
     with interruption.handling():
         try:
@@ -34,6 +38,11 @@ def main(arguments: list[str]) -> int:
         except interruption.Stopped as stopped:
             return _interrupted(str(stopped), stopped.number)
     return 0
+
+
+def estimate(arguments: list[str]) -> int:
+    """The same flags, of which only the plan is printed."""
+    return main([*arguments, "--dry-run"])
 
 
 def _interrupted(what: str, number: int) -> int:

@@ -60,7 +60,8 @@ def planned_sizes(**settings: Any) -> list[dict[str, int]]:
     from ptl_fast.pruning import width_multiple
     from ptl_fast.run import goals, rounds, sizes
 
-    config = make_config(**settings)
+    # as in a dry run, the data need not be there
+    config = make_config(**settings).changed(dry_run=True)
     _check(config)
     assert config.model.model is not None
     original = loading.load_config(config.model.model, config.model)

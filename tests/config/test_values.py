@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ptl_fast.config.config import HINTS
-from ptl_fast.config.values import checked, wanted
+from ptl_fast.config.values import checked, choices, wanted
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,9 @@ def test_what_is_wanted_in_words() -> None:
     assert wanted(HINTS["rounds"]) == "a whole number"
     assert wanted(HINTS["width_multiple"]) == "a whole number or auto"
     assert wanted(HINTS["attn"]) == "auto or flash_attention_2 or sdpa or eager"
+
+
+def test_choices_are_words_alone() -> None:
+    assert choices("width_multiple") == ["auto"]
+    assert choices("steps") == ["proportional", "equal"]
+    assert choices("rounds") == []

@@ -29,9 +29,7 @@ def test_the_public_functions_check_and_run(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_planned_sizes_need_no_weights() -> None:
-    sizes = ptl_fast.planned_sizes(
-        model=DEMO_MODEL, data="x", keep=0.5, rounds=2, sequence_length=128
-    )
+    sizes = ptl_fast.planned_sizes(model=DEMO_MODEL, keep=0.5, rounds=2, sequence_length=128)
     assert [size["width"] for size in sizes][::2] == [768, 384]
     counts = [size["num_parameters"] for size in sizes]
     assert counts == sorted(counts, reverse=True)

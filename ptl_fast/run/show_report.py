@@ -1,0 +1,33 @@
+"""``ptl-fast report RUN``: print what a run has written about itself so far."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ptl_fast.base.run_files import RunFiles
+from ptl_fast.config.checking import nearest_file
+
+
+def main(arguments: list[str]) -> int:
+    """Print report.md; returns the exit code, 2 where there is none."""
+    parser = argparse.ArgumentParser(
+        prog="ptl-fast report",
+        description="Print a run's report. A run writes it after every round.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder (--output)")
+    folder = parser.parse_args(arguments).run
+    report = RunFiles(folder).report_text
+    if report.is_file():
+        print(report.read_text())
+        return 0
+    print(f"error: {why_none(folder)}", file=sys.stderr)
+    return 2
+
+
+def why_none(folder: Path) -> str:
+    """Why a folder has no report."""
+    if not folder.is_dir():
+        return f"no folder {folder}{nearest_file(folder)}"
+    if RunFiles(folder).state_file.path.exists():
+        return f"{folder} has no report yet: a run writes it after its first round"
+    return f"{folder} holds no run of ptl_fast; give the folder that was --output"

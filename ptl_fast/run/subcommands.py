@@ -1,0 +1,108 @@
+"""The command ``ptl-fast``, also ``python -m ptl_fast``: a subcommand for each thing to do.
+
+A subcommand is a module with ``main(arguments) -> exit code``, which is imported when it is asked
+for: the list of them answers at once.
+"""
+
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ptl_fast.config.checking import nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subcommand:
+    """Something that ptl-fast does."""
+
+    module: str
+    """Its module; in it ``function``."""
+    help: str
+    """What it does, in one line."""
+    arguments: str
+    """What it takes, for the list."""
+    function: str = "main"
+
+
+SUBCOMMANDS = {
+    "compress": Subcommand(
+        module="ptl_fast.run.command",
+        arguments="--model NAME --data FILE ...",
+        help="make a model smaller, or go on with a run",
+    ),
+    "estimate": Subcommand(
+        module="ptl_fast.run.command",
+        function="estimate",
+        arguments="--model NAME ...",
+        help="what compress would do: sizes, memory, hours; reads no weights and no data",
+    ),
+    "report": Subcommand(
+        module="ptl_fast.run.show_report",
+        arguments="RUN",
+        help="print a run's report, also of one that goes on",
+    ),
+    "completion": Subcommand(
+        module="ptl_fast.run.completion",
+        arguments="bash|zsh",
+        help='complete subcommands and flags with TAB: eval "$(ptl-fast completion bash)"',
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; list them without one.
+
+    Args:
+        arguments: None takes the command line's.
+
+    Returns:
+        The exit code: 2 where there is no such subcommand.
+    """
+    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if name == "--version":
+        print(f"ptl-fast {version()}")
+        return 0
+    subcommand = SUBCOMMANDS.get(name)
+    if subcommand is None:
+        hint = nearest(name, SUBCOMMANDS)
+        print(
+            f"error: there is no ptl-fast {name}; choose {', '.join(SUBCOMMANDS)}{hint}",
+            file=sys.stderr,
+        )
+        return 2
+    module = importlib.import_module(subcommand.module)
+    run: Callable[[list[str]], int] = getattr(module, subcommand.function)
+    return run(rest)
+
+
+def overview() -> str:
+    """The list of subcommands."""
+    widest = max(len(f"{name} {each.arguments}") for name, each in SUBCOMMANDS.items())
+    lines = [
+        f"  {f'{name} {each.arguments}':<{widest}}  {each.help}"
+        for name, each in SUBCOMMANDS.items()
+    ]
+    return "\n".join(
+        [
+            "usage: ptl-fast SUBCOMMAND ...",
+            "",
+            "Make a language model smaller for reasoning, gradually.",
+            "",
+            *lines,
+            "",
+            "ptl-fast SUBCOMMAND --help says more; ptl-fast --version says which one this is.",
+        ]
+    )
+
+
+def version() -> str:
+    """The installed package's version."""
+    try:
+        return importlib.metadata.version("ptl_fast")
+    except importlib.metadata.PackageNotFoundError:
+        return "from its sources, not installed"

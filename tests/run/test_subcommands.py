@@ -1,0 +1,62 @@
+"""ptl-fast and its subcommands."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from ptl_fast.run import start
+from ptl_fast.run.subcommands import SUBCOMMANDS, main, version
+from support.runs import main as compress
+
+
+def test_every_subcommand_is_there_and_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    listed = capsys.readouterr().out
+    for name, each in SUBCOMMANDS.items():
+        assert callable(getattr(importlib.import_module(each.module), each.function))
+        assert f"  {name} " in listed
+    assert max(map(len, listed.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("name", sorted(SUBCOMMANDS))
+def test_every_subcommand_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    assert "usage: ptl-fast" in capsys.readouterr().out
+
+
+def test_a_wrong_name_comes_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["comprss"]) == 2
+    assert "there is no ptl-fast comprss; " in (told := capsys.readouterr().err)
+    assert told.endswith("did you mean compress?\n")
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert compress(["--version"]) == 0
+    assert capsys.readouterr().out == f"ptl-fast {version()}\n" * 2
+
+
+def test_estimate_is_the_dry_run_of_compress(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["estimate", "--preset", "demo", "--keep", "0.25"]) == 0
+    estimated = capsys.readouterr().out
+    assert main(["compress", "--preset", "demo", "--keep", "0.25", "--dry-run"]) == 0
+    assert capsys.readouterr().out == estimated
+    assert main(["estimate", "--kepe", "1"]) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_of_compress_begins_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        start.parse(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    options = lines.index("options:")
+    assert options < 20, "no dump of usage"
+    assert sum("  ptl-fast " in line for line in lines[:options]) == 3
+    for group in ("model:", "goal:", "recovery:", "run:"):
+        assert group in lines
