@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from ptl_fast.config.checking import FREE, ROUNDING, check_at_least_one
 
+NONE = "none"
 # of several answers to a problem: usual for pass@k of small k
 SAMPLING_TEMPERATURE = 0.6
 
@@ -20,7 +21,8 @@ class EvaluationSettings:
     model's chat template and without examples ptl_gsm8k_chat, ptl_mbpp_chat), or any lm-eval task.
     =FILE makes a task read that file or folder, of any type that --data takes, instead of the hub;
     the ptl_ tasks also take a hub name there. Rows with an empty answer are left out, with a count.
-    The first one leads the tables."""
+    The first one leads the tables. none measures nothing: no round is then compared with pruning
+    alone (--undo-recovery), and --gate has nothing to look at."""
 
     allow_code_execution: bool = field(default=False, metadata=FREE)
     """Allow ptl_mbpp and ptl_mbpp_chat to run the code that the model writes: in a child process
@@ -55,7 +57,11 @@ class EvaluationSettings:
         if not self.eval_tasks:
             raise ValueError(
                 "--eval-tasks names no task; name at least one, such as nll: the tables are about"
-                " it"
+                " it; or none, to measure nothing"
+            )
+        if NONE in self.eval_tasks[1:] or (self.eval_tasks[0] == NONE and self.tasks):
+            raise ValueError(
+                f"--eval-tasks {','.join(self.eval_tasks)}: none stands alone, and measures nothing"
             )
         temperature = self.eval_temperature
         if temperature is not None and not 0 <= temperature < math.inf:
@@ -67,6 +73,11 @@ class EvaluationSettings:
                 f"--eval-samples {self.eval_samples} would be the same answer each time at"
                 " --eval-temperature 0; raise it"
             )
+
+    @property
+    def tasks(self) -> list[str]:
+        """The entries of --eval-tasks; empty where nothing is measured."""
+        return [] if self.eval_tasks == [NONE] else list(self.eval_tasks)
 
     @property
     def sampling_temperature(self) -> float:

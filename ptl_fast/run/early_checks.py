@@ -34,7 +34,7 @@ def check(config: "Config") -> None:
     check_model("teacher", config.distill.teacher)
     goals.peaks(config.goal)
     make_template(config.data.template)
-    entries = task_names.check_names(config.evaluation.eval_tasks)
+    entries = task_names.check_names(config.evaluation.tasks)
     if config.gate.gate is not None:
         quality_gate.parse_gate(config.gate.gate, [task.label for task in entries])
     if config.run.dry_run:
@@ -45,7 +45,7 @@ def check(config: "Config") -> None:
         readers.check_files(data.data, form)
     if data.protect is not None:
         readers.check_files(data.protect)
-    task_names.check(config.evaluation.eval_tasks, config.evaluation.allow_code_execution)
+    task_names.check(config.evaluation.tasks, config.evaluation.allow_code_execution)
     for task in entries:
         if task.task == NLL and task.file is not None:
             readers.check_files(task.file, form)

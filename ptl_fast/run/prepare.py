@@ -80,9 +80,7 @@ def prepare(config: "Config") -> RunContext:
         config = config.changed(width_multiple=chosen["multiple"])
     layer_choice.check(config.prune, original)
     plan = _rounds(config, original)
-    tasks = eval_tasks.parse_tasks(
-        config.evaluation.eval_tasks, config.evaluation.allow_code_execution
-    )
+    tasks = eval_tasks.parse_tasks(config.evaluation.tasks, config.evaluation.allow_code_execution)
     if config.gate.gate is not None:
         labels = [task.label for task in tasks]
         plan.gate_on = quality_gate.parse_gate(config.gate.gate, labels)

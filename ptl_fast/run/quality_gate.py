@@ -113,6 +113,11 @@ def parse_gate(entry: str, labels: Sequence[str]) -> tuple[str, str]:
     task, colon, metric = entry.partition(":")
     if not (task and colon and metric):
         raise ValueError(f"--gate {entry!r} is not of the form TASK:METRIC, such as nll:nll")
+    if not labels:
+        raise ValueError(
+            f"--gate {entry} looks at an evaluation task, and --eval-tasks none measures nothing;"
+            f" give --eval-tasks {task}"
+        )
     if task not in labels:
         raise ValueError(
             f"--gate {entry}: {task} is none of --eval-tasks; choose {', '.join(labels)}"

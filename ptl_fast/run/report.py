@@ -115,7 +115,8 @@ def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
     if folded:
         parts.append("## Compensated layers\n\n" + "\n".join(folded))
     parts += rollout_report.sections(report["rounds"])
-    parts.append("## Evaluation\n\n" + _evaluations(report))
+    if dense["eval"]:
+        parts.append("## Evaluation\n\n" + _evaluations(report))
     costs = answer_costs.table(_stages(report))
     if costs:
         parts.append("## What an answer costs\n\n" + costs)

@@ -25,21 +25,35 @@ def table(dense: dict[str, Any], rounds: list[dict[str, Any]]) -> str:
     ``leading_metric``) before and after recovery; "seconds" is the round's wall-clock time.
     """
     task, metric = leading_metric(dense)
+    if not task:
+        return _sizes_alone(dense, rounds)
     header = [
         name if name not in ("pruned", "recovered") else f"{metric} {name}" for name in COLUMNS
     ]
     # nothing is pruned in the dense model: its metric goes into the second column
     rows = [_row("dense", dense, "", show(dense["eval"][task][metric]), "")]
     for record in rounds:
-        title = ROUND_KINDS[record["kind"]].title or record["kind"]
-        name = f"{record['round']} {title}"
+        name = _name(record)
         pruned, recovered = (
             show(record["eval_pruned"][task][metric]),
             show_recovered(record, task, metric),
         )
-        seconds = f"{sum(record['seconds'].values()):.0f}"
-        rows.append(_row(name, record, pruned, recovered, seconds))
+        rows.append(_row(name, record, pruned, recovered, _seconds(record)))
     return markdown.table([header, *rows])
+
+
+def _sizes_alone(dense: dict[str, Any], rounds: list[dict[str, Any]]) -> str:
+    """The table of a run that measures nothing (--eval-tasks none)."""
+    rows = [[*size_cells(_name(record), record), _seconds(record)] for record in rounds]
+    return markdown.table([[*COLUMNS[:5], COLUMNS[-1]], [*size_cells("dense", dense), ""], *rows])
+
+
+def _name(record: dict[str, Any]) -> str:
+    return f"{record['round']} {ROUND_KINDS[record['kind']].title or record['kind']}"
+
+
+def _seconds(record: dict[str, Any]) -> str:
+    return f"{sum(record['seconds'].values()):.0f}"
 
 
 def show_recovered(record: dict[str, Any], task: str, metric: str) -> str:
@@ -53,7 +67,11 @@ def show_recovered(record: dict[str, Any], task: str, metric: str) -> str:
 
 
 def leading_metric(size: dict[str, Any]) -> tuple[str, str]:
-    """Return (task, metric) shown in the tables: the first metric of the first evaluation task."""
+    """Return (task, metric) shown in the tables: the first metric of the first evaluation task, or
+    empty texts where nothing is measured.
+    """
+    if not size["eval"]:
+        return "", ""
     task = next(iter(size["eval"]))
     return task, next(iter(size["eval"][task]))
 

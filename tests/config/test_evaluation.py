@@ -47,3 +47,11 @@ def test_several_answers_are_drawn_at_a_temperature(
     values: dict[str, Any], expected: float
 ) -> None:
     assert EvaluationSettings(**values).sampling_temperature == expected
+
+
+def test_none_measures_nothing_and_stands_alone() -> None:
+    assert EvaluationSettings(eval_tasks="none").tasks == []
+    EvaluationSettings(eval_tasks="none").check()
+    for given in ("none,nll", "nll,none", "none,none"):
+        with pytest.raises(ValueError, match="none stands alone"):
+            EvaluationSettings(eval_tasks=given).check()
