@@ -24,6 +24,6 @@ setup(
         *find_packages(KERNELS),
     ],
     package_dir={"ptl_kernels": f"{KERNELS}/ptl_kernels"},
-    package_data={"": ["*.yaml", "*.json", "*.jsonl", "*.safetensors", "*.md"]},
+    package_data={"": ["*.yaml", "*.json", "*.jsonl", "*.safetensors", "*.md", "py.typed"]},
     ext_modules=[cpu_kernels],
 )

@@ -121,11 +121,11 @@ def measure_run(settings: Settings, task: str) -> Row:
     """One run: size, accuracy of the result, and the CPU time of recovery, the teacher's passes
     included.
     """
+    from ptl_fast import compress
     from ptl_fast.config.model import ModelSettings
     from ptl_fast.evaluation import tasks
     from ptl_fast.model import loading
     from ptl_fast.recovery import registry
-    from ptl_fast.run.start import compress
 
     seconds_of_rounds, recover = [], registry.recover
 

@@ -1,6 +1,8 @@
 """Console output: print once for all ranks, and silence the libraries' messages."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 from ptl_fast.base import distributed
 
@@ -26,6 +28,43 @@ def reason(error: BaseException) -> str:
     if len(text.split()) > 1 and not isinstance(error, LookupError | TypeError | AttributeError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextlib.contextmanager
+def quieted(everything: bool = False) -> Iterator[None]:
+    """Silence libraries' warnings and log messages inside, as ``quiet_libraries`` does for good.
+
+    Args:
+        everything: also our own messages and progress bars.
+    """
+    import logging
+    import warnings
+
+    disabled = logging.root.manager.disable
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        logging.disable(max(disabled, logging.WARNING))
+        stack.callback(logging.disable, disabled)
+        if everything:
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        yield
+
+
+@contextlib.contextmanager
+def no_library_bars() -> Iterator[None]:
+    """Hide transformers' progress bars of loading and saving inside."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
 
 
 def quiet_libraries() -> None:

@@ -11,6 +11,8 @@ from ptl_fast.recovery import registry
 from ptl_fast.run.rounds import kind_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from ptl_fast.run.round_data import RoundData
     from ptl_fast.run.rounds import Rounds
     from ptl_fast.scoring.gram import GramMatrices
+
+    Callback = Callable[[dict[str, Any], PreTrainedModel], object]
+    """Called after a round with its record and the model."""
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,7 @@ the same model as an uninterrupted one.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ptl_fast.base.console import say
@@ -38,7 +38,7 @@ from ptl_fast.run.rounds import kind_of
 if TYPE_CHECKING:
     from ptl_fast.config.config import Config
     from ptl_fast.pruning.schedule import Round
-    from ptl_fast.run.context import RunContext
+    from ptl_fast.run.context import Callback, RunContext
     from ptl_fast.run.quality_gate import Decision
 
 T = TypeVar("T")
@@ -46,8 +46,11 @@ T = TypeVar("T")
 STAGES = ("calibrate", "compact", "recover", "evaluate")
 
 
-def run(config: "Config") -> dict[str, Any]:
+def run(config: "Config", callbacks: "Sequence[Callback]" = ()) -> dict[str, Any]:
     """Compress a model, or resume an interrupted run, up to the folder final/.
+
+    Args:
+        callbacks: called after each round with its record and the model in memory.
 
     Returns:
         The content of report.json.
@@ -71,7 +74,11 @@ def run(config: "Config") -> dict[str, Any]:
     context.dense = context.folder.dense.once(lambda: _measure_dense(context))
     # not a for loop: the quality gate may make the schedule longer, or end it here
     while len(context.records) < len(context.rounds.schedule):
-        run_round(context, context.rounds.schedule[len(context.records)])
+        finished = len(context.records)
+        run_round(context, context.rounds.schedule[finished])
+        # a round that the quality gate has undone leaves no record
+        for callback in callbacks if len(context.records) > finished else ():
+            callback(context.records[-1], context.model)
         publish.write_report(context)
         say("\n" + tables.table(context.dense, context.records) + "\n")
     return publish.finish(context)

@@ -7,13 +7,16 @@ preset's dry run and an error in the settings answer at once. Functions import t
 import os
 from typing import TYPE_CHECKING, Any
 
-from ptl_fast.base.console import quiet_libraries
+from ptl_fast.base.console import no_library_bars, quiet_libraries, quieted
 from ptl_fast.config import command_line
 from ptl_fast.recovery.registry import trains_on_text
-from ptl_fast.run import checks, early_checks
+from ptl_fast.run import checks, early_checks, in_memory
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ptl_fast.config.config import Config
+    from ptl_fast.run.context import Callback
 
 
 def parse(arguments: list[str]) -> "Config":
@@ -36,15 +39,30 @@ def make_config(**settings: Any) -> "Config":
     return command_line.make_config(settings, trains_on_text)
 
 
-def compress(**settings: Any) -> dict[str, Any]:
+def compress(
+    config: "Config | None",
+    settings: dict[str, Any],
+    *,
+    tokenizer: Any,
+    callbacks: "Sequence[Callback]",
+    quiet: bool,
+) -> dict[str, Any]:
     """Compress a model, or resume the run in its folder; return the content of report.json.
 
-    This is ptl_fast.compress. It writes the run's folder, --output.
+    This is ptl_fast.compress, which says what the arguments are.
 
     Raises:
         ValueError: a setting, the model or the data does not fit; the message names the fix.
     """
-    return run(make_config(**settings))
+    with quieted(everything=quiet):
+        if config is None:
+            config = make_config(**in_memory.on_disk(settings, tokenizer))
+        elif settings:
+            raise ValueError(
+                f"config holds all settings, and {next(iter(settings))} is given beside it; use"
+                " config.changed(...)"
+            )
+        return run(config, callbacks=callbacks)
 
 
 def planned_sizes(**settings: Any) -> list[dict[str, int]]:
@@ -77,11 +95,14 @@ def planned_sizes(**settings: Any) -> list[dict[str, int]]:
     return [sizes.predicted_size(original, size, length) for size in (None, *schedule)]
 
 
-def run(config: "Config", quiet: bool = False) -> dict[str, Any]:
+def run(
+    config: "Config", quiet: bool = False, callbacks: "Sequence[Callback]" = ()
+) -> dict[str, Any]:
     """Check the settings; then start or resume the run, or print its plan with --dry-run.
 
     Args:
         quiet: silence the libraries' messages; progress bars and our own messages stay.
+        callbacks: called after each round with its record and the model.
 
     Returns:
         The content of report.json; an empty dict for a dry run.
@@ -102,7 +123,8 @@ def run(config: "Config", quiet: bool = False) -> dict[str, Any]:
         quiet_libraries()
     from ptl_fast.run import loop
 
-    return loop.run(config)
+    with no_library_bars():
+        return loop.run(config, callbacks)
 
 
 def _check(config: "Config") -> None:

@@ -5,7 +5,7 @@ import logging
 import pytest
 import transformers
 
-from ptl_fast.base import distributed
+from ptl_fast.base import console, distributed
 from ptl_fast.base.console import first_line, quiet_libraries, say
 
 
@@ -48,3 +48,23 @@ def test_quiet_libraries_say_nothing_below_an_error(
         logging.disable(logging.NOTSET)
         transformers.logging.set_verbosity(verbosity)
         transformers.logging.enable_progress_bar()
+
+
+def test_quiet_holds_inside_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    import logging
+    import warnings
+
+    def noise() -> None:
+        logging.getLogger("library").warning("logged")
+        warnings.warn("warned", stacklevel=1)
+        print("said")
+
+    with console.quieted(everything=True):
+        noise()
+    assert capsys.readouterr() == ("", "")
+    with console.quieted():
+        noise()
+    assert capsys.readouterr() == ("said\n", "")
+    with pytest.warns(UserWarning, match="warned"):
+        noise()
+    assert logging.root.manager.disable == 0

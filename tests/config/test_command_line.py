@@ -17,7 +17,7 @@ GIVEN: list[dict[str, Any]] = [
     {"keep": "0.5"},
     {"rounds": 2.5},
     {"rounds": True},
-    {"data": ["a"]},
+    {"data": 5},
     {"streaming": 1},
     {"width_multiple": "64"},
     {"recovery": Path("cpt")},

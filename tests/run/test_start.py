@@ -18,7 +18,7 @@ def test_flags_and_keywords_give_the_same_settings() -> None:
 
 def test_the_public_functions_check_and_run(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Config] = []
-    monkeypatch.setattr(loop, "run", lambda config: given.append(config) or {"final": 1})
+    monkeypatch.setattr(loop, "run", lambda config, callbacks: given.append(config) or {"final": 1})
     assert ptl_fast.compress(preset="demo", keep=0.5) == {"final": 1}
     assert given[0].prune.keep == 0.5
     with pytest.raises(ValueError, match=r"--keep 2\.0 is outside"):
