@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test style quality bench compare families clean
+.PHONY: demo test style quality bench compare families release clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m ptl_fast.compress
@@ -36,6 +36,20 @@ families: $(INSTALLED)  # docs/models.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.families.run
 	$(BIN)/python -m benchmarks.documents.models_table
 
+# An sdist, a wheel from it, and that wheel at work outside this folder, with the dependencies of .venv.
+release: $(INSTALLED)
+	rm -rf dist
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('dist')" > /dev/null
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
+	$(BIN)/python -m pip install --quiet --no-deps --target dist/installed dist/*.whl
+	cd dist && PYTHONPATH=installed ../$(BIN)/python -m ptl_fast --version
+	cd dist && PYTHONPATH=installed ../$(BIN)/python -m ptl_fast estimate --preset demo > estimate.txt
+	cd dist && PYTHONPATH=installed ../$(BIN)/python -c "import ptl_fast, ptl_kernels.cpu as cpu; \
+		assert '/dist/' in ptl_fast.__file__ and '/dist/' in cpu.__file__; print('C++ kernels:', cpu.available())"
+	cd dist && PYTHONPATH=installed OMP_NUM_THREADS=1 ../$(BIN)/python -m ptl_fast compress --preset demo --output run --keep 0.75 --rounds 1 \
+		--recovery none --calibration-tokens 2000 --eval-tasks none --device cpu > run.txt
+	test -f dist/run/final/model.safetensors && ls -l dist/*.tar.gz dist/*.whl
+
 $(INSTALLED): constraints.txt pyproject.toml setup.py $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -44,4 +58,4 @@ $(INSTALLED): constraints.txt pyproject.toml setup.py $(wildcard csrc/*)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist *.egg-info

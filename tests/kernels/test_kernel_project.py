@@ -48,7 +48,7 @@ def test_loads_as_a_hugging_face_kernel(tmp_path: Path, environment: dict[str, s
         "name": "ptl-kernels",
         "id": "_ptl_kernels_1",
         "version": 1,
-        "license": "other",
+        "license": "apache-2.0",
         "python-depends": [],
         "backend": {"type": "cpu"},
     }
