@@ -1,9 +1,11 @@
 """What goes out with a release: licence, changes, metadata, types, examples in the docs."""
 
 import hashlib
-import tomllib
 from pathlib import Path
 
+import pytest
+
+tomllib = pytest.importorskip("tomllib")  # from Python 3.11 on
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
