@@ -1,71 +1,40 @@
 """Sandbox a child process from within, before it handles text or code that a model wrote.
 
 - Resource limits: processor time, memory, open files; no file may grow, no process or thread start.
-- Landlock (Linux 5.13): no file can be created, changed, removed or executed.
-- A seccomp filter (Linux on x86-64 and aarch64): no processes, threads, signals or sockets.
+- Namespaces (where the system lets this user have them): users and System V memory of its own.
 - root's capabilities are dropped.
+- Landlock (Linux 5.13): no file can be created, changed, removed or executed.
+- Landlock's scope (Linux 6.12): no signal reaches a process outside, however it is sent.
+- A seccomp filter (Linux on x86-64 and aarch64): only the system calls of base/system_calls.py.
 
 None of this needs privileges, and none of it can be undone. Reading files stays allowed. Only the
 standard library is imported, because such processes start often.
 """
 
+import contextlib
 import ctypes
 import os
-import platform
 import resource
 import struct
 import sys
 from typing import Any
 
-# Constants of the kernel's interface, which Python's standard library lacks: see prctl(2),
-# seccomp(2), landlock(7) and capset(2)
-PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
-SIGKILL = 9
-SECCOMP_MODE_FILTER, SECCOMP_ALLOW, SECCOMP_EPERM = 2, 0x7FFF0000, 0x00050001
-# BPF instructions, and where struct seccomp_data holds the call's number and the architecture
-LOAD, JUMP_EQUAL, JUMP_AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
-OFFSET_OF_NUMBER, OFFSET_OF_ARCHITECTURE = 0, 4
-# calls from this number on are x86-64's x32 variants of the same calls: they would bypass the list
-X32_CALLS = 0x40000000
-LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF, LANDLOCK_VERSION = 444, 446, 1
-EXECUTE, WRITE_FILE, REFER, TRUNCATE = 1 << 0, 1 << 1, 1 << 13, 1 << 14
-REMOVE_AND_MAKE = 0b1_1111_1111 << 4  # of folders, files, devices, sockets, pipes and links
-CAPABILITY_VERSION_3 = 0x20080522
+from ptl_fast.base import system_calls
 
-# {machine: (audit architecture, system calls that the child has no need of)}. The numbers are from
-# the kernel's asm/unistd_64.h and asm-generic/unistd.h.
-# fmt: off
-FORBIDDEN_CALLS = {
-    "x86_64": (
-        0xC000003E,
-        [
-            56, 57, 58, 435,  # clone, fork, vfork, clone3
-            62, 200, 234,  # kill, tkill, tgkill
-            129, 297, 424,  # rt_sigqueueinfo, rt_tgsigqueueinfo, pidfd_send_signal
-            41, 53,  # socket, socketpair
-            101, 311,  # ptrace, process_vm_writev
-            425,  # io_uring_setup: it can open sockets too
-            90, 91,  # chmod, fchmod
-            92, 93, 94, 260,  # chown, fchown, lchown, fchownat
-            268, 452,  # fchmodat, fchmodat2
-        ],
-    ),
-    "aarch64": (
-        0xC00000B7,
-        [
-            220, 435,  # clone, clone3
-            129, 130, 131,  # kill, tkill, tgkill
-            138, 240, 424,  # rt_sigqueueinfo, rt_tgsigqueueinfo, pidfd_send_signal
-            198, 199,  # socket, socketpair
-            117, 271,  # ptrace, process_vm_writev
-            425,  # io_uring_setup
-            52, 53,  # fchmod, fchmodat
-            54, 55,  # fchownat, fchown
-            452,  # fchmodat2
-        ],
-    ),
-}
-# fmt: on
+# Constants of the kernel's interface, which Python's standard library lacks: see prctl(2),
+# unshare(2), landlock(7) and capset(2)
+PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
+SIGKILL = 9
+CLONE_NEWUSER, CLONE_NEWIPC = 0x10000000, 0x08000000
+LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF, LANDLOCK_VERSION = 444, 446, 1
+# Landlock's rights on files, with the version that brings each
+EXECUTE, WRITE_FILE = 1 << 0, 1 << 1
+REMOVE_AND_MAKE = 0b1_1111_1111 << 4  # of folders, files, devices, sockets, pipes and links
+LATER_RIGHTS = {2: 1 << 13, 3: 1 << 14, 5: 1 << 15}  # moving, truncating, requests to devices
+BIND_AND_CONNECT = 0b11  # of TCP sockets, version 4
+VERSION_OF_NETWORK, VERSION_OF_SCOPES = 4, 6
+ABSTRACT_SOCKETS, SIGNALS = 1 << 0, 1 << 1  # scopes: nothing outside this process is reached
+CAPABILITY_VERSION_3 = 0x20080522
 
 
 def restrict(memory_bytes: int, num_open_files: int, cpu_seconds: int | None = None) -> list[str]:
@@ -77,7 +46,8 @@ def restrict(memory_bytes: int, num_open_files: int, cpu_seconds: int | None = N
         cpu_seconds: processor time after which the kernel kills the process; None sets no limit.
 
     Returns:
-        The names of the protections in PROTECTIONS that this system lacks.
+        The names of the protections in PROTECTIONS that this system lacks. Each was tried after it
+        was applied: one that the kernel grants and does not keep is named too.
     """
     limit_resources(memory_bytes, num_open_files, cpu_seconds)
     if sys.platform != "linux":
@@ -98,17 +68,40 @@ def limit_resources(memory_bytes: int, num_open_files: int, cpu_seconds: int | N
     ``restrict`` explains the arguments.
     """
     limits = {
-        resource.RLIMIT_AS: memory_bytes,
-        resource.RLIMIT_NOFILE: num_open_files,
-        resource.RLIMIT_FSIZE: 0,
-        resource.RLIMIT_NPROC: 0,
-        resource.RLIMIT_CORE: 0,
+        "AS": memory_bytes,
+        "NOFILE": num_open_files,
+        # memory that the address space does not count: locked pages, queues of messages
+        **dict.fromkeys(("FSIZE", "NPROC", "CORE", "MEMLOCK", "MSGQUEUE"), 0),
     }
-    for kind, limit in limits.items():
-        resource.setrlimit(kind, (limit, limit))
+    for name, limit in limits.items():
+        # not every system has each
+        if hasattr(resource, f"RLIMIT_{name}"):
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
     # the soft limit kills with SIGXCPU, which the process could catch; the hard one with SIGKILL
     if cpu_seconds is not None:
         resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
+
+
+def leave_namespaces(libc: Any) -> bool:
+    """Give this process users and System V objects of its own; return whether it has them.
+
+    Memory of shmget, which outlives a process, then ends with this one. Process ids stay the
+    system's: others would need one more process, and Landlock and seccomp let no signal out.
+    """
+    user, group = os.geteuid(), os.getegid()
+    before = _namespace("ipc")
+    if libc.unshare(CLONE_NEWUSER | CLONE_NEWIPC) == 0:
+        # the user's and the group's ids inside are as outside
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{user} {user} 1"),
+            ("gid_map", f"{group} {group} 1"),
+        ):
+            _write_about_self(name, text)
+    else:
+        # without users of its own only root may
+        libc.unshare(CLONE_NEWIPC)
+    return before is not None and _namespace("ipc") != before
 
 
 def drop_privileges(libc: Any) -> bool:
@@ -124,65 +117,77 @@ def forbid_writes(libc: Any) -> bool:
 
     Needs Linux 5.13. Files that are already open for writing stay writable.
     """
-    version = libc.syscall(LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), LANDLOCK_VERSION)
-    if version < 1:
-        return False
+    version = _landlock_version(libc)
+    rights = EXECUTE | WRITE_FILE | REMOVE_AND_MAKE
     # later kernels know more rights; an unknown one would be an error
-    rights = (
-        EXECUTE
-        | WRITE_FILE
-        | REMOVE_AND_MAKE
-        | (REFER if version >= 2 else 0)
-        | (TRUNCATE if version >= 3 else 0)
-    )
-    # a rule set denies the rights that it handles, except where a rule grants them: there is none
-    rules = libc.syscall(
-        LANDLOCK_CREATE_RULESET, ctypes.byref(ctypes.c_uint64(rights)), ctypes.c_size_t(8), 0
-    )
+    for since, right in LATER_RIGHTS.items():
+        rights |= right if version >= since else 0
+    network = BIND_AND_CONNECT if version >= VERSION_OF_NETWORK else 0
+    if version < 1 or not _landlock(libc, rights, network):
+        return False
+    with contextlib.suppress(OSError):
+        os.close(os.open(os.devnull, os.O_WRONLY))
+        return False
+    return True
+
+
+def forbid_signals(libc: Any) -> bool:
+    """Forbid signals to processes outside, also those that the kernel sends for this process, as
+    at input on a pipe that it owns; return whether Landlock did so. Needs Linux 6.12.
+    """
+    scopes = ABSTRACT_SOCKETS | SIGNALS
+    if _landlock_version(libc) < VERSION_OF_SCOPES or not _landlock(libc, 0, 0, scopes):
+        return False
+    # signal 0 only asks whether a signal may be sent
+    return libc.kill(os.getppid(), 0) != 0
+
+
+# In this order: without root Landlock and seccomp need PR_SET_NO_NEW_PRIVS, which drop_privileges
+# sets; namespaces need capabilities, or the right to write about oneself; and the filter would
+# refuse all the others.
+PROTECTIONS = {
+    "namespaces": leave_namespaces,
+    "privileges": drop_privileges,
+    "landlock": forbid_writes,
+    "signal scope": forbid_signals,
+    "seccomp": system_calls.forbid,
+}
+
+
+def _namespace(kind: str) -> str | None:
+    """The name of this process's namespace of a kind; None if it cannot be told."""
+    try:
+        return os.readlink(f"/proc/self/ns/{kind}")
+    except OSError:
+        return None
+
+
+def _write_about_self(name: str, text: str) -> None:
+    """Write a file of this process in /proc: it needs no room, and no limit on sizes counts."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(f"/proc/self/{name}", os.O_WRONLY)
+        try:
+            os.write(descriptor, text.encode())
+        finally:
+            os.close(descriptor)
+
+
+def _landlock_version(libc: Any) -> int:
+    """The kernel's version of Landlock; 0 or less if it has none."""
+    return libc.syscall(LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), LANDLOCK_VERSION)
+
+
+def _landlock(libc: Any, rights: int, network: int, scopes: int = 0) -> bool:
+    """Deny rights on files and on the network, and confine scopes; return whether it is done."""
+    # struct landlock_ruleset_attr, as long as what it sets: older kernels know its beginning. A
+    # rule set denies the rights that it handles, except where a rule grants them: there is none
+    values = [rights, network, scopes]
+    while not values[-1]:
+        values.pop()
+    attributes = struct.pack(f"={len(values)}Q", *values)
+    rules = libc.syscall(LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
     if rules < 0:
         return False
     restricted = libc.syscall(LANDLOCK_RESTRICT_SELF, rules, 0) == 0
     os.close(rules)
     return restricted
-
-
-def forbid_calls(libc: Any) -> bool:
-    """Make FORBIDDEN_CALLS fail with EPERM from here on; return whether the filter is installed."""
-    if platform.machine() not in FORBIDDEN_CALLS:
-        return False
-    architecture, numbers = FORBIDDEN_CALLS[platform.machine()]
-    # the program: a foreign architecture is refused, since its numbers mean other calls; then one
-    # comparison for the x32 calls and one per forbidden number, each of which jumps to the refusal,
-    # the last instruction. BPF jumps are relative: count the instructions that each one skips
-    to_refusal = range(len(numbers) + 1, 0, -1)
-    instructions = [
-        (LOAD, 0, 0, OFFSET_OF_ARCHITECTURE),
-        (JUMP_EQUAL, 0, len(numbers) + 3, architecture),
-        (LOAD, 0, 0, OFFSET_OF_NUMBER),
-        *(
-            (kind, distance, 0, value)
-            for (kind, value), distance in zip(
-                [(JUMP_AT_LEAST, X32_CALLS), *((JUMP_EQUAL, number) for number in numbers)],
-                to_refusal,
-                strict=True,
-            )
-        ),
-        (RETURN, 0, 0, SECCOMP_ALLOW),
-        (RETURN, 0, 0, SECCOMP_EPERM),
-    ]
-    # struct sock_filter and struct sock_fprog of <linux/filter.h>
-    code = ctypes.create_string_buffer(
-        b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
-    )
-    program = ctypes.create_string_buffer(
-        struct.pack("@HP", len(instructions), ctypes.addressof(code))
-    )
-    return libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0) == 0
-
-
-# in this order: without root the other two need PR_SET_NO_NEW_PRIVS, which drop_privileges sets
-PROTECTIONS = {
-    "privileges": drop_privileges,
-    "landlock": forbid_writes,
-    "seccomp": forbid_calls,
-}

@@ -32,7 +32,7 @@ TOKEN = re.compile(r"[^\s$]+")
 BOXED = re.compile(r"\\(?:boxed|fbox)\s*")
 # GSM8K's "#### 18", or "The answer is 18." up to the end of the sentence (not the dot in 18.5)
 MARKED = re.compile(
-    r"####\s*(.+)|\banswer is:?\s*(.+?)\s*(?:\.(?=\s|$)|$)", re.MULTILINE | re.IGNORECASE
+    r"####\s*(.+)|\banswer is:?\s*(.+?)(?:\.(?=\s|$)|$)", re.MULTILINE | re.IGNORECASE
 )
 
 

@@ -4,12 +4,16 @@ The child is prevented from:
 
 - using much CPU time or memory, opening many files, growing a file, by resource limits;
 - creating, changing, removing or executing any file, by Landlock (Linux 5.13 or newer);
-- starting processes or threads, sending signals, opening sockets, by a seccomp filter (Linux on
-  x86-64 and aarch64);
+- all that a program which computes and reads has no need of, by a seccomp filter that lets through
+  a list of system calls (Linux on x86-64 and aarch64; base/system_calls.py): processes, threads,
+  signals, sockets, shared memory, other processes' limits, priorities and memory;
+- signals by other ways, such as those that the kernel sends at input on a pipe, by the filter and
+  by Landlock's scope (Linux 6.12 or newer);
+- leaving shared memory behind, by the filter and by a namespace of its own;
 - using root's capabilities, which are dropped, or this process's environment, which it never gets.
 
-None of this needs privileges. Where the kernel lacks one of these, ``missing_protections`` names it
-and the others remain.
+None of this needs privileges. Where the system lacks one of these, ``missing_protections`` names it
+and the others remain. A run refuses to execute generated code where there is no seccomp filter.
 
 Not prevented: the child can read every file that its user can read (but has nowhere to send it);
 code that searches the interpreter's memory for the token that reports success can fake a pass; and
@@ -66,7 +70,8 @@ def passes(program: str, tests: str, limits: Limits | None = None) -> bool:
 
 
 def missing_protections() -> list[str]:
-    """The protections that this system lacks, out of: privileges, landlock, seccomp.
+    """The protections that this system lacks, out of: namespaces, privileges, landlock, signal
+    scope, seccomp. Each was tried in a child, and is named unless it held.
 
     Raises:
         ValueError: the sandbox's child process does not start on this system.

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from ptl_fast.base.console import reason
 from ptl_fast.config.checking import nearest
-from ptl_fast.model import padding, tying
+from ptl_fast.model import padding, tokenizer_trial, tying
 from ptl_fast.model.checkpoint import DEMO as DEMO
 from ptl_fast.model.checkpoint import bundled, find_checkpoint
 from ptl_fast.model.stored_weights import NEEDS_CODE, find, load_stored, read_config
@@ -86,8 +86,13 @@ def load_tokenizer(
         settings: the revision of a hub model, and whether its adapter is merged.
 
     Raises:
-        ValueError: there is no such model, it has no tokenizer, or only a slow one.
+        ValueError: there is no such model, it has no tokenizer, or only a slow one, or it or its
+            chat template does not get through its trial.
     """
+    # before it is loaded: that may already end the process
+    file = Path(bundled(name)) / "tokenizer.json"
+    if name and file.is_file():
+        _check_tokenizer(file.read_text("utf-8", errors="replace"), f"{flag} {name}")
     try:
         tokenizer = _tokenizer(bundled(name), settings)
     except Exception as error:  # transformers raises many types for a bad tokenizer
@@ -105,7 +110,26 @@ def load_tokenizer(
         raise ValueError(
             f"{flag} {name} has only a slow tokenizer; convert it to a tokenizer.json first"
         )
+    if not file.is_file():
+        _check_tokenizer(tokenizer.backend_tokenizer.to_str(), f"{flag} {name}")
+    _check_templates(tokenizer, f"{flag} {name}")
     return tokenizer
+
+
+def _check_tokenizer(definition: str, what: str) -> None:
+    if wrong := tokenizer_trial.try_tokenizer(definition):
+        raise ValueError(f"{what}: its tokenizer cannot be used: {wrong}; correct tokenizer.json")
+
+
+def _check_templates(tokenizer: "PreTrainedTokenizerBase", what: str) -> None:
+    """Try the tokenizer's chat templates: it has one, none, or several by name."""
+    templates = tokenizer.chat_template or {}
+    for template in templates.values() if isinstance(templates, dict) else [templates]:
+        if wrong := tokenizer_trial.try_template(template):
+            raise ValueError(
+                f"{what}: its chat template cannot be used: {wrong}; correct it, or remove it from"
+                " the model's folder"
+            )
 
 
 def _tokenizer(name: str, settings: "ModelSettings | None") -> "PreTrainedTokenizerBase":

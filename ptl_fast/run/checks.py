@@ -213,16 +213,26 @@ def check_installation(config: "Config", device: str) -> None:
             " install again to have them."
         )
     if config.evaluation.allow_code_execution:
-        _mention_missing_protections()
+        _check_sandbox()
 
 
-def _mention_missing_protections() -> None:
-    """Print which protections of the sandbox for generated code this system does not offer."""
+def _check_sandbox() -> None:
+    """Print which protections of the sandbox for generated code this system does not offer.
+
+    Raises:
+        ValueError: there is no filter of system calls, so generated code could do harm.
+    """
     from ptl_fast.evaluation import sandbox
 
     missing = sandbox.missing_protections()
+    if "seccomp" in missing:
+        raise ValueError(
+            "--allow-code-execution needs seccomp filters (Linux on x86-64 or aarch64), which this"
+            " system does not offer: generated code could signal and change other processes. Run"
+            " in a Linux container or virtual machine, or choose tasks that execute no code"
+        )
     if missing:
         say(
-            "Generated code runs with limits on time and memory, but without"
-            f" {', '.join(missing)}: see ptl_fast/evaluation/sandbox.py."
+            "Generated code runs in a sandbox that this system gives no"
+            f" {', no '.join(missing)}: see ptl_fast/evaluation/sandbox.py."
         )

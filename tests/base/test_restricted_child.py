@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ptl_fast.base import restricted_child
 from ptl_fast.evaluation import sandbox
 from ptl_fast.evaluation.sandbox import Limits, passes
 
@@ -91,7 +92,7 @@ def test_no_file_grows_even_without_landlock(
     )
     path, *rest = sandbox.CHILD.split("\n")
     monkeypatch.setattr(sandbox, "CHILD", "\n".join([path, without, *rest]))
-    assert sandbox.missing_protections() == ["privileges", "landlock", "seccomp"]
+    assert sandbox.missing_protections() == list(restricted_child.PROTECTIONS)
     file = tmp_path / "file"
     program = REFUSED + (
         f"def action():\n    with open({str(file)!r}, 'w') as file:\n        file.write('x' *"
@@ -122,3 +123,57 @@ def test_limits_cannot_be_raised() -> None:
     if "privileges" in MISSING and os.geteuid() == 0:
         pytest.skip("root could not give up its capabilities here")
     assert passes(REFUSED + action, "assert refused(action)")
+
+
+@pytest.mark.parametrize("name", restricted_child.PROTECTIONS)
+def test_a_protection_that_does_not_hold_is_named(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's answers are not believed: the calls succeed, and nothing comes of them."""
+    path, *rest = sandbox.CHILD.split("\n")
+    lies = (
+        "from ptl_fast.base import restricted_child as child\n"
+        "class Liar:\n"
+        "    def __init__(self, libc): self.libc = libc\n"
+        "    def __getattr__(self, called):\n"
+        "        inert = ('unshare', 'prctl', 'capset', 'syscall')\n"
+        "        return (lambda *given: 3) if called in inert else getattr(self.libc, called)\n"
+        f"child.PROTECTIONS = {{{name!r}: lambda libc, apply=child.PROTECTIONS[{name!r}]:"
+        " apply(Liar(libc))}\n"
+    )
+    monkeypatch.setattr(sandbox, "CHILD", "\n".join([path, lies, *rest]))
+    assert sandbox.missing_protections() == [name]
+
+
+PROGRAMS = {
+    "numpy": (
+        "import numpy as np\n"
+        "a = np.random.default_rng(0).random((30, 30)) + 30 * np.eye(30)\n"
+        "found = abs(np.linalg.inv(a) @ a - np.eye(30)).max() + len(np.linalg.svd(a)[1]) - 30"
+    ),
+    "mathematics": (
+        "import cmath, decimal, fractions, math, random, statistics\n"
+        "found = math.gcd(4, 6) - fractions.Fraction(4, 2) + cmath.phase(1) + random.random() * 0"
+    ),
+    "texts": (
+        "import collections, heapq, itertools, json, re, string\n"
+        "found = len(re.findall(r'a+', 'baab')) - len(json.loads('[1]')) + int(heapq.heappop([0]))"
+    ),
+    "dates and the clock": (
+        "import calendar, datetime, time\n"
+        "time.sleep(0.001)\n"
+        "found = (datetime.date(2024, 3, 1) - datetime.date(2024, 2, 29)).days - 1"
+    ),
+    "the system": (
+        "import os, pathlib, platform, signal, threading, uuid\n"
+        "signal.signal(signal.SIGALRM, lambda *_: None)\n"
+        "signal.alarm(0)\n"
+        "with threading.Lock():\n"
+        "    found = len(os.listdir('.')) + (os.getpid() <= 0) + len(pathlib.Path('.').name)"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_ordinary_programs_run(name: str) -> None:
+    assert passes(PROGRAMS[name], "assert abs(float(found)) < 1e-9")

@@ -17,6 +17,7 @@ BETWEEN = {
     "recovery",
     "methods",
     "families",
+    "torture",
 }
 ALLOWED = {
     "harness": {"harness"},

@@ -112,8 +112,11 @@ def test_braces_in_one_pass_are_those_that_counting_finds(parts: list[str]) -> N
     assert answers.final_answer(text) == (expected[-1] if expected else None)
 
 
+SPACED = "The answer is x" + " " * 200000 + "y"
+
+
 def test_a_long_response_takes_no_longer_a_letter_than_a_short_one() -> None:
     start = time.process_time()
-    for text in ("\\boxed{" * 30000, "answer is" + " " * 200000, "####" * 50000):
+    for text in ("\\boxed{" * 30000, "answer is" + " " * 200000, "####" * 50000, SPACED):
         answers.final_answer(text)
     assert time.process_time() - start < 5

@@ -4,6 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
+
+import pytest
 
 LIMITS = {"cpu_seconds": 5, "memory_bytes": 2**30, "num_open_files": 64}
 
@@ -43,3 +47,25 @@ def test_neither_the_pipe_nor_the_job_is_told_to_the_program() -> None:
 
 def test_sources_share_one_module_of_their_own() -> None:
     assert report_of("import program", "assert __name__ == 'program' and program")[1] == b"told"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux kills with the parent")
+def test_the_program_dies_with_its_judge() -> None:
+    judge = (
+        "import os; from ptl_fast.evaluation.sandbox import passes;"
+        "passes('import time; time.sleep(50)', '')"
+    )
+    with subprocess.Popen([sys.executable, "-c", judge], stdout=subprocess.PIPE) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not (child := children.read_text().strip()):
+            time.sleep(0.01)
+        # it sleeps, all rights given up
+        status = Path(f"/proc/{child}/status")
+        while "Seccomp:\t2" not in status.read_text():
+            time.sleep(0.01)
+        process.kill()
+    for _ in range(1000):
+        if not status.exists() or "State:\tZ" in status.read_text():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it lives on")

@@ -6,6 +6,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from ptl_fast import compress
+from ptl_fast.evaluation import sandbox
+from ptl_fast.run import checks
 from support.files import write_rows
 from support.models import DEMO_MODEL, make_model
 from support.runs import DEMO, main
@@ -155,3 +157,14 @@ def test_teachers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_distillation_without_sense_is_refused(values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check(settings(**{"recovery": "distill", **values}))
+
+
+def test_generated_code_is_not_executed_without_a_filter(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sandbox, "missing_protections", lambda: ["landlock", "seccomp"])
+    with pytest.raises(ValueError, match="needs seccomp filters"):
+        checks._check_sandbox()
+    monkeypatch.setattr(sandbox, "missing_protections", lambda: ["namespaces", "signal scope"])
+    checks._check_sandbox()
+    assert "this system gives no namespaces, no signal scope: see" in capsys.readouterr().out
