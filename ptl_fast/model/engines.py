@@ -1,8 +1,8 @@
 """What inference engines cannot say of a model whose layers were dropped.
 
-transformers reads from config.json which layers attend to a window, and which have no positions. Some
-engines do not: they take it from a layer's number, as the family's original has it. Without some
-layers the others have other numbers, and the engine computes another model without a word.
+transformers reads from config.json which layers attend to a window, and which have no positions.
+Some engines do not: they take it from a layer's number, as the family's original has it. Without
+some layers the others have other numbers, and the engine computes another model without a word.
 
 Where an engine follows config.json there is no entry here, and none where nobody looked: the table
 has what was read in the sources that it names.
@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Where the sources were read. llama.cpp's converter (conversion/) writes no list of layers for these
-# families, so that load_swa_pattern and n_no_rope_layer_step in src/models/ have the last word.
+# Where the sources were read. llama.cpp's converter (conversion/) writes no list of layers for
+# these families, so that load_swa_pattern and n_no_rope_layer_step in src/models/ decide.
 VERSIONS = {
     "llama.cpp": "as in the source package of llama-cpp-python 0.3.36",
     "CTranslate2": "4.8.5",
