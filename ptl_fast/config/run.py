@@ -1,9 +1,13 @@
 """The run itself: its folder, its seed, the dry run."""
 
+import re
 from dataclasses import dataclass, field
 
 from ptl_fast.config.checking import FREE, as_text, check_at_least_one
 
+HUB_NAME = re.compile(
+    r"([A-Za-z0-9][\w.-]*/)?(?!.*(--|\.\.|\.git$))[A-Za-z0-9][\w.-]{0,95}", re.ASCII
+)
 MAX_SEED = 2**20  # seeds of rounds are a thousand times larger, and NumPy takes 32 bits
 
 
@@ -35,6 +39,12 @@ class RunSettings:
     H100-80GB or H200.
     """
 
+    push_to_hub: str | None = field(default=None, metadata=FREE)
+    """Upload the finished result, with its model card, to this repository of the Hugging Face hub
+    (OWNER/NAME, or NAME for your own), which is made private if it does not exist. Log in with
+    `hf auth login` first. The same command uploads a result that was finished before.
+    """
+
     debug: bool = field(default=False, metadata=FREE)
     """Show tracebacks and the libraries' own log messages."""
 
@@ -49,3 +59,8 @@ class RunSettings:
         check_at_least_one(self, ["keep_rounds"])
         if not 0 <= self.seed < MAX_SEED:
             raise ValueError(f"--seed {self.seed} is outside [0, {MAX_SEED})")
+        if self.push_to_hub is not None and not HUB_NAME.fullmatch(self.push_to_hub):
+            raise ValueError(
+                f"--push-to-hub {self.push_to_hub} is no repository's name: OWNER/NAME, or NAME"
+                " for your own, of letters, digits, '-', '_' and '.'"
+            )

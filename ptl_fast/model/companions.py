@@ -51,8 +51,7 @@ def write(name: str, folder: Path, settings: "ModelSettings | None" = None) -> N
         name: of the model: a folder, a name on the hub, or ``ptl-demo``.
         settings: its revision on the hub, and whether its adapter was merged.
     """
-    revision = settings.revision if settings is not None else None
-    source = loading.local_folder(name) or _snapshot(name, revision)
+    source = source_folder(name, settings)
     if source is None or not (source / "tokenizer.json").is_file():
         loading.load_tokenizer(name, settings=settings).save_pretrained(folder)
     if source is None:
@@ -62,6 +61,12 @@ def write(name: str, folder: Path, settings: "ModelSettings | None" = None) -> N
         target.parent.mkdir(exist_ok=True)
         # the hub's cache has symbolic links, whose targets are copied
         shutil.copyfile(source / file, target)
+
+
+def source_folder(name: str, settings: "ModelSettings | None" = None) -> Path | None:
+    """The folder with a model's own files, in the hub's cache for one of the hub; None without."""
+    revision = settings.revision if settings is not None else None
+    return loading.local_folder(name) or _snapshot(name, revision)
 
 
 def difference(name: str, folder: Path, settings: "ModelSettings | None" = None) -> str | None:

@@ -1,15 +1,27 @@
 """Write a run's results: report.json and report.md after every round, and the model in final/."""
 
+import json
 from typing import TYPE_CHECKING, Any
 
+from ptl_fast.base import distributed
 from ptl_fast.base.console import say
 from ptl_fast.base.stored import remove
 from ptl_fast.baselines import flap, slicegpt
-from ptl_fast.model import loading
-from ptl_fast.run import quality_gate, report, save_step, tables, trace_step, verdict
+from ptl_fast.model import card_metadata, loading
+from ptl_fast.run import (
+    model_card,
+    push,
+    quality_gate,
+    report,
+    save_step,
+    tables,
+    trace_step,
+    verdict,
+)
 from ptl_fast.run.environment import environment
 
 if TYPE_CHECKING:
+    from ptl_fast.base.stored import ModelFolder
     from ptl_fast.run.context import RunContext
 
 SIZE = ("num_parameters", "num_layers", "width", "flops_per_token", "eval")
@@ -69,7 +81,7 @@ def finish(context: "RunContext") -> dict[str, Any]:
         if not number:
             original = loading.load_model(name, settings, context.device)
             save_step.save_model(context, source, original)
-        folder.publish_final(source, report.model_card(content, name, _needed_import(context)))
+        folder.publish_final(source, _card(context, content, source))
     # only now that final/ exists: a run killed before would have to save the original again
     remove(folder.round(0).path, folder.round(number).optimizer_state().path)
     where = f"Result: {folder.final.path}   Report: {folder.report_text}"
@@ -77,7 +89,29 @@ def finish(context: "RunContext") -> dict[str, Any]:
     for line in verdict.sentences(context.records, *tables.leading_metric(context.dense)):
         stopped += f"{line}\n"
     say(f"{stopped}{where}\n\n{_how_to_load(context)}")
+    _push(context)
     return content
+
+
+def _push(context: "RunContext") -> None:
+    """Upload the result if --push-to-hub asks for it; after all else, as it may fail."""
+    name = context.config.run.push_to_hub
+    if name is not None and distributed.is_main():
+        say(f"Uploaded to {push.upload(context.folder.final.path, name)}")
+
+
+def _card(context: "RunContext", content: dict[str, Any], source: "ModelFolder") -> str:
+    """The model card of a saved model."""
+    name, settings = context.config.model.model, context.config.model
+    assert name is not None
+    return model_card.model_card(
+        content,
+        name,
+        _needed_import(context),
+        card_metadata.read(name, settings),
+        card_metadata.hub_name(name),
+        json.loads((source.path / "config.json").read_text()),
+    )
 
 
 def _needed_import(context: "RunContext") -> str | None:

@@ -1,4 +1,4 @@
-"""Turn a run's records into report.md, the model card, and one-line messages about a round."""
+"""Turn a run's records into report.md and one-line messages about a round."""
 
 from typing import Any
 
@@ -130,31 +130,6 @@ def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
             + "\n".join(f"- {name}: {value}" for name, value in report[title].items())
         )
     return "\n\n".join(parts) + "\n"
-
-
-def model_card(report: dict[str, Any], model_name: str, needed_import: str | None) -> str:
-    """Return README.md of the compressed model.
-
-    Args:
-        model_name: the original model.
-        needed_import: the module without which transformers cannot load it (SliceGPT, FLAP).
-    """
-    # SliceGPT runs have one round and no Prune-Tune Loop
-    one_round = report["config"]["slice_hidden"] is not None
-    method = (
-        "SliceGPT (arXiv 2401.15024)" if one_round else "the Prune-Tune Loop (arXiv 2602.04919)"
-    )
-    condition = "" if needed_import is None else f" after `import {needed_import}`"
-    stopped = f"{report['stopped']}\n\n" if report.get("stopped") else ""
-    worse = verdict.sentences(report["rounds"], *leading_metric(report["dense"]))
-    stopped += "".join(f"{line}\n\n" for line in worse)
-    return (
-        f"---\nbase_model: {model_name}\ntags: [pruned, ptl]\n---\n\n# {model_name}, compressed\n\n"
-        f"Made with ptl_fast by {method}. It loads with"
-        f" `AutoModelForCausalLM.from_pretrained`{condition}.\n\n"
-        f"{stopped}{table(report['dense'], report['rounds'])}\n\n"
-        f"{_summary(report['dense'], report['final'])}\n"
-    )
 
 
 def _summary(dense: dict[str, Any], final: dict[str, Any]) -> str:
