@@ -63,11 +63,15 @@ def run(config: "Config") -> dict[str, Any]:
     steps = recover_step.steps_left(context)
     verdict.check_steps(steps, config.trainer.global_batch)
     refitted = prune_step.tokens_refitted_to(context)
-    width = ffn_width(context.model.config)
+    # nothing is loaded, nor refitted, in a run that has nothing left to do
+    width = ffn_width(context.model.config) if context.loaded is not None else 0
     for line in (verdict.few_steps_line(steps), verdict.few_tokens_line(refitted, width)):
         if line is not None:
             say(line)
     context.dense = context.folder.dense.once(lambda: _measure_dense(context))
+    # killed after a round and before its report: the round's weights would soon be deleted
+    if 0 < len(context.records) < len(context.rounds.schedule):
+        publish.write_report(context)
     # not a for loop: the quality gate may make the schedule longer, or end it here
     while len(context.records) < len(context.rounds.schedule):
         run_round(context, context.rounds.schedule[len(context.records)])

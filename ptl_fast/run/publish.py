@@ -6,7 +6,15 @@ from ptl_fast.base.console import say
 from ptl_fast.base.stored import remove
 from ptl_fast.baselines import flap, slicegpt
 from ptl_fast.model import loading
-from ptl_fast.run import quality_gate, report, save_step, tables, trace_step, verdict
+from ptl_fast.run import (
+    quality_gate,
+    report,
+    save_step,
+    size_folders,
+    tables,
+    trace_step,
+    verdict,
+)
 from ptl_fast.run.environment import environment
 
 if TYPE_CHECKING:
@@ -43,9 +51,30 @@ def write_report(context: "RunContext", final: dict[str, Any] | None = None) -> 
     if context.rounds.gate_on is not None:
         content["decisions"] = context.rounds.decisions_as_json()
         content["stopped"] = quality_gate.stopped_sentence(context.rounds.decisions)
+    if context.config.run.keep_sizes and context.records:
+        content["sizes"] = _write_sizes(context, content)
     context.folder.report.write(content)
     context.folder.write_report(report.to_markdown(content, _how_to_load(context)))
     return content
+
+
+def _write_sizes(context: "RunContext", content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Copy the rounds' models that are not in sizes/ yet, and write its table; return its rows.
+
+    Called after each round, while the round's weights are still kept.
+    """
+    for record in context.records:
+        number = record["round"]
+        # the quality gate may have made a round the last one that was not when it ended
+        if not size_folders.is_published_here(context, number):
+            context.folder.size(number).remove()
+            continue
+        until = {**content, "rounds": context.records[:number], "final": record}
+        context.folder.publish_size(number, _card(context, until))
+    rows = size_folders.entries(context)
+    context.folder.sizes.write(rows)
+    context.folder.write_sizes(size_folders.to_markdown(context.dense, rows))
+    return rows
 
 
 def finish(context: "RunContext") -> dict[str, Any]:
@@ -60,7 +89,6 @@ def finish(context: "RunContext") -> dict[str, Any]:
     folder, number = context.folder, len(context.records)
     last = context.records[-1] if context.records else context.dense
     content = write_report(context, {name: last[name] for name in SIZE})
-    # the name goes into the model card, as the base model
     name, settings = context.config.model.model, context.config.model
     assert name is not None
     if not folder.final.exists():
@@ -69,7 +97,7 @@ def finish(context: "RunContext") -> dict[str, Any]:
         if not number:
             original = loading.load_model(name, settings, context.device)
             save_step.save_model(context, source, original)
-        folder.publish_final(source, report.model_card(content, name, _needed_import(context)))
+        folder.publish_final(source, _card(context, content))
     # only now that final/ exists: a run killed before would have to save the original again
     remove(folder.round(0).path, folder.round(number).optimizer_state().path)
     where = f"Result: {folder.final.path}   Report: {folder.report_text}"
@@ -80,9 +108,18 @@ def finish(context: "RunContext") -> dict[str, Any]:
     return content
 
 
-def _needed_import(context: "RunContext") -> str | None:
-    """The module without which transformers cannot load the result; None for an ordinary one."""
-    original, finished = context.original, context.rounds.schedule[: len(context.records)]
+def _card(context: "RunContext", content: dict[str, Any]) -> str:
+    """The model card of a report's last round: its base model is the original."""
+    name = context.config.model.model
+    assert name is not None
+    return report.model_card(content, name, _needed_import(context, len(content["rounds"])))
+
+
+def _needed_import(context: "RunContext", num_rounds: int) -> str | None:
+    """The module without which transformers cannot load the model after so many rounds; None for
+    an ordinary one.
+    """
+    original, finished = context.original, context.rounds.schedule[:num_rounds]
     if context.config.prune.slice_hidden is not None or slicegpt.is_sliced(original):
         return "ptl_fast.slicegpt"
     # a type whose down projections may have a bias anyway needs no other class for it
@@ -94,7 +131,7 @@ def _needed_import(context: "RunContext") -> str | None:
 
 def _how_to_load(context: "RunContext") -> str:
     """The Python lines that load the result, for the console and the report."""
-    imports, needed = "", _needed_import(context)
+    imports, needed = "", _needed_import(context, len(context.records))
     if needed is not None:
         imports = f"    import {needed}  # without it, transformers refuses this model type\n"
     return HOW_TO_LOAD.format(final=context.folder.final.path, imports=imports)
