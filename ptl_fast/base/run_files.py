@@ -37,6 +37,9 @@ round-01.failed-1/               with --gate: a round that was undone, without w
 decisions.json                   with --gate: the quality gate's measurements and decisions
 final/                           the result, a Hugging Face model folder: the last round's model,
                                  which was compared with the one in memory when it was saved
+sizes/round-01/                  with --keep-sizes: a copy of that round's model, a result like
+                                 final/, which has the last round's
+sizes/sizes.json, README.md      every round's size and evaluation, and where its model is
 final.changed-1/                 a result that was damaged or changed, when final/ was made again
 report.json, report.md           the report, after every round
 log/                             TensorBoard logs
@@ -68,7 +71,7 @@ BEFORE_STATE = {LOCK, "state.json.tmp", LIST, COPIES}
 # What a run writes at the top of its folder, besides LOCK: --overwrite deletes these and nothing
 # else, as the folder may hold files of the user's.
 WRITTEN = re.compile(
-    r"(round-\d{2,}(\.failed-\d+)?|final(\.tmp|\.changed-\d+)?|log|traces"
+    r"(round-\d{2,}(\.failed-\d+)?|final(\.tmp|\.changed-\d+)?|log|traces|sizes"
     rf"|{re.escape(LIST)}|{COPIES}"
     r"|(state|dense|decisions|width_multiple|report)\.json(\.tmp)?|report\.md(\.tmp)?)"
 )
@@ -260,12 +263,18 @@ class RunFiles:
         self.report = JsonFile(path / "report.json")
         self.report_text = path / "report.md"
         self.final = FilledFolder(path / "final")
+        self.sizes = JsonFile(path / "sizes" / "sizes.json")
+        self.sizes_text = path / "sizes" / "README.md"
         self.checksums = path / LIST
         self.log = path / "log"
 
     def round(self, number: int) -> RoundFolder:
         """The files of round ``number``, from 1."""
         return RoundFolder(self.path / f"round-{number:02d}")
+
+    def size(self, number: int) -> FilledFolder:
+        """The result that round ``number`` is."""
+        return FilledFolder(self.sizes.path.parent / f"round-{number:02d}")
 
     def failed(self, number: int, attempt: int) -> RoundFolder:
         """The files of an attempt at a round that the quality gate has undone."""

@@ -24,7 +24,12 @@ class RunSettings:
     """Delete the run that --output holds and start again."""
 
     keep_rounds: int = field(default=1, metadata=FREE)
-    """How many of the newest rounds keep their weights on disk."""
+    """How many of the newest rounds keep their weights on disk, for the run to go on from."""
+
+    keep_sizes: bool = field(default=True, metadata=FREE)
+    """Copy every round's model into sizes/, so that you choose among them afterwards: ordinary
+    checkpoints, with a table of size and evaluation. The last round's is in final/ alone.
+    """
 
     seed: int = 0
     """Seed of data order, subsets and random scores."""

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 from ptl_fast.base.console import quiet_libraries
 from ptl_fast.config.presets import shipped_config
 from ptl_fast.config.trainer import read_deepspeed
-from ptl_fast.data.documents import CHAT_TEMPLATES
 from ptl_fast.model import flops
 from ptl_fast.model.widths import ffn_width
 from ptl_fast.recovery import registry
 from ptl_fast.recovery.estimate import Estimate, Situation
-from ptl_fast.run import goals, layer_choice, sizes, tables, trace_report
+from ptl_fast.run import goals, layer_choice, size_folders, sizes, tables, text, trace_report
 from ptl_fast.run.checks import check_lengths, check_support
 from ptl_fast.run.gpus import Gpu, parse_gpus
 from ptl_fast.run.rounds import kind_of, make_schedule
@@ -88,12 +87,12 @@ def dry_run(config: "Config") -> str:
             " many neurons go.\n\n"
         )
     said = "".join(f"{note}\n\n" for note in notes)
-    text = f"{said}{tables.schedule_table(rows)}\n\n{floor}{assumptions(config, rows)}"
+    told = f"{said}{tables.schedule_table(rows)}\n\n{floor}{assumptions(config, rows)}"
     if config.traces.traces:
         num_gpus, gpu = parse_gpus(config.run.dry_run_gpus)
         speed = num_gpus * gpu.bandwidth_gbs * 1e9 * UTILISATION
-        text += f"\n{trace_report.prediction(config, schedule, dense, speed)}"
-    return text
+        told += f"\n{trace_report.prediction(config, schedule, dense, speed)}"
+    return told
 
 
 def _load_config(name: str, config: "Config") -> tuple[Any, list[str]]:
@@ -208,7 +207,8 @@ def assumptions(config: "Config", rows: list[dict[str, Any]]) -> str:
         f" {config.run.dry_run_gpus}, {config.trainer.deepspeed or 'no DeepSpeed'}, {batch} tokens,"
         f" {recompute} gradient checkpointing;"
         " an estimate.",
-        _text_line(config),
+        text.prediction(config),
+        size_folders.prediction(config, rows),
     ]
     if config.score.weighs_tokens:
         lines.append(_weighing(config, rows))
@@ -275,19 +275,6 @@ def _weighing(config: "Config", rows: list[dict[str, Any]]) -> str:
         f"--token-weights {config.score.token_weights}: three more forward passes over"
         " --calibration-tokens in each round that removes neurons,"
         f" {hours(work, num_gpus, gpu):.2g} hours in all; Gram matrices are made a second time."
-    )
-
-
-def _text_line(config: "Config") -> str:
-    """How text is written, and which of its tokens count: what the data is, is not known here."""
-    use = CHAT_TEMPLATES.get(config.data.template)
-    chats = "their turns joined as text" if use is None else "in the model's own chat template"
-    if use is not None and not use.required:
-        chats += " if it has one"
-    return (
-        f"Text: --template {config.data.template}, chats {chats}. Statistics count"
-        f" {config.score.calibrate_on} of its tokens (--calibrate-on), training learns"
-        f" {config.recovery.train_on} (--train-on)."
     )
 
 

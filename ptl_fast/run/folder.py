@@ -13,6 +13,7 @@ from ptl_fast.base.checksums import LIST
 from ptl_fast.base.console import say
 from ptl_fast.base.run_files import BEFORE_STATE, WRITTEN, RoundFolder, RunFiles
 from ptl_fast.base.stored import (
+    FilledFolder,
     ModelFolder,
     Stored,
     remove,
@@ -192,7 +193,8 @@ class RunFolder(RunFiles):
         if free < needed_bytes:
             raise ValueError(
                 f"{existing} has {free / 2**20:,.0f} MiB free, and the run needs about"
-                f" {needed_bytes / 2**20:,.0f} MiB; free some space or give another --output"
+                f" {needed_bytes / 2**20:,.0f} MiB; free some space, give another --output, or"
+                " leave out the rounds' models (--keep-sizes false)"
             )
 
     def check_present(self) -> None:
@@ -208,6 +210,10 @@ class RunFolder(RunFiles):
     def write_report(self, text: str) -> None:
         """Write report.md."""
         write_bytes(self.report_text, text.encode())
+
+    def write_sizes(self, text: str) -> None:
+        """Write sizes/README.md."""
+        write_bytes(self.sizes_text, text.encode())
 
     def publish_final(self, source: ModelFolder, card: str) -> None:
         """Make ``final/`` from a round's saved model and a model card, in one rename.
@@ -225,12 +231,21 @@ class RunFolder(RunFiles):
             rename(self.final.path, aside)
             say(f"{self.final.path} was not as it was written: it is {aside} now, and made again.")
 
+        self._publish(self.final, source, card)
+
+    def publish_size(self, number: int, card: str) -> None:
+        """Make ``sizes/round-NN`` from the round's saved model in the same way, if it is kept."""
+        source, size = self.round(number).model(), self.size(number)
+        if not size.exists() and source.exists():
+            self._publish(size, source, card)
+
+    def _publish(self, result: FilledFolder, source: ModelFolder, card: str) -> None:
         def write(folder: Path) -> None:
             shutil.copytree(source.path, folder, dirs_exist_ok=True)
             (folder / "README.md").write_text(card)
 
         files = [file for file in source.path.rglob("*") if file.is_file()]
-        self.final.fill(write, sum(file.stat().st_size for file in files))
+        result.fill(write, sum(file.stat().st_size for file in files))
 
     def put_aside(self, number: int, attempt: int) -> RoundFolder:
         """Rename round-NN, without its weights, to round-NN.failed-K; return the new folder.

@@ -72,6 +72,9 @@ def run(config: "Config", callbacks: "Sequence[Callback]" = ()) -> dict[str, Any
         if line is not None:
             say(line)
     context.dense = context.folder.dense.once(lambda: _measure_dense(context))
+    # killed after a round and before its report: the round's weights would soon be deleted
+    if 0 < len(context.records) < len(context.rounds.schedule):
+        publish.write_report(context)
     # not a for loop: the quality gate may make the schedule longer, or end it here
     while len(context.records) < len(context.rounds.schedule):
         finished = len(context.records)

@@ -31,6 +31,7 @@ from ptl_fast.run import (
     quality_gate,
     repair,
     rounds,
+    size_folders,
     sizes,
     trace_step,
 )
@@ -281,6 +282,11 @@ def _needed_bytes(context: RunContext) -> int:
     num_models += 1  # final/
     size = sizes.predicted_size(context.original, None, config.data.sequence_length)
     weights = size["num_parameters"] * 4 * (num_models + 3 + num_moments)
+    planned = [
+        sizes.predicted_size(context.original, step, config.data.sequence_length)["num_parameters"]
+        for step in context.rounds.schedule
+    ]
+    weights += 4 * size_folders.missing_weights(context, planned)
     if not any(each.teacher_on_disk for each in registry.find(config.recovery.all_recoveries)):
         return weights
     row_bytes = teacher_cache.row_bytes(

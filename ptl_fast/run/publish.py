@@ -14,6 +14,7 @@ from ptl_fast.run import (
     quality_gate,
     report,
     save_step,
+    size_folders,
     tables,
     trace_step,
     verdict,
@@ -55,9 +56,33 @@ def write_report(context: "RunContext", final: dict[str, Any] | None = None) -> 
     if context.rounds.gate_on is not None:
         content["decisions"] = context.rounds.decisions_as_json()
         content["stopped"] = quality_gate.stopped_sentence(context.rounds.decisions)
+    if context.config.run.keep_sizes and context.records:
+        content["sizes"] = _write_sizes(context, content)
     context.folder.report.write(content)
     context.folder.write_report(report.to_markdown(content, _how_to_load(context)))
     return content
+
+
+def _write_sizes(context: "RunContext", content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Copy the rounds' models that are not in sizes/ yet, and write its table; return its rows.
+
+    Called after each round, while the round's weights are still kept.
+    """
+    for record in context.records:
+        number = record["round"]
+        # the quality gate may have made a round the last one that was not when it ended
+        if not size_folders.is_published_here(context, number):
+            context.folder.size(number).remove()
+            continue
+        source = context.folder.round(number).model()
+        # not kept by a run that began without sizes/, or there already
+        if source.path.is_dir():
+            until = {**content, "rounds": context.records[:number], "final": record}
+            context.folder.publish_size(number, _card(context, until, source))
+    rows = size_folders.entries(context)
+    context.folder.sizes.write(rows)
+    context.folder.write_sizes(size_folders.to_markdown(context.dense, rows))
+    return rows
 
 
 def finish(context: "RunContext") -> dict[str, Any]:
@@ -72,7 +97,6 @@ def finish(context: "RunContext") -> dict[str, Any]:
     folder, number = context.folder, len(context.records)
     last = context.records[-1] if context.records else context.dense
     content = write_report(context, {name: last[name] for name in SIZE})
-    # the name goes into the model card, as the base model
     name, settings = context.config.model.model, context.config.model
     assert name is not None
     if not folder.final.exists():
@@ -101,22 +125,24 @@ def _push(context: "RunContext") -> None:
 
 
 def _card(context: "RunContext", content: dict[str, Any], source: "ModelFolder") -> str:
-    """The model card of a saved model."""
+    """The model card of the saved model of a report's last round; its base model is the original."""
     name, settings = context.config.model.model, context.config.model
     assert name is not None
     return model_card.model_card(
         content,
         name,
-        _needed_import(context),
+        _needed_import(context, len(content["rounds"])),
         card_metadata.read(name, settings),
         card_metadata.hub_name(name),
         json.loads((source.path / "config.json").read_text()),
     )
 
 
-def _needed_import(context: "RunContext") -> str | None:
-    """The module without which transformers cannot load the result; None for an ordinary one."""
-    original, finished = context.original, context.rounds.schedule[: len(context.records)]
+def _needed_import(context: "RunContext", num_rounds: int) -> str | None:
+    """The module without which transformers cannot load the model after so many rounds; None for
+    an ordinary one.
+    """
+    original, finished = context.original, context.rounds.schedule[:num_rounds]
     if context.config.prune.slice_hidden is not None or slicegpt.is_sliced(original):
         return "ptl_fast.slicegpt"
     # a type whose down projections may have a bias anyway needs no other class for it
@@ -128,7 +154,7 @@ def _needed_import(context: "RunContext") -> str | None:
 
 def _how_to_load(context: "RunContext") -> str:
     """The Python lines that load the result, for the console and the report."""
-    imports, needed = "", _needed_import(context)
+    imports, needed = "", _needed_import(context, len(context.records))
     if needed is not None:
         imports = f"    import {needed}  # without it, transformers refuses this model type\n"
     return HOW_TO_LOAD.format(final=context.folder.final.path, imports=imports)

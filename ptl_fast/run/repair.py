@@ -92,6 +92,7 @@ def forget_rounds(folder: "RunFolder", finished: int) -> None:
         # undone attempts at the first of them still decide its size
         if number.isdigit() and int(number) > finished + bool(failed):
             stale.append(path)
+            stale.append(folder.size(int(number)).path)
     remove(*stale)
 
 

@@ -42,3 +42,16 @@ def learns_answers(config: "Config") -> bool:
 def finds_answers(config: "Config") -> bool:
     """Whether anybody asks which tokens of the training data are answers."""
     return counts_answers(config) or learns_answers(config)
+
+
+def prediction(config: "Config") -> str:
+    """A dry run's line: how text is written, and which of its tokens count, whatever the data."""
+    use = CHAT_TEMPLATES.get(config.data.template)
+    chats = "their turns joined as text" if use is None else "in the model's own chat template"
+    if use is not None and not use.required:
+        chats += " if it has one"
+    return (
+        f"Text: --template {config.data.template}, chats {chats}. Statistics count"
+        f" {config.score.calibrate_on} of its tokens (--calibrate-on), training learns"
+        f" {config.recovery.train_on} (--train-on)."
+    )

@@ -30,6 +30,8 @@ def test_names_are_those_of_runs_on_disk() -> None:
         run.state_file.path: "state.json",
         run.final.path: "final",
         run.failed(3, 1).record.path: "round-03.failed-1/record.json",
+        run.size(1).path: "sizes/round-01",
+        run.sizes.path: "sizes/sizes.json",
         own.plan.path: "round-01/plan.json",
         own.recovery().path: "round-01/recovery.json",
         own.recovered(1).path: "round-01/recovered-extra-1.json",
@@ -52,5 +54,7 @@ def test_all_at_the_top_is_what_overwrite_deletes() -> None:
     run = RunFiles(Path())
     stored = [each.path for each in vars(run).values() if hasattr(each, "path")]
     folders = [run.round(1).path, run.round(100).path, run.failed(2, 1).path]
-    for path in [*stored, *folders, run.log, run.report_text]:
+    # what lies in sizes/ goes with it
+    stored = [path if path.parent == Path() else path.parent for path in stored]
+    for path in [*stored, *folders, run.log, run.report_text, run.sizes.path.parent]:
         assert WRITTEN.fullmatch(path.name), path
