@@ -80,7 +80,7 @@ def read(folders: Sequence[Path]) -> Reports:
 
 def metrics(reports: Reports) -> list[Metric]:
     """The first metric of every task of any run, in their order."""
-    found = {}
+    found: dict[Metric, None] = {}
     for report in reports.values():
         for task, values in report["dense"]["eval"].items():
             found[task, next(iter(values))] = None

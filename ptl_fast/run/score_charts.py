@@ -70,7 +70,7 @@ def what_went(rounds: Sequence[RoundHistory]) -> str:
     rows = []
     for place, layer in enumerate(first.layers):
         staying = _staying(rounds, layer)
-        gone_I = [int(neuron) not in staying for neuron in first.neurons_LI[place]]
+        gone_I = [neuron not in staying for neuron in first.neurons_LI[place].tolist()]
         order = first.scores_LI[place].argsort(stable=True).tolist()
         rows.append((f"layer {layer}", _shares([gone_I[each] for each in order])))
     name = "What went, by layer"
