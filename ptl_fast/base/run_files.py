@@ -41,7 +41,7 @@ sizes/round-01/                  with --keep-sizes: a copy of that round's model
                                  final/, which has the last round's
 sizes/sizes.json, README.md      every round's size and evaluation, and where its model is
 final.changed-1/                 a result that was damaged or changed, when final/ was made again
-report.json, report.md           the report, after every round
+report.json, report.md, report.html  the report, after every round
 log/                             TensorBoard logs
 width_multiple.json              with --width-multiple auto: the timings and the chosen multiple
 """
@@ -73,7 +73,7 @@ BEFORE_STATE = {LOCK, "state.json.tmp", LIST, COPIES}
 WRITTEN = re.compile(
     r"(round-\d{2,}(\.failed-\d+)?|final(\.tmp|\.changed-\d+)?|log|traces|sizes"
     rf"|{re.escape(LIST)}|{COPIES}"
-    r"|(state|dense|decisions|width_multiple|report)\.json(\.tmp)?|report\.md(\.tmp)?)"
+    r"|(state|dense|decisions|width_multiple|report)\.json(\.tmp)?|report\.(md|html)(\.tmp)?)"
 )
 
 
@@ -262,6 +262,7 @@ class RunFiles:
         self.width_multiple = TwiceStored(path / "width_multiple.json")
         self.report = JsonFile(path / "report.json")
         self.report_text = path / "report.md"
+        self.page = path / "report.html"
         self.final = FilledFolder(path / "final")
         self.sizes = JsonFile(path / "sizes" / "sizes.json")
         self.sizes_text = path / "sizes" / "README.md"

@@ -211,6 +211,10 @@ class RunFolder(RunFiles):
         """Write report.md."""
         write_bytes(self.report_text, text.encode())
 
+    def write_page(self, text: str) -> None:
+        """Write report.html."""
+        write_bytes(self.page, text.encode())
+
     def write_sizes(self, text: str) -> None:
         """Write sizes/README.md."""
         write_bytes(self.sizes_text, text.encode())

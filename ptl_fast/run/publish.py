@@ -1,4 +1,4 @@
-"""Write a run's results: report.json and report.md after every round, and the model in final/."""
+"""Write a run's results: report.* and sizes/ after every round, and the last model in final/."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -9,12 +9,15 @@ from ptl_fast.base.stored import remove
 from ptl_fast.baselines import flap, slicegpt
 from ptl_fast.model import card_metadata, loading
 from ptl_fast.run import (
+    history,
     model_card,
     push,
     quality_gate,
     report,
+    report_html,
     save_step,
     size_folders,
+    summary,
     tables,
     trace_step,
     verdict,
@@ -34,7 +37,7 @@ HOW_TO_LOAD = """Load the result:
 
 
 def write_report(context: "RunContext", final: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Write report.json and report.md, each by atomic rename; return the content of report.json.
+    """Write report.json, .md and .html, each by atomic rename; return the content of report.json.
 
     Called after every round, so an interrupted run has the report of its finished rounds.
 
@@ -58,9 +61,20 @@ def write_report(context: "RunContext", final: dict[str, Any] | None = None) -> 
         content["stopped"] = quality_gate.stopped_sentence(context.rounds.decisions)
     if context.config.run.keep_sizes and context.records:
         content["sizes"] = _write_sizes(context, content)
+    if final:
+        content["bytes_on_disk"] = _bytes_on_disk(context)
     context.folder.report.write(content)
-    context.folder.write_report(report.to_markdown(content, _how_to_load(context)))
+    text = report.to_markdown(content, _how_to_load(context))
+    context.folder.write_report(text)
+    context.folder.write_page(report_html.to_html(content, history.read(context.folder.path), text))
     return content
+
+
+def _bytes_on_disk(context: "RunContext") -> int:
+    """Bytes of the result's weights; 0 where no round was finished, and it is the original."""
+    # final/ is made from the round's model after the report
+    kept = context.folder.round(len(context.records)).model().path
+    return size_folders.weights_bytes(kept if kept.is_dir() else context.folder.final.path)
 
 
 def _write_sizes(context: "RunContext", content: dict[str, Any]) -> list[dict[str, Any]]:
@@ -108,8 +122,9 @@ def finish(context: "RunContext") -> dict[str, Any]:
         folder.publish_final(source, _card(context, content, source))
     # only now that final/ exists: a run killed before would have to save the original again
     remove(folder.round(0).path, folder.round(number).optimizer_state().path)
-    where = f"Result: {folder.final.path}   Report: {folder.report_text}"
+    where = f"Result: {folder.final.path}   Report: {folder.page}"
     stopped = f"{content['stopped']}\n" if content.get("stopped") else ""
+    stopped += "".join(f"{line}\n" for line in summary.sentences(content))
     for line in verdict.sentences(context.records, *tables.leading_metric(context.dense)):
         stopped += f"{line}\n"
     say(f"{stopped}{where}\n\n{_how_to_load(context)}")

@@ -5,7 +5,7 @@ from typing import Any
 from ptl_fast.base import markdown
 from ptl_fast.baselines import ROUND_KINDS, SCORERS
 from ptl_fast.evaluation.chat import COSTS
-from ptl_fast.run import answer_costs, quality_gate, rollout_report, trace_report, verdict
+from ptl_fast.run import answer_costs, quality_gate, rollout_report, summary, trace_report, verdict
 from ptl_fast.run.tables import leading_metric, show, table
 
 # Header of the table "What went, and why".
@@ -90,6 +90,7 @@ def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
         parts.append(f"**{report['stopped']}**")
     parts += [f"**{line}**" for line in verdict.sentences(report["rounds"], *leading_metric(dense))]
     if final:
+        parts.append("\n".join(f"- {line}" for line in summary.sentences(report)))
         parts.append(_summary(dense, final))
         parts.append(how_to_load)
     if report.get("decisions"):

@@ -56,5 +56,5 @@ def test_all_at_the_top_is_what_overwrite_deletes() -> None:
     folders = [run.round(1).path, run.round(100).path, run.failed(2, 1).path]
     # what lies in sizes/ goes with it
     stored = [path if path.parent == Path() else path.parent for path in stored]
-    for path in [*stored, *folders, run.log, run.report_text, run.sizes.path.parent]:
+    for path in [*stored, *folders, run.log, run.report_text, run.page, run.sizes.path.parent]:
         assert WRITTEN.fullmatch(path.name), path

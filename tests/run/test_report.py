@@ -20,7 +20,8 @@ from support.runs import DEMO, RUN
 def test_report_has_the_promised_form(tiny_run: dict[str, str], tmp_path: Path) -> None:
     compress(**tiny_run, **{**RUN, "rounds": 2, "recovery": "none"}, output=tmp_path / "run")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert set(report) == {"environment", "config", "dense", "rounds", "final", "text"}
+    names = {"environment", "config", "dense", "rounds", "sizes", "final", "text", "bytes_on_disk"}
+    assert set(report) == names
     size = {"num_parameters", "num_layers", "width", "flops_per_token", "eval"}
     assert set(report["dense"]) == set(report["final"]) == size
     assert [record["round"] for record in report["rounds"]] == [1, 2]

@@ -91,6 +91,16 @@ def test_what_was_not_kept_is_said(tiny_run: dict[str, str], tmp_path: Path) -> 
     assert "round 1 (not kept)" in (tmp_path / "run" / "sizes" / "README.md").read_text()
 
 
+def test_a_damaged_size_is_copied_again_while_its_round_is_kept(
+    run: Path, tiny_run: dict[str, str], tmp_path: Path
+) -> None:
+    settings = {**tiny_run, **UNTRAINED, "keep_rounds": 9, "output": tmp_path / "run"}
+    compress(**settings)
+    (tmp_path / "run" / "sizes" / "round-01" / "model.safetensors").write_bytes(b"not it")
+    compress(**settings)
+    assert weights(tmp_path / "run" / "sizes") == weights(run / "sizes")
+
+
 def test_only_tasks_that_every_row_has_are_columns() -> None:
     dense: dict[str, Any] = {
         "num_parameters": 1000,
