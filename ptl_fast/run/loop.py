@@ -63,7 +63,8 @@ def run(config: "Config") -> dict[str, Any]:
     steps = recover_step.steps_left(context)
     verdict.check_steps(steps, config.trainer.global_batch)
     refitted = prune_step.tokens_refitted_to(context)
-    width = ffn_width(context.model.config)
+    # a finished run, repeated, has loaded no weights
+    width = ffn_width(context.model.config) if refitted else 0
     for line in (verdict.few_steps_line(steps), verdict.few_tokens_line(refitted, width)):
         if line is not None:
             say(line)
