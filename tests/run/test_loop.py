@@ -210,3 +210,11 @@ def test_a_run_says_before_it_begins_that_it_refits_to_few_tokens(
         compress(**{**tiny_run, **settings, **options}, output=tmp_path / scorer)
         said = capsys.readouterr().out
         assert ("Calibration is going to have few tokens: 128 in round 1" in said) == says
+
+
+def test_a_finished_run_is_repeated_without_its_weights(
+    tiny_run: dict[str, str], tmp_path: Path
+) -> None:
+    settings = {**tiny_run, **RUN, "rounds": 1}
+    first = compress(**settings, output=tmp_path)
+    assert compress(**settings, output=tmp_path) == first
