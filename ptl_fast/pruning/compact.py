@@ -48,7 +48,7 @@ def compact_(
         ffns, kept_LK = feed_forwards(model, family), kept_indices(plan.kept_neurons)
         if state_of:
             _compact_moments_(ffns, kept_LK, state_of)
-        _compact_neurons_(ffns, kept_LK)
+        compact_neurons_(ffns, kept_LK)
     layers = decoder_layers(model, family)
     kept_layers = [index for index in range(len(layers)) if index not in set(plan.dropped_layers)]
     # from the end, so that the indices of those still to be deleted stay valid
@@ -120,7 +120,7 @@ def _compact_moments_(
         compact_ffn_(layers, kept_LK)
 
 
-def _compact_neurons_(feed_forwards: dict[str, Ffn], kept_LK: Tensor) -> None:
+def compact_neurons_(feed_forwards: dict[str, Ffn], kept_LK: Tensor) -> None:
     """Compact the FFNs' weights in place, and set the layers' recorded sizes.
 
     Only kept neurons beyond the new width move, into the places of removed ones, in the order of

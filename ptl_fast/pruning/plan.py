@@ -73,10 +73,7 @@ def plan_neurons(
     ranked_LI = scores_LI.clone()
     if protected_LK is not None:
         ranked_LI.scatter_(1, protected_LK, float("inf"))
-    # stable, so that ties (dead neurons, all with score 0) are broken in the same way on each rank
-    kept_LK = (
-        ranked_LI.argsort(dim=1, descending=True, stable=True)[:, : step.width].sort(dim=1).values
-    )
+    kept_LK = keep_highest(ranked_LI, step.width)
     highest_removed, lowest_kept = _margins(scores_LI, kept_LK)
     return PruningPlan(
         round=step.number,
@@ -91,6 +88,12 @@ def plan_neurons(
         highest_removed=highest_removed,
         lowest_kept=lowest_kept,
     )
+
+
+def keep_highest(scores_LI: "Tensor", width: int) -> "Tensor":
+    """The neurons with the highest scores in each layer: (num_layers, width) int64, ascending."""
+    # stable, so that ties (dead neurons, all with score 0) are broken in the same way on each rank
+    return scores_LI.argsort(dim=1, descending=True, stable=True)[:, :width].sort(dim=1).values
 
 
 def plan_redundant(

@@ -1,0 +1,252 @@
+"""Score, compensate and compact a model's FFNs layer by layer, with one layer in memory at a time.
+
+The model's weights stay on disk (``model.layers_on_disk``), and every layer is read once. With it
+in memory, what the layers before it have made of the calibration tokens (``scoring.one_layer``)
+gives its statistics, its Gram matrix and the hidden states behind it; its neurons are chosen, the
+others' columns are fitted, and what is left is written as a shard of the pruned checkpoint. All
+layers have one width, which the schedule gives, so a layer's choice needs no other layer. The same
+functions do this as for a model in memory, in the same order, so the same neurons go.
+
+Memory: what is outside the layers but the head, one layer, its Gram matrix and ``eliminate``'s
+copies of it, and the hidden states of all tokens twice.
+
+A layer's shard says that it is done: a run that was killed goes through the finished layers again
+for the hidden states alone, without Gram matrices, and to the same weights.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ptl_fast.base.atomic_files import sync, write_atomically
+from ptl_fast.data.batching import document_batches
+from ptl_fast.model.families import down_projections, feed_forwards, resize_config
+from ptl_fast.model.layers_on_disk import LayersOnDisk
+from ptl_fast.pruning.compact import compact_neurons_
+from ptl_fast.pruning.compensate import compensate_
+from ptl_fast.pruning.plan import keep_highest
+from ptl_fast.scoring import statistics
+from ptl_fast.scoring.evidence import Evidence, Scorer
+from ptl_fast.scoring.gram import GramMatrices
+from ptl_fast.scoring.one_layer import OneLayer, walking
+from ptl_fast.scoring.ridge import HELD_OUT_SHARE, HELD_OUT_TOKENS, RIDGE
+
+if TYPE_CHECKING:
+    from ptl_fast.data.packing import PackedTokens
+
+INDEX = "model.safetensors.index.json"
+# files beside a model's weights that belong to the model and name no width
+COMPANIONS = ("generation_config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+class Choice(NamedTuple):
+    """What was decided in one layer."""
+
+    kept_K: Tensor
+    """Indices of the neurons that stay, ascending, int64."""
+    scores_I: Tensor
+    """fp64."""
+
+
+@dataclass(kw_only=True)
+class StreamedWork:
+    """What is done to every layer."""
+
+    scorer: Scorer
+    tokens: "PackedTokens"
+    """The calibration corpus."""
+    batch_size: int
+    """Packed sequences per batch."""
+    width: int
+    """Neurons that stay in each layer."""
+    compensate: bool = True
+    ridge: float | None = RIDGE
+    """As for ``GramMatrices``."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall-clock time of each part: embed, load, forward, score, compensate, compact, save."""
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the time inside to a part's."""
+        start = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+
+def check_scorer(name: str, scorer: Scorer) -> None:
+    """Raise ValueError for a scorer that needs more of the model than one layer."""
+    if scorer.needs & statistics.BACKWARD or scorer.reads_samples or not scorer.measures:
+        raise ValueError(
+            f"scorer {name} needs the whole model, and only one layer is in memory; use"
+            " reconstruction, output-change, activation, fluctuation or magnitude"
+        )
+
+
+@torch.no_grad()
+def prune_layers(
+    source: LayersOnDisk, work: StreamedWork, folder: Path, dtype: torch.dtype
+) -> list[Choice]:
+    """Write the pruned checkpoint into a folder, which may hold some of its layers already.
+
+    The folder is a checkpoint once it has its index, which is written last. ``source`` is of no
+    use afterwards.
+
+    Args:
+        dtype: of the saved weights.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    choices, others = [], _set_aside(work)
+    with ExitStack() as stack:
+        with source.layer(0) as first, work.timed("embed"):
+            texts = [work.tokens, *others]
+            walk = walking(source.model, source.family, texts, work.batch_size, first)
+            view = stack.enter_context(walk)
+        for number in tqdm(range(source.num_layers), desc="layers", leave=False):
+            with source.layer(number, work.timed) as layer, view.at(layer):
+                choices.append(_layer(source, view, number, work, folder, dtype))
+                # the ridge has read them already, but not in a layer that was finished before
+                for tokens in others:
+                    _run(view, tokens, work.batch_size)
+    with work.timed("save"):
+        _finish(source, folder, work.width, dtype)
+    return choices
+
+
+def _set_aside(work: StreamedWork) -> "list[PackedTokens]":
+    """The tokens that choose the ridge, whose batches are others than those of all tokens."""
+    if work.ridge is not None or len(work.tokens) == 1:
+        return []
+    return [work.tokens.rows(slice(None, None, HELD_OUT_SHARE)).first(HELD_OUT_TOKENS)]
+
+
+def _run(view: OneLayer, tokens: "PackedTokens", batch_size: int) -> None:
+    """Have the hidden states of a text behind the layer."""
+    with torch.inference_mode():
+        for batch in document_batches(view, tokens, batch_size, "layer"):  # type: ignore[arg-type]
+            view.base_model(**batch.inputs, use_cache=False)
+
+
+def _layer(
+    source: LayersOnDisk,
+    view: OneLayer,
+    number: int,
+    work: StreamedWork,
+    folder: Path,
+    dtype: torch.dtype,
+) -> Choice:
+    """Prune one layer and write its shard, unless it is there."""
+    shard, file = folder / _shard(source, number), _choice_file(folder, number)
+    done = shard.exists() and file.exists()
+    grams = (
+        _grams(view, work) if not done and (work.scorer.reads_grams or work.compensate) else None
+    )
+    with work.timed("forward"):
+        taken = _statistics(view, number, work, grams)
+    if done:
+        return Choice(**load_file(file))
+    with work.timed("score"):
+        found = work.scorer.compute(
+            Evidence(statistics=taken, model=view, family=view.family, seed=0, grams=grams)  # type: ignore[arg-type]
+        )
+    choice = Choice(keep_highest(found, work.width)[0], found[0])
+    with work.timed("compensate"):
+        if work.compensate:
+            assert grams is not None
+            downs = down_projections(view, view.family)  # type: ignore[arg-type]
+            compensate_(downs, grams, [choice.kept_K.tolist()], grams.means)
+    with work.timed("compact"):
+        compact_neurons_(feed_forwards(view, view.family), choice.kept_K[None])  # type: ignore[arg-type]
+    with work.timed("save"):
+        _write(file, choice._asdict())
+        prefix = f"{source.prefix}{number}."
+        _write(shard, _in_type(dict(view.layers[0].named_parameters(prefix[:-1])), dtype))
+    return choice
+
+
+def _grams(view: OneLayer, work: StreamedWork) -> GramMatrices:
+    return GramMatrices(view, view.family, work.tokens, work.batch_size, ridge=work.ridge)  # type: ignore[arg-type]
+
+
+def _statistics(
+    view: OneLayer, number: int, work: StreamedWork, grams: GramMatrices | None
+) -> statistics.Statistics:
+    """The layer's statistics; its Gram matrix comes from the same pass.
+
+    Raises:
+        ValueError: an activation is NaN or infinite; names the layer.
+    """
+    try:
+        return statistics.collect(
+            view,  # type: ignore[arg-type]
+            view.family,
+            work.tokens,
+            work.batch_size,
+            f"layer {number}",
+            work.scorer.needs,
+            grams,
+        )
+    except ValueError as error:
+        # the view has one layer, its own number 0
+        raise ValueError(str(error).replace("layer 0's", f"layer {number}'s")) from error
+
+
+def _finish(source: LayersOnDisk, folder: Path, width: int, dtype: torch.dtype) -> None:
+    """Write what is outside the layers, one tensor at a time, the config, and then the index."""
+    names = source.others()
+    for index, name in enumerate(names):
+        shard = folder / _shard(source, source.num_layers + index)
+        if not shard.exists():
+            _write(shard, _in_type({name: source.stored.read(name)}, dtype))
+    config = source.model.config
+    resize_config(config, width, list(range(source.num_layers)))
+    config.dtype = dtype
+    config.save_pretrained(folder)
+    for file in COMPANIONS:
+        if (source.folder / file).is_file():
+            shutil.copyfile(source.folder / file, folder / file)
+    weight_map: dict[str, str] = {}
+    total = 0
+    for index in range(source.num_layers + len(names)):
+        shard = folder / _shard(source, index)
+        with safe_open(shard, framework="pt") as tensors:
+            weight_map |= dict.fromkeys(tensors.keys(), shard.name)
+        total += shard.stat().st_size
+    content = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_atomically(folder / INDEX, json.dumps(content, indent=1).encode())
+
+
+def _in_type(tensors: "dict[str, Tensor]", dtype: torch.dtype) -> "dict[str, Tensor]":
+    return {
+        name: tensor.detach().to(device="cpu", dtype=dtype).contiguous()
+        for name, tensor in tensors.items()
+    }
+
+
+def _write(file: Path, tensors: "dict[str, Tensor]") -> None:
+    """Write a safetensors file that is whole once it has its name."""
+    file.parent.mkdir(exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    sync(temporary)
+    temporary.replace(file)
+
+
+def _shard(source: LayersOnDisk, index: int) -> str:
+    """A shard's name: the layers' first, then those of single other tensors."""
+    total = source.num_layers + len(source.others())
+    return f"model-{index + 1:05d}-of-{total:05d}.safetensors"
+
+
+def _choice_file(folder: Path, number: int) -> Path:
+    return folder / "choices" / f"layer-{number:05d}.safetensors"
