@@ -6,7 +6,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from ptl_fast import compress
+from ptl_fast.run import checks
 from support.files import write_rows
+from support.mixtures import make_mixture
 from support.models import DEMO_MODEL, make_model
 from support.runs import DEMO, main
 from support.settings import check, settings
@@ -153,3 +155,20 @@ def test_teachers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_distillation_without_sense_is_refused(values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check(settings(**{"recovery": "distill", **values}))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"scorer": "llm-pruner", "compensate": False},
+            "llm-pruner does not know experts",
+        ),
+        ({"compensate_inputs": "pruned"}, "other inputs would go to other experts"),
+        ({"score_once": True, "drop_layers": 1}, "--score-once and --drop-layers"),
+    ],
+)
+def test_what_is_not_there_for_experts_is_refused_before_work(given: dict, message: str) -> None:
+    config = settings(model="it", data="data", **given)
+    with pytest.raises(ValueError, match=message):
+        checks.check_support(config, make_mixture("mixtral").config)
