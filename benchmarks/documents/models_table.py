@@ -57,8 +57,8 @@ them, and layers from {layers}; from the others they do not go at all, and a run
 *exact*: the compacted model computes what the original does with the removed neurons' activations
 set to zero, or with the layer skipped; saved, and loaded by plain transformers with no weight
 missing or left over, it still does; and it generates the same tokens with a cache and without.
-Otherwise the cell says why a run refuses. Of mixtures of experts whole layers go; their experts'
-neurons are not removed yet.
+Otherwise the cell says why a run refuses. Of a mixture of experts the neurons are those of every
+expert, and of what has the experts' width beside them, such as shared experts.
 """
 
 

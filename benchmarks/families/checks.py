@@ -98,11 +98,12 @@ def without_neurons(config: Any, generates: bool = True) -> None:
     model = make(config)
     family = families.find_family(model)
     width, number = ffn_width(model.config), len(families.decoder_layers(model, family))
+    num_ffns = len(families.feed_forwards(model, family))  # experts are each one of their own
     _collect(model, family)
     generator = torch.Generator().manual_seed(2)
     kept = [
         torch.randperm(width, generator=generator)[: width * 2 // 3].sort().values.tolist()
-        for _ in range(number)
+        for _ in range(num_ffns)
     ]
     with _masked(model, family, kept):
         expected = logits(model)

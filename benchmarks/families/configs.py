@@ -110,6 +110,8 @@ OWN: dict[str, dict[str, Any]] = {
     "ctrl": {"dff": WIDTH},
     "deepseek_v2": {**LATENT, **EXPERTS},
     "deepseek_v3": {**LATENT, **EXPERTS},
+    "cohere2_moe": EXPERTS,
+    "deepseek_v4": EXPERTS,
     "deepseek_v32": {**LATENT, **EXPERTS, "index_n_heads": 2, "index_head_dim": 16},
     "dots1": EXPERTS,
     "dots3_note_text": {**LATENT, **EXPERTS},
@@ -176,6 +178,7 @@ OWN: dict[str, dict[str, Any]] = {
     "minicpm3": LATENT,
     "minimax": EXPERTS,
     "minimax_m2": EXPERTS,
+    "minimax_m3_vl_text": {**EXPERTS, "shared_intermediate_size": WIDTH},
     "mixtral": EXPERTS,
     "moshi": {"ffn_dim": 2 * WIDTH},
     "nemotron_h": {

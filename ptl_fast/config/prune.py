@@ -14,8 +14,8 @@ class PruneSettings:
     """How much goes, in which steps."""
 
     keep: float = 0.65
-    """Fraction of FFN neurons that stay in each layer at the end, in (0, 1]. With 1 and no dropped
-    layers, the model is only trained."""
+    """Fraction of FFN neurons that stay in each layer at the end, in (0, 1]; of a mixture of
+    experts, in each expert. With 1 and no dropped layers, the model is only trained."""
 
     neurons_per_round: int | None = None
     """FFN neurons removed from each layer in a round; the number of rounds follows."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from ptl_fast.model.experts import Mixture
     from ptl_kernels import Ffn
 
 
@@ -40,7 +41,9 @@ class Family:
     layers: str = "model.layers"
     """Path of the list of decoder layers, from the model."""
     ffn: FfnNames | None = None
-    """The FFN's names in every layer; None where neurons cannot be removed."""
+    """The FFN's names in every layer; None where neurons cannot be removed, and with experts."""
+    mixture: "Mixture | None" = None
+    """What has the experts' width, where a model has experts whose neurons can be removed."""
     no_ffn: str | None = None
     """Why neurons cannot be removed."""
 
@@ -89,14 +92,14 @@ def find_family(model: "PreTrainedModel", *, needs_neurons: bool = True) -> Fami
             cannot be removed. Names what was not found.
     """
     layers = layers_path(model)
-    ffn, reason = _find_ffn(model, layers)
-    if needs_neurons and ffn is None:
+    ffn, mixture, reason = _find_ffn(model, layers)
+    if needs_neurons and reason is not None:
         raise ValueError(
             f"{type(model).__name__} (model_type {getattr(model.config, 'model_type', '?')}):"
             f" neurons cannot be removed: {reason}; whole layers may go with --keep 1"
             " --drop-layers N"
         )
-    return Family(layers=layers, ffn=ffn, no_ffn=reason)
+    return Family(layers=layers, ffn=ffn, mixture=mixture, no_ffn=reason)
 
 
 def decoder_layers(model: "PreTrainedModel", family: Family) -> "nn.ModuleList":
@@ -105,14 +108,18 @@ def decoder_layers(model: "PreTrainedModel", family: Family) -> "nn.ModuleList":
 
 
 def feed_forwards(model: "PreTrainedModel", family: Family) -> "dict[str, Ffn]":
-    """The FFN of each decoder layer, in order; keys are the layers' indices as strings.
+    """The FFN of each decoder layer, in order; keys are the layers' indices as strings. With
+    experts, each of a layer's experts (``model.experts``); keys are like 3.0, 3.1.
 
     Empty where the family has no FFNs whose neurons can be removed.
     """
     # imported here, because it imports torch and Triton, and a dry run needs neither
+    from ptl_fast.model.experts import named_ffns
     from ptl_kernels import Ffn
 
     names = family.ffn
+    if family.mixture is not None:
+        return dict(named_ffns(family.mixture, decoder_layers(model, family)))
     if names is None:
         return {}
     ffns = {}
@@ -122,6 +129,16 @@ def feed_forwards(model: "PreTrainedModel", family: Family) -> "dict[str, Ffn]":
         down = attrgetter(names.down)(layer)
         ffns[str(index)] = Ffn(module=module, inputs=inputs, down=down)
     return ffns
+
+
+def plain_ffns(model: "PreTrainedModel", family: Family) -> "dict[str, Ffn]":
+    """Those of ``feed_forwards`` that are modules of their own, and no experts of a stack."""
+    if family.mixture is None:
+        return feed_forwards(model, family)
+    from ptl_fast.model.experts import is_routed
+
+    every = feed_forwards(model, family)
+    return {name: ffn for name, ffn in every.items() if not is_routed(ffn)}
 
 
 @dataclass(frozen=True)
@@ -193,7 +210,21 @@ def find_layers(model: "PreTrainedModel") -> tuple[str | None, str | None]:
     )
 
 
-def _find_ffn(model: "PreTrainedModel", layers: str) -> tuple[FfnNames | None, str | None]:
+def _find_ffn(
+    model: "PreTrainedModel", layers: str
+) -> "tuple[FfnNames | None, Mixture | None, str | None]":
+    """(the form of the model's FFNs or None, its experts or None, why neither)."""
+    if expert := _experts(model, layers):
+        # imported here, because it imports torch
+        from ptl_fast.model.mixtures import find_mixture
+
+        mixture, reason = find_mixture(model, layers)
+        return None, mixture, reason and f"it is a mixture of experts ({expert}): {reason}"
+    names, reason = _find_names(model, layers)
+    return names, None, reason
+
+
+def _find_names(model: "PreTrainedModel", layers: str) -> tuple[FfnNames | None, str | None]:
     """(the form of the model's FFNs, None), or (None, why neurons cannot be removed)."""
     best: tuple[int, str] = (-1, "")
     for names in FFNS:
@@ -204,8 +235,6 @@ def _find_ffn(model: "PreTrainedModel", layers: str) -> tuple[FfnNames | None, s
         # the form that most layers have says best what is missing
         best = max(best, missing, key=lambda each: each[0])
     first, path = best
-    if expert := _experts(model, layers):
-        return None, f"it is a mixture of experts ({expert})"
     if first == 0:
         return None, (
             f"its FFN has other names than those in ptl_fast/model/families.py; looked in"
@@ -242,8 +271,6 @@ def _why_not(model: "PreTrainedModel", layers: str, names: FfnNames) -> str | No
     if len(widths) > 1:
         return f"its FFNs have different widths {sorted(widths)}; uniform width is needed"
     (width,) = widths
-    if expert := _experts(model, layers):
-        return f"it is a mixture of experts ({expert})"
     for layer in blocks:
         if tensor := _other_tensor(layer, names, width):
             return f"{tensor} has the FFN's width too, and would have to follow its neurons"

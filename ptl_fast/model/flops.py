@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptl_fast.model.families import resize_config
 from ptl_fast.model.layers import on_meta
-from ptl_fast.model.widths import ffn_width
+from ptl_fast.model.widths import ffn_width, num_active_experts, num_experts
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -150,6 +150,29 @@ def resized(config: "PretrainedConfig", width: int, num_layers: int) -> "Pretrai
     return smaller
 
 
+def _active_in_experts(model: Any, config: "PretrainedConfig") -> int:
+    """The elements of the weight matrices that one token meets in mixtures of experts: of the
+    experts that it goes to, and of the routers, whose weights are no linear layers'.
+    """
+    number = num_experts(config)
+    if not number:
+        return 0
+    routers = stacked = 0
+    for name, parameter in model.named_parameters():
+        path, _, own = name.rpartition(".")
+        if parameter.dim() == 3:
+            stacked += parameter.numel()
+        elif own == "weight" and parameter.dim() == 2 and len(parameter) == number:
+            routers += parameter.numel() if _is_router(model.get_submodule(path)) else 0
+    return stacked * num_active_experts(config) // number + routers
+
+
+def _is_router(module: Any) -> bool:
+    from torch import nn
+
+    return not isinstance(module, nn.Linear | nn.Embedding)
+
+
 def _count_in_model(config: "PretrainedConfig") -> Weights:
     """Build the model on the meta device and count its parameters."""
     from torch import nn
@@ -163,7 +186,7 @@ def _count_in_model(config: "PretrainedConfig") -> Weights:
         if isinstance(module, nn.Linear) or hasattr(module, "nx")
     )
     return Weights(
-        decoder=linear - head,
+        decoder=linear - head + _active_in_experts(model, config),
         head=head,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
     )

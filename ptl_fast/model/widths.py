@@ -1,7 +1,8 @@
-"""Where a config holds the FFN's width.
+"""Where a config holds the FFN's width, and the number of experts.
 
-A config is transformers' or any object with the same fields. Most have it in ``intermediate_size``;
-a model type that does not gets one row in WIDTHS.
+A config is transformers' or any object with the same fields. Most have the width in
+``intermediate_size``; a model type that does not gets one row in WIDTHS. The width of a mixture of
+experts is that of one of its routed experts.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,6 +40,13 @@ class Width:
     also: Mapping[str, Any] = field(default_factory=dict)
     """Fields that must have these values for the field to be the width."""
 
+
+# What configs call the number of routed experts of a layer, and of those that a token goes to.
+NUM_EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
+FIRST_DENSE = ("first_k_dense_replace", "num_dense_layers")
+ACTIVE_EXPERTS = ("num_experts_per_tok", "moe_topk", "moe_k")
+EXPERT = Width(name="moe_intermediate_size")
+PLAIN = Width()
 
 FIXED = Width(name=None)
 OF_HIDDEN = Width(name="n_inner", of_hidden=4)
@@ -78,8 +86,53 @@ def ffn_width(config: "PretrainedConfig") -> int:
     return value // place.parts if isinstance(value, int) else 0
 
 
+def num_experts(config: "PretrainedConfig") -> int:
+    """The number of routed experts that each mixture of experts has; 0 if no layer has one."""
+    field_name = experts_field(config)
+    if field_name is None or not _has_sparse_layer(config):
+        return 0
+    return getattr(config, field_name) or 0
+
+
+def tokens_per_ffn(config: "PretrainedConfig", num_tokens: int) -> int:
+    """How many of so many tokens an FFN sees: of an expert, if the router spreads them evenly."""
+    number = num_experts(config)
+    return num_tokens * num_active_experts(config) // number if number else num_tokens
+
+
+def experts_field(config: "PretrainedConfig") -> str | None:
+    """The field with the number of routed experts; None: the config has none."""
+    return next((name for name in NUM_EXPERTS if _declares(config, name)), None)
+
+
+def num_active_experts(config: "PretrainedConfig") -> int:
+    """The number of routed experts that a token goes to."""
+    found = (getattr(config, name, None) for name in ACTIVE_EXPERTS if _declares(config, name))
+    return next((value for value in found if isinstance(value, int)), 1)
+
+
+def _has_sparse_layer(config: Any) -> bool:
+    """Whether a layer has experts: types that have some can be dense throughout."""
+    number = config.num_hidden_layers
+    if getattr(config, "is_moe", True) is False:  # Doge
+        return False
+    kinds = getattr(config, "mlp_layer_types", None)
+    if kinds and _declares(config, "mlp_layer_types"):
+        return any(kind != "dense" for kind in kinds)
+    first = max(getattr(config, name, None) or 0 for name in FIRST_DENSE)
+    dense = {*range(first), *(getattr(config, "mlp_only_layers", None) or ())}
+    return not dense.issuperset(range(number))
+
+
+def _declares(config: Any, name: str) -> bool:
+    """Whether the config's class has the field: an unknown one in config.json means nothing."""
+    return any(name in vars(each).get("__annotations__", {}) for each in type(config).__mro__)
+
+
 def _place(config: "PretrainedConfig") -> Width:
-    return WIDTHS.get(getattr(config, "model_type", ""), Width())
+    if num_experts(config):
+        return EXPERT if _declares(config, "moe_intermediate_size") else PLAIN
+    return WIDTHS.get(getattr(config, "model_type", ""), PLAIN)
 
 
 def set_width(config: "PretrainedConfig", width: int) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ptl_fast.model.families import Family, decoder_layers, feed_forwards, resize_config
 from ptl_fast.model.layers import number_layers
 from ptl_fast.model.widths import ffn_width
+from ptl_fast.pruning.experts import compact_experts_, record_sizes
 from ptl_kernels import Ffn, compact_ffn_, hole_filling, matrix
 
 if TYPE_CHECKING:
@@ -45,10 +46,14 @@ def compact_(
             if name in optimizer_state
         }
     if plan.kept_neurons is not None:
-        ffns, kept_LK = feed_forwards(model, family), kept_indices(plan.kept_neurons)
-        if state_of:
-            _compact_moments_(ffns, kept_LK, state_of)
-        compact_neurons_(ffns, kept_LK)
+        kept_LK = kept_indices(plan.kept_neurons)
+        if family.mixture is not None:
+            compact_experts_(model, family, kept_LK, state_of)
+        else:
+            ffns = feed_forwards(model, family)
+            if state_of:
+                _compact_moments_(ffns, kept_LK, state_of)
+            compact_neurons_(ffns, kept_LK)
     layers = decoder_layers(model, family)
     kept_layers = [index for index in range(len(layers)) if index not in set(plan.dropped_layers)]
     # from the end, so that the indices of those still to be deleted stay valid
@@ -67,6 +72,8 @@ def compact_(
     for config in _configs(model, family):
         if config.num_hidden_layers != len(kept_layers) or ffn_width(config) != plan.width:
             resize_config(config, plan.width, kept_layers)
+    if family.mixture is not None and plan.kept_neurons is not None:
+        record_sizes(model)
 
 
 def _configs(model: "PreTrainedModel", family: Family) -> list[Any]:

@@ -13,6 +13,7 @@ from ptl_fast.baselines import SCORERS
 from ptl_fast.config.checking import flag, unknown
 from ptl_fast.config.trainer import read_deepspeed
 from ptl_fast.evaluation.chat import LoadedChat
+from ptl_fast.model.widths import num_experts
 from ptl_fast.recovery import registry
 from ptl_fast.run import questions, text
 from ptl_fast.scoring.scorers import LAYER_SCORERS
@@ -174,6 +175,28 @@ def check_support(
     # the goals, which are solved after this, may leave neurons alone
     needs_neurons &= not config.goal.given or goals_are_solved
     support.check_support(original, config.model.model or "", needs_neurons=needs_neurons)
+    if prune.keep < 1 and num_experts(original):
+        _check_experts(config)
+
+
+def _check_experts(config: "Config") -> None:
+    """Raise ValueError for a setting that is not there for the neurons of experts."""
+    name, prune = config.score.scorer, config.prune
+    scorer = SCORERS[name]
+    if scorer.reads_samples or "weight_gradients" in scorer.needs:
+        raise ValueError(
+            f"--scorer {name} does not know experts; use --scorer reconstruction or another one"
+        )
+    if prune.fits_in_order:
+        raise ValueError(
+            "--compensate-inputs pruned is not there for experts: other inputs would go to other"
+            " experts; leave it out"
+        )
+    if config.score.score_once and prune.num_dropped_layers:
+        raise ValueError(
+            "--score-once and --drop-layers do not go together for a model with experts; leave one"
+            " of them out"
+        )
 
 
 def check_answers(loaded: "Mapping[str, LoadedTask]", original: "PretrainedConfig") -> None:

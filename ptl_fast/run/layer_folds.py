@@ -48,6 +48,8 @@ def _why_not_folded(context: "RunContext", block: list[int], tokens: "PackedToke
     if before < 0:
         return "no layer stays before it"
     now = context.now
+    if now.family.mixture is not None:
+        return "the FFN before them is a mixture of experts"
     if now.family.ffn is None:
         return f"of the FFN before them: {now.family.no_ffn}"
     adds = dropped_blocks.ffn_adds_to_stream(now.model, now.family, before, tokens)

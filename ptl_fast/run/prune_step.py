@@ -12,7 +12,7 @@ from ptl_fast.base import distributed
 from ptl_fast.base.console import say
 from ptl_fast.baselines import SCORERS
 from ptl_fast.model.families import down_projections
-from ptl_fast.model.widths import ffn_width
+from ptl_fast.model.widths import ffn_width, tokens_per_ffn
 from ptl_fast.pruning import compact, compensate
 from ptl_fast.pruning import plan as plan_module
 from ptl_fast.pruning.plan import PruningPlan
@@ -53,11 +53,12 @@ def check_weights(context: "RunContext") -> None:
 
 
 def tokens_refitted_to(context: "RunContext") -> dict[int, int]:
-    """{unfinished round: tokens that least squares fits its FFNs to}; {} where none does."""
+    """{unfinished round: tokens that least squares fits an FFN to}; {} where none does."""
     config, left = context.config, context.rounds.schedule[len(context.records) :]
     refits = config.prune.compensate or SCORERS[config.score.scorer].reads_grams
     numbers = [each.number for each in left if refits and kind_of(each).size == "width"]
-    return context.data.counted(numbers, config.score.calibration_tokens)
+    counted = context.data.counted(numbers, config.score.calibration_tokens)
+    return {number: tokens_per_ffn(context.original, each) for number, each in counted.items()}
 
 
 def plan_round(context: "RunContext", step: "Round") -> dict[str, Any]:
@@ -316,19 +317,15 @@ class Calibration:
         scorer, taken = SCORERS[config.score.scorer], self._statistics()
         scores = {"scores": scorer.compute(self._evidence(taken))}
         if protected is not None and protected.tokens is not None and not scorer.reads_protected:
-            general = statistics_module.collect(
-                self.model,
-                self.family,
-                protected.tokens,
-                self.batch_size,
-                "protect",
-                needed_statistics(self.context, self.step),
-            )
+            extra = needed_statistics(self.context, self.step)
+            run = (self.model, self.family, protected.tokens, self.batch_size, "protect", extra)
+            general = statistics_module.collect(*run)
             scores["protect_scores"] = scorer.compute(self._evidence(general))
-        grams = self.context.now.grams
-        choices = grams.choices if grams is not None else {}
+        choices = {} if self.context.now.grams is None else self.context.now.grams.choices
         if choices:
             say(f"round {self.step.number}: {ridge.in_words(choices)}")
+        if taken.tokens_U is not None:
+            say(report.experts_line(self.step.number, taken.tokens_U, taken.square_LI.shape[1]))
         return {**taken.tensors(), **ridge.tensors(choices), **scores}
 
     def _evidence(self, taken: Statistics) -> Evidence:

@@ -46,7 +46,7 @@ def recover_round(context: "RunContext", step: "Round", extension: int) -> None:
             extra = prune_step.needed_statistics(context, following[0])
             collector = stack.enter_context(collecting(now.model, now.family, extra))
         elif _has_own_ffn(context):
-            stack.enter_context(fused_ffns(families.feed_forwards(now.model, now.family)))
+            stack.enter_context(fused_ffns(families.plain_ffns(now.model, now.family)))
         task = _task(context, step, extension, collector)
         result = registry.recover(names if trains else [], now.model, task)
     # without a step nothing was counted, and the next round makes a calibration pass instead

@@ -1,12 +1,15 @@
 """Turn a run's records into report.md and one-line messages about a round."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base import markdown
 from ptl_fast.baselines import ROUND_KINDS, SCORERS
 from ptl_fast.evaluation.chat import COSTS
 from ptl_fast.run import answer_costs, quality_gate, rollout_report, summary, trace_report, verdict
 from ptl_fast.run.tables import leading_metric, show, table
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Header of the table "What went, and why".
 REASONS = [
@@ -51,6 +54,23 @@ def token_weights_line(number: int, summary: dict[str, Any]) -> str:
         f" {summary['mean_divergence']:.3g} nats a token, {summary['top_tenth']:.0%} of it at a"
         f" tenth of the tokens; the {summary['num_tokens']:,} weighted tokens average noise out"
         f" like {summary['effective_tokens']:,} equal ones."
+    )
+
+
+def experts_line(number: int, tokens_U: "Tensor", width: int) -> str:
+    """Say in one sentence how the router spread a round's calibration tokens over the experts.
+
+    Args:
+        number: the round.
+        tokens_U: how many went to each expert.
+        width: an expert's neurons before the round.
+    """
+    tokens = tokens_U.tolist()
+    few, none = sum(each < width for each in tokens), tokens.count(0)
+    return (
+        f"Round {number}: {min(tokens):,} to {max(tokens):,} calibration tokens went to an expert;"
+        f" {few} of {len(tokens)} got fewer than their {width:,} neurons, and least squares holds"
+        f" these nearer to their own weights ({none} got none)."
     )
 
 

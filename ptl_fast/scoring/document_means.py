@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ptl_fast.model.experts import rows_of
 from ptl_kernels import Ffn
 
 
@@ -54,5 +55,9 @@ class DocumentMeans:
         """Forward pre-hook of a down projection: its input is the FFN's activations."""
         assert self.mask is not None
         assert self.shares_DT is not None
-        magnitudes_TI = args[0].detach().flatten(0, -2)[self.mask].abs().double()
-        total_I += (self.shares_DT @ magnitudes_TI).square().sum(0)
+        rows_SI = args[0].detach().flatten(0, -2).abs().double()
+        # each row's place among the tokens without padding; of an expert, others are zero
+        place_S = rows_of(module, self.mask.cumsum(0) - 1)
+        counted_S = rows_of(module, self.mask)
+        shares_DS = self.shares_DT[:, place_S[counted_S]]
+        total_I += (shares_DS @ rows_SI[counted_S]).square().sum(0)

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from ptl_fast.base import distributed
 from ptl_fast.data.batching import document_batches
+from ptl_fast.model.experts import View, router_weights, rows_of
 from ptl_fast.model.families import Family, down_projections
 from ptl_fast.scoring.ridge import (
     DEFAULT_RIDGE,
@@ -95,6 +96,8 @@ class GramMatrices:
         self.sums: list[Tensor] = []
         """Unfinished matrices of the current group of layers, without the texts in ``unread``."""
         self.unread: list[tuple[PackedTokens, float]] = []
+        self.num_rows: list[int] = []
+        """How many tokens each of them has seen, on all ranks once it is finished."""
         self.taken: list[Tensor] = []
         """Finished matrices of the current group of layers."""
         self.choices: dict[int, Choice] = {}
@@ -137,7 +140,7 @@ class GramMatrices:
             self.sums = [
                 torch.zeros(size, size, dtype=torch.float64, device=device) for size in sizes
             ]
-        self.unread, self.taken = list(self.texts), []
+        self.unread, self.taken, self.num_rows = list(self.texts), [], [0] * len(sizes)
 
     def _take(self, first: int) -> None:
         """Finish the group of layers from ``first`` on: read the unread texts, add the ridge."""
@@ -153,6 +156,8 @@ class GramMatrices:
                     {str(index): gram_II for index, gram_II in enumerate(self.sums)}
                 ).values()
             )
+            rows = torch.tensor(self.num_rows, device=self.model.device)
+            self.num_rows = distributed.summed({"rows": rows})["rows"].tolist()
         held_out = self._held_out(first)
         for index, gram_JJ in enumerate(self.sums):
             mirror_(gram_JJ)
@@ -160,7 +165,7 @@ class GramMatrices:
             ridge = self.ridge
             if ridge is None:
                 ridge = self._choose(first + index, gram_II, held_out[index])
-            damped(gram_II, ridge)
+            damped(gram_II, self._held_by(ridge, first, index))
             held_out[index] = []  # large, and not needed any more
         self.taken, self.sums = self.sums, []
 
@@ -209,20 +214,33 @@ class GramMatrices:
         self.choices[layer] = choice
         return choice.ridge
 
+    def _held_by(self, ridge: float, first: int, index: int) -> float:
+        """The ridge, or a larger one for an expert that sees fewer tokens than it has neurons: it
+        draws the columns to those before.
+        """
+        is_expert = isinstance(self.downs[first + index].module, View)
+        few = is_expert and self.num_rows[index] < self.width
+        return max(ridge, DEFAULT_RIDGE) if few else ridge
+
     @contextmanager
     def _adding(self, first: int, weight: float) -> Iterator[None]:
         """Hook the layers from ``first`` on: forward passes inside add tokens with this weight."""
         with ExitStack() as stack:
-            for gram_II, down in zip(self.sums, self.downs[first:], strict=False):
-                add = partial(self._add, gram_II, weight)
+            groups = zip(self.sums, self.downs[first:], strict=False)
+            for index, (gram_II, down) in enumerate(groups):
+                add = partial(self._add, index, gram_II, weight)
                 stack.callback(down.module.register_forward_pre_hook(add).remove)
             yield
 
     # a pass that computes gradients would otherwise record this in its graph
     @torch.no_grad()
-    def _add(self, gram_JJ: Tensor, weight: float, module: nn.Module, args: tuple) -> None:
+    def _add(
+        self, index: int, gram_JJ: Tensor, weight: float, module: nn.Module, args: tuple
+    ) -> None:
         """Forward pre-hook of a down projection: its input is the FFN's activations."""
-        add_products_(gram_JJ, self._counted(module, args[0]).double(), weight)
+        rows_TJ = self._counted(module, args[0])
+        self.num_rows[index] += len(rows_TJ)
+        add_products_(gram_JJ, rows_TJ.double(), weight)
 
     def _centred(self, layer: int, gram_JJ: Tensor) -> Tensor:
         """G of the activations less their means, which are kept; G as it is without a bias."""
@@ -238,15 +256,16 @@ class GramMatrices:
         the root of its own: a product of two of one token then has the token's weight.
         """
         assert self.mask is not None
-        counted_T = self.mask.flatten()
-        rows_TI = activations.flatten(0, -2)[counted_T]
+        counted_T = rows_of(down, self.mask)
+        rows_TI = activations.flatten(0, -2)
         if down.bias is not None:
-            rows_TI = nn.functional.pad(rows_TI, (0, 1), value=1.0)
+            rows_TI = torch.cat([rows_TI, router_weights(down, rows_TI)], 1)
+        rows_TI = rows_TI[counted_T]
         if self.weights is None:
             return rows_TI
         # in fp32 or fp64, as half precision would round once more
         wide = torch.promote_types(rows_TI.dtype, torch.float32)
-        return rows_TI.to(wide) * self.weights.flatten()[counted_T].to(wide).sqrt()[:, None]
+        return rows_TI.to(wide) * rows_of(down, self.weights)[counted_T].to(wide).sqrt()[:, None]
 
 
 def weighted_texts(

@@ -7,7 +7,7 @@ Shape suffixes: L layers, I FFN width, T tokens.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,13 +17,16 @@ from torch import Tensor, nn
 
 from ptl_fast.base import distributed
 from ptl_fast.data.batching import document_batches
+from ptl_fast.model.experts import is_routed
 from ptl_fast.model.families import Family, decoder_layers, feed_forwards
+from ptl_fast.scoring.angles import add_angles
 from ptl_fast.scoring.document_means import DocumentMeans
+from ptl_fast.scoring.expert_sums import ExpertSums
 from ptl_fast.scoring.gradients import WeightGradients, watch_activations, wide
 from ptl_fast.scoring.gram import GramMatrices
 from ptl_fast.scoring.ridge import RIDGE
 from ptl_fast.scoring.weighted_sums import WeightedSums
-from ptl_kernels import FfnStatistics, NeuronSums, fused_ffns, residual_change
+from ptl_kernels import Ffn, FfnStatistics, NeuronSums, fused_ffns, residual_change
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,6 +56,13 @@ class Statistics:
     """(num_layers, 3) fp64: sums of ||h_out - h_in||, of its square, and of cosine(h_in, h_out), h
     the residual stream before and after each layer.
     """
+    tokens_U: Tensor | None = None
+    """(num_ffns,) int64: number of tokens routed to each expert; None without experts. With experts
+    every L above but that of the residual stream is U: the experts of all layers, and what is
+    pruned beside them, in the order of ``model.families.feed_forwards``.
+    """
+    output_U: Tensor | None = None
+    """(num_ffns,) fp64: sum of the norms of each expert's output times the router's weight."""
     sum_LI: Tensor | None = None
     """(num_layers, width) fp64: sum of activations per neuron; "sums"."""
     absolute_LI: Tensor | None = None
@@ -89,6 +99,8 @@ class StatisticsCollector:
     """This rank's sums so far."""
     neurons: FfnStatistics
     """The same per-neuron tensors, as the fused FFN kernels take them."""
+    unrouted: Tensor | None = None
+    """(num_ffns,) bool, with experts: those that get every token."""
 
     @property
     def enabled(self) -> bool:
@@ -103,6 +115,8 @@ class StatisticsCollector:
         """Set the mask of the next forward pass, one bool per token: False leaves a token out."""
         self.neurons.token_mask = mask
         self.statistics.num_tokens += mask.sum()
+        if self.statistics.tokens_U is not None:
+            self.statistics.tokens_U[self.unrouted] += mask.sum()
 
     def tensors(self) -> dict[str, Tensor]:
         """This rank's sums, by field name."""
@@ -151,8 +165,9 @@ def collecting(
     """
     ffns, layers = feed_forwards(model, family), decoder_layers(model, family)
     # a model whose FFNs are of no known form has statistics of layers alone
-    width = ffns["0"].width if ffns else 0
-    statistics = _zeros(model, len(layers), width, extra)
+    width = next(iter(ffns.values())).width if ffns else 0
+    statistics = _zeros(model, len(layers), len(ffns) or len(layers), width, extra)
+    routed = {name: ffn for name, ffn in ffns.items() if is_routed(ffn)}
     # in the order of NeuronSums' fields; the optional ones are None together, so none is skipped
     per_neuron = (
         statistics.square_LI,
@@ -182,10 +197,15 @@ def collecting(
                 return
             residual_change(before, after, statistics.change_L3[index], neurons.token_mask)
             if statistics.angle_L is not None:
-                _add_angles(before, after, statistics.angle_L[index], neurons.token_mask)
+                add_angles(before, after, statistics.angle_L[index], neurons.token_mask)
 
     with ExitStack() as stack:
-        stack.enter_context(fused_ffns(ffns, neurons if takes_sums else None))
+        plain = {name: ffn for name, ffn in ffns.items() if name not in routed}
+        stack.enter_context(fused_ffns(plain, neurons if takes_sums else None))
+        if routed:
+            stack.enter_context(_watch_routed(statistics, neurons, takes_sums, ffns, routed))
+            plain_U = [name in plain for name in ffns]
+            watched.unrouted = torch.tensor(plain_U, device=statistics.square_LI.device)
         if statistics.gradient_LI is not None:
             stack.enter_context(watch_activations(model, ffns.values(), statistics.gradient_LI))
         for index, layer in enumerate(layers):
@@ -278,65 +298,49 @@ def collect_with_grams(
     return collect(model, family, tokens, batch_size, description, extra, grams), grams
 
 
-@torch.no_grad()
-def angular_distance(before: Tensor, after: Tensor) -> Tensor:
-    """Return arccos(cosine(before, after)) / pi of each token, in [0, 1]: arXiv 2403.17887.
-
-    Computed as 2 atan2(||u - v||, ||u + v||) / pi of the unit vectors u and v: arccos loses half of
-    the digits near a cosine of one.
-
-    Args:
-        before: a layer's input, (..., hidden_size); computed in fp64 if it is fp64, else in fp32.
-        after: the layer's output, same shape.
-
-    Returns:
-        (...), fp64 or fp32.
-    """
-    unit_before, unit_after = (
-        nn.functional.normalize(wide(tensor), dim=-1) for tensor in (before, after)
-    )
-    apart, together = (
-        (unit_before - unit_after).norm(dim=-1),
-        (unit_before + unit_after).norm(dim=-1),
-    )
-    return 2 / torch.pi * torch.atan2(apart, together)
+def _watch_routed(
+    statistics: Statistics,
+    neurons: FfnStatistics,
+    takes_sums: bool,
+    ffns: dict[str, Ffn],
+    routed: dict[str, Ffn],
+) -> AbstractContextManager[None]:
+    """Count tokens that are routed to experts; arguments are those in ``collecting``."""
+    device = statistics.square_LI.device
+    statistics.tokens_U = torch.zeros(len(ffns), dtype=torch.int64, device=device)
+    statistics.output_U = torch.zeros(len(ffns), dtype=torch.float64, device=device)
+    sums = ExpertSums(neurons, takes_sums, statistics.tokens_U, statistics.output_U)
+    return sums.watch(routed, {name: place for place, name in enumerate(ffns)})
 
 
 def _zeros(
-    model: "PreTrainedModel", num_layers: int, width: int, extra: frozenset[Extra]
+    model: "PreTrainedModel",
+    num_layers: int,
+    num_ffns: int,
+    width: int,
+    extra: frozenset[Extra],
 ) -> Statistics:
     """Statistics of no tokens, on the model's device."""
     options: dict[str, Any] = {"dtype": torch.float64, "device": model.device}
     statistics = Statistics(
         num_tokens=torch.zeros((), dtype=torch.int64, device=model.device),
-        square_LI=torch.zeros(num_layers, width, **options),
+        square_LI=torch.zeros(num_ffns, width, **options),
         change_L3=torch.zeros(num_layers, 3, **options),
     )
     if "sums" in extra:
         statistics.sum_LI, statistics.absolute_LI, statistics.maximum_LI = torch.zeros(
-            3, num_layers, width, **options
+            3, num_ffns, width, **options
         )
     if "angles" in extra:
         statistics.angle_L = torch.zeros(num_layers, **options)
     if "documents" in extra:
-        statistics.document_LI = torch.zeros(num_layers, width, **options)
+        statistics.document_LI = torch.zeros(num_ffns, width, **options)
         statistics.num_documents = torch.zeros_like(statistics.num_tokens)
     if "gradients" in extra:
-        statistics.gradient_LI = torch.zeros(num_layers, width, **options)
+        statistics.gradient_LI = torch.zeros(num_ffns, width, **options)
     if BACKWARD & extra:
         statistics.num_predicted = torch.zeros_like(statistics.num_tokens)
     return statistics
-
-
-def _add_angles(before: Tensor, after: Tensor, total: Tensor, token_mask: Tensor | None) -> None:
-    """Add the angular distances of the unmasked tokens to ``total``, () fp64, in place."""
-    # inside a backward pass, gradient checkpointing repeats a forward pass that is already counted
-    if torch._C._current_graph_task_id() != -1:
-        return
-    angle_T = angular_distance(before, after).flatten()
-    if token_mask is not None:
-        angle_T = angle_T.masked_fill(~token_mask.flatten(), 0.0)
-    total += angle_T.double().sum()
 
 
 def _backward(
@@ -359,11 +363,15 @@ def _backward(
 def _check_finite(statistics: Statistics) -> None:
     """Raise ValueError if a sum is NaN or infinite, naming the first such layer and the fix."""
     # one bad token makes a sum NaN or infinite, so checking the sums checks every activation
-    finite_L = statistics.square_LI.isfinite().all(1) & statistics.change_L3.isfinite().all(1)
-    if not finite_L.all():
-        layer = int((~finite_L).nonzero()[0])
+    finite_L = statistics.change_L3.isfinite().all(1)
+    finite_U = statistics.square_LI.isfinite().all(1)
+    if len(finite_U) == len(finite_L):
+        finite_L &= finite_U
+    if not (finite_L.all() and finite_U.all()):
+        # a layer's change of the residual stream has its experts' outputs in it
+        found = "an expert" if finite_L.all() else f"layer {int((~finite_L).nonzero()[0])}"
         raise ValueError(
-            f"layer {layer}'s activations are NaN or infinite on the calibration data; check the"
+            f"{found}'s activations are NaN or infinite on the calibration data; check the"
             " checkpoint's weights,"
             " or use --dtype bfloat16 or float32 if it was run in float16"
         )

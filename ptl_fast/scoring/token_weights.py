@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from ptl_fast.base import distributed
 from ptl_fast.data.batching import sequence_batches
 from ptl_fast.model import predictions
+from ptl_fast.model.experts import View
 from ptl_fast.model.families import DownProjection
 from ptl_kernels import matrix
 
@@ -169,8 +170,21 @@ def _in_place_of(
     before = [
         (parameter, parameter.data) for down in downs for parameter in down.module.parameters()
     ]
+    # an expert's weight is a view of others' too: its values change, and not the tensor
+    views = [down for down in downs if isinstance(down.module, View)]
+    kept = [
+        (tensor, tensor.clone())
+        for down in views
+        for tensor in (down.weight_HI, down.bias)
+        if tensor is not None
+    ]
     try:
         for down, weight, bias in zip(downs, weights, biases, strict=True):
+            if isinstance(down.module, View):
+                down.weight_HI.copy_(weight)
+                if bias is not None and down.bias is not None:
+                    down.bias.copy_(bias)
+                continue
             # a module that holds the transpose gets it
             straight = matrix(down.module) is down.module.weight
             down.module.weight.data = weight if straight else weight.T
@@ -180,3 +194,5 @@ def _in_place_of(
     finally:
         for parameter, data in before:
             parameter.data = data
+        for tensor, values in kept:
+            tensor.copy_(values)

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ptl_fast.model.experts import rows_of
 from ptl_kernels import Ffn, NeuronSums
 
 
@@ -33,8 +34,7 @@ class WeightedSums:
         mask is False, else their weight.
         """
         assert weights is not None, "without weights the kernels take the sums"
-        self.counted_T = mask.flatten()
-        self.weights_T = weights.flatten()[self.counted_T]
+        self.mask, self.weights = mask, weights
 
     @contextmanager
     def watch(self, ffns: Mapping[str, Ffn]) -> Iterator[None]:
@@ -47,10 +47,11 @@ class WeightedSums:
 
     @torch.no_grad()
     def _add(self, sums: NeuronSums, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        value_TI = args[0].flatten(0, -2)[self.counted_T]
+        counted_T = rows_of(module, self.mask)
+        value_TI = args[0].flatten(0, -2)[counted_T]
         if value_TI.dtype != torch.float64:
             value_TI = value_TI.float()  # half precision is too coarse for sums
-        weights_T = self.weights_T.to(value_TI)
+        weights_T = rows_of(module, self.weights)[counted_T].to(value_TI)
         sums.square += weights_T @ value_TI.square()
         if sums.sum is None or sums.absolute is None or sums.maximum is None:
             return

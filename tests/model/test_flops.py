@@ -12,8 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ptl_fast.config.presets import PRESETS, shipped_config
 from ptl_fast.model import flops
-from ptl_fast.model.families import find_family
+from ptl_fast.model.families import feed_forwards, find_family
 from ptl_fast.pruning.compact import compact_
+from support.mixtures import make_mixture
 from support.models import FAMILIES, make_model
 from support.plans import layer_plan, neuron_plan, random_kept
 
@@ -115,3 +116,18 @@ def test_every_shipped_architecture_has_its_total_here() -> None:
     assert files == set(TOTALS)
     for file in (PRESETS / "configs").glob("*.json"):
         assert json.loads(file.read_text())["model_type"] in flops.EXTRAS
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
+def test_of_experts_all_parameters_count_and_the_flops_of_those_that_a_token_goes_to(
+    model_type: str,
+) -> None:
+    model = make_mixture(model_type)
+    weights = flops.count_weights(model.config)
+    assert weights.num_parameters == model.num_parameters()
+    # watched, experts run one by one on their own tokens, in products that torch counts
+    for ffn in feed_forwards(model, find_family(model)).values():
+        ffn.down.register_forward_pre_hook(lambda module, args: None)
+    ours = flops.flops_per_sample(model.config, 24)
+    with sdpa_kernel(SDPBackend.MATH):
+        assert ours == pytest.approx(counted_by_torch(model, 24), rel=0.005)

@@ -9,6 +9,7 @@ from ptl_fast import compress
 from ptl_fast.evaluation import sandbox
 from ptl_fast.run import checks
 from support.files import write_rows
+from support.mixtures import make_mixture
 from support.models import DEMO_MODEL, make_model
 from support.runs import DEMO, main
 from support.settings import check, settings
@@ -168,3 +169,20 @@ def test_generated_code_is_not_executed_without_a_filter(
     monkeypatch.setattr(sandbox, "missing_protections", lambda: ["namespaces", "signal scope"])
     checks._check_sandbox()
     assert "this system gives no namespaces, no signal scope: see" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"scorer": "llm-pruner", "compensate": False},
+            "llm-pruner does not know experts",
+        ),
+        ({"compensate_inputs": "pruned"}, "other inputs would go to other experts"),
+        ({"score_once": True, "drop_layers": 1}, "--score-once and --drop-layers"),
+    ],
+)
+def test_what_is_not_there_for_experts_is_refused_before_work(given: dict, message: str) -> None:
+    config = settings(model="it", data="data", **given)
+    with pytest.raises(ValueError, match=message):
+        checks.check_support(config, make_mixture("mixtral").config)

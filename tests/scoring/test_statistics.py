@@ -1,6 +1,5 @@
 """Statistics equal their definitions, computed another way in float64, in any packing."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -175,19 +174,6 @@ def test_nan_activations_name_the_layer(
     with pytest.raises(ValueError, match=f"layer {layer}'s activations are NaN"):
         statistics_module.collect(llama, find_family(llama), packing.pack(documents, 32, 1), 2)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in llama.modules())
-
-
-def test_angular_distance_by_hand() -> None:
-    right = torch.tensor([2.0, 0.0])
-    others = torch.tensor([[5.0, 0.0], [0.0, 1.0], [3.0, 3.0], [-1.0, 0.0], [0.0, 0.0]])
-    assert statistics_module.angular_distance(right.expand(5, 2), others).tolist() == pytest.approx(
-        [0, 0.5, 0.25, 1, 0.5], abs=1e-6
-    )
-    tiny = 1e-5  # float32's cosine of this angle is exactly 1
-    turned = torch.tensor([math.cos(tiny), math.sin(tiny)])
-    assert statistics_module.angular_distance(right, turned).item() == pytest.approx(
-        tiny / math.pi, rel=1e-4
-    )
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])

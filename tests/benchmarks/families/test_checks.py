@@ -24,12 +24,16 @@ KINDS = {
     "bamba": (EXACT, EXACT),
     "gpt_neo": (EXACT, EXACT),
     "gemma4_unified_text": (EXACT, EXACT),
-    # experts, and what depends on the layers' numbers
-    "mixtral": ("mixture of experts", EXACT),
+    # experts: alone; interleaved, with biases; shared ones; beside dense layers of their width
+    "mixtral": (EXACT, EXACT),
+    "gpt_oss": (EXACT, EXACT),
+    "ernie4_5_moe": (EXACT, EXACT),
+    "jamba": (EXACT, "depends on its number"),
+    "jetmoe": ("mixture of experts", EXACT),
+    # what depends on the layers' numbers
     "bitnet": ("has the FFN's width too", EXACT),
     "minicpm3": (EXACT, "residual_scale"),
     "gemma3n_text": ("no field of its config", "which is outside the layers"),
-    "jamba": ("mixture of experts", "depends on its number"),
     "bert": ("is_decoder false", "is_decoder false"),
 }
 
