@@ -4,14 +4,32 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from ptl_fast.base import distributed
+from ptl_fast.base import distributed, progress
+
+
+class _State:
+    is_silent = False
+
+
+_state = _State()
 
 
 def say(text: str) -> None:
     """Print to stdout on the main rank; the other ranks print nothing."""
     # flushed, as stdout is often a log file that somebody follows
-    if distributed.is_main():
-        print(text, flush=True)
+    if distributed.is_main() and not _state.is_silent:
+        with progress.printing():
+            print(text, flush=True)
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """While this lasts ``say`` prints nothing, for --quiet."""
+    _state.is_silent = True
+    try:
+        yield
+    finally:
+        _state.is_silent = False
 
 
 def first_line(error: Exception) -> str:

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from ptl_fast.base import distributed
+from ptl_fast.base.progress import progress
 from ptl_fast.model.families import Family, feed_forwards
 from ptl_fast.scoring.evidence import Evidence
 
@@ -116,12 +115,7 @@ def common_extremes(
         handles.append(ffn.down.register_forward_pre_hook(partial(record_activation, index)))
     common: list[list[set[int]]] = []
     try:
-        for document in tqdm(
-            documents,
-            desc=description,
-            disable=not (description and distributed.is_main()),
-            leave=False,
-        ):
+        for document in progress(documents, description, hidden=not description):
             # in place: the hooks have a reference to this list
             views[:] = [[] for _ in ffns]
             model(torch.tensor([[*document, document[-1]]], device=model.device), use_cache=False)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 
 from ptl_fast.base import distributed
+from ptl_fast.base.progress import progress
 from ptl_fast.baselines.slicegpt import (
     Block,
     SlicedDecoderLayer,
@@ -69,9 +69,7 @@ def rotate_and_slice(
     for batch in batches:
         batch.stream = batch.stream @ basis_HD.to(batch.stream.dtype)
     last = len(decoder.layers) - 1
-    for index, layer in enumerate(
-        tqdm(decoder.layers, desc="slice", disable=not distributed.is_main(), leave=False)
-    ):
+    for index, layer in enumerate(progress(decoder.layers, "slice")):
         output_size = config.hidden_size if index == last else sliced_hidden_size
         sliced = SlicedDecoderLayer(layer, config, output_size)
         for block in blocks(sliced, layer, config):

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ptl_fast.base import distributed
+from ptl_fast.base.progress import progress
 from ptl_fast.model.families import needs_one_row
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def document_batches(
         arranged = tokens.unpacked(batch_size * tokens.input_ids.shape[1])
     # strided, not in blocks: ranks get as many batches each, to within one
     mine = arranged[distributed.rank() :: distributed.world_size()]
-    for rows in tqdm(mine, desc=description, disable=not distributed.is_main(), leave=False):
+    for rows in progress(mine, description):
         yield _batch(model, rows)
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+from ptl_fast.base.progress import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -62,7 +63,7 @@ def answer_all(
         description: label of the progress bar.
     """
     answers: dict[int, Answer] = {}
-    for indices in tqdm(by_length(prompts, batch_size), desc=description, leave=False):
+    for indices in progress(by_length(prompts, batch_size), description):
         batch = answer_batch(model, tokenizer, [prompts[index] for index in indices], sampling)
         answers.update(zip(indices, batch, strict=True))
     return [answers[index] for index in range(len(prompts))]

@@ -17,10 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tqdm.auto import tqdm
-
 from ptl_fast.base import distributed
 from ptl_fast.base.atomic_files import write_atomically
+from ptl_fast.base.progress import Steps
 from ptl_fast.base.run_files import TraceFolder
 from ptl_fast.data.answers import BOXED_REQUEST, checkable_answer
 from ptl_fast.data.chats import prompt_messages
@@ -332,12 +331,11 @@ class _Progress:
     ) -> None:
         self.in_tokens, self.right_share = num_tokens is not None, right_share
         self.amount = 0
-        self.bar = tqdm(
-            desc=description,
-            total=num_documents if num_tokens is None else round(num_tokens),
+        self.bar = Steps(
+            description,
+            num_documents if num_tokens is None else round(num_tokens),
             unit=" tokens" if self.in_tokens else " documents",
-            disable=is_quiet or not distributed.is_main(),
-            leave=False,
+            hidden=is_quiet,
         )
 
     def __enter__(self) -> None:
@@ -353,8 +351,7 @@ class _Progress:
     def set(self, traces: list[Trace]) -> None:
         """Say what there is exactly."""
         self.amount = self._count(traces)
-        self.bar.n = min(self.amount, self.bar.total)
-        self.bar.refresh()
+        self.bar.n = min(self.amount, self.bar.total or 0)
 
     def _count(self, traces: list[Trace]) -> int:
         if not self.in_tokens:

@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tqdm.auto import tqdm
-
+from ptl_fast.base.progress import progress
 from ptl_fast.data.answers import BOXED_REQUEST
 
 if TYPE_CHECKING:
@@ -229,12 +228,7 @@ def judge_all(
     description: str,
 ) -> list[Judged]:
     """Judge one answer to each problem, in the problems' order."""
-    pairs = tqdm(
-        zip(problems, answers, strict=True),
-        desc=f"{description}: judge",
-        total=len(problems),
-        leave=False,
-    )
+    pairs = progress(zip(problems, answers, strict=True), f"{description}: judge", len(problems))
     return [judge(tokenizer, task, row, answer) for row, answer in pairs]
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from tqdm.auto import tqdm
 
+from ptl_fast.base.progress import progress
 from ptl_fast.data import chats as chats_module
 from ptl_fast.data.batching import pad_right
 from ptl_fast.evaluation.task_names import NLL
@@ -43,7 +43,7 @@ def answer_nll(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     # by length: a batch then has little padding
     ordered = sorted(documents, key=lambda document: len(document.text))
-    for first in tqdm(range(0, len(ordered), batch_size), desc=description, leave=False):
+    for first in progress(range(0, len(ordered), batch_size), description):
         batch = ordered[first : first + batch_size]
         encoded = _encoded(tokenizer, batch)
         input_ids = pad_right([ids for ids, _ in encoded], pad)

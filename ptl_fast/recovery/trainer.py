@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ptl_fast.base import distributed, interruption
 from ptl_fast.base.disk import storing
 from ptl_fast.base.errors import Diverged
+from ptl_fast.base.progress import Steps
 from ptl_fast.config.trainer import read_deepspeed
 from ptl_fast.recovery.borrowed_model import tear_down
 from ptl_fast.recovery.liger import liger_kernels
@@ -118,7 +118,7 @@ class Progress(TrainerCallback):
     """A progress bar over optimizer steps that shows the logged value ``shown`` (the loss)."""
 
     def __init__(self, description: str, shown: str = "loss") -> None:
-        self.description, self.shown, self.bar = description, shown, tqdm(disable=True)
+        self.description, self.shown, self.bar = description, shown, Steps(hidden=True)
 
     def on_train_begin(
         self,
@@ -128,13 +128,7 @@ class Progress(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         description = f"{self.description}: recover"
-        self.bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            desc=description,
-            leave=False,
-            disable=not distributed.is_main(),
-        )
+        self.bar = Steps(description, state.max_steps, initial=state.global_step)
 
     def on_log(
         self,
@@ -144,7 +138,7 @@ class Progress(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if self.shown in kwargs["logs"]:
-            self.bar.set_postfix({self.shown: kwargs["logs"][self.shown]}, refresh=False)
+            self.bar.note = f"{self.shown} {float(kwargs['logs'][self.shown]):.4g}"
             self.bar.update(state.global_step - self.bar.n)
 
     def on_train_end(

@@ -140,7 +140,7 @@ def _push(context: "RunContext") -> None:
 
 
 def _card(context: "RunContext", content: dict[str, Any], source: "ModelFolder") -> str:
-    """The model card of the saved model of a report's last round; its base model is the original."""
+    """The model card of what a report's last round saved; its base model is the original."""
     name, settings = context.config.model.model, context.config.model
     assert name is not None
     return model_card.model_card(

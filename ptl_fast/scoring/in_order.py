@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ptl_fast.base import distributed
+from ptl_fast.base.progress import progress
 from ptl_fast.data.batching import Batch, document_batches
 from ptl_fast.model.families import DownProjection, Family, decoder_layers, down_projections
 from ptl_fast.scoring.dropped_blocks import ffn_adds_to_stream, stream_of
@@ -105,9 +105,7 @@ def columns_in_order(
     before = [down.weight_HI.clone() for down in downs]
     found = []
     try:
-        for number in tqdm(
-            range(len(layers)), desc="compensate", disable=not distributed.is_main(), leave=False
-        ):
+        for number in progress(range(len(layers)), "compensate"):
             down, kept_K = downs[number], torch.tensor(kept_LK[number], device=model.device)
             sums = _sums(layers[number], number, down, streams, kept_K, adds)
             found.append(

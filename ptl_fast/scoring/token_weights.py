@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ptl_fast.base import distributed
+from ptl_fast.base.progress import progress
 from ptl_fast.data.batching import sequence_batches
 from ptl_fast.model import predictions
 from ptl_fast.model.experts import View
@@ -76,11 +76,8 @@ def divergence(
     mine = torch.arange(len(tokens))[distributed.rank() :: distributed.world_size()]
     chosen = mine.split(batch_size)
     batches = zip(chosen, sequence_batches(model, tokens.rows(mine), batch_size), strict=False)
-    hidden = not distributed.is_main()
     with torch.inference_mode():
-        for rows, batch in tqdm(
-            batches, desc="weigh tokens", total=len(chosen), disable=hidden, leave=False
-        ):
+        for rows, batch in progress(batches, "weigh tokens", len(chosen)):
             logits_TV = _logits(model, batch.inputs)
             own = [predictions.most_likely(chunk, TOP_K, 1.0) for chunk in _chunks(logits_TV)]
             del logits_TV  # the probe's take their place

@@ -19,10 +19,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ptl_fast.base import distributed
 from ptl_fast.base.atomic_files import write_atomically
+from ptl_fast.base.progress import progress
 from ptl_fast.base.run_files import RecoveryFolder
 from ptl_fast.data.batching import sequence_batches
 from ptl_fast.model.predictions import Prediction, most_likely, tokens_per_chunk
@@ -182,7 +182,7 @@ def fill(
     ]
     if mine:
         teacher = load()
-        for part in tqdm(mine, desc=description, leave=False, disable=not distributed.is_main()):
+        for part in progress(mine, description):
             sequences = tokens.rows(torch.tensor(cache.part_rows(part)))
             with torch.inference_mode():
                 batches = list(
