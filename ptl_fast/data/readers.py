@@ -143,6 +143,11 @@ def check_files(data: str, form: Form | None = None) -> None:
             document(first[1], f"{source.text} line {first[0]}", form or Form())
 
 
+def hub_names(data: str) -> list[str]:
+    """OWNER/NAME of each hub data set among the sources."""
+    return [source.name for source in _parse(data)[0] if source.on_hub]
+
+
 def _parse(data: str) -> tuple[list[Source], list[float]]:
     """Split a setting into its sources and their weights; the weights are empty if none has one."""
     # a path that exists is taken literally, even if it holds a comma or an @

@@ -4,6 +4,7 @@ imported, which takes several: a missing file or a misspelt task is told at once
 What is on the hub, and whether all of a file can be read, shows later.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,9 @@ def check(config: "Config") -> None:
     for task in entries:
         if task.task == NLL and task.file is not None:
             readers.check_files(task.file, form)
+    for source in (data.data, data.protect):
+        for name in readers.hub_names(source) if source is not None else []:
+            _check_data_set(name)
 
 
 def check_model(setting: str, name: str | None) -> None:
@@ -72,7 +76,29 @@ def check_model(setting: str, name: str | None) -> None:
         )
 
 
-def _may_be_on_hub(name: str) -> bool:
+def _check_data_set(name: str) -> None:
+    """Raise ValueError if there is no such data set on the hub, nor anything like it in the cache
+    of the datasets library, which has names of its own for what it has prepared.
+    """
+    if _may_be_on_hub(name, "dataset"):
+        return
+    from huggingface_hub import constants
+
+    default = os.path.join(constants.HF_HOME, "datasets")
+    cache = Path(os.environ.get("HF_DATASETS_CACHE", default))
+    own = {_letters(name), _letters(name.rpartition("/")[2])}
+    if not cache.is_dir() or not any(_letters(each.name) in own for each in cache.iterdir()):
+        raise ValueError(
+            f"no file {name}, and no such data set on the hub or in its cache"
+            f"{nearest_file(Path(name))}"
+        )
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name)).lower()
+
+
+def _may_be_on_hub(name: str, kind: str = "model") -> bool:
     """Whether the hub's cache holds something of a repository, or the hub does not deny it.
 
     False too where the hub cannot be reached at all: loading would try for a minute, in vain.
@@ -81,13 +107,13 @@ def _may_be_on_hub(name: str) -> bool:
     from huggingface_hub import constants, errors
     from huggingface_hub.file_download import repo_folder_name
 
-    folder = repo_folder_name(repo_id=name, repo_type="model")
+    folder = repo_folder_name(repo_id=name, repo_type=kind)
     if (Path(constants.HF_HUB_CACHE) / folder).is_dir():
         return True
     if constants.HF_HUB_OFFLINE:
         return False
     try:
-        huggingface_hub.HfApi().model_info(name, timeout=HUB_SECONDS)
+        huggingface_hub.HfApi().repo_info(name, repo_type=kind, timeout=HUB_SECONDS)
     except errors.GatedRepoError:
         return True
     except errors.RepositoryNotFoundError:

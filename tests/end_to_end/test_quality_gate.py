@@ -10,6 +10,7 @@ from ptl_fast import compress
 from support.gate import actions
 
 BUNDLED = {
+    "preset": "demo",
     "rounds": 1,
     "scorer": "output-change",
     "compensate": False,

@@ -22,7 +22,7 @@ from support.runs import main
 def test_liger_is_refused_on_a_cpu_and_where_it_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--device", "cpu", "--liger", "--output", str(tmp_path / "out")]
+    flags = ["--preset", "demo", "--device", "cpu", "--liger", "--output", str(tmp_path / "out")]
     assert main(flags) == 2
     assert "--liger trains on kernels that run on GPUs only" in capsys.readouterr().err
     with pytest.MonkeyPatch.context() as patch:

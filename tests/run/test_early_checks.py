@@ -37,7 +37,17 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., C
 
 def test_what_is_there_passes(settings: Callable[..., Config]) -> None:
     early_checks.check(settings())
-    early_checks.check(settings(data="OWNER/NAME", eval_tasks="nll,gsm8k_cot"))
+    early_checks.check(settings(eval_tasks="nll,gsm8k_cot"))
+
+
+def test_a_data_set_in_a_cache_passes_without_the_hub(
+    settings: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="no file OWNER/Some-Set, and no such data set on the"):
+        early_checks.check(settings(data="OWNER/Some-Set"))
+    (tmp_path / "cache" / "owner___some_set").mkdir(parents=True)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    early_checks.check(settings(data="OWNER/Some-Set:train"))
 
 
 WRONG = [
@@ -49,6 +59,7 @@ WRONG = [
     ({"data": "data.jsonl,b.jsonl"}, "no file b.jsonl .*commas separate"),
     ({"answer_column": "repyl"}, r"--answer-column repyl does not fit them; did you mean reply\?"),
     ({"answer_column": None}, "beside question|expected a question"),
+    ({"data": "datta"}, "no file datta, and no such data set on the hub or in its cache"),
     ({"protect": "general.txt"}, "no file general.txt"),
     ({"eval_tasks": "hellaswg"}, r"unknown evaluation task hellaswg; .* did you mean hellaswag\?"),
     ({"eval_tasks": "nll=dta.jsonl"}, r"no file dta.jsonl; did you mean data.jsonl\?"),

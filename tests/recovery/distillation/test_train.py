@@ -141,6 +141,7 @@ def test_model_that_computes_its_own_loss_is_refused(
 
 
 SMALL: dict[str, Any] = {
+    "preset": "demo",
     "recovery": "distill",
     "rounds": 2,
     "keep": 0.25,
