@@ -52,7 +52,7 @@ def read(folder: Path) -> list[RoundHistory]:
     """The finished rounds of a run, in order.
 
     Raises:
-        ValueError: the folder holds no run, or a file of it is damaged.
+        ValueError: the folder holds no run, a file of it is damaged, or experts were pruned.
     """
     import torch
 
@@ -67,12 +67,22 @@ def read(folder: Path) -> list[RoundHistory]:
     layers, rounds = list(range(num_layers)), []
     for number in range(1, files.num_finished_rounds() + 1):
         plan = read_plan(files.round(number))
+        if plan.kept_neurons is not None and len(plan.kept_neurons) != len(layers):
+            raise ValueError(f"{folder} pruned experts, whose neurons are not followed")
         scores_LI, changes_L = _scores(files, number)
         rounds.append(RoundHistory(number, plan, neurons_LI, list(layers), scores_LI, changes_L))
         neurons_LI = compact.follow(neurons_LI, plan)
         gone = set(plan.dropped_layers)
         layers = [each for place, each in enumerate(layers) if place not in gone]
     return rounds
+
+
+def read_if_possible(folder: Path) -> list[RoundHistory]:
+    """What ``read`` returns; [] where it raises: a report does without, and a run goes on."""
+    try:
+        return read(folder)
+    except ValueError:
+        return []
 
 
 def _scores(files: RunFiles, number: int) -> "tuple[Tensor | None, list[float] | None]":

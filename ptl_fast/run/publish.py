@@ -66,7 +66,9 @@ def write_report(context: "RunContext", final: dict[str, Any] | None = None) -> 
     context.folder.report.write(content)
     text = report.to_markdown(content, _how_to_load(context))
     context.folder.write_report(text)
-    context.folder.write_page(report_html.to_html(content, history.read(context.folder.path), text))
+    context.folder.write_page(
+        report_html.to_html(content, history.read_if_possible(context.folder.path), text)
+    )
     return content
 
 

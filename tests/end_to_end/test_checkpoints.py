@@ -83,7 +83,6 @@ def test_changed_bin_weights_are_not_mixed_into_a_run(
 @pytest.mark.parametrize(
     ("model_type", "reason"),
     [
-        ("qwen3_moe", "is not supported: neurons cannot be removed: it is a mixture of experts"),
         ("bitnet", "is not supported: neurons cannot be removed"),
         ("bert", "is not supported: its config says is_decoder false"),
         ("minicpm3", "cannot go: layer 1 depends on its number"),
@@ -97,8 +96,9 @@ def test_run_and_dry_run_refuse_alike_before_data_and_weights(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The folder has no weights, and there is no data."""
+    """The folder has no weights, and the data too few tokens."""
     monkeypatch.chdir(tmp_path)
+    Path("none.jsonl").write_text('{"text": "a"}\n')
     tiny_config(model_type).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     said = []

@@ -1,6 +1,8 @@
 """Neurons and layers keep the original's numbers, whatever moved in between."""
 
 import itertools
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,18 @@ def test_the_cut_is_between_what_went_and_what_stayed(run: Path) -> None:
 def test_no_run_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no run"):
         history.read(tmp_path)
+
+
+def test_a_report_does_without_a_history_that_is_lost_or_of_experts(
+    run: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    plan = copy / "round-01" / "plan.json"
+    content = json.loads(plan.read_text())
+    plan.write_text("{")
+    assert history.read_if_possible(copy) == []
+    for listed in copy.rglob("checksums.list"):
+        listed.unlink()
+    plan.write_text(json.dumps({**content, "kept_neurons": content["kept_neurons"] * 2}))
+    with pytest.raises(ValueError, match="pruned experts"):
+        history.read(copy)
