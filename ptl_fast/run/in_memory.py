@@ -58,7 +58,7 @@ def _write_model(model: Any, tokenizer: Any, folder: Path) -> Path:
     if tokenizer is None:
         name = model.name_or_path
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except Exception as error:  # transformers raises many types
             raise ValueError(
                 f"the loaded model's tokenizer is not found under {name!r}, where it was loaded"

@@ -242,6 +242,15 @@ def test_a_threshold_on_a_peers_score_is_in_its_unit(
 def test_scores_that_recovery_cannot_take_need_their_own_pass(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--dry-run", "--score-during-recovery", "--compensate", "false", "--scorer", name]
+    flags = [
+        "--preset",
+        "demo",
+        "--dry-run",
+        "--score-during-recovery",
+        "--compensate",
+        "false",
+        "--scorer",
+        name,
+    ]
     assert main(flags) == 2
     assert "needs a pass of its own" in capsys.readouterr().err

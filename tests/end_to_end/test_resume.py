@@ -141,7 +141,7 @@ def test_finished_run_answers_at_once_and_another_is_refused(
 
 
 def test_library_use(tmp_path: Path) -> None:
-    """``from ptl_fast import compress`` is a function; without a model, it compresses the demo."""
+    """``from ptl_fast import compress`` is a function."""
     settings = {
         "recovery": "none",
         "recovery_tokens": 9000,
@@ -149,5 +149,7 @@ def test_library_use(tmp_path: Path) -> None:
         "eval_limit": 5,
         "calibration_tokens": 2000,
     }
-    report = compress(**settings, rounds=1, device="cpu", output=str(tmp_path / "run"))
+    report = compress(
+        preset="demo", **settings, rounds=1, device="cpu", output=str(tmp_path / "run")
+    )
     assert report["final"]["width"] == 384
