@@ -126,7 +126,7 @@ def stacked_bars(
 
 
 def heat_map(rows: Sequence[tuple[str, Sequence[float]]], *, title: str, x_title: str) -> str:
-    """A cell for each value in [0, 1], the darker the larger.
+    """A cell for each value in [0, 1], the stronger in colour the larger.
 
     Args:
         rows: (label, its values), all of the same length.

@@ -49,10 +49,11 @@ class RoundHistory:
 
 
 def read(folder: Path) -> list[RoundHistory]:
-    """The finished rounds of a run, in order.
+    """The finished rounds of a run, in order, up to one whose plan is damaged or lost: what came
+    after it has no numbers of the original. All ranks must call this.
 
     Raises:
-        ValueError: the folder holds no run, a file of it is damaged, or experts were pruned.
+        ValueError: the folder holds no run, or experts were pruned.
     """
     import torch
 
@@ -66,6 +67,9 @@ def read(folder: Path) -> list[RoundHistory]:
     neurons_LI = torch.arange(width).expand(num_layers, width).contiguous()
     layers, rounds = list(range(num_layers)), []
     for number in range(1, files.num_finished_rounds() + 1):
+        # a run that is done with a plan does not end because of it, and neither does its report
+        if not files.round(number).plan.exists():
+            break
         plan = read_plan(files.round(number))
         if plan.kept_neurons is not None and len(plan.kept_neurons) != len(layers):
             raise ValueError(f"{folder} pruned experts, whose neurons are not followed")

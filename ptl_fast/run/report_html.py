@@ -74,20 +74,20 @@ def metrics(dense: dict[str, Any]) -> list[Metric]:
 def _sizes(report: dict[str, Any], found: list[Metric]) -> list[list[str]]:
     """The table of the dense model and every round's."""
     dense, places = report["dense"], {each["round"]: each for each in report.get("sizes", [])}
-    header = ["model", "parameters", "of dense", "FLOPs a token", "of dense", "MiB", "seconds"]
-    rows = [[*header, *(metric_names.titled(*each) for each in found)]]
+    header = ["parameters", "of dense", "FLOPs a token", "of dense", "MiB", "seconds"]
+    # quality first: on a telephone the other columns are scrolled to
+    rows = [["model", *(metric_names.titled(*each) for each in found), *header]]
     for record in (dense, *report["rounds"]):
         place = places.get(record.get("round"), {})
         name = f"round {record['round']}" if "round" in record else "dense"
         if place.get("folder"):
             name += f" ({place['folder']}/)"
         stored = place.get("bytes")
-        row = [name]
+        row = [name, *(_shown(record["eval"], each) for each in found)]
         for key in ("num_parameters", "flops_per_token"):
             row += [tables.short(record[key]), f"{record[key] / dense[key]:.1%}"]
         row.append("" if stored is None else f"{stored / 2**20:,.1f}")
         row.append(f"{sum(record['seconds'].values()):.0f}" if "seconds" in record else "")
-        row += [_shown(record["eval"], each) for each in found]
         rows.append(row)
     return rows
 

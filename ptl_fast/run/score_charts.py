@@ -77,8 +77,8 @@ def what_went(rounds: Sequence[RoundHistory]) -> str:
     return card(
         name,
         svg.heat_map(rows, title=name, x_title=f"rank in round {first.number}, lowest first"),
-        "The darker, the more of these neurons are gone by now. A sharp edge: later rounds agreed"
-        " with the first; a full row: the layer was dropped.",
+        "The stronger the colour, the more of these neurons are gone by now. A sharp edge: later"
+        " rounds agreed with the first; a full row: the layer was dropped.",
     )
 
 

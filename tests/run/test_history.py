@@ -67,6 +67,15 @@ def test_the_cut_is_between_what_went_and_what_stayed(run: Path) -> None:
     assert history.cut(history.read(run)[2], 0) is None
 
 
+def test_what_a_damaged_plan_leaves_is_told(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "round-02" / "plan.json").write_text("{}")
+    (tmp_path / "run" / "round-01" / "statistics.safetensors").unlink()
+    (first,) = history.read(tmp_path / "run")
+    assert first.scores_LI is None
+    assert first.plan == history.read(run)[0].plan
+
+
 def test_no_run_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no run"):
         history.read(tmp_path)
