@@ -1,4 +1,4 @@
-"""Write a finished run's model in the format of another engine: ``ptl-fast export RUN --to gguf``.
+"""Write a finished run's model in the format of another engine, such as GGUF.
 
 llama.cpp's own converter and quantizer do the work; what is added is that a model which llama.cpp
 would misread is refused, and that its greedy tokens are compared with transformers' afterwards.
@@ -154,7 +154,7 @@ def _run(command: list[Any]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ptl-fast export", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m ptl_fast.run.export", description=__doc__)
     parser.add_argument("run", help="a finished run's folder, or a model's")
     parser.add_argument("--to", choices=list(FORMATS), required=True, help="the format")
     parser.add_argument("--quantize", choices=list(QUANTIZATIONS), help="quantize the weights")
@@ -164,3 +164,7 @@ def _parser() -> argparse.ArgumentParser:
         "--no-check", action="store_true", help="do not compare greedy tokens with transformers"
     )
     return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
