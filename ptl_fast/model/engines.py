@@ -117,12 +117,17 @@ def misread_by(config: Any, engine: str | None = None) -> list[str]:
     ]
 
 
-def may_misread(config: Any) -> list[str]:
-    """Say which engines may misread the model of this config once layers of it have gone."""
+def may_misread(config: Any, known: frozenset[str] = frozenset()) -> list[str]:
+    """Say what engines assume about the layers of a config's family, where layers are to go.
+
+    Args:
+        config: of the original.
+        known: lists of the config that are known to stay as the engines assume.
+    """
     return [
-        f"{each.engine} assumes that {each.words}."
+        f"{each.engine} assumes that {each.words}: where other layers go, it misreads the result."
         for each in ASSUMPTIONS.get(config.model_type, ())
-        if getattr(config, each.field, None)
+        if each.field not in known and getattr(config, each.field, None)
     ]
 
 

@@ -86,6 +86,7 @@ def dry_run(config: "Config") -> str:
             "These widths are the lowest that --threshold may reach: a round's scores decide how"
             " many neurons go.\n\n"
         )
+    notes = [*notes, *layer_choice.engine_notes(config.prune, dense)]
     said = "".join(f"{note}\n\n" for note in notes)
     told = f"{said}{tables.schedule_table(rows)}\n\n{floor}{assumptions(config, rows)}"
     if config.traces.traces:

@@ -5,10 +5,12 @@ A model may depend on the numbers of its layers in a way that its config cannot 
 is limited by the pattern of the kinds of attention (--keep-attention-pattern).
 """
 
+import copy
+import types
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base.console import first_line, say
-from ptl_fast.model import families, layers
+from ptl_fast.model import engines, families, layers
 from ptl_fast.pruning.plan import LayerLimits, plan_layers
 from ptl_fast.run.folder import read_plan
 
@@ -53,6 +55,30 @@ def check(prune: "PruneSettings", original: "PretrainedConfig") -> None:
         )
     if prune.keep_attention_pattern:
         _check_pattern(original, gone, prune.layers_per_round)
+
+
+def engine_notes(prune: "PruneSettings", original: "PretrainedConfig") -> list[str]:
+    """What inference engines would misread once the layers have gone; may, where scores choose."""
+    number, gone = original.num_hidden_layers, prune.num_dropped_layers
+    if not 0 < gone < number:
+        return []
+    if prune.named_layers:
+        smaller = copy.deepcopy(original)
+        kept = [layer for layer in range(number) if layer not in prune.named_layers]
+        layers.follow_layers(smaller, kept)
+        return engines.misread_by(smaller)
+    kinds = prune.keep_attention_pattern and layers.attention_pattern(original, number - gone)
+    if not kinds:
+        return engines.may_misread(original)
+    # positions and other lists are as the scores will have it
+    follows = types.SimpleNamespace(
+        model_type=original.model_type,
+        layer_types=kinds,
+        sliding_window=getattr(original, "sliding_window", None),
+        attention_chunk_size=getattr(original, "attention_chunk_size", None),
+    )
+    known = frozenset({"layer_types"})
+    return engines.misread_by(follows) + engines.may_misread(original, known)
 
 
 def as_named(context: "RunContext", step: "Round") -> "Tensor":

@@ -183,6 +183,8 @@ def _evaluation(report: dict[str, Any]) -> str:
         for metric, value in values.items()
         if metric not in COSTS and metric in final.get(task, {})
     ]
+    if not rows[1:]:
+        return "Nothing was measured."
     limit = report["config"]["eval_limit"]
     measured = "all samples" if limit is None else f"the first {limit} samples"
     return f"On {measured} of each task:\n\n{markdown.table(rows)}"

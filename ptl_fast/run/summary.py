@@ -98,6 +98,8 @@ def _on_disk(dense: dict[str, Any], final: dict[str, Any], stored: int) -> str:
 def _next(report: dict[str, Any]) -> str:
     """What to do next."""
     dense, final = report["dense"]["eval"], report["final"]["eval"]
+    if not dense:
+        return "Next: nothing was measured (--eval-tasks none); try final/ on your own questions."
     task, metric = _leading(dense)
     now = judged(metric, dense[task][metric], final[task][metric])
     if report.get("stopped"):

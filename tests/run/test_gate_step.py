@@ -112,6 +112,7 @@ def test_rounds_are_extended_undone_and_split_until_the_smallest_step_fails(
         "copies",
         "final",
         "log",
+        "sizes",
         *(f"round-0{n}" for n in "1234"),
         *(f"round-0{n}.failed-1" for n in "145"),
     }

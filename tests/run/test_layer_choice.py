@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from ptl_fast import compress
+from ptl_fast.config.config import Config
 from ptl_fast.run import layer_choice
 from support.models import make_model
 from support.runs import RUN, plans
@@ -133,3 +134,31 @@ def test_a_pattern_that_no_choice_keeps_is_refused() -> None:
     layer_choice.check(settings(keep=1.0, drop_layers=3).prune, config)
     config = AutoConfig.for_model("gemma3_text", **{**TINY, "num_hidden_layers": 12})
     layer_choice.check(settings(keep=1.0, drop_layers=5).prune, config)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "flags", "told"),
+    [
+        pytest.param("gemma2", {"layers": "0"}, "llama.cpp cannot represent", id="named"),
+        pytest.param("gemma2", {"layers": "2,3"}, None, id="a-whole-period"),
+        pytest.param("gemma2", {"drop_layers": 1}, None, id="pattern-kept"),
+        pytest.param(
+            "gemma2",
+            {"drop_layers": 1, "keep_attention_pattern": False},
+            "llama.cpp assumes that every second layer",
+            id="pattern-free",
+        ),
+        pytest.param(
+            "smollm3", {"drop_layers": 1}, "llama.cpp assumes that every fourth", id="positions"
+        ),
+        pytest.param("llama", {"drop_layers": 1}, None, id="no-pattern"),
+        pytest.param("gemma2", {"keep": 0.5}, None, id="no-layers"),
+    ],
+)
+def test_what_an_engine_would_misread_is_told_beforehand(
+    model_type: str, flags: dict[str, Any], told: str | None
+) -> None:
+    original = AutoConfig.for_model(model_type, num_hidden_layers=8)
+    notes = layer_choice.engine_notes(Config.from_flat(**flags).prune, original)
+    found = [note for note in notes if note.startswith("llama.cpp")]
+    assert [note.startswith(str(told)) for note in found] == [True] * (told is not None)

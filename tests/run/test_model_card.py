@@ -77,6 +77,11 @@ def test_every_metric_stands_beside_the_dense_models(report: dict[str, Any]) -> 
         assert f"\n## {title}\n" in text
 
 
+def test_a_run_without_evaluation_says_so(report: dict[str, Any]) -> None:
+    nothing = {name: {**report[name], "eval": {}} for name in ("dense", "final")}
+    assert model_card._evaluation({**report, **nothing}) == "Nothing was measured."
+
+
 def test_hub_data_sets_are_named_and_files_are_not(
     report: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,98 @@
+"""Exports: llama.cpp's tools get the right words, and what it would misread is refused."""
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from ptl_fast.run import export
+
+CONVERTER = """
+import pathlib, sys
+model, _, file, _, kind = sys.argv[1:]
+assert (pathlib.Path(model) / "config.json").is_file()
+pathlib.Path(file).write_text(f"GGUF {kind}")
+"""
+QUANTIZER = """#!/bin/sh
+printf '%s as %s' "$(cat "$1")" "$3" > "$2"
+"""
+
+
+@pytest.fixture
+def llama_cpp(tmp_path: Path) -> Path:
+    """A folder with tools that write down what they are asked."""
+    folder = tmp_path / "llama.cpp"
+    (folder / "build" / "bin").mkdir(parents=True)
+    (folder / "convert_hf_to_gguf.py").write_text(CONVERTER)
+    quantizer = folder / "build" / "bin" / "llama-quantize"
+    quantizer.write_text(QUANTIZER)
+    quantizer.chmod(quantizer.stat().st_mode | stat.S_IXUSR)
+    return folder
+
+
+def finished(folder: Path, **config: object) -> Path:
+    """A run's folder whose result has this config."""
+    (folder / "final").mkdir(parents=True)
+    config = {"model_type": "llama", "dtype": "bfloat16", **config}
+    (folder / "final" / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "content"),
+    [
+        pytest.param([], "small-bf16.gguf", "GGUF bf16", id="own-type"),
+        pytest.param(["--quantize", "q8_0"], "small-q8_0.gguf", "GGUF q8_0", id="by-the-converter"),
+        pytest.param(
+            ["--quantize", "q4_k_m"], "small-q4_k_m.gguf", "GGUF bf16 as Q4_K_M", id="by-quantize"
+        ),
+    ],
+)
+def test_the_tools_write_the_file(
+    flags: list[str], name: str, content: str, llama_cpp: Path, tmp_path: Path
+) -> None:
+    run = finished(tmp_path / "small")
+    words = [str(run), "--to", "gguf", "--llama-cpp", str(llama_cpp), "--no-check", *flags]
+    assert export.main(words) == 0
+    assert (run / name).read_text() == content
+    assert sorted(file.name for file in run.iterdir()) == ["final", name]
+
+
+def test_without_tools_the_message_says_how_to_install_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LLAMA_CPP", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert export.main([str(finished(tmp_path / "small")), "--to", "gguf"]) == 2
+    told = capsys.readouterr().err
+    assert "convert_hf_to_gguf.py is not on PATH" in told
+    assert "git clone" in told
+    assert "--target llama-quantize" in told
+
+
+def test_a_model_that_llama_cpp_would_misread_is_refused(
+    llama_cpp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kinds = ["full_attention", "sliding_attention"]
+    run = finished(tmp_path / "small", model_type="gemma2", sliding_window=8, layer_types=kinds)
+    assert export.main([str(run), "--to", "gguf", "--llama-cpp", str(llama_cpp)]) == 2
+    assert "llama.cpp cannot represent this model" in capsys.readouterr().err
+    assert [file.name for file in run.iterdir()] == ["final"]
+
+
+def test_a_tool_that_fails_is_named_with_its_last_word(
+    llama_cpp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (llama_cpp / "convert_hf_to_gguf.py").write_text("raise SystemExit('no such architecture')")
+    run = finished(tmp_path / "small")
+    assert export.main([str(run), "--to", "gguf", "--llama-cpp", str(llama_cpp)]) == 2
+    assert "convert_hf_to_gguf.py: no such architecture" in capsys.readouterr().err
+    assert [file.name for file in run.iterdir()] == ["final"]
+
+
+def test_a_folder_without_a_model_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export.main([str(tmp_path), "--to", "gguf"]) == 2
+    assert "give a finished run's folder" in capsys.readouterr().err
