@@ -60,7 +60,7 @@ def test_a_run_that_measures_nothing_prunes_and_trains(
     report = (tmp_path / "run" / "report.md").read_text()
     assert "| seconds |" in report
     assert "## Evaluation" not in report
-    assert "base_model" in (tmp_path / "run" / "final" / "README.md").read_text()
+    assert "Nothing was measured" in (tmp_path / "run" / "final" / "README.md").read_text()
     assert compress(**given, output=tmp_path / "run") == content, "the same command answers again"
     with pytest.raises(ValueError, match="--eval-tasks none measures nothing; give --eval-tasks n"):
         compress(**given, output=tmp_path / "other", gate="nll:nll", max_drop=0.1)
