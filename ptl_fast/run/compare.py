@@ -1,6 +1,6 @@
 """Runs side by side: every round of each, by size, as a table or as a page with charts.
 
-    python -m ptl_fast.run.compare runs/a runs/b --html comparison.html
+    ptl-fast compare runs/a runs/b --html comparison.html
 
 Only what the runs have written is read (report.json); a run in progress has its finished rounds.
 """
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="compare", description="Compare runs, round by round, from their folders."
+        prog="ptl-fast compare", description="Compare runs, round by round, from their folders."
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too")

@@ -154,7 +154,7 @@ def _run(command: list[Any]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ptl_fast.run.export", description=__doc__)
+    parser = argparse.ArgumentParser(prog="ptl-fast export", description=__doc__)
     parser.add_argument("run", help="a finished run's folder, or a model's")
     parser.add_argument("--to", choices=list(FORMATS), required=True, help="the format")
     parser.add_argument("--quantize", choices=list(QUANTIZATIONS), help="quantize the weights")

@@ -1,6 +1,6 @@
 """Why a neuron went or stayed, from a run's folder.
 
-    python -m ptl_fast.run.inspect runs/demo --layer 3 --neuron 17
+    ptl-fast inspect runs/demo --layer 3 --neuron 17
 
 Layers and neurons have the original model's numbers, whatever moved in between.
 """
@@ -41,7 +41,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="inspect", description="Say why a neuron went or stayed, or what a layer lost."
+        prog="ptl-fast inspect",
+        description="Say why a neuron went or stayed, or what a layer lost.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     parser.add_argument(

@@ -43,6 +43,21 @@ SUBCOMMANDS = {
         arguments="RUN",
         help="print a run's report, also of one that goes on",
     ),
+    "compare": Subcommand(
+        module="ptl_fast.run.compare",
+        arguments="RUN RUN ...",
+        help="put runs side by side: size, quality and settings of every round",
+    ),
+    "inspect": Subcommand(
+        module="ptl_fast.run.inspect",
+        arguments="RUN --layer L [--neuron N]",
+        help="say why a neuron went or stayed, or what a layer lost",
+    ),
+    "export": Subcommand(
+        module="ptl_fast.run.export",
+        arguments="RUN --to gguf",
+        help="write a result for llama.cpp, and compare its tokens",
+    ),
     "completion": Subcommand(
         module="ptl_fast.run.completion",
         arguments="bash|zsh",
