@@ -14,7 +14,7 @@ SHELL = shutil.which("bash")
 @pytest.mark.parametrize(
     ("words", "completed"),
     [
-        ("co", ["compress", "completion"]),
+        ("comp", ["compress", "compare", "completion"]),
         ("compress --target-pa", ["--target-params"]),
         ("estimate --keep-r", ["--keep-rounds"]),
         ("compress --dtype b", ["bfloat16"]),
