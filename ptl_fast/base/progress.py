@@ -1,7 +1,7 @@
 """Progress of a run: what every long loop reports to, and how it is shown.
 
 Nothing is shown unless ``shown()`` is entered, as the command line does: used as a library, the
-loops are silent. Then, on the main rank, on stderr:
+loops are silent. Then, on the main rank:
 
 - a terminal has two lines at its bottom: the run's bar with the share done and the time left, and
   under it the stage with the innermost loop's count. A thread draws them anew twice a second, so
@@ -120,8 +120,14 @@ def stage(name: str, share_of: Share | None = None) -> Iterator[None]:
 
 @contextmanager
 def shown(stream: TextIO | None = None) -> Iterator[None]:
-    """Show progress on ``stream`` (default: stderr) while this lasts."""
-    _display.start(stream if stream is not None else sys.stderr)
+    """Show progress while this lasts.
+
+    Args:
+        stream: None takes stderr if that is a terminal, else stdout, so that a file of errors has
+            errors alone.
+    """
+    usual = sys.stderr if sys.stderr.isatty() else sys.stdout
+    _display.start(stream if stream is not None else usual)
     try:
         yield
     finally:

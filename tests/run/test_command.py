@@ -1,9 +1,13 @@
 """Exit codes, and one line for what the user can mend."""
 
+import io
 import signal
+import sys
 
 import pytest
 
+from ptl_fast.base.console import say
+from ptl_fast.base.progress import progress
 from ptl_fast.config.config import Config
 from ptl_fast.run import start
 from ptl_fast.run.command import main
@@ -86,3 +90,29 @@ def test_a_run_gets_the_flags_and_ends_with_0(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(start, "run", lambda config, quiet: given.append((config, quiet)))
     assert main(["--keep", "0.5"]) == 0
     assert [(config.prune.keep, quiet) for config, quiet in given] == [(0.5, True)]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def loop(config: Config, quiet: bool) -> None:
+    for _ in progress([1], "calibrate"):
+        say("a message")
+
+
+def test_a_runs_loops_are_seen_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "run", loop)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    assert main([]) == 0
+    assert "calibrate 0/1" in terminal.getvalue()
+
+
+def test_without_a_terminal_stderr_has_errors_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(start, "run", loop)
+    assert main([]) == 0
+    assert capsys.readouterr() == ("a message\n", "")
