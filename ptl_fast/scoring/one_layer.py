@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ptl_fast.data.batching import document_batches
 from ptl_fast.model.families import Family, decoder_layers
@@ -141,6 +142,17 @@ class _Seen(Exception):
     """Ends a forward pass of which enough was seen."""
 
 
+@contextmanager
+def _removed_after(handle: RemovableHandle) -> Iterator[None]:
+    """Remove a hook that has ended the forward pass inside."""
+    try:
+        yield
+    except _Seen:
+        pass
+    finally:
+        handle.remove()
+
+
 def _embedded(model: "PreTrainedModel", first: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """A batch's hidden states before the first layer."""
     found: list[Tensor] = []
@@ -149,13 +161,8 @@ def _embedded(model: "PreTrainedModel", first: nn.Module, inputs: dict[str, Tens
         found.append(args[0] if args else kwargs["hidden_states"])
         raise _Seen
 
-    handle = first.register_forward_pre_hook(see, with_kwargs=True)
-    try:
+    with _removed_after(first.register_forward_pre_hook(see, with_kwargs=True)):
         model.base_model(**inputs, use_cache=False)
-    except _Seen:
-        pass
-    finally:
-        handle.remove()
     return found[0]
 
 
@@ -167,13 +174,11 @@ def _returns_tuple(model: "PreTrainedModel", layer: nn.Module, inputs: dict[str,
         found.append(isinstance(output, tuple | list))
         raise _Seen
 
-    handle, own = layer.register_forward_hook(see), vars(layer).pop("forward")
+    own = vars(layer).pop("forward")
     try:
-        model.base_model(**inputs, use_cache=False)
-    except _Seen:
-        pass
+        with _removed_after(layer.register_forward_hook(see)):
+            model.base_model(**inputs, use_cache=False)
     finally:
-        handle.remove()
         layer.forward = own
     return found[0]
 
