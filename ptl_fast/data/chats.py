@@ -36,7 +36,8 @@ Span = tuple[int, int]
 class Encoded(NamedTuple):
     """A document's token ids, and which of them are answers."""
 
-    ids: list[int]
+    ids: "list[int] | array[int]"
+    """An array where the text is long."""
     answers: "array[int] | None"
     """First token of an answer and the one after its last, of each answer in turn: begin, end,
     begin, end, ... None: all tokens are answers, or it was not asked.
@@ -124,8 +125,8 @@ def _encode_texts(
             inside = (place for place, last in enumerate(ends) if last > border)
             first = next(inside, None)
         # some tokenizers add the end-of-sequence token themselves
-        ids = list(ids)
-        ids = ids if ids[-1:] == end else ids + end
+        if list(ids[-1:]) != end:
+            ids.extend(end)
         answers = None
         if border is not None:
             answers = array("i", [len(ids) if first is None else first, len(ids)])

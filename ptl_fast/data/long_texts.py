@@ -33,7 +33,7 @@ def encode(
     Returns:
         (ids, the first token that ends behind the border; None if none does, or without a border)
     """
-    ids: array[int] = array("q")
+    ids: array[int] = array("i")
     first: int | None = None
     before, after = _special(tokenizer)
     ids.extend(before)
