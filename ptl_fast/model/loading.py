@@ -102,6 +102,8 @@ def load_tokenizer(
         _check_tokenizer(file.read_text("utf-8", errors="replace"), f"{flag} {name}")
     try:
         tokenizer = _tokenizer(bundled(name), settings)
+        # odd values of its settings show at its first text
+        tokenizer("a")
     except Exception as error:  # transformers raises many types for a bad tokenizer
         if not name or not Path(bundled(name)).is_dir():
             raise ValueError(

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from ptl_fast.model.damaged_files import blame
-from ptl_fast.model.loading import load_config, load_model
+from ptl_fast.model.loading import load_config, load_model, load_tokenizer
 from support.models import make_model
 from support.settings import settings
 
@@ -69,3 +70,22 @@ def test_a_part_of_the_config_that_is_no_object_is_named(field: str, folder: Pat
     (folder / "config.json").write_text(json.dumps({**config, field: "nope"}))
     with pytest.raises(ValueError, match=f"{field} is no JSON object, but 'nope'"):
         load(folder)
+
+
+def test_weights_of_another_shape_are_named(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    width = config["intermediate_size"]
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": width + 8}))
+    with pytest.raises(ValueError, match=r"they differ in .*mlp\.\w+_proj\.weight.*\[") as raised:
+        load(folder)
+    assert "report above" not in str(raised.value)
+
+
+def test_a_setting_that_no_text_survives_is_told(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_max_length": [1]}))
+    with pytest.raises(ValueError, match=r"has no tokenizer that can be loaded \(TypeError"):
+        load_tokenizer(str(tmp_path))
