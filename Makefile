@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test style quality bench compare families release clean
+.PHONY: demo test style quality bench compare families torture release clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m ptl_fast.compress
@@ -35,6 +35,10 @@ compare: $(INSTALLED)
 families: $(INSTALLED)  # docs/models.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.families.run
 	$(BIN)/python -m benchmarks.documents.models_table
+
+torture: $(INSTALLED)  # docs/reliability.md, in at most 90 minutes on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture.run
+	$(BIN)/python -m benchmarks.documents.reliability_table
 
 # An sdist, a wheel from it, and that wheel at work outside this folder, with the dependencies of .venv.
 release: $(INSTALLED)

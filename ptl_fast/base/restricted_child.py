@@ -3,7 +3,7 @@
 - Resource limits: processor time, memory, open files; no file may grow, no process or thread start.
 - Namespaces (where the system lets this user have them): users and System V memory of its own.
 - root's capabilities are dropped.
-- Landlock (Linux 5.13): no file can be created, changed, removed or executed.
+- Landlock (Linux 5.13): no file can be created, changed, removed or executed, no device opened.
 - Landlock's scope (Linux 6.12): no signal reaches a process outside, however it is sent.
 - A seccomp filter (Linux on x86-64 and aarch64): only the system calls of base/system_calls.py.
 
@@ -17,6 +17,7 @@ import os
 import resource
 import struct
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from ptl_fast.base import system_calls
@@ -26,15 +27,20 @@ from ptl_fast.base import system_calls
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 SIGKILL = 9
 CLONE_NEWUSER, CLONE_NEWIPC = 0x10000000, 0x08000000
-LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF, LANDLOCK_VERSION = 444, 446, 1
+LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
+LANDLOCK_VERSION, PATH_BENEATH = 1, 1  # a flag of the first, a kind of rule of the second
 # Landlock's rights on files, with the version that brings each
-EXECUTE, WRITE_FILE = 1 << 0, 1 << 1
+EXECUTE, WRITE_FILE, READ_FILE = 1 << 0, 1 << 1, 1 << 2
 REMOVE_AND_MAKE = 0b1_1111_1111 << 4  # of folders, files, devices, sockets, pipes and links
 LATER_RIGHTS = {2: 1 << 13, 3: 1 << 14, 5: 1 << 15}  # moving, truncating, requests to devices
 BIND_AND_CONNECT = 0b11  # of TCP sockets, version 4
 VERSION_OF_NETWORK, VERSION_OF_SCOPES = 4, 6
 ABSTRACT_SOCKETS, SIGNALS = 1 << 0, 1 << 1  # scopes: nothing outside this process is reached
 CAPABILITY_VERSION_3 = 0x20080522
+# Devices do things when they are merely opened: a watchdog restarts the machine, a terminal gives
+# away what its user types.
+DEVICES = "/dev"
+HARMLESS_DEVICES = ("null", "zero", "random", "urandom")
 
 
 def restrict(memory_bytes: int, num_open_files: int, cpu_seconds: int | None = None) -> list[str]:
@@ -113,17 +119,18 @@ def drop_privileges(libc: Any) -> bool:
 
 
 def forbid_writes(libc: Any) -> bool:
-    """Forbid creating, changing, removing and executing files; return whether Landlock did so.
+    """Forbid creating, changing, removing and executing files, and opening devices; return whether
+    Landlock did so.
 
     Needs Linux 5.13. Files that are already open for writing stay writable.
     """
     version = _landlock_version(libc)
-    rights = EXECUTE | WRITE_FILE | REMOVE_AND_MAKE
+    rights = EXECUTE | WRITE_FILE | READ_FILE | REMOVE_AND_MAKE
     # later kernels know more rights; an unknown one would be an error
     for since, right in LATER_RIGHTS.items():
         rights |= right if version >= since else 0
     network = BIND_AND_CONNECT if version >= VERSION_OF_NETWORK else 0
-    if version < 1 or not _landlock(libc, rights, network):
+    if version < 1 or not _landlock(libc, rights, network, readable=_readable()):
         return False
     with contextlib.suppress(OSError):
         os.close(os.open(os.devnull, os.O_WRONLY))
@@ -177,10 +184,25 @@ def _landlock_version(libc: Any) -> int:
     return libc.syscall(LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), LANDLOCK_VERSION)
 
 
-def _landlock(libc: Any, rights: int, network: int, scopes: int = 0) -> bool:
-    """Deny rights on files and on the network, and confine scopes; return whether it is done."""
+def _readable() -> list[str]:
+    """Where files may be read: everywhere but among devices, save for what Python lies in."""
+    top = [os.path.join("/", name) for name in os.listdir("/")]
+    own = [os.path.abspath(path) for path in (*sys.path, sys.prefix, sys.base_prefix)]
+    own = [path for path in own if path.startswith(f"{DEVICES}/")]
+    harmless = [os.path.join(DEVICES, name) for name in HARMLESS_DEVICES]
+    return [path for path in top if path != DEVICES] + own + harmless
+
+
+def _landlock(
+    libc: Any, rights: int, network: int, scopes: int = 0, readable: Sequence[str] = ()
+) -> bool:
+    """Deny rights on files and on the network, and confine scopes; return whether it is done.
+
+    Args:
+        readable: files and folders where READ_FILE is granted, if it is among the rights.
+    """
     # struct landlock_ruleset_attr, as long as what it sets: older kernels know its beginning. A
-    # rule set denies the rights that it handles, except where a rule grants them: there is none
+    # rule set denies the rights that it handles, except where a rule grants them
     values = [rights, network, scopes]
     while not values[-1]:
         values.pop()
@@ -188,6 +210,18 @@ def _landlock(libc: Any, rights: int, network: int, scopes: int = 0) -> bool:
     rules = libc.syscall(LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
     if rules < 0:
         return False
+    for path in readable:
+        _grant_reading(libc, rules, path)
     restricted = libc.syscall(LANDLOCK_RESTRICT_SELF, rules, 0) == 0
     os.close(rules)
     return restricted
+
+
+def _grant_reading(libc: Any, rules: int, path: str) -> None:
+    """Let files at or below ``path`` be read. What cannot be opened is not read anyway."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        # struct landlock_path_beneath_attr, which is packed
+        rule = struct.pack("=Qi", READ_FILE, descriptor)
+        libc.syscall(LANDLOCK_ADD_RULE, rules, PATH_BENEATH, rule, 0)
+        os.close(descriptor)

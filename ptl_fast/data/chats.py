@@ -18,6 +18,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ptl_fast.data import long_texts
 from ptl_fast.data.documents import EXCHANGE, Document
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ Span = tuple[int, int]
 class Encoded(NamedTuple):
     """A document's token ids, and which of them are answers."""
 
-    ids: list[int]
+    ids: "list[int] | array[int]"
+    """An array where the text is long."""
     answers: "array[int] | None"
     """First token of an answer and the one after its last, of each answer in turn: begin, end,
     begin, end, ... None: all tokens are answers, or it was not asked.
@@ -109,19 +111,25 @@ def _encode_texts(
     if not documents:
         return
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    texts = [document.text for document in documents]
+    texts = ["" if long_texts.is_long(each.text) else each.text for each in documents]
     # offsets only where they are needed: they take longer than the ids
     offsets = {"return_offsets_mapping": True} if find_answers else {}
     found = tokenizer(texts, verbose=False, **offsets)
     for index, (document, ids) in enumerate(zip(documents, found["input_ids"], strict=True)):
-        # some tokenizers add the end-of-sequence token themselves
-        ids = ids if ids[-1:] == end else ids + end
-        answers = None
-        if find_answers and document.question:
+        border = len(document.prompt) if find_answers and document.question else None
+        if long_texts.is_long(document.text):
+            ids, first = long_texts.encode(tokenizer, document.text, border)
+        elif border is not None:
             # a token counts if it ends inside the answer, even if it begins in the prompt
-            length, borders = len(document.prompt), found["offset_mapping"][index]
-            inside = (place for place, (_, end) in enumerate(borders) if end > length)
-            answers = array("i", [next(inside, len(ids)), len(ids)])
+            ends = (last for _, last in found["offset_mapping"][index])
+            inside = (place for place, last in enumerate(ends) if last > border)
+            first = next(inside, None)
+        # some tokenizers add the end-of-sequence token themselves
+        if list(ids[-1:]) != end:
+            ids.extend(end)
+        answers = None
+        if border is not None:
+            answers = array("i", [len(ids) if first is None else first, len(ids)])
         yield Encoded(ids, answers)
 
 

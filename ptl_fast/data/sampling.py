@@ -395,4 +395,4 @@ def tokenize(
         if num_tokens is not None and total >= num_tokens:
             return
         total += len(ids)
-        yield ids
+        yield list(ids)

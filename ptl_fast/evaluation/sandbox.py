@@ -3,7 +3,8 @@
 The child is prevented from:
 
 - using much CPU time or memory, opening many files, growing a file, by resource limits;
-- creating, changing, removing or executing any file, by Landlock (Linux 5.13 or newer);
+- creating, changing, removing or executing any file, and opening devices, by Landlock (Linux 5.13
+  or newer);
 - all that a program which computes and reads has no need of, by a seccomp filter that lets through
   a list of system calls (Linux on x86-64 and aarch64; base/system_calls.py): processes, threads,
   signals, sockets, shared memory, other processes' limits, priorities and memory;

@@ -22,6 +22,8 @@ DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "model"
 FINGERPRINT_BYTES = 2**20  # bytes hashed at a weight file's beginning, and as many at its end
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+# what is read before transformers checks the config
+OBJECTS = ("text_config", "quantization_config", "compression_config", "auto_map")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -99,8 +101,18 @@ def find_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     if own is None and adapter is not None:
         # weights elsewhere, in a revision of their own
         name, revision = _base(adapter), adapter.config.get("revision")
-    config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
+    config: Any = PretrainedConfig.get_config_dict(name, revision=revision)[0]
+    _check_objects(config)
     return Checkpoint(name=name, revision=revision, config=config, adapter=adapter)
+
+
+def _check_objects(config: Any) -> None:
+    """Raise ValueError unless config.json, and what is an object in it, is one."""
+    if not isinstance(config, dict):
+        raise ValueError(f"{CONFIG} is no JSON object")
+    for field in OBJECTS:
+        if not isinstance(config.get(field) or {}, dict):
+            raise ValueError(f"{CONFIG}: {field} is no JSON object, but {config[field]!r}")
 
 
 def file_of(name: str, file: str, revision: str | None = None) -> Path | None:

@@ -14,7 +14,8 @@ from ptl_fast.base.console import reason
 from ptl_fast.config.checking import nearest
 from ptl_fast.model import padding, tokenizer_trial, tying
 from ptl_fast.model.checkpoint import DEMO as DEMO
-from ptl_fast.model.checkpoint import bundled, find_checkpoint
+from ptl_fast.model.checkpoint import Checkpoint, bundled, find_checkpoint
+from ptl_fast.model.damaged_files import blame
 from ptl_fast.model.stored_weights import NEEDS_CODE, find, load_stored, read_config
 
 if TYPE_CHECKING:
@@ -71,9 +72,15 @@ def load_config(
     except Exception as error:  # transformers raises many types for a bad config
         if checkpoint.needs_code:
             raise ValueError(f"{flag} {name} {NEEDS_CODE}") from error
-        raise ValueError(f"{flag} {name} cannot be loaded: {reason(error)}") from error
+        raise ValueError(_cannot_be_loaded(flag, checkpoint, error)) from error
     tying.correct_config_(config, local_folder(checkpoint.name))
     return config
+
+
+def _cannot_be_loaded(flag: str, checkpoint: Checkpoint, error: Exception) -> str:
+    """A library's reason, and the file that is to blame."""
+    name = checkpoint.name
+    return f"{flag} {name} cannot be loaded: {reason(error)}{blame(local_folder(name))}"
 
 
 def load_tokenizer(
@@ -95,6 +102,8 @@ def load_tokenizer(
         _check_tokenizer(file.read_text("utf-8", errors="replace"), f"{flag} {name}")
     try:
         tokenizer = _tokenizer(bundled(name), settings)
+        # odd values of its settings show at its first text
+        tokenizer("a")
     except Exception as error:  # transformers raises many types for a bad tokenizer
         if not name or not Path(bundled(name)).is_dir():
             raise ValueError(
@@ -103,7 +112,8 @@ def load_tokenizer(
         if "trust_remote_code" in str(error):
             raise ValueError(f"{flag} {name}: its tokenizer {NEEDS_CODE}") from error
         raise ValueError(
-            f"{flag} {name} has no tokenizer that can be loaded ({reason(error)}); save the"
+            f"{flag} {name} has no tokenizer that can be loaded"
+            f" ({reason(error)}{blame(local_folder(name))}); save the"
             " tokenizer into the same folder"
         ) from error
     if not tokenizer.is_fast:
@@ -210,7 +220,7 @@ def load_model(
     try:
         loaded: Any = load_stored(checkpoint, dtype)
     except Exception as error:  # safetensors, torch and transformers raise many types
-        raise ValueError(f"{flag} {name} cannot be loaded: {reason(error)}") from error
+        raise ValueError(_cannot_be_loaded(flag, checkpoint, error)) from error
     model, info = loaded
     # transformers only warns of missing weights, and initializes them at random. Left-over weights
     # outside the decoder layers do no harm

@@ -127,6 +127,8 @@ def load_stored(checkpoint: Checkpoint, dtype: torch.dtype | str) -> Any:
             revision=checkpoint.revision,
             dtype=dtype,
             output_loading_info=True,
+            # its own error names no weight: whoever loads looks at the list of those that differ
+            ignore_mismatched_sizes=True,
             trust_remote_code=False,
             **corrected,
         )
@@ -154,6 +156,7 @@ def load_stored(checkpoint: Checkpoint, dtype: torch.dtype | str) -> Any:
         dtype=wanted,
         generation_config=generation,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
     if checkpoint.adapter is not None:
         merge_adapter_(model, checkpoint.adapter)

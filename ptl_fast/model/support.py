@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ptl_fast.base.console import first_line
+from ptl_fast.base.console import reason
 from ptl_fast.model import layers
 from ptl_fast.model.families import Family, find_family, find_layers
 
@@ -104,7 +104,7 @@ def _cannot_be_built(look: Skeleton) -> str | None:
     try:
         look.model  # noqa: B018  built at the first access
     except Exception as error:  # model classes raise many types for a config that is wrong
-        return f"transformers cannot build it from its config.json: {first_line(error)}"
+        return f"transformers cannot build it from its config.json: {reason(error)}"
     return None
 
 

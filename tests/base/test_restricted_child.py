@@ -177,3 +177,20 @@ PROGRAMS = {
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_ordinary_programs_run(name: str) -> None:
     assert passes(PROGRAMS[name], "assert abs(float(found)) < 1e-9")
+
+
+@needs_landlock
+def test_devices_are_not_opened_but_the_harmless() -> None:
+    program = (
+        "import os\n"
+        "found = []\n"
+        "for folder, _, names in os.walk('/dev'):\n"
+        "    for name in names:\n"
+        "        path = os.path.join(folder, name)\n"
+        "        if not os.path.islink(path):\n"
+        "            try: os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))\n"
+        "            except OSError: continue\n"
+        "            found.append(path)"
+    )
+    harmless = ["/dev/null", "/dev/random", "/dev/urandom", "/dev/zero"]
+    assert passes(program, f"assert sorted(found) == {harmless}, found")
