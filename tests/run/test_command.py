@@ -4,6 +4,8 @@ import signal
 
 import pytest
 
+from ptl_fast.base import progress
+from ptl_fast.base.console import say
 from ptl_fast.config.config import Config
 from ptl_fast.run import start
 from ptl_fast.run.command import main
@@ -86,3 +88,20 @@ def test_a_run_gets_the_flags_and_ends_with_0(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(start, "run", lambda config, quiet: given.append((config, quiet)))
     assert main(["--keep", "0.5"]) == 0
     assert [(config.prune.keep, quiet) for config, quiet in given] == [(0.5, True)]
+
+
+def test_quiet_leaves_only_errors(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def talk(config: Config, quiet: bool) -> None:
+        with progress.stage("saving"):
+            say("a message")
+        raise ValueError("a mistake")
+
+    monkeypatch.setattr(start, "run", talk)
+    assert main(["--quiet"]) == 2
+    assert capfd.readouterr() == ("", "error: a mistake\n")
+    assert main([]) == 2
+    out, err = capfd.readouterr()
+    assert out == "a message\n"
+    assert "saving" in err
