@@ -1,7 +1,7 @@
 """Progress of a run: what every long loop reports to, and how it is shown.
 
 Nothing is shown unless ``shown()`` is entered, as the command line does: used as a library, the
-loops are silent. Then, on the main rank, on stderr:
+loops are silent. Then, on the main rank:
 
 - a terminal has two lines at its bottom: the run's bar with the share done and the time left, and
   under it the stage with the innermost loop's count. A thread draws them anew twice a second, so
@@ -120,8 +120,11 @@ def stage(name: str, share_of: Share | None = None) -> Iterator[None]:
 
 @contextmanager
 def shown(stream: TextIO | None = None) -> Iterator[None]:
-    """Show progress on ``stream`` (default: stderr) while this lasts."""
-    _display.start(stream if stream is not None else sys.stderr)
+    """Show progress on ``stream`` while this lasts: by default on stderr if it is a terminal, else
+    among the messages on stdout, so that stderr has errors alone.
+    """
+    default = sys.stderr if sys.stderr.isatty() else sys.stdout
+    _display.start(stream if stream is not None else default)
     try:
         yield
     finally:

@@ -96,12 +96,13 @@ def test_quiet_leaves_only_errors(
     def talk(config: Config, quiet: bool) -> None:
         with progress.stage("saving"):
             say("a message")
-        raise ValueError("a mistake")
+            raise ValueError("a mistake")
 
     monkeypatch.setattr(start, "run", talk)
     assert main(["--quiet"]) == 2
     assert capfd.readouterr() == ("", "error: a mistake\n")
     assert main([]) == 2
     out, err = capfd.readouterr()
-    assert out == "a message\n"
-    assert "saving" in err
+    assert "saving: stopped" in out
+    assert "a message\n" in out
+    assert err == "error: a mistake\n"
