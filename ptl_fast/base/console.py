@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 
 from ptl_fast.base import distributed, progress
@@ -20,6 +22,11 @@ def say(text: str) -> None:
     if distributed.is_main() and not _state.is_silent:
         with progress.printing():
             print(text, flush=True)
+
+
+def columns() -> int | None:
+    """Characters in a line of the terminal that ``say`` prints to; None if it is no terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 @contextlib.contextmanager

@@ -50,6 +50,9 @@ class RunSettings:
     `hf auth login` first. The same command uploads a result that was finished before.
     """
 
+    quiet: bool = field(default=False, metadata=FREE)
+    """Print errors alone: no progress, no messages, no tables."""
+
     debug: bool = field(default=False, metadata=FREE)
     """Show tracebacks and the libraries' own log messages."""
 

@@ -4,12 +4,19 @@ lm-eval compares answers by their log-likelihood from the logits of whole batche
 twice. That is what its memory goes to, and it knows no limit: on a CPU the process would be killed.
 """
 
+import contextlib
 import copy
 import os
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import lm_eval.api.model
+import lm_eval.api.task
+import lm_eval.models.huggingface
 import torch
 from lm_eval.models.huggingface import HFLM
+
+from ptl_fast.base.progress import Steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,6 +46,52 @@ class SizedModel(HFLM):
         """Tokens of the longest request, cut as lm-eval cuts it."""
         lengths = (len(context) + len(answer) for _, context, answer in requests)
         return min(max(lengths, default=1), self.max_length)
+
+
+class _Bar(Steps):
+    """tqdm as lm-eval calls it, shown as all of the run's progress is."""
+
+    def __init__(
+        self,
+        iterable: Iterable[Any] = (),
+        *,
+        description: str,
+        total: float | None = None,
+        disable: bool = False,
+        **_: Any,
+    ) -> None:
+        self.iterable = iterable
+        total = total if total is not None else len(list(iterable))
+        super().__init__(description, total, hidden=disable)
+
+    def __iter__(self) -> Iterator[Any]:
+        with self:
+            for item in self.iterable:
+                yield item
+                self.update()
+
+
+@contextlib.contextmanager
+def reporting(description: str) -> Iterator[None]:
+    """While this lasts lm-eval's progress bars, which nothing switches off, are ours.
+
+    Args:
+        description: what they are called.
+    """
+
+    def bar(*iterable: Any, **settings: Any) -> _Bar:
+        settings.pop("desc", None)
+        return _Bar(*iterable, description=description, **settings)
+
+    modules: list[Any] = [lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface]
+    before = [module.tqdm for module in modules]
+    try:
+        for module in modules:
+            module.tqdm = bar
+        yield
+    finally:
+        for module, own in zip(modules, before, strict=True):
+            module.tqdm = own
 
 
 def make(

@@ -176,7 +176,7 @@ def run_tasks(
         elif isinstance(own, LoadedChat):
             results[label] = chat.run(model, tokenizer, own, batch_size, named)
         else:
-            results[label] = run_lm_eval(model, tokenizer, own, batch_size, limit)
+            results[label] = run_lm_eval(model, tokenizer, own, batch_size, limit, named)
     # shared before the check, so that every rank raises and none waits for ever
     results = distributed.agree(results)
     for label, values in results.items():
@@ -195,6 +195,7 @@ def run_lm_eval(
     loaded: "TaskDict",
     batch_size: int,
     limit: int | None,
+    description: str = "",
 ) -> dict[str, float]:
     """Run one loaded lm-eval task and return {metric: value}; accuracies are in [0, 1]."""
     # here, as importing lm-eval takes seconds
@@ -202,14 +203,15 @@ def run_lm_eval(
 
     from ptl_fast.evaluation import lm_eval_model
 
-    results = evaluate(
-        lm=lm_eval_model.make(model, tokenizer, batch_size),
-        task_dict=loaded,
-        limit=limit,
-        bootstrap_iters=0,  # no standard errors, which are left out below
-        log_samples=False,
-        confirm_run_unsafe_code=True,  # parse_tasks has asked for the permission
-    )
+    with lm_eval_model.reporting(description):
+        results = evaluate(
+            lm=lm_eval_model.make(model, tokenizer, batch_size),
+            task_dict=loaded,
+            limit=limit,
+            bootstrap_iters=0,  # no standard errors, which are left out below
+            log_samples=False,
+            confirm_run_unsafe_code=True,  # parse_tasks has asked for the permission
+        )
     assert results is not None
     (values,) = results["results"].values()
     # metrics are the keys METRIC,FILTER; others describe the task

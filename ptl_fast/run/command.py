@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 
-from ptl_fast.base import interruption, progress
+from ptl_fast.base import console, interruption, progress
 from ptl_fast.run import failures, start
 from ptl_fast.run.subcommands import version
 
@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
         try:
             config = start.parse(arguments)
             debug = config.run.debug
-            with progress.shown():
+            with console.silent() if config.run.quiet else progress.shown():
                 start.run(config, quiet=not debug)
         except Exception as error:
             if debug:

@@ -13,13 +13,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ptl_fast.base.console import say
+from ptl_fast.base import progress
+from ptl_fast.base.console import columns, say
 from ptl_fast.base.errors import Diverged
 from ptl_fast.base.stored import remove
 from ptl_fast.model import loading, precision
 from ptl_fast.model.widths import ffn_width
 from ptl_fast.run import (
     gate_step,
+    narration,
     prune_step,
     publish,
     records,
@@ -59,7 +61,8 @@ def run(config: "Config", callbacks: "Sequence[Callback]" = ()) -> dict[str, Any
         ValueError: a setting, the model or the data does not fit, or the folder holds another run.
         Diverged: a loss or an evaluation is NaN or infinite, and no quality gate handles it.
     """
-    context = prepare(config)
+    with progress.stage("reading the model and the data"):
+        context = prepare(config)
     # the last process may have been killed between the gate's decision and what follows from it
     gate_step.put_aside_failed_rounds(context)
     trace_step.make(context)
@@ -71,10 +74,12 @@ def run(config: "Config", callbacks: "Sequence[Callback]" = ()) -> dict[str, Any
     for line in (verdict.few_steps_line(steps), verdict.few_tokens_line(refitted, width)):
         if line is not None:
             say(line)
-    context.dense = context.folder.dense.once(lambda: _measure_dense(context))
+    with progress.stage("evaluating the original model"):
+        context.dense = context.folder.dense.once(lambda: _measure_dense(context))
     # killed after a round and before its report: the round's weights would soon be deleted
     if 0 < len(context.records) < len(context.rounds.schedule):
         publish.write_report(context)
+    shown = 0  # rows of the table that were printed
     # not a for loop: the quality gate may make the schedule longer, or end it here
     while len(context.records) < len(context.rounds.schedule):
         finished = len(context.records)
@@ -83,8 +88,12 @@ def run(config: "Config", callbacks: "Sequence[Callback]" = ()) -> dict[str, Any
         for callback in callbacks if len(context.records) > finished else ():
             callback(context.records[-1], context.model)
         publish.write_report(context)
-        say("\n" + tables.table(context.dense, context.records) + "\n")
-    return publish.finish(context)
+        # a round that was undone has no row
+        if len(context.records) > shown:
+            say(tables.new_rows(context.dense, context.records, shown, columns()))
+            shown = len(context.records)
+    with progress.stage("writing the result"):
+        return publish.finish(context)
 
 
 def _measure_dense(context: "RunContext") -> dict[str, Any]:
@@ -282,7 +291,8 @@ def _stage(context: "RunContext", step: "Round", label: str, compute: Callable[[
     loading.seed_everything(context.config.run.seed * 1000 + step.number)
     start = time.perf_counter()
     try:
-        value = compute()
+        with narration.stage(context, step, label):
+            value = compute()
     finally:  # whatever else fails in a folder that is gone, it fails because of that
         context.folder.check_present()
     kept = context.folder.round(step.number).seconds

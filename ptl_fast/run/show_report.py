@@ -1,4 +1,4 @@
-"""``ptl-fast report RUN``: print what a run has written about itself so far."""
+"""``ptl-fast report RUN``: print what a run has written about itself so far, or follow it."""
 
 import argparse
 import sys
@@ -6,16 +6,23 @@ from pathlib import Path
 
 from ptl_fast.base.run_files import RunFiles
 from ptl_fast.config.checking import nearest_file
+from ptl_fast.run import follow
 
 
 def main(arguments: list[str]) -> int:
-    """Print report.md; returns the exit code, 2 where there is none."""
+    """Print report.md, or follow the run; returns the exit code, 2 where there is none."""
     parser = argparse.ArgumentParser(
         prog="ptl-fast report",
         description="Print a run's report. A run writes it after every round.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder (--output)")
-    folder = parser.parse_args(arguments).run
+    parser.add_argument(
+        "--follow", action="store_true", help="tell what a run in progress does, until it ends"
+    )
+    asked = parser.parse_args(arguments)
+    if asked.follow:
+        return follow.main([str(asked.run)])
+    folder = asked.run
     report = RunFiles(folder).report_text
     if report.is_file():
         print(report.read_text())

@@ -7,6 +7,7 @@ preset's dry run and an error in the settings answer at once. Functions import t
 import os
 from typing import TYPE_CHECKING, Any
 
+from ptl_fast.base import progress
 from ptl_fast.base.console import no_library_bars, quiet_libraries, quieted
 from ptl_fast.config import command_line
 from ptl_fast.recovery.registry import trains_on_text
@@ -119,9 +120,10 @@ def run(
             print(dry_run(config))
         return {}
     # only now: it imports transformers, which a dry run may not need
-    if quiet:
-        quiet_libraries()
-    from ptl_fast.run import loop
+    with progress.stage("loading libraries"):
+        if quiet:
+            quiet_libraries()
+        from ptl_fast.run import loop
 
     with no_library_bars():
         return loop.run(config, callbacks)

@@ -40,8 +40,8 @@ SUBCOMMANDS = {
     ),
     "report": Subcommand(
         module="ptl_fast.run.show_report",
-        arguments="RUN",
-        help="print a run's report, also of one that goes on",
+        arguments="RUN [--follow]",
+        help="print a run's report, or tell what one in progress does until it ends",
     ),
     "compare": Subcommand(
         module="ptl_fast.run.compare",

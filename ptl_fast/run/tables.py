@@ -16,6 +16,9 @@ COLUMNS = [
     "recovered",
     "seconds",
 ]
+# of a table that is too wide, in the order in which they are left out: from the right to the left,
+# so that the others keep their places
+LESS_NEEDED = ["FLOPs/token", "layers"]
 
 
 def table(dense: dict[str, Any], rounds: list[dict[str, Any]]) -> str:
@@ -24,6 +27,11 @@ def table(dense: dict[str, Any], rounds: list[dict[str, Any]]) -> str:
     "pruned" and "recovered" have the first metric of the first evaluation task (see
     ``leading_metric``) before and after recovery; "seconds" is the round's wall-clock time.
     """
+    return markdown.table(_cells(dense, rounds))
+
+
+def _cells(dense: dict[str, Any], rounds: list[dict[str, Any]]) -> list[list[str]]:
+    """The cells of ``table``, the header first."""
     task, metric = leading_metric(dense)
     if not task:
         return _sizes_alone(dense, rounds)
@@ -39,13 +47,44 @@ def table(dense: dict[str, Any], rounds: list[dict[str, Any]]) -> str:
             show_recovered(record, task, metric),
         )
         rows.append(_row(name, record, pruned, recovered, _seconds(record)))
-    return markdown.table([header, *rows])
+    return [header, *rows]
 
 
-def _sizes_alone(dense: dict[str, Any], rounds: list[dict[str, Any]]) -> str:
+def new_rows(
+    dense: dict[str, Any], rounds: list[dict[str, Any]], num_shown: int, width: int | None = None
+) -> str:
+    """Return what of ``table`` was not printed yet: all of it, or the rows of the newest rounds.
+
+    Where it is too wide, the metric's name stands above it, and then columns of the size go.
+
+    Args:
+        num_shown: rounds whose rows were printed.
+        width: characters in a line; None for any number.
+    """
+    cells, above = _cells(dense, rounds), ""
+    if width is not None and _width(cells) > width:
+        task, metric = leading_metric(dense)
+        if task:
+            above = f"pruned, recovered: {metric} of {task}\n"
+            cells[0] = [name.removeprefix(f"{metric} ") for name in cells[0]]
+        for name in LESS_NEEDED:
+            if _width(cells) > width:
+                column = COLUMNS.index(name)
+                cells = [row[:column] + row[column + 1 :] for row in cells]
+    lines = markdown.table(cells).splitlines()
+    return "\n".join(
+        lines[num_shown - len(rounds) :] if num_shown else ["", above + lines[0], *lines[1:]]
+    )
+
+
+def _width(cells: list[list[str]]) -> int:
+    return len(markdown.table(cells).partition("\n")[0])
+
+
+def _sizes_alone(dense: dict[str, Any], rounds: list[dict[str, Any]]) -> list[list[str]]:
     """The table of a run that measures nothing (--eval-tasks none)."""
     rows = [[*size_cells(_name(record), record), _seconds(record)] for record in rounds]
-    return markdown.table([[*COLUMNS[:5], COLUMNS[-1]], [*size_cells("dense", dense), ""], *rows])
+    return [[*COLUMNS[:5], COLUMNS[-1]], [*size_cells("dense", dense), ""], *rows]
 
 
 def _name(record: dict[str, Any]) -> str:

@@ -6,6 +6,8 @@ torch is imported inside the functions, as in ``scoring.scorers``.
 
 from typing import TYPE_CHECKING
 
+from ptl_fast.base.progress import Steps
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -38,15 +40,15 @@ def prices(grams: "GramMatrices") -> "Tensor":
     """
     import torch
 
-    return torch.stack(
-        [
-            eliminate(gram_II, down.weight_HI)
-            for gram_II, down in zip(grams, grams.downs, strict=True)
-        ]
-    ).cpu()
+    prices_LI = []
+    # opened behind the pass that makes the first matrix, which has a bar of its own
+    with Steps("rank neurons, layer", len(grams.downs)) as layers:
+        for gram_II, down in zip(grams, grams.downs, strict=True):
+            prices_LI.append(eliminate(gram_II, down.weight_HI, layers))
+    return torch.stack(prices_LI).cpu()
 
 
-def eliminate(gram_II: "Tensor", down_HI: "Tensor") -> "Tensor":
+def eliminate(gram_II: "Tensor", down_HI: "Tensor", layers: Steps | None = None) -> "Tensor":
     """Return the price of every neuron of one layer, (width,) fp64; see ``prices``.
 
     Neurons are removed in chunks. Within a chunk the order is by the price of removing each alone,
@@ -55,6 +57,7 @@ def eliminate(gram_II: "Tensor", down_HI: "Tensor") -> "Tensor":
     Args:
         gram_II: G with the ridge, (width, width) fp64; positive definite.
         down_HI: down projection, (hidden_size, width).
+        layers: progress of which this is one step; it moves with every chunk.
     """
     import torch
 
@@ -78,5 +81,7 @@ def eliminate(gram_II: "Tensor", down_HI: "Tensor") -> "Tensor":
         across = torch.linalg.solve_triangular(factor, inverse[gone][:, stays], upper=False)
         columns = columns[:, stays] - solved.T @ across
         inverse = inverse[stays][:, stays] - across.T @ across
+        if layers is not None:
+            layers.update(len(gone) / len(gram_II))
         left = left[stays]
     return price_I.sqrt()

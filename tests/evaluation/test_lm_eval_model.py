@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ptl_fast.base import progress
 from ptl_fast.evaluation import lm_eval_model
 
 
@@ -40,3 +41,26 @@ def test_smaller_batches_find_the_same(
     assert model.batch_size == 8
     assert [found for found, _ in small] == pytest.approx([found for found, _ in whole], rel=1e-5)
     assert [greedy for _, greedy in small] == [greedy for _, greedy in whole]
+
+
+def test_bars_of_lm_eval_become_the_runs_progress(
+    llama: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    model, seen = lm_eval_model.make(llama, tokenizer, 2), []
+    call, own = model._model_call, lm_eval_model.lm_eval.models.huggingface.tqdm
+    requests: list[Any] = [(("", str(number)), [5, 6, number], [7]) for number in range(8, 12)]
+
+    def watched(inputs: torch.Tensor) -> torch.Tensor:
+        seen.extend(step.text() for step in progress._innermost())
+        return call(inputs)
+
+    monkeypatch.setattr(model, "_model_call", watched)
+    with lm_eval_model.reporting("dense: task"):
+        model._loglikelihood_tokens(requests)
+    assert seen == ["dense: task 0/4", "dense: task 2/4"]
+    assert not progress._innermost()
+    assert lm_eval_model.lm_eval.models.huggingface.tqdm is own
+    assert capfd.readouterr() == ("", "")

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from ptl_fast.base import progress
 from ptl_fast.base.console import say
-from ptl_fast.base.progress import progress
 from ptl_fast.config.config import Config
 from ptl_fast.run import start
 from ptl_fast.run.command import main
@@ -98,7 +98,7 @@ class Terminal(io.StringIO):
 
 
 def loop(config: Config, quiet: bool) -> None:
-    for _ in progress([1], "calibrate"):
+    for _ in progress.progress([1], "calibrate"):
         say("a message")
 
 
@@ -116,3 +116,21 @@ def test_without_a_terminal_stderr_has_errors_alone(
     monkeypatch.setattr(start, "run", loop)
     assert main([]) == 0
     assert capsys.readouterr() == ("a message\n", "")
+
+
+def test_quiet_leaves_only_errors(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def talk(config: Config, quiet: bool) -> None:
+        with progress.stage("saving"):
+            say("a message")
+            raise ValueError("a mistake")
+
+    monkeypatch.setattr(start, "run", talk)
+    assert main(["--quiet"]) == 2
+    assert capfd.readouterr() == ("", "error: a mistake\n")
+    assert main([]) == 2
+    out, err = capfd.readouterr()
+    assert "saving: stopped" in out
+    assert "a message\n" in out
+    assert err == "error: a mistake\n"

@@ -24,3 +24,11 @@ def test_where_there_is_none_it_is_said_why(
     (tmp_path / "mine" / "state.json").write_text("{}")
     assert main([str(tmp_path / "mine")]) == 2
     assert "has no report yet" in capsys.readouterr().err
+
+
+def test_a_run_that_has_stopped_is_not_followed_for_ever(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "state.json").write_text("{}")
+    assert main([str(tmp_path), "--follow"]) == 1
+    assert "it stopped at: evaluating the original model" in capsys.readouterr().out

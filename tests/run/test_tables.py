@@ -83,3 +83,38 @@ def test_a_dry_run_without_recovery_tokens_says_that_the_data_decides() -> None:
         ["1.0", "3.0", "its part of the data", "?"],
         ["1.0", "3.0", "12,000", "1.2"],
     ]
+
+
+def test_a_new_round_is_a_new_row_under_those_that_were_shown() -> None:
+    record = {
+        **DENSE,
+        "round": 1,
+        "kind": "neurons",
+        "eval_pruned": {"nll": {"nll": 1.5}},
+        "seconds": {"recover": 10.4},
+    }
+    rounds = [record, {**record, "round": 2}]
+    whole = tables.table(DENSE, rounds)
+    assert tables.new_rows(DENSE, rounds, 0) == f"\n{whole}"
+    assert tables.new_rows(DENSE, rounds, 1) == whole.splitlines()[-1]
+
+
+@pytest.mark.parametrize("width", [70, 80, 100, 200, None])
+def test_a_table_fits_the_terminal_and_keeps_its_columns_in_every_row(width: int | None) -> None:
+    record = {
+        **DENSE,
+        "round": 1,
+        "kind": "neurons",
+        "eval": {"task": {"exact_match/final-number": 1.0}},
+        "eval_pruned": {"task": {"exact_match/final-number": 1.0}},
+        "seconds": {"recover": 10.4},
+    }
+    dense, rounds = {**DENSE, "eval": record["eval"]}, [record, {**record, "round": 2}]
+    first = tables.new_rows(dense, rounds[:1], 0, width)
+    second = tables.new_rows(dense, rounds, 1, width)
+    assert second.count("\n") == 0
+    assert max(map(len, [*first.splitlines(), second])) <= (width or 1000)
+    assert "exact_match/final-number" in first
+    assert second.count("|") == first.splitlines()[-1].count("|")
+    # the metric is the last thing to go
+    assert [cell.strip() for cell in second.split("|")][-4:-1] == ["1.0000", "1.0000", "10"]

@@ -1,0 +1,107 @@
+"""What a run says about itself while it goes on: its stages by name, and how far the whole run is.
+
+Nothing here is part of a run's identity or of its results. The share and the time left are
+estimates: the rounds to come take as long as the last finished one or, before there is one, as long
+as the stages so far and PRIOR suggest.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ptl_fast.base import progress
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from ptl_fast.pruning.schedule import Round
+    from ptl_fast.run.context import RunContext
+
+NAMES = {
+    "calibrate": "scoring",
+    "compact": "pruning",
+    "recover": "recovering",
+    "evaluate": "evaluating",
+}
+"""{stage as in seconds.json: what people read}, in a round's order; evaluation also follows
+pruning.
+"""
+PRIOR = {"calibrate": 2.0, "compact": 1.0, "recover": 10.0, "evaluate": 4.0}
+"""Seconds in proportion, until a round has shown its own: a guess that only the first round uses.
+"""
+IDLE_SHARE = 0.05
+
+
+def stage(context: "RunContext", step: "Round", label: str) -> "AbstractContextManager[None]":
+    """The stage of a round as the progress display names it, such as "round 2 of 4: recovering"."""
+    num_rounds = len(context.rounds.schedule)
+    now = context.folder.round(step.number).seconds.found() or {}
+    name = f"round {step.number} of {num_rounds}: {NAMES[label]}"
+    finished = [record["seconds"] for record in context.records]
+    # a round that pruning has not hurt trains nothing, which says little about the next one
+    if context.config.recovery.recovery_split == "until-recovered":
+        finished = [_without_idle_recovery(each) for each in finished]
+    return progress.stage(name, share_of(finished, now, label, num_rounds - step.number))
+
+
+def share_of(
+    finished: Sequence[Mapping[str, float]],
+    now: Mapping[str, float],
+    label: str,
+    num_later: int,
+) -> progress.Share:
+    """Return the function that ``progress.stage`` asks.
+
+    Args:
+        finished: seconds of each finished round's stages.
+        now: of this round's stages so far.
+        label: the stage that goes on.
+        num_later: rounds after this one.
+    """
+
+    def answer(seconds: float, loop_left: float | None) -> tuple[float, float | None]:
+        spent = now.get(label, 0.0) + seconds
+        expected = _expected(finished, now, label, spent, loop_left)
+        if expected is None:
+            share = sum(PRIOR[each] for each in PRIOR if now.get(each))
+            return share / (sum(PRIOR.values()) * (1 + num_later)), None
+        labels = list(NAMES)
+        # the evaluation of the pruned model comes before recovery
+        is_early = label == "evaluate" and not now.get("recover")
+        first = labels.index("recover" if is_early else label)
+        left = max(loop_left or 0.0, expected[label] * (0.5 if is_early else 1.0) - spent)
+        left += sum(expected[each] for each in labels[first:] if each != label)
+        left += num_later * sum(expected.values())
+        gone = sum(sum(each.values()) for each in finished) + sum(now.values()) + seconds
+        return gone / max(gone + left, 1e-9), left
+
+    return answer
+
+
+def _without_idle_recovery(seconds: dict[str, float]) -> dict[str, float]:
+    """The seconds of a round, without those of a recovery that hardly took any."""
+    is_idle = seconds["recover"] < IDLE_SHARE * sum(seconds.values())
+    return {name: each for name, each in seconds.items() if name != "recover" or not is_idle}
+
+
+def _expected(
+    finished: Sequence[Mapping[str, float]],
+    now: Mapping[str, float],
+    label: str,
+    spent: float,
+    loop_left: float | None,
+) -> dict[str, float] | None:
+    """Seconds that each stage takes in a whole round; None while nothing is known."""
+    if finished:
+        return _filled(dict(finished[-1]))
+    known = {each: now[each] for each in NAMES if now.get(each) and each != label}
+    if loop_left is not None:
+        # a round has two evaluations
+        is_early = label == "evaluate" and not now.get("recover")
+        known[label] = (spent + loop_left) * (2 if is_early else 1)
+    return _filled(known) if known else None
+
+
+def _filled(known: dict[str, float]) -> dict[str, float]:
+    """The seconds of all stages, from those of some and PRIOR."""
+    scale = sum(known.values()) / sum(PRIOR[each] for each in known)
+    return {each: known.get(each, PRIOR[each] * scale) for each in NAMES}
