@@ -4,7 +4,7 @@ document's tables or checks them.
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +47,19 @@ def write_tables(
     description: str | None,
     document: Path,
     make_tables: Callable[[Path], TableMakers],
+    num_names: Mapping[str, int] | None = None,
 ) -> None:
     """The command line of a document's tables: write them, or check that they are what the results
-    give. ``make_tables`` gets the folder of the results.
+    give.
+
+    Args:
+        make_tables: gets the folder of the results.
+        num_names: of some tables, how many of the first columns name a row (``fill_tables``).
     """
     parser = document_parser(description, document)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the raw results")
     options = parser.parse_args(arguments)
-    text = fill_tables(options.document.read_text(), make_tables(options.results))
+    text = fill_tables(options.document.read_text(), make_tables(options.results), num_names)
     write_or_check(options, text)
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.documents.kernels_table [--check]
 
 Reads kernels_*.json, scoring_*.json, compaction_*.json and during_recovery_*.json in
-benchmarks/results. A kind of device without results keeps its rows, as "not measured".
+benchmarks/results. What has no results is named below its table.
 """
 
 import functools
@@ -28,6 +28,7 @@ from benchmarks.kernels.cases import OPS, cases
 from benchmarks.scoring import bench_score_during_recovery
 
 DOCUMENT = ROOT / "docs" / "kernels.md"
+NUM_NAMES = {**dict.fromkeys(OPS, 3), "scoring": 5, "compaction": 3}
 SCORING = {
     "tokens_per_second": "tokens/s",
     "vs_plain_forward": "against the plain forward pass",
@@ -184,7 +185,7 @@ def devices_table(kernels: Results, others: Results) -> Table:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    write_tables(arguments, __doc__, DOCUMENT, make_tables)
+    write_tables(arguments, __doc__, DOCUMENT, make_tables, NUM_NAMES)
 
 
 def _scoring_cell(results: dict[str, Any], name: str) -> str:

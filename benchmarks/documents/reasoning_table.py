@@ -4,7 +4,7 @@
 
 Reads benchmarks/results/reasoning/ and reasoning_development/, and for the speedups the files
 speed_*.json there, which benchmarks.inference.speedup wrote for models of the same sizes. What is
-expected and not finished keeps its line, as "not measured". Several seeds are one line, their mean.
+expected and not finished is named below its table. Several seeds are one line, their mean.
 """
 
 import functools
@@ -36,6 +36,7 @@ from benchmarks.methods.reasoning_results import Result
 
 DOCUMENT = ROOT / "docs" / "reasoning.md"
 NAMES = {"gsm8k": "GSM8K", "mbpp": "MBPP"}
+NUM_NAMES = {**dict.fromkeys(("pruned", "skills", "recovered", "development"), 2), "origin": 1}
 COLUMNS = [
     "model",
     "parameters",
@@ -197,7 +198,7 @@ def origin(found: Mapping[str, Result]) -> Table:
         key = (*(str(setup[name]) for name in names), device, environment["torch"])
         rows.setdefault(key, []).extend(each["commits"])
     lines = [[*key, ", ".join(sorted(set(commits)))] for key, commits in rows.items()]
-    return [header, *(lines or [[MISSING] * len(header)])]
+    return [header, *(lines or [["everything", *[MISSING] * (len(header) - 1)]])]
 
 
 def _line(cell: Cell) -> Line:
@@ -257,7 +258,7 @@ def _speedup(measured: Sequence[dict[str, Any]], work: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    write_tables(arguments, __doc__, DOCUMENT, make_tables)
+    write_tables(arguments, __doc__, DOCUMENT, make_tables, NUM_NAMES)
 
 
 if __name__ == "__main__":

@@ -92,10 +92,13 @@ def no_library_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def quiet_libraries() -> None:
-    """Silence warnings and log messages of libraries; progress bars and our own messages stay.
+def quiet_libraries(level: str = "error") -> None:
+    """Silence libraries below a level; progress bars and our own messages stay.
 
     Holds for the whole process, so it is for the command line and not for use as a library.
+
+    Args:
+        level: error, also without Python's warnings; or warning, info or debug.
     """
     import logging
     import warnings
@@ -104,8 +107,14 @@ def quiet_libraries() -> None:
 
     # tokenizers would warn about each fork after its first use
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    # transformers has log levels and progress bars (of loading weights) of its own
-    transformers.logging.set_verbosity_error()
+    number = getattr(logging, level.upper())
+    if number >= logging.ERROR:
+        warnings.filterwarnings("ignore")
+    else:
+        logging.basicConfig(level=number)
+    # all levels below it; the next one is ten higher
+    logging.disable(number - 10)
+    # these two have levels of their own, and transformers progress bars (of loading weights)
+    logging.getLogger("datasets").setLevel(number)
+    transformers.logging.set_verbosity(number)
     transformers.logging.disable_progress_bar()

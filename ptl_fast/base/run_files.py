@@ -42,7 +42,10 @@ sizes/round-01/                  with --keep-sizes: a copy of that round's model
 sizes/sizes.json, README.md      every round's size and evaluation, and where its model is
 final.changed-1/                 a result that was damaged or changed, when final/ was made again
 report.json, report.md, report.html  the report, after every round
-log/                             TensorBoard logs
+log/                             TensorBoard logs: round-01/ of its training, and
+log/rounds/                      of what the rounds came to
+log/rounds/tracked.json          with --report-to: the run's name in trackers, and how many rounds
+                                 each has (the original model is the first)
 width_multiple.json              with --width-multiple auto: the timings and the chosen multiple
 """
 
@@ -268,6 +271,7 @@ class RunFiles:
         self.sizes_text = path / "sizes" / "README.md"
         self.checksums = path / LIST
         self.log = path / "log"
+        self.tracked = JsonFile(self.log / "rounds" / "tracked.json")
 
     def round(self, number: int) -> RoundFolder:
         """The files of round ``number``, from 1."""

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ptl_fast.config.checking import FREE, as_text, check_at_least_one
 
@@ -53,8 +54,11 @@ class RunSettings:
     quiet: bool = field(default=False, metadata=FREE)
     """Print errors alone: no progress, no messages, no tables."""
 
+    log_level: Literal["error", "warning", "info", "debug"] = field(default="error", metadata=FREE)
+    """How much of the libraries' own log messages to show (transformers, datasets and others)."""
+
     debug: bool = field(default=False, metadata=FREE)
-    """Show tracebacks and the libraries' own log messages."""
+    """Show tracebacks, and libraries' warnings as they come."""
 
     preset: str | None = None
     """Settings by name (see ptl_fast/config/presets); flags and --config override them."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ptl_fast.base import trackers
 from ptl_fast.config.checking import (
     FREE,
     ROUNDING,
@@ -13,6 +14,7 @@ from ptl_fast.config.checking import (
     check_finite,
     nearest,
     nearest_file,
+    unknown,
 )
 
 DEEPSPEED_FOLDER = Path(__file__).parent / "presets" / "deepspeed"
@@ -57,8 +59,18 @@ class TrainerSettings:
     checkpoint_minutes: float = field(default=10.0, metadata=FREE)
     """Minutes between checkpoints inside a round's recovery."""
 
+    report_to: str = field(default="tensorboard", metadata=FREE)
+    """Where curves of training, and sizes, scores and evaluation of every round, are logged:
+    tensorboard (in the run's log/), wandb, trackio, several with commas, or none.
+    """
+
     def __post_init__(self) -> None:
         self.deepspeed = as_text(self.deepspeed)
+
+    @property
+    def trackers(self) -> list[str]:
+        """The trackers of --report-to, keys of TRACKERS."""
+        return [] if self.report_to == trackers.NONE else self.report_to.split(",")
 
     def check(self) -> None:
         """Raise ValueError for a setting out of range."""
@@ -66,6 +78,9 @@ class TrainerSettings:
         if self.learning_rate <= 0 or self.checkpoint_minutes < 0:
             raise ValueError("--learning-rate must be positive, --checkpoint-minutes at least 0")
         check_at_least_one(self, ["global_batch", "micro_batch"])
+        for name in self.trackers:
+            if name not in trackers.TRACKERS:
+                raise ValueError(unknown("--report-to", name, [*trackers.TRACKERS, trackers.NONE]))
 
 
 def deepspeed_file(name: str) -> Path:

@@ -193,6 +193,7 @@ def recover(names: Sequence[str], model: "PreTrainedModel", task: RecoveryTask) 
             num_tokens=task.num_tokens // max(1, num_on_text),
             folder=task.folder.method(name),
             log_folder=task.log_folder / name,
+            run_name=f"{task.run_name or task.name}/{name}",
         )
         # finished before an interruption
         if part.folder.finished.exists():

@@ -101,6 +101,8 @@ class RecoveryTask:
     """
     log_folder: Path
     """For TensorBoard logs."""
+    run_name: str | None = None
+    """The training's name in other trackers, which no other training may have; None: ``name``."""
     tokenizer: "PreTrainedTokenizerBase"
     # each method reads its own group; the defaults serve those who call a method without a run
     model: ModelSettings = field(default_factory=ModelSettings)

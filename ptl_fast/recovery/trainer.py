@@ -12,6 +12,7 @@ from ptl_fast.base import distributed, interruption
 from ptl_fast.base.disk import storing
 from ptl_fast.base.errors import Diverged
 from ptl_fast.base.progress import Steps
+from ptl_fast.base.trackers import TRACKERS
 from ptl_fast.config.trainer import read_deepspeed
 from ptl_fast.recovery.borrowed_model import tear_down
 from ptl_fast.recovery.liger import liger_kernels
@@ -64,7 +65,8 @@ def common_arguments(model: "PreTrainedModel", task: "RecoveryTask") -> dict[str
         "logging_nan_inf_filter": False,
         # the Checkpoints callback asks for checkpoints by time
         "save_strategy": "no",
-        "report_to": ["tensorboard"],
+        "report_to": task.trainer.trackers,
+        "run_name": task.run_name or task.name,
         "seed": task.seed,
         "use_cpu": on_cpu,
         "dataloader_pin_memory": not on_cpu,
@@ -112,6 +114,8 @@ def run(trainer: Trainer, checkpoint: "Checkpoint | None", model: "PreTrainedMod
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, Progress):
                 callback.bar.close()
+        for name in trainer.args.report_to or ():
+            TRACKERS[name].end_training()
 
 
 class Progress(TrainerCallback):

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ptl_fast.base import trackers
 from ptl_fast.config.checking import flag, nearest, nearest_file
 from ptl_fast.config.presets import shipped_config
 from ptl_fast.data import readers
@@ -40,6 +41,7 @@ def check(config: "Config") -> None:
         quality_gate.parse_gate(config.gate.gate, [task.label for task in entries])
     if config.run.dry_run:
         return
+    trackers.check(config.trainer.trackers)
     data = config.data
     form = Form(data.question_column, data.answer_column, data.text_column)
     if data.data is not None:

@@ -30,6 +30,7 @@ from ptl_fast.run import (
     save_step,
     tables,
     trace_step,
+    track_step,
     verdict,
 )
 from ptl_fast.run.evaluate_step import evaluate, measure_dense
@@ -76,6 +77,7 @@ def run(config: "Config", callbacks: "Sequence[Callback]" = ()) -> dict[str, Any
             say(line)
     with progress.stage("evaluating the original model"):
         context.dense = context.folder.dense.once(lambda: _measure_dense(context))
+    track_step.log_new(context)
     # killed after a round and before its report: the round's weights would soon be deleted
     if 0 < len(context.records) < len(context.rounds.schedule):
         publish.write_report(context)
@@ -88,6 +90,7 @@ def run(config: "Config", callbacks: "Sequence[Callback]" = ()) -> dict[str, Any
         for callback in callbacks if len(context.records) > finished else ():
             callback(context.records[-1], context.model)
         publish.write_report(context)
+        track_step.log_new(context)
         # a round that was undone has no row
         if len(context.records) > shown:
             say(tables.new_rows(context.dense, context.records, shown, columns()))

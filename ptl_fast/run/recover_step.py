@@ -17,7 +17,7 @@ from ptl_fast.recovery import optimizer_state, registry, token_budget
 from ptl_fast.recovery.continual_pretraining import last_part, num_steps
 from ptl_fast.recovery.registry import RECOVERIES
 from ptl_fast.recovery.task import HeldOutText, RecoveryTask, TrainingOptions
-from ptl_fast.run import inputs, prune_step, rollout_report
+from ptl_fast.run import inputs, prune_step, rollout_report, track_step
 from ptl_fast.run.evaluate_step import checked_nll
 from ptl_fast.run.rounds import kind_of
 from ptl_fast.scoring.statistics import StatisticsCollector, collecting
@@ -145,6 +145,7 @@ def _task(
         name=files.name(extension),
         folder=files.recovery_folder(extension),
         log_folder=context.folder.log / files.name(extension),
+        run_name=track_step.name_of(context, files.name(extension)),
         tokenizer=context.inputs.tokenizer,
         model=config.model,
         trainer=config.trainer,

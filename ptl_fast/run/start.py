@@ -122,7 +122,7 @@ def run(
     # only now: it imports transformers, which a dry run may not need
     with progress.stage("loading libraries"):
         if quiet:
-            quiet_libraries()
+            quiet_libraries(config.run.log_level)
         from ptl_fast.run import loop
 
     with no_library_bars():

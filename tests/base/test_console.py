@@ -50,6 +50,22 @@ def test_quiet_libraries_say_nothing_below_an_error(
         transformers.logging.enable_progress_bar()
 
 
+def test_libraries_say_as_much_as_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    monkeypatch.setattr(logging, "basicConfig", lambda level: None)  # pytest has its own handlers
+    verbosity = transformers.logging.get_verbosity()
+    try:
+        quiet_libraries("info")
+        for name in ("transformers.elsewhere", "datasets.elsewhere"):
+            assert logging.getLogger(name).isEnabledFor(logging.INFO)
+            assert not logging.getLogger(name).isEnabledFor(logging.DEBUG)
+    finally:
+        logging.disable(logging.NOTSET)
+        logging.getLogger("datasets").setLevel(logging.NOTSET)
+        transformers.logging.set_verbosity(verbosity)
+        transformers.logging.enable_progress_bar()
+
+
 def test_quiet_holds_inside_alone(capsys: pytest.CaptureFixture[str]) -> None:
     import logging
     import warnings

@@ -17,6 +17,12 @@ from ptl_fast.config.trainer import TrainerSettings, read_deepspeed
         ({"checkpoint_minutes": float("inf")}, "--checkpoint-minutes inf must be a finite number"),
         ({"global_batch": 0}, "--global-batch 0 must be at least 1"),
         ({"micro_batch": 0}, "--micro-batch 0 must be at least 1"),
+        (
+            {"report_to": "tensorboard,wand"},
+            "unknown --report-to wand; choose tensorboard, wandb, trackio, none; did you mean"
+            " wandb",
+        ),
+        ({"report_to": "none,wandb"}, "unknown --report-to none; choose"),
     ],
 )
 def test_what_makes_no_sense_is_named(values: dict[str, Any], message: str) -> None:
@@ -26,6 +32,20 @@ def test_what_makes_no_sense_is_named(values: dict[str, Any], message: str) -> N
 
 def test_defaults_make_sense() -> None:
     TrainerSettings().check()
+
+
+@pytest.mark.parametrize(
+    ("report_to", "names"),
+    [
+        ("tensorboard", ["tensorboard"]),
+        ("trackio,tensorboard", ["trackio", "tensorboard"]),
+        ("none", []),
+    ],
+)
+def test_several_trackers_are_named_with_commas(report_to: str, names: list[str]) -> None:
+    settings = TrainerSettings(report_to=report_to)
+    settings.check()
+    assert settings.trackers == names
 
 
 @pytest.mark.parametrize("name", ["zero2", "zero3"])

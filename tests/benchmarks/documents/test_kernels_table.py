@@ -41,7 +41,7 @@ def test_document_shows_losses_and_keeps_unmeasured_devices(tmp_path: Path) -> N
         "| Some CPU | SmolLM2-135M T1024 H576 I1536 | float32 | 2.000 | 3.0 (30%) | 1.0e-06 | 0.50"
         " (0.40 to 0.60) |"
     ) in text
-    assert "| GPU | Llama3-8B T8192 H4096 I14336 | bfloat16 | not measured |" in text
+    assert "Not measured: GPU, Llama3-8B T8192 H4096 I14336 / " in text
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "stale" not in text

@@ -42,7 +42,7 @@ def test_tables_show_measured_rows_and_keep_what_is_not(
         f"| {row['device_speedup']:.2f} | {row['predicted_speedup']:.2f} |"
         f" {row['of_predicted']:.0%} |"
     ) in text
-    assert "| dense | 256 x 2 -> 96 x 1 | float32 | vllm | 2 | 16 | 1 | not measured |" in text
-    assert "| GPU | llama3-8b |  |  |  |  |  |  | not measured |" in text
+    assert "dense, size 256 x 2 -> 96 x 1, float32, vllm, batch 2, prompt 16, new tokens 1" in text
+    assert "GPU, llama3-8b / gemma2-9b / qwen2.5-7b" in text
     assert "stale" not in text
     assert "speedup_test.json" in text
