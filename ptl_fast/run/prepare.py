@@ -18,7 +18,7 @@ from ptl_fast.base.console import say
 from ptl_fast.config.checking import flag
 from ptl_fast.evaluation import tasks as eval_tasks
 from ptl_fast.model import loading, precision, stored_weights
-from ptl_fast.model.widths import ffn_width
+from ptl_fast.model.widths import expert_limits, ffn_width
 from ptl_fast.pruning import width_multiple
 from ptl_fast.recovery import registry, rollouts, trainer
 from ptl_fast.recovery.distillation import teacher_cache
@@ -185,6 +185,7 @@ def _rounds(config: "Config", original: "PretrainedConfig") -> rounds.Rounds:
         ffn_width(original),
         original.num_hidden_layers,
         multiple,
+        experts=expert_limits(original),
     )
 
 

@@ -40,7 +40,10 @@ def load_folder(context: "RunContext", folder: "Path | None") -> None:
         settings = dataclasses.replace(settings, revision=None, merge_adapter=False)
     settings = precision.as_computed(settings, context.device, context.original)
     model = loading.load_model(source, settings, context.device)
-    family = families.find_family(model, needs_neurons=context.config.prune.keep < 1)
+    prune = context.config.prune
+    # whole experts are watched as their neurons are
+    needs_neurons = prune.keep < 1 or prune.keep_experts < 1
+    family = families.find_family(model, needs_neurons=needs_neurons)
     # on a GPU, an id out of range is a device-side assertion without a word about the cause
     check_embeddings(context, source, len(model.get_input_embeddings().weight))  # type: ignore[arg-type]
     # from now on sizes count a head of its own, also of weights whose names its files do not tell
