@@ -20,6 +20,7 @@ from benchmarks.methods.reasoning_problems import Problems
 from benchmarks.methods.reasoning_results import Result
 from benchmarks.methods.setup import Settings
 from ptl_fast import compress
+from ptl_fast.base.progress import shown
 from ptl_fast.config.model import ModelSettings
 from ptl_fast.data.generation import Sampling, answer_batch, by_length
 from ptl_fast.evaluation import chat
@@ -179,7 +180,8 @@ def _check_setup(file: Path, before: dict[str, Any], now: dict[str, Any]) -> Non
 def _compressed(cell: Cell, bench: Bench) -> str:
     """The folder of the cell's compressed model, which is made if it is not there."""
     output = bench.run(cell)
-    compress(**bench.settings(cell), output=str(output))
+    with shown():
+        compress(**bench.settings(cell), output=str(output))
     return str(output / "final")
 
 

@@ -44,7 +44,9 @@ def attack(name: str, folder: Path) -> dict[str, Any]:
     """Run the program; return whether it was refused everything, and what has changed outside."""
     file = folder / "precious"
     file.write_text("data")
-    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    # it ends with whoever holds the other end of its input, should that be killed
+    waits = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    bystander = subprocess.Popen(waits, stdin=subprocess.PIPE)
     try:
         before = state(bystander, file)
         program = programs.source(name, os.getpid(), bystander.pid, str(file))

@@ -16,9 +16,15 @@ The child is prevented from:
 None of this needs privileges. Where the system lacks one of these, ``missing_protections`` names it
 and the others remain. A run refuses to execute generated code where there is no seccomp filter.
 
-Not prevented: the child can read every file that its user can read (but has nowhere to send it);
-code that searches the interpreter's memory for the token that reports success can fake a pass; and
-a kernel vulnerability is a way out. For code that may be hostile, use a virtual machine.
+Tests are judged from outside of the program where they assert that two things are equal: an object
+that equals everything passes for nothing else, and its frames do not hold what is expected
+(assertions.py).
+
+Not prevented: the child can read every file that its user can read (but has nowhere to send it),
+and take from a named pipe what another process waits for; code that knows this judge and searches
+the interpreter's memory for the word that reports success, or changes the modules that its tests
+use, can fake a pass; and a kernel vulnerability is a way out. For code that may be hostile, use a
+virtual machine.
 """
 
 import contextlib
@@ -31,7 +37,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 # Gets this process's import path, so that it finds the same ptl_fast however that was installed.
@@ -67,7 +72,7 @@ def passes(program: str, tests: str, limits: Limits | None = None) -> bool:
     Raises:
         ValueError: the child failed before it ran the program: the system's fault, not the code's.
     """
-    return _run([program, tests], limits or Limits())[0]
+    return _run(program, tests, limits or Limits())[0]
 
 
 def missing_protections() -> list[str]:
@@ -77,12 +82,12 @@ def missing_protections() -> list[str]:
     Raises:
         ValueError: the sandbox's child process does not start on this system.
     """
-    _, report = _run([""], Limits())
+    _, report = _run("", "", Limits())
     return json.loads(report)
 
 
-def _run(sources: Sequence[str], limits: Limits) -> tuple[bool, bytes]:
-    """Execute the sources; return (whether all ran to their end, first line of the child's report).
+def _run(program: str, tests: str, limits: Limits) -> tuple[bool, bytes]:
+    """Execute both; return (whether they ran to their end, first line of the child's report).
 
     The child reports on a pipe: first the missing protections, as JSON, then ``word`` on success.
     """
@@ -93,7 +98,8 @@ def _run(sources: Sequence[str], limits: Limits) -> tuple[bool, bytes]:
         "memory_bytes": limits.memory_bytes,
         "num_open_files": limits.num_open_files,
     }
-    job = json.dumps({"sources": sources, "word": word, "limits": for_child}).encode()
+    content = {"program": program, "tests": tests, "word": word, "limits": for_child}
+    job = json.dumps(content).encode()
     # stdin is a file: writing a large job to a pipe would block until the child reads it
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as stdin:
         stdin.write(job)

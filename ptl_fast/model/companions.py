@@ -3,6 +3,8 @@ them. A tokenizer that was loaded and saved again is another file: transformers 
 does not read, such as the SentencePiece model that other programs want.
 """
 
+import hashlib
+import json
 import re
 import shutil
 from pathlib import Path
@@ -24,6 +26,8 @@ TOKENIZER = re.compile(
     r"|chat_template\.(jinja|json)|additional_chat_templates/[\w.-]+\.jinja"
 )
 LICENCE = re.compile(r"(licen[sc]e|notice|copying|copyright|use_policy)\b[\w .-]*", re.IGNORECASE)
+# What a model computes and answers, beside its weights.
+SETTINGS = ("config.json", "generation_config.json")
 # What is fetched for a model of the hub, beside what loading it has fetched.
 ON_HUB = (
     "tokenizer.json",
@@ -79,6 +83,35 @@ def difference(name: str, folder: Path, settings: "ModelSettings | None" = None)
     if own.get_vocab() != other.get_vocab():
         return "its tokenizer has another vocabulary"
     return "its tokenizer has another chat template" if _template(own) != _template(other) else None
+
+
+def fingerprint(name: str, settings: "ModelSettings") -> dict[str, str]:
+    """{file: hash} of a folder's configuration and tokenizer: a run is not resumed on others.
+
+    Empty for a model of the hub, whose commit says it all (``checkpoint.weights_fingerprint``).
+    """
+    found: dict[str, str] = {}
+    # an adapter's folder may hold the tokenizer, and name that of the weights
+    for folder in (loading.weights_folder(name, settings), loading.local_folder(name)):
+        if folder is None:
+            continue
+        files = [file for file in _files(folder) if TOKENIZER.fullmatch(file.as_posix())]
+        for file in [*files, *map(Path, SETTINGS)]:
+            if (folder / file).is_file():
+                content = _without_version((folder / file).read_bytes())
+                found[file.as_posix()] = hashlib.sha256(content).hexdigest()[:16]
+    return found
+
+
+def _without_version(content: bytes) -> bytes:
+    """A JSON object without the version of transformers that wrote it; anything else as it is."""
+    try:
+        values = json.loads(content)
+    except ValueError:
+        return content
+    if not isinstance(values, dict) or values.pop("transformers_version", None) is None:
+        return content
+    return json.dumps(values, sort_keys=True).encode()
 
 
 def _files(source: Path) -> list[Path]:

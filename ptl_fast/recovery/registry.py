@@ -152,6 +152,11 @@ def rollouts_of(names: Sequence[str], grpo: GrpoSettings, opd: OpdSettings) -> l
     return [function(grpo, opd) for function in functions if function is not None]
 
 
+def trains(names: Sequence[str]) -> bool:
+    """Whether any of these methods trains at all."""
+    return any(each.train is not _train_nothing for each in find(names))
+
+
 def trains_on_text(recovery: str) -> bool:
     """Whether a value of --recovery, NAME[,NAME...], has a method that trains on the data's text.
 

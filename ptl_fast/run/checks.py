@@ -5,6 +5,7 @@ lengths, and what is installed. Rules between settings alone are in ptl_fast.con
 """
 
 import importlib.util
+import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from ptl_fast.evaluation.chat import LoadedChat
 from ptl_fast.model.widths import num_experts
 from ptl_fast.recovery import registry
 from ptl_fast.run import questions, text
+from ptl_fast.scoring.expert_scorers import EXPERT_SCORERS
 from ptl_fast.scoring.scorers import LAYER_SCORERS
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ def check_methods(config: "Config") -> None:
     names: list[tuple[str, str, Iterable[str]]] = [
         ("--scorer", config.score.scorer, SCORERS),
         ("--layer-scorer", config.score.layer_scorer, LAYER_SCORERS),
+        ("--expert-scorer", config.score.expert_scorer, EXPERT_SCORERS),
         *(("--recovery", name, registry.RECOVERIES) for name in recovery.recoveries),
         *(("--final-recovery", name, registry.RECOVERIES) for name in recovery.final_recoveries),
     ]
@@ -174,9 +177,20 @@ def check_support(
     needs_neurons = prune.keep < 1 or prune.slice_hidden is not None
     # the goals, which are solved after this, may leave neurons alone
     needs_neurons &= not config.goal.given or goals_are_solved
-    support.check_support(original, config.model.model or "", needs_neurons=needs_neurons)
+    drops_experts = prune.keep_experts < 1
+    support.check_support(
+        original,
+        config.model.model or "",
+        needs_neurons=needs_neurons,
+        drops_experts=drops_experts,
+    )
     if prune.keep < 1 and num_experts(original):
         _check_experts(config)
+    if drops_experts and config.score.score_once:
+        raise ValueError(
+            "--score-once and --keep-experts do not go together: what experts compute is measured"
+            " anew after others went; leave one of the two out"
+        )
 
 
 def _check_experts(config: "Config") -> None:
@@ -196,6 +210,39 @@ def _check_experts(config: "Config") -> None:
         raise ValueError(
             "--score-once and --drop-layers do not go together for a model with experts; leave one"
             " of them out"
+        )
+
+
+def check_stream(config: "Config", original: "PretrainedConfig") -> None:
+    """Raise ValueError for what --stream cannot do with one layer in memory."""
+    if not config.model.stream:
+        return
+    name, prune, score = config.score.scorer, config.prune, config.score
+    if not SCORERS[name].is_by_layer:
+        able = ", ".join(each for each, scorer in SCORERS.items() if scorer.is_by_layer)
+        raise ValueError(
+            f"--stream has one layer in memory, and --scorer {name} looks at the whole model; use"
+            f" one of {able}"
+        )
+    given = {
+        "--protect": config.data.protect is not None,
+        "--threshold": prune.threshold is not None,
+        "--drop-layers": prune.num_dropped_layers > 0,
+        "--slice-hidden": prune.slice_hidden is not None,
+        "--compensate-inputs pruned": prune.fits_in_order,
+        "--token-weights": score.weighs_tokens,
+        "--score-once": score.score_once,
+        "--score-during-recovery": score.score_during_recovery,
+        "--anticipate": config.recovery.anticipate > 0,
+        "--keep-optimizer-state": config.recovery.keep_optimizer_state,
+        "--merge-adapter": config.model.merge_adapter,
+        "experts": num_experts(original) > 0,
+        "several processes": int(os.environ.get("WORLD_SIZE", "1")) > 1,
+    }
+    for each in [each for each, is_given in given.items() if is_given]:
+        raise ValueError(
+            f"--stream prunes neurons with one layer in memory, and does not know {each}; leave one"
+            " of the two out"
         )
 
 

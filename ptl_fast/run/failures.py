@@ -57,6 +57,16 @@ def told(error: Exception) -> str:
     )
 
 
+def told_by_reader(error: Exception) -> str:
+    """The error in one line, of a command that only reads what a run has written."""
+    if is_mendable(error):
+        return told(error)
+    return (
+        f"{reason(error)} ({_place(error)}): a file that was read is not what a run writes; the"
+        " command that began the run says which one, or makes it again."
+    )
+
+
 def _place(error: Exception) -> str:
     """Where an unexpected error came from: the innermost of our own lines."""
     frames = traceback.extract_tb(error.__traceback__)

@@ -27,6 +27,8 @@ from ptl_fast.pruning.plan import PruningPlan
 
 # version of this layout, kept in state.json
 FORMAT = 1
+# fingerprints that older versions did not take
+LATER = ("model_files", "teacher_files", "tasks")
 
 
 def read_plan(files: RoundFolder) -> PruningPlan:
@@ -112,8 +114,8 @@ class RunFolder(RunFiles):
         before, now = _without_untaken(before, now), {**now, "config": None}
         if before != now:
             raise ValueError(
-                f"{self.path} holds a run on other data or weights; give another --output, or"
-                " --overwrite"
+                f"{self.path} holds a run on other data or weights"
+                f" ({', '.join(_different(before, now))}); give another --output, or --overwrite"
             )
         return differing
 
@@ -278,17 +280,28 @@ class RunFolder(RunFiles):
         # the newest weights always stay (keep_rounds is at least 1): the next round needs them
         old = [each.model().path for each in finished[:-keep_rounds]]
         old += [each.optimizer_state().path for each in finished[:-1]]
+        old += [each.streamed.path for each in finished]
         remove(*old, *(each.recovery_folder().path for each in finished))
+
+
+def _different(before: Any, now: Any, name: str = "state.json") -> list[str]:
+    """The names of what differs in two nested dicts."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return [] if before == now else [name]
+    names = dict.fromkeys([*before, *now])
+    return [each for key in names for each in _different(before.get(key), now.get(key), key)]
 
 
 def _without_untaken(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """A state.json's content without its settings, and with the fingerprints that it lacks as now.
 
-    Older versions took none of .bin files and of models of the hub, and kept an empty list.
+    Older versions took none of .bin files and of models of the hub, and kept an empty list; and
+    none of the files beside the weights.
     """
     before = {**before, "config": None}
-    inputs = before.get("inputs")
-    if isinstance(inputs, dict):
+    inputs, taken = before.get("inputs"), now.get("inputs")
+    if isinstance(inputs, dict) and isinstance(taken, dict):
         later = [each for each in ("weights", "teacher") if inputs.get(each) == {}]
-        before["inputs"] = {**inputs, **{each: now["inputs"][each] for each in later}}
+        later += [each for each in LATER if each in taken and each not in inputs]
+        before["inputs"] = {**inputs, **{each: taken[each] for each in later}}
     return before

@@ -8,8 +8,10 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptl_fast.base import checksums
 from ptl_fast.base.console import say
 from ptl_fast.baselines import SCORERS, authors_rule
 from ptl_fast.config.model import ModelSettings
@@ -17,7 +19,7 @@ from ptl_fast.data import packing, readers, sampling, traces
 from ptl_fast.data.documents import Form
 from ptl_fast.evaluation import tasks as eval_tasks
 from ptl_fast.evaluation.nll import NLL
-from ptl_fast.model import checkpoint, loading, padding
+from ptl_fast.model import checkpoint, companions, loading, padding
 from ptl_fast.recovery import prompts, registry, token_budget
 from ptl_fast.run import quality_gate, questions, rounds, text
 from ptl_fast.run.round_data import RoundData
@@ -55,7 +57,7 @@ class Inputs:
     """
     protected: "Protected | None"
     fingerprint: dict[str, Any]
-    """Hashes of all that was read, and of the weights of the model and the teacher."""
+    """Hashes of all that was read, and of the files of the model and the teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +140,27 @@ def load(
             "teacher": checkpoint.weights_fingerprint(config.distill.teacher, own_revision)
             if config.distill.teacher is not None
             else {},
+            **_files_fingerprint(config, tasks),
         },
     )
     return inputs, data
+
+
+def _files_fingerprint(config: "Config", tasks: "list[EvalTask]") -> dict[str, Any]:
+    """Hashes of the files beside the weights and the data on which a result depends."""
+    assert config.model.model is not None
+    own = ModelSettings(revision=config.distill.teacher_revision)
+    teacher = config.distill.teacher
+    return {
+        "model_files": companions.fingerprint(config.model.model, config.model),
+        "teacher_files": companions.fingerprint(teacher, own) if teacher is not None else {},
+        # those of nll are compared document by document
+        "tasks": {
+            each.label: checksums.of_path(Path(each.file))
+            for each in tasks
+            if each.task != NLL and each.file is not None
+        },
+    }
 
 
 def _check_end_of_sequence(

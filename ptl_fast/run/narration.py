@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ptl_fast.base import progress
+from ptl_fast.recovery import registry
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -40,7 +41,8 @@ def stage(context: "RunContext", step: "Round", label: str) -> "AbstractContextM
     # a round that pruning has not hurt trains nothing, which says little about the next one
     if context.config.recovery.recovery_split == "until-recovered":
         finished = [_without_idle_recovery(each) for each in finished]
-    return progress.stage(name, share_of(finished, now, label, num_rounds - step.number))
+    prior = _prior(context, step)
+    return progress.stage(name, share_of(finished, now, label, num_rounds - step.number, prior))
 
 
 def share_of(
@@ -48,6 +50,7 @@ def share_of(
     now: Mapping[str, float],
     label: str,
     num_later: int,
+    prior: Mapping[str, float] = PRIOR,
 ) -> progress.Share:
     """Return the function that ``progress.stage`` asks.
 
@@ -56,14 +59,15 @@ def share_of(
         now: of this round's stages so far.
         label: the stage that goes on.
         num_later: rounds after this one.
+        prior: seconds of each stage in proportion, until a round has shown its own.
     """
 
     def answer(seconds: float, loop_left: float | None) -> tuple[float, float | None]:
         spent = now.get(label, 0.0) + seconds
-        expected = _expected(finished, now, label, spent, loop_left)
+        expected = _expected(finished, now, label, spent, loop_left, prior)
         if expected is None:
-            share = sum(PRIOR[each] for each in PRIOR if now.get(each))
-            return share / (sum(PRIOR.values()) * (1 + num_later)), None
+            share = sum(prior[each] for each in prior if now.get(each))
+            return share / (sum(prior.values()) * (1 + num_later)), None
         labels = list(NAMES)
         # the evaluation of the pruned model comes before recovery
         is_early = label == "evaluate" and not now.get("recover")
@@ -75,6 +79,12 @@ def share_of(
         return gone / max(gone + left, 1e-9), left
 
     return answer
+
+
+def _prior(context: "RunContext", step: "Round") -> Mapping[str, float]:
+    """PRIOR, without a recovery where the round has none."""
+    trains = registry.trains(context.recoveries(step)) and step.recovery_share > 0
+    return PRIOR if trains else {**PRIOR, "recover": 0.0}
 
 
 def _without_idle_recovery(seconds: dict[str, float]) -> dict[str, float]:
@@ -89,19 +99,20 @@ def _expected(
     label: str,
     spent: float,
     loop_left: float | None,
+    prior: Mapping[str, float],
 ) -> dict[str, float] | None:
     """Seconds that each stage takes in a whole round; None while nothing is known."""
     if finished:
-        return _filled(dict(finished[-1]))
+        return _filled(dict(finished[-1]), prior)
     known = {each: now[each] for each in NAMES if now.get(each) and each != label}
     if loop_left is not None:
         # a round has two evaluations
         is_early = label == "evaluate" and not now.get("recover")
         known[label] = (spent + loop_left) * (2 if is_early else 1)
-    return _filled(known) if known else None
+    return _filled(known, prior) if known else None
 
 
-def _filled(known: dict[str, float]) -> dict[str, float]:
-    """The seconds of all stages, from those of some and PRIOR."""
-    scale = sum(known.values()) / sum(PRIOR[each] for each in known)
-    return {each: known.get(each, PRIOR[each] * scale) for each in NAMES}
+def _filled(known: dict[str, float], prior: Mapping[str, float]) -> dict[str, float]:
+    """The seconds of all stages, from those of some and the prior."""
+    scale = sum(known.values()) / (sum(prior[each] for each in known) or 1.0)
+    return {each: known.get(each, prior[each] * scale) for each in NAMES}

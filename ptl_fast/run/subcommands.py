@@ -6,11 +6,13 @@ for: the list of them answers at once.
 
 import importlib
 import importlib.metadata
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ptl_fast.config.checking import nearest
+from ptl_fast.run import failures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     module = importlib.import_module(subcommand.module)
     run: Callable[[list[str]], int] = getattr(module, subcommand.function)
-    return run(rest)
+    try:
+        code = run(rest)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        # compress tells its own, unless it was to show their tracebacks
+        if "--debug" in rest:
+            raise
+        print(f"error: {failures.told_by_reader(error)}", file=sys.stderr)
+        return 2 if failures.is_mendable(error) else 1
 
 
 def overview() -> str:

@@ -33,16 +33,16 @@ from ptl_fast.model.experts import View, router_weights, rows_of
 from ptl_fast.model.families import Family, down_projections
 from ptl_fast.scoring.ridge import (
     DEFAULT_RIDGE,
-    HELD_OUT_SHARE,
-    HELD_OUT_TOKENS,
     RIDGE,
     Choice,
     choose,
+    set_aside,
 )
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from ptl_fast.data.batching import Batch
     from ptl_fast.data.packing import PackedTokens
 
 
@@ -93,11 +93,18 @@ class GramMatrices:
         self.at_once = max(1, GRAM_BYTES // (8 * self.width**2))
         self.mask: Tensor | None = None
         self.weights: Tensor | None = None
+        self.aside: Tensor | None = None
+        """Which of the next forward pass's tokens choose the ridge, of those in ``mask``."""
         self.sums: list[Tensor] = []
         """Unfinished matrices of the current group of layers, without the texts in ``unread``."""
         self.unread: list[tuple[PackedTokens, float]] = []
         self.num_rows: list[int] = []
         """How many tokens each of them has seen, on all ranks once it is finished."""
+        self.held_out: list[list[Tensor]] = []
+        """Batch by batch, the activations of this rank's tokens that choose the ridge, in the same
+        units. They are those that went into the matrix: a pass of their own, in other batches,
+        rounds otherwise, and massive activations less others need not leave a positive matrix.
+        """
         self.taken: list[Tensor] = []
         """Finished matrices of the current group of layers."""
         self.choices: dict[int, Choice] = {}
@@ -105,11 +112,11 @@ class GramMatrices:
         self.means: dict[int, Tensor] = {}
         """By layer, (width,) fp64: each neuron's mean, where the down projection has a bias."""
 
-    def expect(self, mask: Tensor, weights: Tensor | None = None) -> None:
-        """Set the mask of the next forward pass, one bool per token: False leaves a token out; and
-        the tokens' weights, None if all count alike.
-        """
-        self.mask, self.weights = mask, weights
+    def expect(self, batch: "Batch") -> None:
+        """Prepare for a forward pass: which tokens count, and how much."""
+        self.mask, self.weights, self.aside = batch.mask, batch.weights, None
+        if self.ridge is None:
+            self.aside = set_aside(batch, self.texts[0][0].num_counted)
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -141,6 +148,7 @@ class GramMatrices:
                 torch.zeros(size, size, dtype=torch.float64, device=device) for size in sizes
             ]
         self.unread, self.taken, self.num_rows = list(self.texts), [], [0] * len(sizes)
+        self.held_out = [[] for _ in sizes]
 
     def _take(self, first: int) -> None:
         """Finish the group of layers from ``first`` on: read the unread texts, add the ridge."""
@@ -148,7 +156,7 @@ class GramMatrices:
             self._begin(first)
         description = f"reconstruct layers {first}-{first + len(self.sums) - 1}"
         for tokens, weight in self.unread:
-            with self._adding(first, weight):
+            with self._adding(first, weight, protects=tokens is not self.texts[0][0]):
                 self._read(tokens, description)
         if distributed.world_size() > 1:
             self.sums = list(
@@ -158,15 +166,14 @@ class GramMatrices:
             )
             rows = torch.tensor(self.num_rows, device=self.model.device)
             self.num_rows = distributed.summed({"rows": rows})["rows"].tolist()
-        held_out = self._held_out(first)
         for index, gram_JJ in enumerate(self.sums):
             mirror_(gram_JJ)
             gram_II = self.sums[index] = self._centred(first + index, gram_JJ)
             ridge = self.ridge
             if ridge is None:
-                ridge = self._choose(first + index, gram_II, held_out[index])
+                ridge = self._choose(first + index, gram_II, self.held_out[index])
             damped(gram_II, self._held_by(ridge, first, index))
-            held_out[index] = []  # large, and not needed any more
+            self.held_out[index] = []  # large, and not needed any more
         self.taken, self.sums = self.sums, []
 
     def _read(self, tokens: "PackedTokens", description: str) -> None:
@@ -176,36 +183,14 @@ class GramMatrices:
         self.model.eval()
         with torch.inference_mode():
             for batch in document_batches(self.model, tokens, self.batch_size, description):
-                self.expect(batch.mask, batch.weights)
+                self.expect(batch)
                 # base_model: the language-model head is not needed
                 self.model.base_model(**batch.inputs, use_cache=False)
         self.model.train(was_training)
 
-    def _held_out(self, first: int) -> list[list[Tensor]]:
-        """For each layer of the group, the activations, (tokens, width), of this rank's share of
-        the tokens that choose the ridge, batch by batch; nothing if the ridge is given.
-        """
-        kept: list[list[Tensor]] = [[] for _ in self.sums]
-        tokens, _ = self.texts[0]
-        if self.ridge is not None or len(tokens) == 1:
-            return kept
-
-        def keep(batches: list[Tensor], module: nn.Module, args: tuple) -> None:
-            batches.append(self._counted(module, args[0]))
-
-        aside = tokens.rows(slice(None, None, HELD_OUT_SHARE)).first(HELD_OUT_TOKENS)
-        with ExitStack() as stack:
-            for batches, down in zip(kept, self.downs[first:], strict=False):
-                hook = down.module.register_forward_pre_hook(partial(keep, batches))
-                stack.callback(hook.remove)
-            self._read(aside, "ridge")
-        return kept
-
     def _choose(self, layer: int, gram_II: Tensor, batches: list[Tensor]) -> float:
         """The ridge of a layer whose Gram matrix is complete but for it."""
-        if len(self.texts[0][0]) == 1:
-            return DEFAULT_RIDGE
-        # a rank may have no batch; the activations count as they do in the matrix
+        # a rank may have no batch
         held_TI = torch.cat(batches).double() if batches else gram_II[:0]
         if batches and layer in self.means:
             held_TI = held_TI[:, :-1] - held_TI[:, -1:] * self.means[layer]
@@ -223,23 +208,34 @@ class GramMatrices:
         return max(ridge, DEFAULT_RIDGE) if few else ridge
 
     @contextmanager
-    def _adding(self, first: int, weight: float) -> Iterator[None]:
-        """Hook the layers from ``first`` on: forward passes inside add tokens with this weight."""
+    def _adding(self, first: int, weight: float, protects: bool = False) -> Iterator[None]:
+        """Hook the layers from ``first`` on: forward passes inside add tokens with this weight;
+        those of a text that is protected choose no ridge.
+        """
         with ExitStack() as stack:
             groups = zip(self.sums, self.downs[first:], strict=False)
             for index, (gram_II, down) in enumerate(groups):
-                add = partial(self._add, index, gram_II, weight)
+                add = partial(self._add, index, gram_II, weight, protects)
                 stack.callback(down.module.register_forward_pre_hook(add).remove)
             yield
 
     # a pass that computes gradients would otherwise record this in its graph
     @torch.no_grad()
     def _add(
-        self, index: int, gram_JJ: Tensor, weight: float, module: nn.Module, args: tuple
+        self,
+        index: int,
+        gram_JJ: Tensor,
+        weight: float,
+        protects: bool,
+        module: nn.Module,
+        args: tuple,
     ) -> None:
         """Forward pre-hook of a down projection: its input is the FFN's activations."""
         rows_TJ = self._counted(module, args[0])
         self.num_rows[index] += len(rows_TJ)
+        if self.aside is not None and self.mask is not None and not protects:
+            counted_T, aside_T = rows_of(module, self.mask), rows_of(module, self.aside)
+            self.held_out[index].append(rows_TJ[aside_T[counted_T]])
         add_products_(gram_JJ, rows_TJ.double(), weight)
 
     def _centred(self, layer: int, gram_JJ: Tensor) -> Tensor:

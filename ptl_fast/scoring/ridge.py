@@ -8,20 +8,25 @@ and the one is taken that errs least on those set aside. Afterwards all tokens c
 Shape suffixes: I FFN width, K kept neurons, H hidden size, T held-out tokens, R ridges.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ptl_fast.base import distributed
 
+if TYPE_CHECKING:
+    from ptl_fast.data.batching import Batch
+
 # the ridge is added to G's diagonal, as a fraction of its mean; RIDGE is that of --ridge
 RIDGE = 1e-4
 RIDGES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
-# where no token can be set aside: errors are flat between a few hundredths and a few tenths
+# where none, or every one, is set aside: errors are flat between a few hundredths and a few tenths
 DEFAULT_RIDGE = 0.1
-# one sequence of so many is set aside, up to so many tokens of them
+# one document or sequence of so many is set aside, up to about so many tokens of them
 HELD_OUT_SHARE, HELD_OUT_TOKENS = 8, 2048
+# of the activations' energy
+NEGLIGIBLE = 1e-9
 # the share of neurons that stays in the trial; which ridge is best hardly depends on it
 TRIAL_KEEP = 0.5
 
@@ -39,16 +44,32 @@ class Choice(NamedTuple):
     """The same without refitting."""
 
 
+def set_aside(batch: "Batch", num_tokens: int) -> Tensor:
+    """Which of a batch's tokens choose the ridge, (rows, length) bool: whole rows, by what they
+    say, so that neither the batch nor the rank matters, and equal documents stay together.
+
+    Args:
+        num_tokens: of the whole corpus.
+    """
+    share = max(HELD_OUT_SHARE, num_tokens // HELD_OUT_TOKENS)
+    sums_R = batch.inputs["input_ids"].view(batch.mask.shape).where(batch.mask, 0).sum(1)
+    return (sums_R % share == 0)[:, None] & batch.mask
+
+
 def choose(gram_II: Tensor, down_HI: Tensor, held_TI: Tensor) -> Choice:
     """Choose one layer's ridge. Collective: every rank brings its own held-out tokens.
 
     Args:
         gram_II: G of all tokens, held-out ones included, without a ridge; fp64.
         down_HI: down projection, (hidden_size, width).
-        held_TI: the held-out tokens' activations on this rank; may have no row.
+        held_TI: the held-out tokens' activations on this rank, those that G was made of; may have
+            no row.
     """
     held_TI, down_HI = held_TI.double(), down_HI.detach().double()
     own = distributed.summed({"gram": held_TI.T @ held_TI})["gram"]
+    share = own.trace() / gram_II.trace().clamp_min(torch.finfo(torch.float64).tiny)
+    if not 0 < share < 1 - NEGLIGIBLE:
+        return Choice(DEFAULT_RIDGE, 0.0, 0.0)
     errors = _errors(gram_II - own, down_HI, held_TI)
     *refitted, plain, energy = distributed.summed({"errors": errors})["errors"].tolist()
     best = min(range(len(RIDGES)), key=refitted.__getitem__)

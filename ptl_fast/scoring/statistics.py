@@ -265,7 +265,7 @@ def collect(
         for batch in document_batches(model, tokens, batch_size, description):
             watched.expect(batch.mask)
             for each in watches:
-                each.expect(batch.mask, batch.weights)
+                each.expect(batch)
             if documents is not None:
                 documents.expect(batch.mask, batch.inputs["position_ids"])
             if gradients:

@@ -9,12 +9,16 @@ Shape suffixes: I FFN width, T tokens.
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ptl_fast.model.experts import rows_of
 from ptl_kernels import Ffn, NeuronSums
+
+if TYPE_CHECKING:
+    from ptl_fast.data.batching import Batch
 
 
 class WeightedSums:
@@ -29,12 +33,12 @@ class WeightedSums:
     def __init__(self, sums: Mapping[str, NeuronSums]) -> None:
         self.sums = sums
 
-    def expect(self, mask: Tensor, weights: Tensor | None) -> None:
-        """Set what the next forward pass's tokens count, one entry a token: nothing where the bool
-        mask is False, else their weight.
+    def expect(self, batch: "Batch") -> None:
+        """Prepare for a forward pass: its tokens count their weights, and nothing where the mask is
+        False.
         """
-        assert weights is not None, "without weights the kernels take the sums"
-        self.mask, self.weights = mask, weights
+        assert batch.weights is not None, "without weights the kernels take the sums"
+        self.mask, self.weights = batch.mask, batch.weights
 
     @contextmanager
     def watch(self, ffns: Mapping[str, Ffn]) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """Whole runs on models that are stored otherwise; run and dry run refuse the same models."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def test_an_adapter_is_refused_until_its_merge_is_asked_for(
     torch.testing.assert_close(final.get_submodule(stem).weight.detach(), expected)
 
 
-def test_changed_bin_weights_are_not_mixed_into_a_run(
+def test_changed_weights_and_settings_are_not_mixed_into_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -77,6 +78,12 @@ def test_changed_bin_weights_are_not_mixed_into_a_run(
     assert run(tmp_path / "model", "--output", "out") == 2
     assert "holds a run on other data or weights" in capsys.readouterr().err
     torch.save(weights, file)
+    config = tmp_path / "model" / "config.json"
+    original = config.read_text()
+    config.write_text(json.dumps({**json.loads(original), "rms_norm_eps": 0.1}))
+    assert run(tmp_path / "model", "--output", "out") == 2
+    assert "data or weights (config.json)" in capsys.readouterr().err
+    config.write_text(original)
     assert run(tmp_path / "model", "--output", "out") == 0
 
 

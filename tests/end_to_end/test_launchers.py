@@ -1,23 +1,23 @@
-"""Two real processes under the torchrun and deepspeed launchers do what one process does, with
-DeepSpeed's ZeRO-2 and ZeRO-3 and without DeepSpeed.
+"""Two real processes do what one process does, with DeepSpeed's ZeRO-2 and ZeRO-3 and without
+DeepSpeed: under the torchrun and deepspeed launchers and, to save their start, as torchrun would
+start them.
 """
 
 import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from ptl_fast.demo.problems import generate
 from support.files import write_rows
+from support.ranks import kill_ranks_at, run_ranks
 from support.runs import RUN, as_flags, main
 
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
@@ -110,7 +110,7 @@ def test_two_ranks_with_zero2_equal_one_rank(
 
 
 def test_two_ranks_spend_the_budget_as_one_does(
-    tiny_run: dict[str, str], launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_run: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Plain data parallelism: both ranks end a round at the same step, keep the moments, and
     anticipate the same neurons.
@@ -120,7 +120,7 @@ def test_two_ranks_spend_the_budget_as_one_does(
     kept = {"keep_optimizer_state": True, "anticipate": 1e-4}
     settings = {**tiny_run, **RUN, **until, **kept, "rounds": 2}
     assert main(as_flags({**settings, "output": "one"})) == 0
-    launch(TORCHRUN, {**settings, "output": "two"})
+    run_ranks({**settings, "output": "two"}, tmp_path)
     one, two = [
         [json.loads((tmp_path / run / f"round-0{n}" / "recovery.json").read_text()) for n in (1, 2)]
         for run in ("one", "two")
@@ -159,34 +159,14 @@ def reinforced(tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def kill_at(
-    pattern: str, settings: dict[str, Any], environment: dict[str, str], folder: Path
-) -> None:
-    """Run on two ranks until a file exists that the pattern names, and kill them -9."""
-    process = psutil.Popen(
-        command(TORCHRUN, settings),
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    while process.poll() is None and not any(folder.glob(pattern)):
-        time.sleep(0.05)
-    assert process.poll() is None, "it ended before it could be killed"
-    # the launcher first: it would end the ranks gently
-    for each in [process, *process.children(recursive=True)]:
-        each.kill()
-    process.wait()
-
-
 @needs_compiler
 def test_two_ranks_reinforce_two_rounds_and_go_on_where_they_were_killed(
-    reinforced: dict[str, Any], launch: Launch, environment: dict[str, str], tmp_path: Path
+    reinforced: dict[str, Any], tmp_path: Path
 ) -> None:
     """ZeRO-2; killed -9 inside the second round's reinforcement, and started again."""
     settings = {**reinforced, "checkpoint_minutes": 0, "deepspeed": "zero2"}
-    kill_at("run/round-02/recovery/checkpoint-1/complete", settings, environment, tmp_path)
-    assert "continuing after round 1 of 2" in launch(TORCHRUN, settings).stdout
+    kill_ranks_at("run/round-02/recovery/checkpoint-1/complete", settings, tmp_path)
+    assert "continuing after round 1 of 2" in run_ranks(settings, tmp_path)
     records = json.loads((tmp_path / "run" / "report.json").read_text())["rounds"]
     for record in records:
         assert (record["grpo"]["steps"], len(record["grpo"]["reward"])) == (2, 2), (
@@ -196,7 +176,7 @@ def test_two_ranks_reinforce_two_rounds_and_go_on_where_they_were_killed(
 
 
 def test_two_ranks_distil_on_policy_as_one_does_and_go_on_where_they_were_killed(
-    reinforced: dict[str, Any], launch: Launch, environment: dict[str, str], tmp_path: Path
+    reinforced: dict[str, Any], tmp_path: Path
 ) -> None:
     """Plain data parallelism, and answers so near to greedy that they do not depend on the ranks'
     seeds. Killed -9 inside the second round's training, and started again, two ranks end
@@ -212,11 +192,11 @@ def test_two_ranks_distil_on_policy_as_one_does_and_go_on_where_they_were_killed
         "opd_max_tokens": 24,
         "opd_learning_rate": 1e-4,
     }
-    launch([], {**settings, "output": "one"})
-    launch(TORCHRUN, {**settings, "output": "two"})
+    run_ranks({**settings, "output": "one"}, tmp_path, num_ranks=1)
+    run_ranks({**settings, "output": "two"}, tmp_path)
     often = {**settings, "checkpoint_minutes": 0}
-    kill_at("run/round-02/recovery/checkpoint-[23]/complete", often, environment, tmp_path)
-    assert "continuing after round 1 of 2" in launch(TORCHRUN, often).stdout
+    kill_ranks_at("run/round-02/recovery/checkpoint-[23]/complete", often, tmp_path)
+    assert "continuing after round 1 of 2" in run_ranks(often, tmp_path)
     curves = [
         [
             record["opd"]
@@ -235,14 +215,14 @@ def test_two_ranks_distil_on_policy_as_one_does_and_go_on_where_they_were_killed
 
 @needs_compiler
 def test_two_ranks_with_zero3_have_whole_weights_between_recoveries(
-    reinforced: dict[str, Any], launch: Launch, tmp_path: Path
+    reinforced: dict[str, Any], tmp_path: Path
 ) -> None:
     """Text, reinforcement and pruning follow one another in one process; ZeRO-3 spreads the weights
     anew each time.
     """
     own = {"recovery": "cpt,grpo", "recovery_tokens": 3000, "global_batch": 4, "grpo_steps": 1}
     own |= {"grpo_learning_rate": 1e-5, "deepspeed": "zero3"}
-    launch(TORCHRUN, {**reinforced, **own})
+    run_ranks({**reinforced, **own}, tmp_path)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     dense = report["dense"]["eval"]["nll"]["nll"]
     for record in report["rounds"]:

@@ -1,8 +1,6 @@
 """Own traces in whole runs of the bundled model: killed and continued, and on two ranks."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import pytest
 from ptl_fast.demo.problems import generate
 from support.files import write_rows
 from support.processes import kill_when
+from support.ranks import run_ranks
 from support.runs import DEMO, as_flags, main, without_seconds
 
 STAGES = [
@@ -84,27 +83,14 @@ def test_killed_while_it_answers_a_run_ends_bit_identical(
 
 
 def test_two_ranks_answer_as_one_does(
-    traced: dict[str, Any],
-    environment: dict[str, str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    traced: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each makes every second file, and both train on all of them."""
     monkeypatch.chdir(tmp_path)
     scoring = {**traced, "recovery": "none", "rounds": 1, "traces_every_round": False}
     assert main(as_flags({**scoring, "output": "one"})) == 0
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    command = [sys.executable, "-m", *launcher, "ptl_fast.compress"]
-    result = subprocess.run(
-        [*command, *as_flags({**scoring, "output": "two"})],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("Own traces: the model answers") == 1, "only one rank reports"
+    told = run_ranks({**scoring, "output": "two"}, tmp_path)
+    assert told.count("Own traces: the model answers") == 1, "only one rank reports"
     one, two = tmp_path / "one", tmp_path / "two"
     files = sorted(file.name for file in (one / "traces").glob("*.jsonl"))
     assert len(files) > 1

@@ -41,6 +41,25 @@ def test_ending_early_is_no_pass(program: str) -> None:
     assert not passes("", program + "\nassert False", QUICK)
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import builtins\nbuiltins.exec = builtins.eval = lambda *a, **k: None",
+        "import builtins\nbuiltins.compile = lambda *a, **k: ''",
+        "import builtins\nbuiltins.set = lambda x: 0\nf = int",
+        "class Any:\n    __eq__ = lambda *a: True\n    __hash__ = int\ndef f(x): return Any()",
+        "class Any(int):\n    __eq__ = lambda *a: True\n    __hash__ = int\nf = Any",
+        "from unittest.mock import ANY\nf = lambda x: ANY",
+        "import sys\nf = lambda x: sys._getframe(1).f_code.co_consts[{2: 1, 3: 3}[x]]",
+        "import sys\nsys._getframe(1).f_locals['job'].clear()\nf = int",
+        "import sys\ndef jump(frame, *a):\n    frame.f_lineno = 2\n    return jump\n"
+        "sys.settrace(jump)\nf = int",
+    ],
+)
+def test_a_program_that_fools_its_judge_is_wrong(program: str) -> None:
+    assert not passes(program, "assert f(2) == 4\nassert set([f(3)]) == set([9])", QUICK)
+
+
 def test_output_is_swallowed() -> None:
     assert passes(
         "import sys\nfor _ in range(100_000):\n    print('x' * 100)\n    print('y',"

@@ -12,10 +12,10 @@ import pytest
 LIMITS = {"cpu_seconds": 5, "memory_bytes": 2**30, "num_open_files": 64}
 
 
-def report_of(*sources: str) -> list[bytes]:
+def report_of(program: str, tests: str = "") -> list[bytes]:
     """The lines that the child writes to its pipe."""
     reading, writing = os.pipe()
-    job = json.dumps({"sources": sources, "word": "told", "limits": LIMITS})
+    job = json.dumps({"program": program, "tests": tests, "word": "told", "limits": LIMITS})
     code = "from ptl_fast.evaluation.sandbox_child import main; main()"
     subprocess.run(
         [sys.executable, "-c", code, str(writing)],
@@ -29,7 +29,7 @@ def report_of(*sources: str) -> list[bytes]:
         return report.read().split(b"\n")
 
 
-def test_the_word_comes_after_the_last_source() -> None:
+def test_the_word_comes_after_the_tests() -> None:
     missing, word = report_of("x = 1", "assert x == 1")
     assert isinstance(json.loads(missing), list)
     assert word == b"told"
@@ -41,11 +41,11 @@ def test_no_word_after_an_error_or_an_early_exit() -> None:
 
 
 def test_neither_the_pipe_nor_the_job_is_told_to_the_program() -> None:
-    sources = ("import sys; assert sys.argv[1:] == []; assert sys.stdin.read() == ''", "")
-    assert report_of(*sources)[1] == b"told"
+    program = "import sys; assert sys.argv[1:] == []; assert sys.stdin.read() == ''"
+    assert report_of(program)[1] == b"told"
 
 
-def test_sources_share_one_module_of_their_own() -> None:
+def test_program_and_tests_share_one_module_of_their_own() -> None:
     assert report_of("import program", "assert __name__ == 'program' and program")[1] == b"told"
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from ptl_fast.config.model import ModelSettings
 from ptl_fast.model import companions
 from support.models import DEMO_MODEL
 
@@ -87,3 +88,22 @@ def test_a_converted_tokenizer_is_saved_too(
     assert (tmp_path / "tokenizer.json").exists()
     assert (tmp_path / "tokenizer.model").read_bytes() == COPIED["tokenizer.model"]
     assert (tmp_path / "tokenizer_config.json").read_bytes() == COPIED["tokenizer_config.json"]
+
+
+def test_a_changed_file_has_another_fingerprint(original: Path) -> None:
+    (original / "config.json").write_text('{"rope_theta": 1e4, "transformers_version": "5.0"}')
+    (original / "generation_config.json").write_text("{}")
+    first = companions.fingerprint(str(original), ModelSettings())
+    for name in (*LEFT, "LICENSE"):
+        (original / name).write_bytes(b"other")
+    (original / "config.json").write_text('{"transformers_version": "6.0", "rope_theta": 1e4}')
+    assert companions.fingerprint(str(original), ModelSettings()) == first
+    for name in (
+        *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+        *("chat_template.jinja", "tokenizer.model", "additional_chat_templates/tools.jinja"),
+    ):
+        before = (original / name).read_bytes()
+        (original / name).write_bytes(b'{"rope_theta": 1e5, "transformers_version": "5.0"}')
+        second = companions.fingerprint(str(original), ModelSettings())
+        assert [key for key in first if first[key] != second[key]] == [name]
+        (original / name).write_bytes(before)

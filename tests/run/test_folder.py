@@ -43,6 +43,19 @@ def test_a_run_without_a_fingerprint_of_its_weights_goes_on(tmp_path: Path) -> N
         RunFolder(tmp_path / "new", {"config": {}, "inputs": inputs}).check(False)
 
 
+def test_a_run_without_a_fingerprint_of_its_tokenizer_goes_on(tmp_path: Path) -> None:
+    inputs = {"data": "abc", "weights": {"w": "1"}}
+    now = {**inputs, "model_files": {"config.json": "2", "tokenizer.json": "3"}}
+    RunFolder(tmp_path, {"config": {}, "inputs": inputs}).open(False)
+    run = RunFolder(tmp_path, {"config": {}, "inputs": now})
+    run.check(False)
+    run.lock_file.unlink()
+    run.open(False)
+    other = {**now, "data": "d", "model_files": {"config.json": "2", "tokenizer.json": "4"}}
+    with pytest.raises(ValueError, match=r"weights \(data, tokenizer.json\); give"):
+        RunFolder(tmp_path, {"config": {}, "inputs": other}).check(False)
+
+
 def test_overwrite_never_deletes_what_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match="not a run"):

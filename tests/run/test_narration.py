@@ -50,3 +50,9 @@ def test_a_recovery_that_was_not_needed_says_nothing_of_the_next_one() -> None:
     _, left = share_of([known], {}, "recover", 0)(0.0, None)
     scale = 40.0 / (sum(PRIOR.values()) - PRIOR["recover"])
     assert left == pytest.approx(PRIOR["recover"] * scale + 10.0)
+
+
+def test_a_round_without_recovery_expects_none() -> None:
+    _, left = share_of([], {}, "calibrate", 0, {**PRIOR, "recover": 0.0})(10.0, 10.0)
+    scale = 20.0 / PRIOR["calibrate"]
+    assert left == pytest.approx(scale * (sum(PRIOR.values()) - PRIOR["recover"]) - 10.0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from ptl_fast.base.run_files import StreamedFolder
 from ptl_fast.baselines import SCORERS
 from ptl_fast.data import packing
 from ptl_fast.model.families import down_projections, find_family
@@ -95,6 +96,18 @@ def test_other_scorers_and_a_chosen_ridge_give_the_same_too(
     assert_same(tmp_path / "pruned", model)
 
 
+def test_hidden_states_in_files_give_the_same_and_go_with_the_walk(
+    tokens: packing.PackedTokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model("llama")
+    model.save_pretrained(tmp_path / "dense")
+    kept = in_memory(model, tokens, "reconstruction", None)
+    monkeypatch.setattr(streamed, "STATES_BYTES", 0)
+    assert stream(tmp_path / "dense", tmp_path / "pruned", tokens, ridge=None) == kept
+    assert_same(tmp_path / "pruned", model)
+    assert not (tmp_path / "pruned" / "states").exists()
+
+
 @pytest.mark.parametrize("ridge", [RIDGE, None])
 def test_a_killed_walk_goes_on_to_the_same_weights(
     ridge: float | None,
@@ -115,7 +128,7 @@ def test_a_killed_walk_goes_on_to_the_same_weights(
     monkeypatch.setattr(streamed, "compensate_", die_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         stream(tmp_path / "dense", tmp_path / "killed", tokens, ridge=ridge)
-    assert not (tmp_path / "killed" / streamed.INDEX).exists()
+    assert not StreamedFolder(tmp_path / "killed").is_complete()
     assert stream(tmp_path / "dense", tmp_path / "killed", tokens, ridge=ridge) == whole
     # two layers were finished before, and three after
     assert len(eliminated) == 3 + NUM_LAYERS - 2

@@ -1,6 +1,8 @@
 """ptl-fast and its subcommands."""
 
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,40 @@ def test_help_of_compress_begins_with_examples(capsys: pytest.CaptureFixture[str
     assert sum("  ptl-fast " in line for line in lines[:options]) == 3
     for group in ("model:", "goal:", "recovery:", "run:"):
         assert group in lines
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", "3", '{"dense": [], "rounds": 1}', "{", "\xff", "["]
+)
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *("report RUN", "report RUN --follow", "compare RUN RUN", "inspect RUN --layer 0"),
+        "export RUN --to gguf",
+    ],
+)
+def test_a_folder_that_no_run_wrote_is_told_in_a_line(
+    asked: str, content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "final").mkdir()
+    (tmp_path / "round-01").mkdir()
+    for name in (
+        *("state.json", "dense.json", "report.json", "report.md", "final/config.json"),
+        *("round-01/plan.json", "round-01/record.json"),
+    ):
+        (tmp_path / name).write_bytes(content.encode("latin-1"))
+    code = main(asked.replace("RUN", str(tmp_path)).split())
+    told = capsys.readouterr().err
+    assert code == 0 or (told.startswith("error: ") and told.count("\n") == 1) or "follow" in asked
+
+
+def test_a_reader_that_stops_early_gets_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "report.md").write_text("line\n" * 100_000)
+    command = [sys.executable, "-m", "ptl_fast", "report", str(tmp_path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"line\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""

@@ -4,15 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ptl_fast.data import packing
+from ptl_fast.data.batching import Batch, document_batches
 from ptl_fast.model.families import DownProjection, feed_forwards, find_family
 from ptl_fast.scoring import gram as gram_module
 from ptl_fast.scoring import reconstruction, statistics
 from ptl_fast.scoring import ridge as ridge_module
-from support.least_squares import RIDGE, gram, long_documents
+from support.least_squares import RIDGE, gram, long_documents, many_documents
 from support.weights import with_weights
 
 
@@ -99,11 +100,13 @@ def test_matrices_of_weighted_tokens_are_weighted_products(
             )
 
 
-def test_the_ridge_of_weighted_tokens_is_chosen_with_their_weights(
-    llama: PreTrainedModel, tokens: packing.PackedTokens, monkeypatch: pytest.MonkeyPatch
+def test_the_ridge_is_chosen_by_the_very_rows_that_the_matrix_is_made_of(
+    llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rows set aside are those whose products are part of the matrix."""
-    held, weighted = list[Tensor](), with_weights(tokens)
+    """Their tokens' weights included. The model does not read them again: in other batches they
+    would be rounded otherwise.
+    """
+    tokens, held, passes = with_weights(many_documents()), list[Tensor](), list[nn.Module]()
     choose = gram_module.choose
 
     def note(gram_II: Tensor, down_HI: Tensor, held_TI: Tensor) -> ridge_module.Choice:
@@ -111,11 +114,28 @@ def test_the_ridge_of_weighted_tokens_is_chosen_with_their_weights(
         return choose(gram_II, down_HI, held_TI)
 
     monkeypatch.setattr(gram_module, "choose", note)
-    list(gram_module.GramMatrices(llama, find_family(llama), weighted, 2))
-    aside = weighted.rows(slice(None, None, ridge_module.HELD_OUT_SHARE))
-    expected = list(gram_module.GramMatrices(llama, find_family(llama), aside, 2, ridge=0.0))
-    for held_TI, expected_II in zip(held, expected, strict=False):
-        torch.testing.assert_close(held_TI.T @ held_TI, expected_II, rtol=1e-4, atol=1e-6)
+    counted = llama.base_model.register_forward_pre_hook(lambda module, _: passes.append(module))
+    list(gram_module.GramMatrices(llama, find_family(llama), tokens, 2, ridge=None))
+    counted.remove()
+    batches = list(document_batches(llama, tokens, 2, ""))
+    assert len(passes) == len(batches)
+
+    ffns, taken = feed_forwards(llama, find_family(llama)).values(), list[Tensor]()
+    for ffn in ffns:
+        ffn.down.register_forward_pre_hook(lambda module, args: taken.append(args[0].double()))
+    rows: list[Tensor] = []
+    for batch in batches:
+        llama.base_model(**batch.inputs, use_cache=False)
+        aside = ridge_module.set_aside(batch, tokens.num_counted)
+        assert batch.weights is not None
+        roots = batch.weights[aside].double().sqrt()[:, None]
+        rows += [roots * each[aside] for each in taken]
+        taken.clear()
+    for layer, held_TI in enumerate(held):
+        assert 0 < len(held_TI) < tokens.num_counted / 2
+        torch.testing.assert_close(
+            held_TI, torch.cat(rows[layer :: len(ffns)]), rtol=1e-5, atol=1e-7
+        )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25])
@@ -218,7 +238,8 @@ def test_neurons_that_shout_at_one_token_leave_the_gram_matrix_positive_definite
     monkeypatch.setattr(gram_module, "down_projections", lambda *_: [projection])
     grams = gram_module.GramMatrices(model, None, None, 1, ridge=RIDGE)
     with grams.watch():
-        grams.expect(torch.ones(1, 256, dtype=torch.bool))
+        every = torch.ones(1, 256, dtype=torch.bool)
+        grams.expect(Batch({}, torch.zeros(1, 256), every))
         down(a_TI.unsqueeze(0))
     (gram_II,) = grams
     assert torch.linalg.cholesky_ex(gram_II).info == 0

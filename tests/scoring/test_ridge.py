@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ptl_fast.model.families import feed_forwards, find_family
+from ptl_fast.data.batching import document_batches
+from ptl_fast.model.families import find_family
 from ptl_fast.scoring import gram as gram_module
 from ptl_fast.scoring.gram import GramMatrices, damped
 from ptl_fast.scoring.ridge import (
@@ -15,9 +16,10 @@ from ptl_fast.scoring.ridge import (
     Choice,
     choose,
     in_words,
+    set_aside,
     tensors,
 )
-from support.least_squares import long_documents
+from support.least_squares import many_documents
 
 WIDTH, HIDDEN = 40, 12
 
@@ -82,8 +84,7 @@ def test_every_layer_has_its_own_and_the_matrices_have_all_tokens(
     llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where not all layers fit in memory at once."""
-    tokens, family = long_documents(), find_family(llama)
-    assert len(tokens) > 1
+    tokens, family = many_documents(), find_family(llama)
     plain = list(GramMatrices(llama, family, tokens, 2, ridge=0.0))
     for layers_that_fit in (5, 2):
         monkeypatch.setattr(gram_module, "GRAM_BYTES", layers_that_fit * 8 * 48**2)
@@ -93,26 +94,37 @@ def test_every_layer_has_its_own_and_the_matrices_have_all_tokens(
         for layer, (gram_II, plain_II) in enumerate(zip(taken, plain, strict=True)):
             expected = damped(plain_II.clone(), grams.choices[layer].ridge)
             torch.testing.assert_close(gram_II, expected, rtol=1e-6, atol=1e-9)
-    inputs: list[Tensor] = []
-    (ffn, *_) = feed_forwards(llama, family).values()
-    hook = ffn.down.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    aside = tokens.rows(slice(None, None, 8))
-    llama(input_ids=aside.input_ids, position_ids=aside.position_ids, use_cache=False)
-    hook.remove()
-    # the same choice, of activations computed in another batch
-    held = inputs[0][aside.mask]
-    assert choose(plain[0], ffn.down.weight, held).ridge == grams.choices[0].ridge
+    assert {each.ridge for each in grams.choices.values()} <= set(RIDGES)
+    assert all(each.refitted > 0 for each in grams.choices.values()), "tokens were set aside"
 
 
-def test_one_sequence_cannot_set_tokens_aside(llama: PreTrainedModel) -> None:
-    tokens = long_documents().rows(slice(0, 1))
-    family = find_family(llama)
-    grams, given = (
-        GramMatrices(llama, family, tokens, 2, ridge=ridge) for ridge in (None, DEFAULT_RIDGE)
-    )
-    for gram_II, given_II in zip(grams, given, strict=True):
-        assert torch.equal(gram_II, given_II)
-    assert not grams.choices
+def test_whole_documents_are_set_aside_in_whatever_batches_they_come(
+    llama: PreTrainedModel,
+) -> None:
+    tokens = many_documents()
+
+    def aside(batch_size: int) -> set[tuple[int, ...]]:
+        found = set()
+        for batch in document_batches(llama, tokens, batch_size, ""):
+            chosen = set_aside(batch, tokens.num_counted)
+            assert torch.equal(chosen.any(1)[:, None] & batch.mask, chosen)
+            rows = zip(batch.inputs["input_ids"], batch.mask, strict=True)
+            found |= {
+                tuple(ids[mask].tolist())
+                for (ids, mask), is_aside in zip(rows, chosen.any(1), strict=True)
+                if is_aside
+            }
+        return found
+
+    assert 1 < len(aside(1)) < 15
+    assert aside(1) == aside(3)
+
+
+@pytest.mark.parametrize("held", [0, 100])
+def test_without_tokens_set_aside_or_left_the_ridge_is_the_default(held: int) -> None:
+    everything = draw(100, 0.1, 3)
+    choice = choose(everything.T @ everything, down(), everything[:held])
+    assert choice == Choice(DEFAULT_RIDGE, 0.0, 0.0)
 
 
 def test_choices_are_kept_by_layer_and_said_in_one_line() -> None:

@@ -57,3 +57,11 @@ def long_documents() -> packing.PackedTokens:
         96,
         1,
     )
+
+
+def many_documents() -> packing.PackedTokens:
+    """Short ones, a few of which choose the ridge."""
+    generator = torch.Generator().manual_seed(6)
+    lengths = torch.randint(5, 30, (40,), generator=generator).tolist()
+    documents = [torch.randint(2, 384, (each,), generator=generator).tolist() for each in lengths]
+    return packing.pack(documents, 96, 1)

@@ -1,6 +1,7 @@
 """Runs in processes of their own that begin at once and end by kill -9."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -12,7 +13,12 @@ from pathlib import Path
 from support.runs import main
 
 # What a run imports; a process that is forked from one that has imported it has it at once.
-PRELOADED = ["support.processes", "ptl_fast.run.loop", "transformers.trainer"]
+PRELOADED = [
+    "support.processes",
+    "ptl_fast.run.loop",
+    "transformers.trainer",
+    "ptl_fast.recovery.on_policy.train",
+]
 
 
 def kill_when(appears: str, flags: list[str], folder: Path) -> bool:
@@ -29,12 +35,18 @@ def kill_when(appears: str, flags: list[str], folder: Path) -> bool:
 
 
 def _run(appears: str, flags: list[str], folder: Path) -> None:
+    forget_the_preloaded()
     os.chdir(folder)
     nothing = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(nothing, stream)
     threading.Thread(target=_die_when, args=(appears, folder), daemon=True).start()
     sys.exit(main(flags))
+
+
+def forget_the_preloaded() -> None:
+    """A recovery ends with several garbage collections, which need not look at the libraries."""
+    gc.freeze()
 
 
 def _die_when(appears: str, folder: Path) -> None:
