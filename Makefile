@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DOCS_INSTALLED := $(VENV)/.docs_installed
 
-.PHONY: demo test style quality bench compare families torture release clean
+.PHONY: demo test style quality bench compare families torture docs release clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m ptl_fast.compress
@@ -40,6 +41,9 @@ torture: $(INSTALLED)  # docs/reliability.md, in at most 90 minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture.run
 	$(BIN)/python -m benchmarks.documents.reliability_table
 
+docs: $(DOCS_INSTALLED)  # the site, in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # An sdist, a wheel from it, and that wheel at work outside this folder, with the dependencies of .venv.
 release: $(INSTALLED)
 	rm -rf dist
@@ -61,5 +65,9 @@ $(INSTALLED): constraints.txt pyproject.toml setup.py $(wildcard csrc/*)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

@@ -6,6 +6,7 @@ A setting's text is its docstring, as in --help; a new field is a new row.
 """
 
 import dataclasses
+import re
 import typing
 from typing import Any
 
@@ -47,7 +48,8 @@ def _default(field: "dataclasses.Field[Any]") -> str:
 
 def _text(text: str, name: str) -> str:
     """The help text in one line, and the choices of a setting that has some."""
-    line = " ".join(text.split()).replace("|", "\\|")
+    # what markdown would take for a table's border, a link, HTML or emphasis
+    line = re.sub(r"([|\[<*])", r"\\\1", " ".join(text.split()))
     hint = HINTS[name]
     options = [hint, *typing.get_args(hint)]
     choices = next((typing.get_args(each) for each in options if _is_choice(each)), ())
