@@ -6,7 +6,7 @@ ROUND_KINDS, here or in ptl_fast.baselines; no other code compares the kinds' na
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from ptl_fast.model.families import Family, down_projections
 from ptl_fast.pruning.plan import (
@@ -17,6 +17,7 @@ from ptl_fast.pruning.plan import (
     plan_neurons,
     plan_nothing,
     plan_redundant,
+    protect,
 )
 from ptl_fast.pruning.schedule import Round
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from ptl_fast.config.prune import PruneSettings
+    from ptl_fast.config.score import ScoreSettings
     from ptl_fast.data.packing import PackedTokens
     from ptl_fast.pruning.compensate_layers import Fold
 
@@ -52,6 +55,47 @@ class Scores:
     """Which layers may go; None: all."""
     groups: int = 1
     """Of each group of experts as many stay."""
+
+
+class Redundancy(Protocol):
+    """What a scorer says of neurons that are redundant."""
+
+    @property
+    def redundant_below(self) -> float | None:
+        """Neurons that score less are; None: the scorer has no such rule."""
+
+    @property
+    def per_token(self) -> "Callable[[Tensor, Tensor], Tensor]":
+        """(scores, number of tokens) -> what --threshold is compared with."""
+
+
+def neuron_scores(
+    kept: "dict[str, Tensor]", scorer: Redundancy, score: "ScoreSettings", prune: "PruneSettings"
+) -> Scores:
+    """What a plan of neurons is made from: a round's scores, and which neurons are protected or
+    redundant.
+
+    Args:
+        kept: what the round's statistics.safetensors holds; "scores" is (num_layers, width).
+    """
+    scores, protected, redundant = kept["scores"], None, None
+    if "protect_scores" in kept:
+        protected = protect(kept["protect_scores"], score.protect_share)
+    # --threshold takes the place of the scorer's own rule for redundant neurons
+    if prune.threshold is not None:
+        redundant = scorer.per_token(scores, kept["num_tokens"]) <= prune.threshold
+    elif scorer.redundant_below is not None:
+        redundant = scores < scorer.redundant_below
+    assert isinstance(prune.width_multiple, int)
+    return Scores(
+        scorer=score.scorer,
+        values=scores,
+        kept=kept,
+        protected_LK=protected,
+        redundant_LI=redundant,
+        redundant_only=prune.threshold is not None,
+        width_multiple=prune.width_multiple,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

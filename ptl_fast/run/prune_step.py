@@ -15,14 +15,13 @@ from ptl_fast.model.families import down_projections
 from ptl_fast.model.widths import ffn_width, tokens_per_ffn
 from ptl_fast.pruning import compact, compensate
 from ptl_fast.pruning.plan import PruningPlan
-from ptl_fast.pruning.round_kinds import PruningWork, Scores
+from ptl_fast.pruning.round_kinds import PruningWork, Scores, neuron_scores
 from ptl_fast.recovery import next_prune_penalty, optimizer_state
 from ptl_fast.run import (
     expert_choice,
     fitted_columns,
     layer_choice,
     layer_folds,
-    neuron_scores,
     report,
 )
 from ptl_fast.run.folder import read_plan
@@ -281,7 +280,8 @@ class Calibration:
     def _neuron_scores(self) -> Scores:
         """The neurons' scores, and which neurons are protected or redundant."""
         kept = self._kept_once() or self._measured_neurons()
-        return neuron_scores.of_tensors(self.context.config, kept)
+        config = self.context.config
+        return neuron_scores(kept, SCORERS[config.score.scorer], config.score, config.prune)
 
     def _layer_scores(self) -> Scores:
         """The layers' scores; with the statistics behind them, for the round's folder."""
