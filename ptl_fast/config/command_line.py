@@ -118,7 +118,8 @@ def _file_settings(parser: Any, name: str) -> dict[str, Any]:
     content = _read_file(name)
     try:
         return _typed(lambda: parser.parse_object(_plain_values(content), defaults=False))
-    except ValueError as error:
+    # argparse's: a group of settings, a name that is a number
+    except (ValueError, argparse.ArgumentError) as error:
         raise ValueError(f"--config {name}: {error}") from error
 
 
