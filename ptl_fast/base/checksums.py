@@ -134,10 +134,10 @@ def _listed(path: Path) -> list[Sums]:
 def _lines(file: Path) -> list[dict[str, Any]]:
     """The lines of a list; those that a crash or damage has left unreadable are passed over."""
     lines = []
-    try:
-        content = file.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+    # a pipe would be waited for
+    if not file.is_file():
         return []
+    content = file.read_bytes()
     for line in content.splitlines():
         try:
             value = json.loads(line)
@@ -152,7 +152,8 @@ def _append(path: Path, line: dict[str, Any], flush: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # a line of its own also behind one that a crash has cut off
     content = b"\n" + json.dumps(line).encode() + b"\n"
-    descriptor = os.open(path.parent / LIST, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
+    descriptor = os.open(path.parent / LIST, flags, 0o666)
     try:
         os.write(descriptor, content)
         if flush:

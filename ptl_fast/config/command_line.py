@@ -118,7 +118,8 @@ def _file_settings(parser: Any, name: str) -> dict[str, Any]:
     content = _read_file(name)
     try:
         return _typed(lambda: parser.parse_object(_plain_values(content), defaults=False))
-    except ValueError as error:
+    # argparse's: a group of settings, a name that is a number
+    except (ValueError, argparse.ArgumentError) as error:
         raise ValueError(f"--config {name}: {error}") from error
 
 
@@ -156,9 +157,11 @@ def _read_file(name: str) -> dict[str, Any]:
 
     path = Path(name).expanduser()
     try:
-        if path.stat().st_size > MOST_BYTES:
+        with path.open(encoding="utf-8") as stream:
+            # no size is asked for: of a device it is 0
+            text = stream.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
             raise ValueError(f"--config {name} is no file of settings: it is too large")
-        text = path.read_text()
         _check_yaml(text, name)
         content = yaml.safe_load(text)
     except FileNotFoundError as error:

@@ -9,7 +9,8 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -130,6 +131,7 @@ def _table_rows(path: Path, separator: str) -> Rows:
     with open_text(path) as lines:
         reader = csv.DictReader(lines, delimiter=separator, strict=True)
         try:
+            _check_columns(path, reader.fieldnames or [])
             for row in reader:
                 if None in row:
                     raise ValueError(
@@ -151,6 +153,7 @@ def _parquet_rows(path: Path) -> Rows:
 
     try:
         with parquet.ParquetFile(path) as file:
+            _check_columns(path, file.schema_arrow.names)
             number = 0
             for batch in file.iter_batches(ROWS_IN_MEMORY):
                 columns = [_values(column) for column in batch.columns]
@@ -159,6 +162,14 @@ def _parquet_rows(path: Path) -> Rows:
                     yield number, dict(zip(batch.schema.names, cells, strict=True))
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read: {reason(error)}") from error
+
+
+def _check_columns(path: Path, names: Sequence[str]) -> None:
+    """Raise ValueError for two columns of one name: a row can hold one of them only."""
+    # several without a name are empty cells at the end of each line
+    twice = [name for name, number in Counter(names).items() if number > 1 and name.strip()]
+    if twice:
+        raise ValueError(f"{path} has several columns {twice[0]}; give each a name of its own")
 
 
 def _values(column: Any) -> list[Any]:

@@ -24,6 +24,7 @@ DEMO = "ptl-demo"
 DEMO_NUM_PROBLEMS, DEMO_SEED = 60_000, 1000
 SHUFFLE_BUFFER = 10_000  # rows in the shuffle buffer of a streamed data set
 MOST_FILES = 20_000  # in a folder: it would take long only to look at those of / or of a home
+MOST_WEIGHT = 1e15
 QUICKLY_PARSED = 2**24  # bytes of JSON
 SHUFFLE_SHARDS = 64  # of a saved data set that is streamed: they come in a random order
 
@@ -186,7 +187,8 @@ def _weight(text: str, entry: str) -> float:
         weight = float(text) if share is None else share
     except ValueError:
         weight = math.nan
-    if not (math.isfinite(weight) and weight > 0):
+    # the sum of weights must be a number too
+    if not 0 < weight < MOST_WEIGHT:
         raise ValueError(
             f"{entry!r}: {text!r} after the @ is no positive weight, and there is no such file;"
             " give SOURCE@WEIGHT"
@@ -218,6 +220,10 @@ def _source(entry: str, data: str) -> Source:
     # what looks like a path and is none would otherwise be looked up on the hub, with an error
     # that says nothing of files
     path = Path(name)
+    if os.path.exists(name) and not os.path.isfile(name):
+        raise ValueError(
+            f"{entry} is a device or a pipe, and a source is read more than once; give a file"
+        )
     if os.path.exists(name):
         raise ValueError(f"{entry}: a file has no configurations or splits; give {name} alone")
     if file_type(path) in FILE_TYPES or name.startswith(("/", ".", "~")):

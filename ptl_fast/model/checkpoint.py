@@ -24,6 +24,13 @@ FINGERPRINT_BYTES = 2**20  # bytes hashed at a weight file's beginning, and as m
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 # what is read before transformers checks the config
 OBJECTS = ("text_config", "quantization_config", "compression_config", "auto_map")
+# What the config counts by modules, in the families' words. Modules are made one by one, even
+# without weights: those of a damaged config with 10^9 layers would take days and all memory.
+COUNTS = (
+    *("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    *("num_experts", "num_local_experts", "n_routed_experts"),
+)
+MOST_MODULES = 10_000
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -107,12 +114,24 @@ def find_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
 
 
 def _check_objects(config: Any) -> None:
-    """Raise ValueError unless config.json, and what is an object in it, is one."""
+    """Raise ValueError unless config.json, and what is an object in it, is one, and its numbers of
+    layers and experts are such that a model can be made.
+    """
     if not isinstance(config, dict):
         raise ValueError(f"{CONFIG} is no JSON object")
     for field in OBJECTS:
         if not isinstance(config.get(field) or {}, dict):
             raise ValueError(f"{CONFIG}: {field} is no JSON object, but {config[field]!r}")
+    for part in (config, config.get("text_config") or {}):
+        if part.get(COUNTS[0]) == 0:
+            raise ValueError(f"{CONFIG}: {COUNTS[0]} is 0, so that there is nothing to compress")
+        for field in COUNTS:
+            number = part.get(field)
+            if isinstance(number, int | float) and number > MOST_MODULES:
+                raise ValueError(
+                    f"{CONFIG}: {field} is {number:,}, and no more than {MOST_MODULES:,} can be"
+                    " handled; mend it, or copy the model again"
+                )
 
 
 def file_of(name: str, file: str, revision: str | None = None) -> Path | None:
@@ -173,12 +192,19 @@ def read_tensors(folder: Path) -> "dict[str, Tensor]":
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a folder, those of an adapter included; .bin only without safetensors."""
+    """The weight files of a folder, those of an adapter included; .bin only without safetensors.
+
+    Raises:
+        ValueError: one is a folder, a pipe or a link to nothing: reading it would fail or wait.
+    """
     adapters = [folder / file for file in ADAPTER_WEIGHTS[1:]]
     files = list(folder.glob("*.safetensors"))
     # other tools' files, such as training_args.bin, end with .bin too
     if not [file for file in files if file.name not in ADAPTER_WEIGHTS]:
         files += folder.glob("pytorch_model*.bin")
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{file} is no file, or a link to none; copy the model again")
     return sorted([*files, *(file for file in adapters if file.is_file())])
 
 

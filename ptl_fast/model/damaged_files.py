@@ -19,7 +19,9 @@ def blame(folder: Path | None) -> str:
         return ""
     for file in sorted(folder.iterdir()):
         check = next((each for ending, each in CHECKS.items() if file.name.endswith(ending)), None)
-        wrong = "" if check is None or not file.is_file() else check(file)
+        if check is None:
+            continue
+        wrong = check(file) if file.is_file() else "no file, or a link to none"
         if wrong:
             return f"; {file}: {wrong}"
     return ""
@@ -29,9 +31,12 @@ def _index(file: Path) -> str:
     """What is wrong with a list of weight files."""
     if wrong := _json(file):
         return wrong
-    places: Any = json.loads(file.read_text("utf-8")).get("weight_map")
-    if not isinstance(places, dict):
+    content: Any = json.loads(file.read_text("utf-8"))
+    places = content.get("weight_map")
+    if not isinstance(places, dict) or not places:
         return "it has no weight_map of names and files"
+    if not isinstance(content.get("metadata", {}), dict):
+        return "its metadata is no JSON object"
     for name, place in places.items():
         known = isinstance(place, str) and "\0" not in place
         if not known or not (file.parent / place).is_file():

@@ -21,7 +21,9 @@ from ptl_fast.model.checkpoint import (
     find_checkpoint,
     folder_of,
     read_tensors,
+    weight_files,
 )
+from ptl_fast.model.damaged_files import blame
 from ptl_fast.model.layers import on_meta
 from ptl_fast.model.quantized import check_stored, find_quantization, method_name
 
@@ -66,7 +68,8 @@ def find(name: str, settings: "ModelSettings | None" = None, flag: str = "--mode
         raise ValueError(f"{flag} {name} is a file; give the folder that save_pretrained wrote")
     try:
         checkpoint = find_checkpoint(name, revision)
-    except (OSError, ValueError) as error:
+    # the last two: of transformers, about a config.json that is null, or nested too deep
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{flag} {name} cannot be loaded: {_reason(path, revision, error)}"
         ) from error
@@ -93,7 +96,7 @@ def find(name: str, settings: "ModelSettings | None" = None, flag: str = "--mode
 def _reason(path: Path, revision: str | None, error: Exception) -> str:
     """Why a model cannot be found, in a few words."""
     if path.exists():
-        return reason(error)
+        return f"{reason(error)}{blame(path)}"
     of_revision = f" (revision {revision})" if revision is not None else ""
     return f"no such folder, and not found on the hub or in its cache{of_revision}"
 
@@ -118,6 +121,7 @@ def load_stored(checkpoint: Checkpoint, dtype: torch.dtype | str) -> Any:
     """Load a checkpoint's model; return it and what transformers says of missing tensors."""
     if checkpoint.quantization is None and checkpoint.adapter is None:
         if Path(checkpoint.name).is_dir():
+            weight_files(Path(checkpoint.name))  # refuses pipes, which would be waited for
             check_stored(Path(checkpoint.name))
         config = _own_config(checkpoint)
         # a config that was read already is taken as it is, so only where it must be another

@@ -10,7 +10,7 @@ from typing import Any
 from ptl_fast.base import distributed
 from ptl_fast.base.atomic_files import nearest_folder
 from ptl_fast.base.checksums import LIST
-from ptl_fast.base.console import say
+from ptl_fast.base.console import reason, say
 from ptl_fast.base.run_files import BEFORE_STATE, WRITTEN, RoundFolder, RunFiles
 from ptl_fast.base.stored import (
     FilledFolder,
@@ -77,6 +77,11 @@ class RunFolder(RunFiles):
         Raises:
             ValueError: the folder holds another run, or other files, or cannot be written.
         """
+        if self.path.is_symlink() and not self.path.exists():
+            raise ValueError(
+                f"{self.path} is a link to {os.readlink(self.path)}, which is not there; make that"
+                " folder, or give another --output"
+            )
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(
                 f"{self.path} exists and is not a run of ptl_fast; give another --output"
@@ -171,8 +176,17 @@ class RunFolder(RunFiles):
     def _lock(self) -> None:
         """Lock the folder for this process; raises ValueError if another one holds it."""
         # flock, not a file with a process id: the system releases it however the process ends. The
-        # attribute keeps the file open
-        self.lock = self.lock_file.open("w")
+        # attribute keeps the file open. A link's target is not touched, a pipe not waited for
+        try:
+            descriptor = os.open(
+                self.lock_file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666
+            )
+        except OSError as error:
+            raise ValueError(
+                f"{self.lock_file} cannot be opened ({reason(error)}): delete it, or give another"
+                " --output"
+            ) from error
+        self.lock = os.fdopen(descriptor, "r+b", buffering=0)
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

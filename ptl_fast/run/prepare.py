@@ -14,7 +14,7 @@ import torch
 import ptl_fast.baselines.flap
 import ptl_fast.baselines.slicegpt  # noqa: F401  both let transformers load their models
 from ptl_fast.base import distributed
-from ptl_fast.base.console import say
+from ptl_fast.base.console import reason, say
 from ptl_fast.config.checking import flag
 from ptl_fast.evaluation import tasks as eval_tasks
 from ptl_fast.model import loading, precision, stored_weights
@@ -121,10 +121,14 @@ def output_folder(config: "Config") -> Path:
     path = path.resolve() if path.is_dir() else path
     name = f"{path.parent.name}-final" if path.name == "final" else path.name
     output = Path(config.run.output or f"runs/{name}")
+    try:
+        resolved = output.resolve()
+    except RuntimeError as error:  # of Python before 3.13
+        raise ValueError(f"--output {output}: {reason(error)}; give another --output") from error
     for own, model in (("model", config.model.model), ("teacher", config.distill.teacher)):
         if model is None or not Path(model).is_dir():
             continue
-        if Path(model).resolve().is_relative_to(output.resolve()):
+        if Path(model).resolve().is_relative_to(resolved):
             raise ValueError(
                 f"{flag(own)} {model} lies in this run's own folder, {output}; give another"
                 " --output"

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import pytest
+
 from ptl_fast.base import checksums
 from support.damage import DAMAGES
 
@@ -77,3 +79,11 @@ def test_a_line_that_a_crash_has_cut_off_does_not_hide_the_next(tmp_path: Path) 
     write(tmp_path / "file", b"content")
     DAMAGES["flip"](tmp_path / "file")
     assert checksums.is_damaged(tmp_path / "file")
+
+
+def test_a_pipe_in_place_of_the_list_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / checksums.LIST)
+    (tmp_path / "file").write_bytes(b"x")
+    assert checksums.is_whole(tmp_path / "file")
+    with pytest.raises(OSError, match=checksums.LIST):
+        write(tmp_path / "file", b"content")

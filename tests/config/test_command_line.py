@@ -102,6 +102,8 @@ BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nkeep: [*b, *b]\n"
         ("keep: " + "[" * 5000 + "]" * 5000, "is nested too deep"),
         ("keep: 0.5\nrounds: 2\nkeep: 0.6\n", "sets keep more than once"),
         ("# " + "x" * 2**21, "it is too large"),
+        ("prune:\n  keep: 0.5\n", r"settings.yaml: .*'prune.keep'"),
+        ("1: 2\n", "settings.yaml: .*1"),
     ],
 )
 def test_files_that_would_take_long_or_say_two_things_are_refused(
@@ -111,6 +113,11 @@ def test_files_that_would_take_long_or_say_two_things_are_refused(
     file.write_text(content)
     with pytest.raises(ValueError, match=message):
         parse(["--config", str(file)])
+
+
+def test_a_file_without_end_is_refused() -> None:
+    with pytest.raises(ValueError, match="--config /dev/zero is no file of settings"):
+        parse(["--config", "/dev/zero"])
 
 
 @pytest.mark.parametrize(

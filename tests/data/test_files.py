@@ -98,6 +98,7 @@ def test_dates_and_other_values_of_a_parquet_file_come_as_they_are(tmp_path: Pat
         ("a.csv", b"question,answer\na,b\nc,d,e\n", "line 3 has more cells than the 2 columns"),
         ("a.csv", b'question,answer\n"a,b\n', r"line 1 is not valid CSV \(unexpected end"),
         ("a.csv", b"question,answer\n\xff,b\n", "is not UTF-8 text"),
+        ("a.csv", b"answer,question,answer\na,b,c\n", "has several columns answer; give each"),
         ("a.jsonl.gz", b"no gzip", "cannot be read"),
         ("a.jsonl.zst", b"no zstd", "cannot be read"),
         ("a.xlsx", b"", "unknown file type; give .jsonl, .json, .parquet, .csv, .tsv, .txt"),
@@ -179,3 +180,14 @@ def test_what_lies_beside_a_table_is_no_second_table(tmp_path: Path) -> None:
         (tmp_path / name).write_text("{}")
     source = readers.Source(str(tmp_path), str(tmp_path))
     readers._check_folder(source)
+
+
+def test_columns_of_one_name_are_refused_and_empty_cells_are_not(tmp_path: Path) -> None:
+    columns = [pyarrow.array(["a"]), pyarrow.array(["b"])]
+    parquet.write_table(
+        pyarrow.Table.from_arrays(columns, ["text", "text"]), tmp_path / "a.parquet"
+    )
+    with pytest.raises(ValueError, match="has several columns text; give each"):
+        list(file_rows(tmp_path / "a.parquet"))
+    (tmp_path / "a.csv").write_text("text,,\na,,\n")
+    assert [row["text"] for _, row in file_rows(tmp_path / "a.csv")] == ["a"]

@@ -143,6 +143,8 @@ def test_weights_are_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("a.jsonl@2,b.txt", r"give every source a weight .* or none"),
         ("a.jsonl@0", r"'0' after the @ is no positive weight"),
         ("a.jsonl@nan,b.txt@1", r"'nan' after the @ is no positive weight"),
+        ("a.jsonl@1e308,b.txt@1e308", r"'1e308' after the @ is no positive weight"),
+        ("/dev/zero", r"/dev/zero is a device or a pipe"),
         (
             "me@host.jsonl",
             r"'host.jsonl' after the @ is no positive weight, and there is no such file",

@@ -137,3 +137,25 @@ def test_tensors_are_read_from_shards(kind: str, tmp_path: Path) -> None:
 def test_the_bundled_model_is_a_folder() -> None:
     weights = checkpoint.read_tensors(checkpoint.folder_of(checkpoint.bundled("ptl-demo")))
     assert weights.keys() == load_file(DEMO_MODEL / "model.safetensors").keys()
+
+
+@pytest.mark.parametrize("field", ["num_hidden_layers", "n_layer", "num_experts"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_more_modules_than_can_be_made_are_refused(
+    field: str, nested: bool, tmp_path: Path
+) -> None:
+    for number, told in ((10**9, "1,000,000,000, and no more"), (10_000, None)):
+        own = {field: number}
+        content = {"model_type": "llama", **({"text_config": own} if nested else own)}
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        if told is None:
+            find_checkpoint(str(tmp_path))
+            continue
+        with pytest.raises(ValueError, match=told):
+            find_checkpoint(str(tmp_path))
+
+
+def test_a_model_without_layers_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 0}))
+    with pytest.raises(ValueError, match="num_hidden_layers is 0"):
+        find_checkpoint(str(tmp_path))

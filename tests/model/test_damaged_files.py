@@ -1,6 +1,7 @@
 """The file that is to blame is named, and nothing where all can be read."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,22 @@ def lie(folder: Path, place: object) -> None:
     index.write_text(json.dumps(content))
 
 
+def indexed(folder: Path, **changed: object) -> None:
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), **changed}))
+
+
+def replaced(folder: Path, make: Callable[[Path], object]) -> None:
+    """Something that is no file in the place of weights."""
+    file = shards(folder)[0]
+    file.unlink()
+    make(file)
+
+
+def dangle(file: Path) -> None:
+    file.symlink_to("nothing")
+
+
 def load(folder: Path) -> None:
     load_config(str(folder))
     load_model(str(folder), settings().model, "cpu")
@@ -46,6 +63,13 @@ def load(folder: Path) -> None:
         (lambda folder: shards(folder)[1].write_bytes(b""), "safetensors", "damaged or cut off"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json", "no JSON ("),
         (lambda folder: (folder / "config.json").write_text("[]"), "config.json", "no JSON object"),
+        (lambda folder: (folder / "config.json").write_text("null"), "config.json", "no JSON obj"),
+        (lambda folder: (folder / "config.json").write_text("[" * 10**5), "config.json", "no JSON"),
+        (lambda folder: indexed(folder, weight_map={}), "index.json", "it has no weight_map"),
+        (lambda folder: indexed(folder, metadata=None), "index.json", "its metadata is no JSON"),
+        (lambda folder: replaced(folder, Path.mkdir), "safetensors", "no file, or a link to none"),
+        (lambda folder: replaced(folder, os.mkfifo), "safetensors", "no file, or a link to none"),
+        (lambda folder: replaced(folder, dangle), "safetensors", "no file, or a link to none"),
     ],
 )
 def test_the_damaged_file_is_named(

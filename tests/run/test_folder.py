@@ -2,6 +2,8 @@
 is left alone.
 """
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,28 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
         RunFolder(tmp_path / "run", STATE).open(False)
     first.lock.close()
     RunFolder(tmp_path / "run", STATE).open(False)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda lock: lock.symlink_to("precious")])
+def test_only_a_file_is_a_lock(make: Callable[[Path], object], tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("data")
+    make(tmp_path / ".lock")
+    told = ""
+    try:
+        RunFolder(tmp_path, STATE).open(False)
+    except ValueError as error:
+        told = str(error)
+    # a pipe can be locked
+    assert told.startswith(f"{tmp_path / '.lock'} cannot be opened (") == (make is not os.mkfifo)
+    assert (tmp_path / "precious").read_text() == "data"
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    for target in ("nothing", "out"):
+        (tmp_path / "out").symlink_to(target)
+        with pytest.raises(ValueError, match=f"is a link to {target}, which is not there"):
+            RunFolder(tmp_path / "out", STATE).check(False)
+        (tmp_path / "out").unlink()
 
 
 def test_another_run_is_named(tmp_path: Path) -> None:
