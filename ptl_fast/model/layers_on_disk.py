@@ -9,36 +9,95 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from ptl_fast.model.families import decoder_layers, find_family
+from ptl_fast.model.precision import FLOAT_TYPES
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
+class _Place(NamedTuple):
+    """Where a tensor is stored."""
+
+    file: Path
+    start: int
+    """Its first byte in the file."""
+    num_bytes: int
+    dtype: torch.dtype
+    shape: list[int]
+
+
 class StoredTensors:
     """The tensors of a folder's safetensors files, each read when it is asked for.
 
+    They are read from the files and not out of a map of them as by ``safetensors.safe_open``: that
+    one is private and writable, so a shard of 5 GB counts as 5 GB to a limit of the process' data
+    (RLIMIT_DATA), and its pages as memory of the process.
+
     Raises:
-        ValueError: the folder has no safetensors files.
+        ValueError: the folder has no safetensors files, or one cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.file_of: dict[str, Path] = {}
+        self.places: dict[str, _Place] = {}
         for file in _files(folder):
-            with safe_open(file, framework="pt") as tensors:
-                self.file_of |= dict.fromkeys(tensors.keys(), file)
+            self.places |= _places(file)
 
     def read(self, name: str) -> Tensor:
-        """A tensor as it is stored, on the CPU and in memory of its own."""
-        with safe_open(self.file_of[name], framework="pt") as tensors:
-            # out of the mapped file: pages of it would count as this process' memory
-            return tensors.get_tensor(name).clone()
+        """A tensor as it is stored, on the CPU and in memory of its own.
+
+        Raises:
+            ValueError: the file is shorter than its header says.
+        """
+        place = self.places[name]
+        tensor = torch.empty(place.shape, dtype=place.dtype)
+        # numpy knows no bfloat16
+        content = tensor.view(-1).view(torch.uint8).numpy() if place.num_bytes else b""
+        with place.file.open("rb", buffering=0) as file:
+            file.seek(place.start)
+            left = memoryview(content)
+            while len(left):
+                # Linux reads at most 2 GiB at once
+                num_bytes = file.readinto(left)
+                if not num_bytes:
+                    raise ValueError(f"{place.file} is cut off: {name} is not whole; copy it again")
+                left = left[num_bytes:]
+        return tensor
+
+
+def _places(file: Path) -> dict[str, _Place]:
+    """{tensor's name: where it is} of a safetensors file: 8 bytes with the length of a JSON object,
+    that object, and the tensors' bytes.
+
+    Raises:
+        ValueError: the file is not of that form, or has a type that is no model's.
+    """
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        # damaged lengths are not taken at their word
+        text = opened.read(length) if length < file.stat().st_size else b""
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        return {
+            name: _Place(
+                file,
+                8 + length + each["data_offsets"][0],
+                each["data_offsets"][1] - each["data_offsets"][0],
+                FLOAT_TYPES[each["dtype"]],
+                each["shape"],
+            )
+            for name, each in header.items()
+        }
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{file} cannot be read layer by layer: {error!r}; save the model with save_pretrained"
+        ) from error
 
 
 def _files(folder: Path) -> list[Path]:
@@ -107,7 +166,7 @@ class LayersOnDisk:
 
     def others(self) -> list[str]:
         """The names of the stored tensors that belong to no decoder layer."""
-        return [name for name in self.stored.file_of if not name.startswith(self.prefix)]
+        return [name for name in self.stored.places if not name.startswith(self.prefix)]
 
     @contextmanager
     def layer(
@@ -128,6 +187,14 @@ class LayersOnDisk:
             for name, parameter in list(layer.named_parameters()):
                 _put(layer, name, torch.empty_like(parameter, device="meta"))
 
+    def forget_embedding(self) -> None:
+        """Give back the memory of the token embedding, a gibibyte of an 8B model: once the tokens'
+        hidden states are there, ``walking`` asks no more for it.
+        """
+        embedding: Any = self.model.get_input_embeddings()
+        for name, parameter in list(embedding.named_parameters()):
+            _put(embedding, name, torch.empty_like(parameter, device="meta"))
+
     def _load(self, module: nn.Module, name: str, stored: str) -> None:
         tensor = self.stored.read(stored)
         _put(module, name, tensor.to(device=self.device, dtype=self.dtype))
@@ -136,10 +203,10 @@ class LayersOnDisk:
         wanted = {name for name, _ in self.model.named_parameters()}
         # persistent buffers of layers would have to be read too, and no dense decoder has any
         strange = sorted(
-            {name for name in self.stored.file_of if name.startswith(self.prefix)} - wanted
+            {name for name in self.stored.places if name.startswith(self.prefix)} - wanted
         )
         missing = sorted(
-            name for name in wanted - self.stored.file_of.keys() if name != _head(self.model)
+            name for name in wanted - self.stored.places.keys() if name != _head(self.model)
         )
         if strange or missing:
             raise ValueError(

@@ -119,6 +119,7 @@ def least_squares(gram_II: Tensor, down_HI: Tensor, kept_K: Tensor) -> Tensor:
         (hidden_size, num_kept), in the dtype of ``down_HI``; solved in fp64.
     """
     # normal equations G[S, S] X = (W G[:, S])^T; the ridge makes a Cholesky factorization possible
-    factor = torch.linalg.cholesky(gram_II[kept_K][:, kept_K])
     target_KH = (down_HI.double() @ gram_II[:, kept_K]).T
+    # indexed at once, as G's rows of the kept neurons alone may be a gigabyte
+    factor = torch.linalg.cholesky(gram_II[kept_K[:, None], kept_K])
     return torch.cholesky_solve(target_KH, factor).T.to(down_HI.dtype)

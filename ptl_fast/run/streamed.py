@@ -7,8 +7,8 @@ others' columns are fitted, and what is left is written as a shard of the pruned
 layers have one width, which the schedule gives, so a layer's choice needs no other layer. The same
 functions do this as for a model in memory, in the same order, so the same neurons go.
 
-Memory: what is outside the layers but the head, one layer, its Gram matrix and ``eliminate``'s
-copies of it, and the hidden states of all tokens twice.
+Memory: first the token embedding, then one layer, its Gram matrix and ``eliminate``'s
+copy of it, and the hidden states of all tokens twice, or in files where they exceed STATES_BYTES.
 
 A layer's shard says that it is done: a run that was killed goes through the finished layers again
 for the hidden states alone, without Gram matrices, and to the same weights.
@@ -45,6 +45,8 @@ from ptl_fast.scoring.ridge import HELD_OUT_SHARE, HELD_OUT_TOKENS, RIDGE
 if TYPE_CHECKING:
     from ptl_fast.data.packing import PackedTokens
 
+# hidden states before and behind a layer are in memory up to this, and else in files
+STATES_BYTES = 2**30
 INDEX = "model.safetensors.index.json"
 # files beside a model's weights that belong to the model and name no width
 COMPANIONS = ("generation_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -110,8 +112,10 @@ def prune_layers(
     with ExitStack() as stack:
         with source.layer(0) as first, work.timed("embed"):
             texts = [work.tokens, *others]
-            walk = walking(source.model, source.family, texts, work.batch_size, first)
+            states = stack.enter_context(_states(source, texts, folder))
+            walk = walking(source.model, source.family, texts, work.batch_size, first, states)
             view = stack.enter_context(walk)
+            source.forget_embedding()
         for number in tqdm(range(source.num_layers), desc="layers", leave=False):
             with source.layer(number, work.timed) as layer, view.at(layer):
                 choices.append(_layer(source, view, number, work, folder, dtype))
@@ -121,6 +125,26 @@ def prune_layers(
     with work.timed("save"):
         _finish(source, folder, work.width, dtype)
     return choices
+
+
+@contextmanager
+def _states(
+    source: LayersOnDisk, texts: "list[PackedTokens]", folder: Path
+) -> Iterator[Path | None]:
+    """A folder for the hidden states, for as long as they are needed; None: they are in memory."""
+    num_tokens = sum(tokens.input_ids.numel() for tokens in texts)
+    num_bytes = 2 * num_tokens * source.model.config.hidden_size * source.dtype.itemsize
+    if num_bytes <= STATES_BYTES:
+        yield None
+        return
+    states = folder / "states"
+    # of a walk that was killed: all are computed again
+    shutil.rmtree(states, ignore_errors=True)
+    states.mkdir()
+    try:
+        yield states
+    finally:
+        shutil.rmtree(states)
 
 
 def _set_aside(work: StreamedWork) -> "list[PackedTokens]":

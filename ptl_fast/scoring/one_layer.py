@@ -9,6 +9,7 @@ layer, however much is computed of each.
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,11 +27,37 @@ if TYPE_CHECKING:
 
 
 class HiddenStates:
-    """The residual stream of some batches before a layer and behind it, by the batches' content."""
+    """The residual stream of some batches before a layer and behind it, by the batches' content.
 
-    def __init__(self) -> None:
-        self.before: dict[bytes, Tensor] = {}
-        self.behind: dict[bytes, Tensor] = {}
+    Args:
+        folder: where they are kept, in files that are mapped into memory and so can be written out
+            when memory is short; None: on the device, as the layers gave them.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder, self.before, self.behind = folder, dict[bytes, Tensor](), dict[bytes, Tensor]()
+        self._num_layers = 0
+
+    def put_before(self, key: bytes, states: Tensor) -> None:
+        """Keep what the first layer is given."""
+        if key not in self.before:
+            self.before[key] = self._kept(states, f"0-{len(self.before)}")
+
+    def put_behind(self, key: bytes, states: Tensor) -> None:
+        """Keep what the layer gives, unless it has given it before: statistics are taken in the
+        first pass, and the next layer's are of the same kind.
+        """
+        if key not in self.behind:
+            # two sets of files in turn: those before this layer are still read
+            side = (self._num_layers + 1) % 2
+            self.behind[key] = self._kept(states, f"{side}-{len(self.behind)}")
+
+    def _kept(self, states: Tensor, name: str) -> Tensor:
+        if self.folder is None:
+            return states
+        file = str(self.folder / name)
+        mapped = torch.from_file(file, shared=True, size=states.numel(), dtype=states.dtype)
+        return mapped.view(states.shape).copy_(states)
 
     def advance(self) -> None:
         """Go on to the next layer.
@@ -40,6 +67,7 @@ class HiddenStates:
         """
         assert self.behind.keys() == self.before.keys(), "every batch passes every layer"
         self.before, self.behind = self.behind, {}
+        self._num_layers += 1
 
 
 class OneLayer(nn.Module):
@@ -47,7 +75,9 @@ class OneLayer(nn.Module):
     the one that is walked at the moment. Made by ``walking``.
     """
 
-    def __init__(self, model: "PreTrainedModel", family: Family) -> None:
+    def __init__(
+        self, model: "PreTrainedModel", family: Family, folder: Path | None = None
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
         self.config, self.device = model.config, model.device
@@ -55,7 +85,7 @@ class OneLayer(nn.Module):
         self._whole: Callable[[], PreTrainedModel] = lambda: model
         self.family = Family(layers="layers", ffn=family.ffn, no_ffn=family.no_ffn)
         """Where the layer is in this module."""
-        self.states = HiddenStates()
+        self.states = HiddenStates(folder)
         self.eval()
 
     @property
@@ -67,14 +97,13 @@ class OneLayer(nn.Module):
         key = _key(input_ids, position_ids)
 
         def take(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            states = self.states.before[key]
+            states = self.states.before[key].to(self.device)
             if args:
                 return (states, *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": states}
 
         def keep(module: nn.Module, args: tuple, output: Any) -> None:
-            # what statistics are taken on comes first, and the next layer's are of the same kind
-            self.states.behind.setdefault(key, stream_of(output))
+            self.states.put_behind(key, stream_of(output))
 
         layer = self.layers[0]
         # the first hook, so that all others see the hidden states that the layer is run on
@@ -110,18 +139,21 @@ def walking(
     texts: "Sequence[PackedTokens]",
     batch_size: int,
     first: nn.Module,
+    folder: Path | None = None,
 ) -> Iterator[OneLayer]:
     """Yield the view of a model whose layers are walked in order, beginning before the first.
 
-    Inside the context the layers of ``model`` compute nothing but in ``OneLayer.at``.
+    Inside the context the layers of ``model`` compute nothing but in ``OneLayer.at``, and its token
+    embedding gives zeros.
 
     Args:
         model: only what is outside its layers needs its weights.
         texts: whose batches will be run through every layer.
         batch_size: packed sequences per batch.
         first: the first layer, with its weights, which is asked for what it returns.
+        folder: as for ``HiddenStates``.
     """
-    view, layers = OneLayer(model, family), decoder_layers(model, family)
+    view, layers = OneLayer(model, family, folder), decoder_layers(model, family)
     with ExitStack() as stack:
         for layer in layers:
             layer.forward = _nothing(False)
@@ -131,10 +163,13 @@ def walking(
                 for batch in document_batches(model, tokens, batch_size, "embed"):
                     inputs = batch.inputs
                     key = _key(inputs["input_ids"], inputs["position_ids"])
-                    view.states.before[key] = _embedded(model, layers[0], inputs)
+                    view.states.put_before(key, _embedded(model, layers[0], inputs))
             as_tuple = _returns_tuple(model, first, inputs)
         for layer in layers:
             layer.forward = _nothing(as_tuple)
+        embedding: Any = model.get_input_embeddings()
+        embedding.forward = _no_embedding(embedding.weight)
+        stack.callback(embedding.__dict__.pop, "forward", None)
         yield view
 
 
@@ -191,6 +226,15 @@ def _nothing(as_tuple: bool) -> Callable[..., Any]:
         return (states,) if as_tuple else states
 
     return forward
+
+
+def _no_embedding(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """An embedding's forward of zeros in the shape and type of its own, which take almost no
+    memory: the layer is run on what was kept.
+    """
+    dtype, device, width = weight.dtype, weight.device, weight.shape[-1]
+    zero = torch.zeros((), dtype=dtype, device=device)
+    return lambda input_ids: zero.expand(*input_ids.shape, width)
 
 
 def _key(input_ids: Tensor, position_ids: Tensor) -> bytes:

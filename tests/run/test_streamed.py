@@ -95,6 +95,18 @@ def test_other_scorers_and_a_chosen_ridge_give_the_same_too(
     assert_same(tmp_path / "pruned", model)
 
 
+def test_hidden_states_in_files_give_the_same_and_go_with_the_walk(
+    tokens: packing.PackedTokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model("llama")
+    model.save_pretrained(tmp_path / "dense")
+    kept = in_memory(model, tokens, "reconstruction", None)
+    monkeypatch.setattr(streamed, "STATES_BYTES", 0)
+    assert stream(tmp_path / "dense", tmp_path / "pruned", tokens, ridge=None) == kept
+    assert_same(tmp_path / "pruned", model)
+    assert not (tmp_path / "pruned" / "states").exists()
+
+
 @pytest.mark.parametrize("ridge", [RIDGE, None])
 def test_a_killed_walk_goes_on_to_the_same_weights(
     ridge: float | None,

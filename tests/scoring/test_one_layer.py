@@ -1,5 +1,7 @@
 """Layers that are walked one by one see and give what they do in a whole forward pass."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,7 +13,10 @@ from support.models import FAMILIES, make_model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_hidden_states_are_those_of_a_whole_forward_pass(family: str) -> None:
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_hidden_states_are_those_of_a_whole_forward_pass(
+    family: str, on_disk: bool, tmp_path: Path
+) -> None:
     model, tokens = make_model(family), long_documents()
     found = find_family(model)
     layers = decoder_layers(model, found)
@@ -21,13 +26,16 @@ def test_hidden_states_are_those_of_a_whole_forward_pass(family: str) -> None:
             model.base_model(**each.inputs, use_cache=False, output_hidden_states=True)
             for each in batches
         ]
-    with walking(model, found, [tokens], 2, layers[0]) as view, torch.inference_mode():
+    walk = walking(model, found, [tokens], 2, layers[0], tmp_path if on_disk else None)
+    with walk as view, torch.inference_mode():
         for number, layer in enumerate(layers):
             for own, whole in zip(view.states.before.values(), expected, strict=True):
                 assert torch.equal(own, whole.hidden_states[number]), number
             with view.at(layer):
                 for each in batches:
                     view.base_model(**each.inputs, use_cache=False)
+    # two files a batch, before and behind
+    assert len(list(tmp_path.iterdir())) == 2 * len(batches) * on_disk
     with torch.inference_mode():
         again = model.base_model(**batches[0].inputs, use_cache=False).last_hidden_state
     assert torch.equal(again, expected[0].last_hidden_state)

@@ -1,6 +1,7 @@
 """Prices equal plain least squares in float64, and what goes is what the others can say."""
 
 import pytest
+import torch
 
 from ptl_fast.scoring import reconstruction
 from support.least_squares import activations, best_columns, gram, projection
@@ -33,6 +34,22 @@ def test_one_by_one_removes_what_then_costs_least() -> None:
         expected.append(min(cost, key=cost.__getitem__))
         left.remove(expected[-1])
     assert reconstruction.eliminate(gram(a_TI), down_HI).argsort().tolist() == [*expected, *left]
+
+
+def test_a_wide_matrix_is_updated_in_blocks_to_the_same_prices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    a_TI, down_HI = activations(300, 100, 12, 4), projection(10, 100).double()
+    gram_II, before = gram(a_TI), down_HI.clone()
+    whole = reconstruction.eliminate(gram_II, down_HI)
+    monkeypatch.setattr(reconstruction, "WHOLE", 0)
+    # seven rows of a hundred, and more of what is left; the hidden size is no multiple of either
+    monkeypatch.setattr(reconstruction, "BLOCK", 700)
+    blocked = reconstruction.eliminate(gram_II, down_HI)
+    torch.testing.assert_close(blocked, whole, rtol=1e-9, atol=0)
+    # both work in place, in memory of their own
+    assert torch.equal(gram_II, gram(a_TI))
+    assert torch.equal(down_HI, before)
 
 
 def test_a_loud_neuron_that_two_others_say_together_goes_first() -> None:
