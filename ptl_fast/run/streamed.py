@@ -76,7 +76,9 @@ class StreamedWork:
     ridge: float | None = RIDGE
     """As for ``GramMatrices``."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Wall-clock time of each part: embed, load, forward, score, compensate, compact, save."""
+    """Wall-clock time of each part: embed; of all layers load, forward, score, compensate, compact
+    and save; finish, which writes what is outside the layers.
+    """
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -122,7 +124,7 @@ def prune_layers(
                 # the ridge has read them already, but not in a layer that was finished before
                 for tokens in others:
                     _run(view, tokens, work.batch_size)
-    with work.timed("save"):
+    with work.timed("finish"):
         _finish(source, folder, work.width, dtype)
     return choices
 
