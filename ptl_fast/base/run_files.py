@@ -12,6 +12,12 @@ round-01/plan.json               which neurons or layers were removed
 round-01/statistics.safetensors  the statistics and scores that the plan was made from
 round-01/token_weights.json      with --token-weights: how far the probe departs, how unevenly
 round-01/folded_layers.json      with --compensate-layers: what became of the dropped layers
+round-01/streamed/               with --stream, until the round is finished: the pruned model,
+                                 written layer by layer
+  model-00001-of-00035.safetensors   a shard a layer, then one for each tensor outside the layers
+  choices/layer-00000.safetensors    which neurons of the layer stay, and their scores
+  states/                        hidden states, where they are too many for memory
+  model.safetensors.index.json   written last
 round-01/pruned.json             evaluation before recovery
 round-01/recovery/               until the round is finished, what its recovery needs to go on:
   checkpoint-8/                  the newest checkpoint, the Trainer's own files and
@@ -180,6 +186,42 @@ class TraceFolder:
         return JsonFile(self.path / "summary.json")
 
 
+@dataclass(frozen=True)
+class StreamedFolder:
+    """A checkpoint that is written layer by layer, and complete once it has its index:
+    ``StreamedFolder(path)`` for one without a run.
+    """
+
+    path: Path
+
+    def shard(self, index: int, total: int) -> TensorFile:
+        """A shard: those of the layers come first, in order."""
+        return TensorFile(self.path / f"model-{index + 1:05d}-of-{total:05d}.safetensors")
+
+    def choice(self, number: int) -> TensorFile:
+        """What was decided in a layer."""
+        return TensorFile(self.path / "choices" / f"layer-{number:05d}.safetensors")
+
+    @property
+    def index(self) -> JsonFile:
+        """Which tensor is in which shard."""
+        return JsonFile(self.path / "model.safetensors.index.json")
+
+    @property
+    def states(self) -> Path:
+        """The folder of the hidden states, while layers are walked."""
+        return self.path / "states"
+
+    def is_complete(self) -> bool:
+        """Whether it has its index, and the shards are as they were written."""
+        content = self.index.found()
+        if content is None:
+            return False
+        return all(
+            TensorFile(self.path / name).exists() for name in set(content["weight_map"].values())
+        )
+
+
 class RoundFolder:
     """One round's files.
 
@@ -198,6 +240,7 @@ class RoundFolder:
         self.seconds = JsonFile(path / "seconds.json")
         self.record = JsonFile(path / "record.json")
         self.traces = TraceFolder(path / "traces")
+        self.streamed = StreamedFolder(path / "streamed")
 
     def recovered(self, extension: int = 0) -> JsonFile:
         """The evaluation after training; empty if it diverged."""

@@ -166,13 +166,13 @@ class TensorFile(Stored):
             raise _damaged(self.path)
         return load_file(self.path)
 
-    def write(self, tensors: "dict[str, Tensor]") -> None:
+    def write(self, tensors: "dict[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
         """Write the tensors, replacing the file."""
         from safetensors.torch import save
 
         # safetensors refuses views with strides
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        write_bytes(self.path, save(contiguous))
+        write_bytes(self.path, save(contiguous, metadata))
 
     def holds(self, name: str, shape: list[int]) -> bool:
         """Whether, as this rank sees it, the file is whole and has a tensor of this name and shape.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ptl_fast.config.checking import as_text, former_default
+from ptl_fast.config.checking import FREE, as_text, former_default
 
 
 @dataclass(kw_only=True)
@@ -43,6 +43,12 @@ class ModelSettings:
     """Attention: auto is flash-attention 2 where it is importable and the weights are half
     precision on a GPU, else SDPA.
     """
+
+    stream: bool = field(default=False, metadata=FREE)
+    """Prune neurons layer by layer: one decoder layer at a time is read from the disk, scored,
+    compensated, made smaller and written, so that a model that does not fit in memory can be
+    pruned. The result is the same. The whole model is loaded only for what follows: the smaller
+    one, for recovery and evaluation; and the original, if there are --eval-tasks."""
 
     def __post_init__(self) -> None:
         self.model = as_text(self.model)

@@ -57,7 +57,7 @@ class StoredTensors:
         place = self.places[name]
         tensor = torch.empty(place.shape, dtype=place.dtype)
         # numpy knows no bfloat16
-        content = tensor.view(-1).view(torch.uint8).numpy() if place.num_bytes else b""
+        content: Any = tensor.view(-1).view(torch.uint8).numpy() if place.num_bytes else b""
         with place.file.open("rb", buffering=0) as file:
             file.seek(place.start)
             left = memoryview(content)

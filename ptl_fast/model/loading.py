@@ -231,6 +231,20 @@ def load_model(
                 f"{flag} {name}: weights and config.json do not belong together, they differ in"
                 f" {min(map(str, keys))}"
             )
+    set_attention_(model, settings, device)
+    tying.correct_loaded_(model)
+    padding.drop_generated_padding_(model)
+    model.to(device).eval()
+    _align_parameters_(model)
+    return model
+
+
+def set_attention_(model: "PreTrainedModel", settings: "ModelSettings", device: str) -> None:
+    """Set the attention implementation that the settings ask for.
+
+    Raises:
+        ValueError: it is not available.
+    """
     attention = _attention(settings.attn, device, model)
     try:
         model.set_attn_implementation(attention)
@@ -238,11 +252,17 @@ def load_model(
         raise ValueError(
             f"--attn {attention} cannot be used here: {reason(error)}; use --attn auto"
         ) from error
-    tying.correct_loaded_(model)
-    padding.drop_generated_padding_(model)
-    model.to(device).eval()
-    _align_parameters_(model)
-    return model
+
+
+def computed_dtype(
+    settings: "ModelSettings", device: str, config: "PretrainedConfig"
+) -> torch.dtype:
+    """The type that ``load_model`` computes in, where the config says which the weights have."""
+    dtype = _dtype(settings.dtype, device)
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    own = config.get_text_config().dtype
+    return own if isinstance(own, torch.dtype) else torch.float32
 
 
 def seed_everything(seed: int) -> None:

@@ -5,6 +5,7 @@ lengths, and what is installed. Rules between settings alone are in ptl_fast.con
 """
 
 import importlib.util
+import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -196,6 +197,39 @@ def _check_experts(config: "Config") -> None:
         raise ValueError(
             "--score-once and --drop-layers do not go together for a model with experts; leave one"
             " of them out"
+        )
+
+
+def check_stream(config: "Config", original: "PretrainedConfig") -> None:
+    """Raise ValueError for what --stream cannot do with one layer in memory."""
+    if not config.model.stream:
+        return
+    name, prune, score = config.score.scorer, config.prune, config.score
+    if not SCORERS[name].is_by_layer:
+        able = ", ".join(each for each, scorer in SCORERS.items() if scorer.is_by_layer)
+        raise ValueError(
+            f"--stream has one layer in memory, and --scorer {name} looks at the whole model; use"
+            f" one of {able}"
+        )
+    given = {
+        "--protect": config.data.protect is not None,
+        "--threshold": prune.threshold is not None,
+        "--drop-layers": prune.num_dropped_layers > 0,
+        "--slice-hidden": prune.slice_hidden is not None,
+        "--compensate-inputs pruned": prune.fits_in_order,
+        "--token-weights": score.weighs_tokens,
+        "--score-once": score.score_once,
+        "--score-during-recovery": score.score_during_recovery,
+        "--anticipate": config.recovery.anticipate > 0,
+        "--keep-optimizer-state": config.recovery.keep_optimizer_state,
+        "--merge-adapter": config.model.merge_adapter,
+        "experts": num_experts(original) > 0,
+        "several processes": int(os.environ.get("WORLD_SIZE", "1")) > 1,
+    }
+    for each in [each for each, is_given in given.items() if is_given]:
+        raise ValueError(
+            f"--stream prunes neurons with one layer in memory, and does not know {each}; leave one"
+            " of the two out"
         )
 
 

@@ -71,6 +71,8 @@ class RunContext:
     """Records of the finished rounds, in order: records[0] is round 1's."""
     loaded: LoadedModel | None = None
     """None until the first weights are loaded, and in a run that has nothing left to do."""
+    deferred: "Callable[[], None] | None" = None
+    """Loads the weights when something asks for them; with --stream nothing may."""
 
     def follow(self, decision: "Decision") -> None:
         """Change the rest of the schedule, and its data, as the quality gate decided.
@@ -92,8 +94,15 @@ class RunContext:
     @property
     def now(self) -> LoadedModel:
         """The loaded model and what belongs to it."""
+        if self.loaded is None and self.deferred is not None:
+            self.deferred()
+            self.deferred = None
         assert self.loaded is not None, "weights are loaded before the first round"
         return self.loaded
+
+    def release(self) -> None:
+        """Give back the memory of the model, for others to be loaded."""
+        self.loaded = self.deferred = None
 
     def recoveries(self, step: "Round") -> list[str]:
         """The names of a round's recovery methods, in the order in which they train."""

@@ -22,6 +22,9 @@ def evaluate(context: "RunContext", description: str) -> dict[str, dict[str, flo
         Diverged: a value is NaN or infinite; raised on all ranks.
     """
     settings, inputs = context.config.evaluation, context.inputs
+    # without loading a model that --stream has left on the disk
+    if not context.tasks:
+        return {}
     return eval_tasks.run_tasks(
         context.model,
         inputs.tokenizer,

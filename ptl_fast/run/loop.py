@@ -28,14 +28,16 @@ from ptl_fast.run import (
     recover_step,
     report,
     save_step,
+    stream_step,
     tables,
     trace_step,
     verdict,
 )
 from ptl_fast.run.evaluate_step import evaluate, measure_dense
 from ptl_fast.run.folder import read_plan
-from ptl_fast.run.prepare import load_weights, prepare
+from ptl_fast.run.prepare import prepare
 from ptl_fast.run.rounds import kind_of
+from ptl_fast.run.weights import load_weights
 
 if TYPE_CHECKING:
     from ptl_fast.config.config import Config
@@ -70,7 +72,7 @@ def run(config: "Config", callbacks: "Sequence[Callback]" = ()) -> dict[str, Any
     verdict.check_steps(steps, config.trainer.global_batch)
     refitted = prune_step.tokens_refitted_to(context)
     # a run with nothing left to do has loaded no model
-    width = ffn_width(context.model.config) if refitted else 0
+    width = context.records[-1]["width"] if context.records else ffn_width(context.original)
     for line in (verdict.few_steps_line(steps), verdict.few_tokens_line(refitted, width)):
         if line is not None:
             say(line)
@@ -144,7 +146,10 @@ def attempt(context: "RunContext", step: "Round") -> "Decision | None":
     """
     files = context.folder.round(step.number)
     trace_step.renew(context, step)
-    decide = functools.partial(prune_step.plan_round, context, step)
+    plan_round = prune_step.plan_round
+    if stream_step.applies(context, step):
+        plan_round = stream_step.plan_round
+    decide = functools.partial(plan_round, context, step)
     # the statistics and the plan belong together
     if files.statistics.is_damaged():
         recover_step.check_not_anticipated(context, step, files.statistics)
@@ -270,6 +275,8 @@ def _prune(context: "RunContext", step: "Round") -> None:
     # skipped on resume, unless the evaluation of the pruned model is still missing
     weights_follow = files.pruned.exists() and recover_step.goes_on(context, step)
     prune = functools.partial(prune_step.prune, context, step, weights_follow=weights_follow)
+    if stream_step.applies(context, step):
+        prune = functools.partial(stream_step.prune, context, step)
     _stage(context, step, "compact", prune)
     save_step.check_pruned(context.model)
     # if nothing is trained, this is the model that is saved

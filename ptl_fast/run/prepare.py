@@ -4,7 +4,7 @@ Settings, model, data, disk space and the folder's content are checked, and the 
 before anything is written: a run that is refused leaves the folder as it was.
 """
 
-import dataclasses
+import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from ptl_fast.base import distributed
 from ptl_fast.base.console import say
 from ptl_fast.config.checking import flag
 from ptl_fast.evaluation import tasks as eval_tasks
-from ptl_fast.model import families, loading, precision, stored_weights
+from ptl_fast.model import loading, precision, stored_weights
 from ptl_fast.model.widths import ffn_width
 from ptl_fast.pruning import width_multiple
 from ptl_fast.recovery import registry, rollouts, trainer
@@ -27,16 +27,17 @@ from ptl_fast.run import (
     goals,
     inputs,
     layer_choice,
-    prune_step,
     quality_gate,
     repair,
     rounds,
     size_folders,
     sizes,
+    stream_step,
     trace_step,
 )
-from ptl_fast.run.context import LoadedModel, RunContext
+from ptl_fast.run.context import RunContext
 from ptl_fast.run.folder import RunFolder
+from ptl_fast.run.weights import load_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -80,6 +81,7 @@ def prepare(config: "Config") -> RunContext:
     if chosen is not None:
         config = config.changed(width_multiple=chosen["multiple"])
     layer_choice.check(config.prune, original)
+    checks.check_stream(config, original)
     plan = _rounds(config, original)
     tasks = eval_tasks.parse_tasks(config.evaluation.tasks, config.evaluation.allow_code_execution)
     if config.gate.gate is not None:
@@ -105,42 +107,6 @@ def prepare(config: "Config") -> RunContext:
     )
     _open_folder(context, chosen)
     return context
-
-
-def load_weights(context: RunContext, number: int, extension: int = 0) -> None:
-    """Load the weights that a round left (0: the original), and check that they compute.
-
-    Resets what belongs to the model in memory: optimizer state and Gram matrices.
-
-    Args:
-        number: the round, from 1, or 0.
-        extension: how often the quality gate had extended the round's recovery; 0 if never, and
-            for a round that is finished.
-
-    Raises:
-        ValueError: the tokenizer has ids without an embedding, or an activation is not finite.
-    """
-    settings = context.config.model
-    assert settings.model is not None
-    source = settings.model
-    if number:
-        source = str(context.folder.round(number).model(extension).path)
-        # those of the original, which a round's model is made of
-        settings = dataclasses.replace(settings, revision=None, merge_adapter=False)
-    settings = precision.as_computed(settings, context.device, context.original)
-    model = loading.load_model(source, settings, context.device)
-    family = families.find_family(model, needs_neurons=context.config.prune.keep < 1)
-    # on a GPU, an id out of range is a device-side assertion without a word about the cause
-    num_embeddings = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
-    if max(int(tokens.input_ids.max()) for tokens in context.data.training) >= num_embeddings:
-        raise ValueError(
-            f"--model {source}: its tokenizer gives ids beyond the model's"
-            f" {num_embeddings} embeddings"
-        )
-    # from now on sizes count a head of its own, also of weights whose names its files do not tell
-    context.original.tie_word_embeddings = model.config.tie_word_embeddings
-    context.loaded = LoadedModel(model=model, family=family)
-    prune_step.check_weights(context)
 
 
 def output_folder(config: "Config") -> Path:
@@ -255,7 +221,11 @@ def _open_folder(context: RunContext, chosen: dict[str, Any] | None) -> None:
     schedule = context.rounds.schedule
     # before the folder is opened: a model that does not fit must not cost the run in it
     if num_finished < len(schedule):
-        load_weights(context, num_finished)
+        if config.model.stream:
+            stream_step.check(context, num_finished)
+            context.deferred = functools.partial(load_weights, context, num_finished)
+        else:
+            load_weights(context, num_finished)
     folder.open(overwrite)
     if not overwrite:
         if decisions != written:

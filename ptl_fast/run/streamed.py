@@ -14,10 +14,9 @@ A layer's shard says that it is done: a run that was killed goes through the fin
 for the hidden states alone, without Gram matrices, and to the same weights.
 """
 
-import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,18 +24,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from ptl_fast.base.atomic_files import sync, write_atomically
+from ptl_fast.base.progress import progress
+from ptl_fast.base.run_files import StreamedFolder
+from ptl_fast.base.stored import TensorFile
 from ptl_fast.data.batching import document_batches
 from ptl_fast.model.families import down_projections, feed_forwards, resize_config
 from ptl_fast.model.layers_on_disk import LayersOnDisk
 from ptl_fast.pruning.compact import compact_neurons_
 from ptl_fast.pruning.compensate import compensate_
 from ptl_fast.pruning.plan import keep_highest
-from ptl_fast.scoring import statistics
+from ptl_fast.scoring import ridge, statistics
 from ptl_fast.scoring.evidence import Evidence, Scorer
 from ptl_fast.scoring.gram import GramMatrices
 from ptl_fast.scoring.one_layer import OneLayer, walking
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
 
 # hidden states before and behind a layer are in memory up to this, and else in files
 STATES_BYTES = 2**30
-INDEX = "model.safetensors.index.json"
 # files beside a model's weights that belong to the model and name no width
 COMPANIONS = ("generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
@@ -59,6 +57,25 @@ class Choice(NamedTuple):
     """Indices of the neurons that stay, ascending, int64."""
     scores_I: Tensor
     """fp64."""
+    statistics: statistics.Statistics
+    """Of this one layer."""
+    ridge: ridge.Choice | None
+    """None where it was given."""
+
+
+def measured(choices: Sequence[Choice]) -> dict[str, Tensor]:
+    """The statistics, ridges and scores of all layers, by their names in a round's
+    statistics.safetensors.
+    """
+    layers = [choice.statistics.tensors() for choice in choices]
+    # the tokens are those of every layer; they have no dimension
+    together = {
+        name: torch.cat([layer[name] for layer in layers]) if tensor.ndim else tensor
+        for name, tensor in layers[0].items()
+    }
+    ridges = {number: each.ridge for number, each in enumerate(choices) if each.ridge is not None}
+    scores_LI = torch.stack([choice.scores_I for choice in choices])
+    return {**together, **ridge.tensors(ridges), "scores": scores_LI}
 
 
 @dataclass(kw_only=True)
@@ -75,6 +92,8 @@ class StreamedWork:
     compensate: bool = True
     ridge: float | None = RIDGE
     """As for ``GramMatrices``."""
+    extra: "frozenset[statistics.Extra]" = statistics.NOTHING
+    """Statistics that are kept beside those that the scorer needs."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall-clock time of each part: embed; of all layers load, forward, score, compensate, compact
     and save; finish, which writes what is outside the layers.
@@ -90,7 +109,7 @@ class StreamedWork:
 
 def check_scorer(name: str, scorer: Scorer) -> None:
     """Raise ValueError for a scorer that needs more of the model than one layer."""
-    if scorer.needs & statistics.BACKWARD or scorer.reads_samples or not scorer.measures:
+    if not scorer.is_by_layer:
         raise ValueError(
             f"scorer {name} needs the whole model, and only one layer is in memory; use"
             " reconstruction, output-change, activation, fluctuation or magnitude"
@@ -103,35 +122,37 @@ def prune_layers(
 ) -> list[Choice]:
     """Write the pruned checkpoint into a folder, which may hold some of its layers already.
 
-    The folder is a checkpoint once it has its index, which is written last. ``source`` is of no
-    use afterwards.
+    The folder is a ``StreamedFolder``: a checkpoint once it has its index, which is written last. A
+    layer that is damaged is made again. ``source`` is of no use afterwards.
 
     Args:
         dtype: of the saved weights.
     """
+    files = StreamedFolder(folder)
+    files.index.remove()
     folder.mkdir(parents=True, exist_ok=True)
     choices, others = [], _set_aside(work)
     with ExitStack() as stack:
         with source.layer(0) as first, work.timed("embed"):
             texts = [work.tokens, *others]
-            states = stack.enter_context(_states(source, texts, folder))
+            states = stack.enter_context(_states(source, texts, files))
             walk = walking(source.model, source.family, texts, work.batch_size, first, states)
             view = stack.enter_context(walk)
             source.forget_embedding()
-        for number in tqdm(range(source.num_layers), desc="layers", leave=False):
+        for number in progress(range(source.num_layers), "prune layer by layer"):
             with source.layer(number, work.timed) as layer, view.at(layer):
-                choices.append(_layer(source, view, number, work, folder, dtype))
+                choices.append(_layer(source, view, number, work, files, dtype))
                 # the ridge has read them already, but not in a layer that was finished before
                 for tokens in others:
                     _run(view, tokens, work.batch_size)
     with work.timed("finish"):
-        _finish(source, folder, work.width, dtype)
+        _finish(source, files, work.width, dtype)
     return choices
 
 
 @contextmanager
 def _states(
-    source: LayersOnDisk, texts: "list[PackedTokens]", folder: Path
+    source: LayersOnDisk, texts: "list[PackedTokens]", files: StreamedFolder
 ) -> Iterator[Path | None]:
     """A folder for the hidden states, for as long as they are needed; None: they are in memory."""
     num_tokens = sum(tokens.input_ids.numel() for tokens in texts)
@@ -139,14 +160,13 @@ def _states(
     if num_bytes <= STATES_BYTES:
         yield None
         return
-    states = folder / "states"
     # of a walk that was killed: all are computed again
-    shutil.rmtree(states, ignore_errors=True)
-    states.mkdir()
+    shutil.rmtree(files.states, ignore_errors=True)
+    files.states.mkdir()
     try:
-        yield states
+        yield files.states
     finally:
-        shutil.rmtree(states)
+        shutil.rmtree(files.states)
 
 
 def _set_aside(work: StreamedWork) -> "list[PackedTokens]":
@@ -168,24 +188,29 @@ def _layer(
     view: OneLayer,
     number: int,
     work: StreamedWork,
-    folder: Path,
+    files: StreamedFolder,
     dtype: torch.dtype,
 ) -> Choice:
     """Prune one layer and write its shard, unless it is there."""
-    shard, file = folder / _shard(source, number), _choice_file(folder, number)
+    shard, file = files.shard(number, _num_shards(source)), files.choice(number)
     done = shard.exists() and file.exists()
     grams = (
         _grams(view, work) if not done and (work.scorer.reads_grams or work.compensate) else None
     )
+    view.is_first_text = True
     with work.timed("forward"):
         taken = _statistics(view, number, work, grams)
+    view.is_first_text = False
     if done:
-        return Choice(**load_file(file))
+        decided = file.read()
+        chosen = ridge.Choice(*decided["ridge"].tolist()) if "ridge" in decided else None
+        return Choice(decided["kept_K"], decided["scores_I"], taken, chosen)
     with work.timed("score"):
         found = work.scorer.compute(
             Evidence(statistics=taken, model=view, family=view.family, seed=0, grams=grams)  # type: ignore[arg-type]
         )
-    choice = Choice(keep_highest(found, work.width)[0], found[0])
+    chosen = None if grams is None else grams.choices.get(0)
+    choice = Choice(keep_highest(found, work.width)[0], found[0], taken, chosen)
     with work.timed("compensate"):
         if work.compensate:
             assert grams is not None
@@ -194,10 +219,18 @@ def _layer(
     with work.timed("compact"):
         compact_neurons_(feed_forwards(view, view.family), choice.kept_K[None])  # type: ignore[arg-type]
     with work.timed("save"):
-        _write(file, choice._asdict())
-        prefix = f"{source.prefix}{number}."
-        _write(shard, _in_type(dict(view.layers[0].named_parameters(prefix[:-1])), dtype))
+        file.write(_decided(choice))
+        prefix = f"{source.prefix}{number}"
+        _write(shard, dict(view.layers[0].named_parameters(prefix)), dtype)
     return choice
+
+
+def _decided(choice: Choice) -> dict[str, Tensor]:
+    """What a layer's file says; the statistics follow from the pass that every walk makes."""
+    decided = {"kept_K": choice.kept_K, "scores_I": choice.scores_I}
+    if choice.ridge is not None:
+        decided["ridge"] = torch.tensor(choice.ridge, dtype=torch.float64)
+    return decided
 
 
 def _grams(view: OneLayer, work: StreamedWork) -> GramMatrices:
@@ -219,7 +252,7 @@ def _statistics(
             work.tokens,
             work.batch_size,
             f"layer {number}",
-            work.scorer.needs,
+            work.scorer.needs | work.extra,
             grams,
         )
     except ValueError as error:
@@ -227,52 +260,36 @@ def _statistics(
         raise ValueError(str(error).replace("layer 0's", f"layer {number}'s")) from error
 
 
-def _finish(source: LayersOnDisk, folder: Path, width: int, dtype: torch.dtype) -> None:
+def _finish(source: LayersOnDisk, files: StreamedFolder, width: int, dtype: torch.dtype) -> None:
     """Write what is outside the layers, one tensor at a time, the config, and then the index."""
-    names = source.others()
-    for index, name in enumerate(names):
-        shard = folder / _shard(source, source.num_layers + index)
+    total = _num_shards(source)
+    for index, name in enumerate(source.others(), source.num_layers):
+        shard = files.shard(index, total)
         if not shard.exists():
-            _write(shard, _in_type({name: source.stored.read(name)}, dtype))
+            _write(shard, {name: source.stored.read(name)}, dtype)
     config = source.model.config
     resize_config(config, width, list(range(source.num_layers)))
     config.dtype = dtype
-    config.save_pretrained(folder)
-    for file in COMPANIONS:
-        if (source.folder / file).is_file():
-            shutil.copyfile(source.folder / file, folder / file)
+    config.save_pretrained(files.path)
+    for name in COMPANIONS:
+        if (source.folder / name).is_file():
+            shutil.copyfile(source.folder / name, files.path / name)
     weight_map: dict[str, str] = {}
-    total = 0
-    for index in range(source.num_layers + len(names)):
-        shard = folder / _shard(source, index)
-        with safe_open(shard, framework="pt") as tensors:
-            weight_map |= dict.fromkeys(tensors.keys(), shard.name)
-        total += shard.stat().st_size
-    content = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    write_atomically(folder / INDEX, json.dumps(content, indent=1).encode())
+    num_bytes = 0
+    for index in range(total):
+        path = files.shard(index, total).path
+        with safe_open(path, framework="pt") as tensors:
+            weight_map |= dict.fromkeys(tensors.keys(), path.name)
+        num_bytes += path.stat().st_size
+    files.index.write({"metadata": {"total_size": num_bytes}, "weight_map": weight_map})
 
 
-def _in_type(tensors: "dict[str, Tensor]", dtype: torch.dtype) -> "dict[str, Tensor]":
-    return {
-        name: tensor.detach().to(device="cpu", dtype=dtype).contiguous()
-        for name, tensor in tensors.items()
-    }
+def _num_shards(source: LayersOnDisk) -> int:
+    """One for each layer, and one for each tensor outside them."""
+    return source.num_layers + len(source.others())
 
 
-def _write(file: Path, tensors: "dict[str, Tensor]") -> None:
-    """Write a safetensors file that is whole once it has its name."""
-    file.parent.mkdir(exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    sync(temporary)
-    temporary.replace(file)
-
-
-def _shard(source: LayersOnDisk, index: int) -> str:
-    """A shard's name: the layers' first, then those of single other tensors."""
-    total = source.num_layers + len(source.others())
-    return f"model-{index + 1:05d}-of-{total:05d}.safetensors"
-
-
-def _choice_file(folder: Path, number: int) -> Path:
-    return folder / "choices" / f"layer-{number:05d}.safetensors"
+def _write(shard: TensorFile, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Write weights as transformers does, in a type."""
+    typed = {name: tensor.detach().to("cpu", dtype) for name, tensor in tensors.items()}
+    shard.write(typed, {"format": "pt"})

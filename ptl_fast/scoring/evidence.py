@@ -76,6 +76,14 @@ class Scorer:
     """
 
     @property
+    def is_by_layer(self) -> bool:
+        """Whether a layer's scores follow from that layer alone and what goes into it, with no
+        random numbers, gradients or ranks over the model.
+        """
+        needs_more = self.needs & {"gradients", "weight_gradients"} or self.add_bias_ is not None
+        return self.measures and not self.reads_samples and not needs_more
+
+    @property
     def needs_own_pass(self) -> bool:
         """Whether it needs a calibration pass, as --score-during-recovery's statistics lack what it
         reads.

@@ -17,6 +17,7 @@ BETWEEN = {
     "recovery",
     "methods",
     "families",
+    "scale",
     "torture",
 }
 ALLOWED = {

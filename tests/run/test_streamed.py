@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from ptl_fast.base.run_files import StreamedFolder
 from ptl_fast.baselines import SCORERS
 from ptl_fast.data import packing
 from ptl_fast.model.families import down_projections, find_family
@@ -127,7 +128,7 @@ def test_a_killed_walk_goes_on_to_the_same_weights(
     monkeypatch.setattr(streamed, "compensate_", die_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         stream(tmp_path / "dense", tmp_path / "killed", tokens, ridge=ridge)
-    assert not (tmp_path / "killed" / streamed.INDEX).exists()
+    assert not StreamedFolder(tmp_path / "killed").is_complete()
     assert stream(tmp_path / "dense", tmp_path / "killed", tokens, ridge=ridge) == whole
     # two layers were finished before, and three after
     assert len(eliminated) == 3 + NUM_LAYERS - 2

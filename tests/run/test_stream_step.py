@@ -1,0 +1,118 @@
+"""A run with --stream is the run without it: plans, statistics and weights, also after a kill."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ptl_fast import compress
+from ptl_fast.run import checks, loop, streamed, weights
+from ptl_fast.run.start import make_config
+from support.runs import RUN, plans
+
+# two rounds, so that the second reads what the first has left; recovery in between
+TWO = {**RUN, "rounds": 2, "recovery_tokens": 3000, "eval_tasks": "none", "ridge": "auto"}
+
+
+@pytest.fixture(scope="module")
+def in_memory(tiny_run: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("in_memory") / "run"
+    compress(**{**tiny_run, **TWO}, output=output)
+    return output
+
+
+def assert_same(one: Path, other: Path) -> None:
+    assert plans(one) == plans(other)
+    for name in (
+        "round-01/statistics.safetensors",
+        "round-02/statistics.safetensors",
+        "final/model.safetensors",
+    ):
+        own, others = load_file(one / name), load_file(other / name)
+        assert own.keys() == others.keys()
+        for key in own:
+            assert torch.equal(own[key], others[key]), (name, key)
+
+
+def test_the_result_is_that_of_the_run_in_memory(
+    in_memory: Path, tiny_run: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[int] = []
+    load = weights.load_weights
+    monkeypatch.setattr(
+        "ptl_fast.run.prepare.load_weights",
+        lambda context, number: loaded.append(number) or load(context, number),
+    )
+    compress(**{**tiny_run, **TWO}, stream=True, output=tmp_path)
+    assert_same(in_memory, tmp_path)
+    # nothing is evaluated, so nothing has asked for the whole model
+    assert not loaded
+    assert not list(tmp_path.glob("round-*/streamed"))
+
+
+def test_a_run_that_is_killed_in_a_layer_goes_on_with_it(
+    in_memory: Path, tiny_run: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[int] = []
+    compensate_ = streamed.compensate_
+
+    def die_in_round_2(*args: Any) -> None:
+        fitted.append(1)
+        # two of five layers of the second round are written
+        if len(fitted) == 8:
+            raise KeyboardInterrupt
+        compensate_(*args)
+
+    monkeypatch.setattr(streamed, "compensate_", die_in_round_2)
+    with pytest.raises(KeyboardInterrupt):
+        compress(**{**tiny_run, **TWO}, stream=True, output=tmp_path)
+    shards = sorted((tmp_path / "round-02" / "streamed").glob("model-*"))
+    assert len(shards) == 2
+    # one of them is damaged meanwhile, and made again
+    content = shards[0].read_bytes()
+    shards[0].write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    compress(**{**tiny_run, **TWO}, stream=True, output=tmp_path)
+    assert len(fitted) == 8 + 4
+    assert_same(in_memory, tmp_path)
+
+
+def test_killed_before_it_is_loaded_the_checkpoint_is_read_and_a_damaged_one_made_again(
+    in_memory: Path, tiny_run: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the flag may be left out, or come later: the rounds are the same."""
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_prune", _die)
+        with pytest.raises(KeyboardInterrupt):
+            compress(**{**tiny_run, **TWO}, stream=True, output=tmp_path)
+    streamed_folder = tmp_path / "round-01" / "streamed"
+    assert (streamed_folder / "model.safetensors.index.json").exists()
+    next(streamed_folder.glob("model-00001*")).unlink()
+    compress(**{**tiny_run, **TWO}, stream=True, output=tmp_path)
+    assert_same(in_memory, tmp_path)
+
+
+def _die(*args: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"scorer": "gradient"}, "--scorer gradient"),
+        ({"scorer": "random"}, "--scorer random"),
+        ({"threshold": 0.1, "scorer": "activation"}, "--threshold"),
+        ({"drop_layers": 1}, "--drop-layers"),
+        ({"protect": "text.txt"}, "--protect"),
+        ({"compensate_inputs": "pruned"}, "--compensate-inputs pruned"),
+        ({"token_weights": "divergence"}, "--token-weights"),
+        ({"anticipate": 0.1}, "--anticipate"),
+    ],
+)
+def test_what_needs_the_whole_model_is_refused_by_name(given: dict[str, Any], named: str) -> None:
+    config = make_config(model="ptl-demo", data="x.jsonl", stream=True, **given)
+    original: Any = SimpleNamespace()
+    with pytest.raises(ValueError, match=f"--stream .*{named}"):
+        checks.check_stream(config, original)
