@@ -34,6 +34,7 @@ from ptl_fast.model.layers_on_disk import LayersOnDisk
 from ptl_fast.pruning.compact import compact_neurons_
 from ptl_fast.pruning.compensate import compensate_
 from ptl_fast.pruning.plan import keep_highest
+from ptl_fast.run.stream_memory import STATES_BYTES
 from ptl_fast.scoring import ridge, statistics
 from ptl_fast.scoring.evidence import Evidence, Scorer
 from ptl_fast.scoring.gram import GramMatrices
@@ -43,8 +44,6 @@ from ptl_fast.scoring.ridge import RIDGE
 if TYPE_CHECKING:
     from ptl_fast.data.packing import PackedTokens
 
-# hidden states before and behind a layer are in memory up to this, and else in files
-STATES_BYTES = 2**30
 # files beside a model's weights that belong to the model and name no width
 COMPANIONS = ("generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
