@@ -15,7 +15,16 @@ from ptl_fast.model import flops
 from ptl_fast.model.widths import ffn_width
 from ptl_fast.recovery import registry
 from ptl_fast.recovery.estimate import Estimate, Situation
-from ptl_fast.run import goals, layer_choice, size_folders, sizes, tables, text, trace_report
+from ptl_fast.run import (
+    goals,
+    layer_choice,
+    size_folders,
+    sizes,
+    stream_memory,
+    tables,
+    text,
+    trace_report,
+)
 from ptl_fast.run.checks import check_lengths, check_stream, check_support
 from ptl_fast.run.gpus import Gpu, parse_gpus
 from ptl_fast.run.rounds import kind_of, make_schedule
@@ -72,6 +81,8 @@ def dry_run(config: "Config") -> str:
     if not isinstance(dense, types.SimpleNamespace):
         layer_choice.check(config.prune, dense)
     check_stream(config, dense)
+    if config.model.stream:
+        notes.append(stream_memory.line(dense, config))
     if config.prune.slice_hidden is not None and isinstance(dense, types.SimpleNamespace):
         from transformers import AutoConfig  # slicing needs transformers' own class
 

@@ -29,23 +29,21 @@ from torch import Tensor
 from ptl_fast.base.progress import progress
 from ptl_fast.base.run_files import StreamedFolder
 from ptl_fast.base.stored import TensorFile
-from ptl_fast.data.batching import document_batches
 from ptl_fast.model.families import down_projections, feed_forwards, resize_config
 from ptl_fast.model.layers_on_disk import LayersOnDisk
 from ptl_fast.pruning.compact import compact_neurons_
 from ptl_fast.pruning.compensate import compensate_
 from ptl_fast.pruning.plan import keep_highest
+from ptl_fast.run.stream_memory import STATES_BYTES
 from ptl_fast.scoring import ridge, statistics
 from ptl_fast.scoring.evidence import Evidence, Scorer
 from ptl_fast.scoring.gram import GramMatrices
 from ptl_fast.scoring.one_layer import OneLayer, walking
-from ptl_fast.scoring.ridge import HELD_OUT_SHARE, HELD_OUT_TOKENS, RIDGE
+from ptl_fast.scoring.ridge import RIDGE
 
 if TYPE_CHECKING:
     from ptl_fast.data.packing import PackedTokens
 
-# hidden states before and behind a layer are in memory up to this, and else in files
-STATES_BYTES = 2**30
 # files beside a model's weights that belong to the model and name no width
 COMPANIONS = ("generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
@@ -131,20 +129,17 @@ def prune_layers(
     files = StreamedFolder(folder)
     files.index.remove()
     folder.mkdir(parents=True, exist_ok=True)
-    choices, others = [], _set_aside(work)
+    choices = []
     with ExitStack() as stack:
         with source.layer(0) as first, work.timed("embed"):
-            texts = [work.tokens, *others]
-            states = stack.enter_context(_states(source, texts, files))
-            walk = walking(source.model, source.family, texts, work.batch_size, first, states)
+            states = stack.enter_context(_states(source, work.tokens, files))
+            model, family, texts = source.model, source.family, [work.tokens]
+            walk = walking(model, family, texts, work.batch_size, first, states)
             view = stack.enter_context(walk)
             source.forget_embedding()
         for number in progress(range(source.num_layers), "prune layer by layer"):
             with source.layer(number, work.timed) as layer, view.at(layer):
                 choices.append(_layer(source, view, number, work, files, dtype))
-                # the ridge has read them already, but not in a layer that was finished before
-                for tokens in others:
-                    _run(view, tokens, work.batch_size)
     with work.timed("finish"):
         _finish(source, files, work.width, dtype)
     return choices
@@ -152,11 +147,12 @@ def prune_layers(
 
 @contextmanager
 def _states(
-    source: LayersOnDisk, texts: "list[PackedTokens]", files: StreamedFolder
+    source: LayersOnDisk, tokens: "PackedTokens", files: StreamedFolder
 ) -> Iterator[Path | None]:
     """A folder for the hidden states, for as long as they are needed; None: they are in memory."""
-    num_tokens = sum(tokens.input_ids.numel() for tokens in texts)
-    num_bytes = 2 * num_tokens * source.model.config.hidden_size * source.dtype.itemsize
+    num_bytes = (
+        2 * tokens.input_ids.numel() * source.model.config.hidden_size * source.dtype.itemsize
+    )
     if num_bytes <= STATES_BYTES:
         yield None
         return
@@ -167,20 +163,6 @@ def _states(
         yield files.states
     finally:
         shutil.rmtree(files.states)
-
-
-def _set_aside(work: StreamedWork) -> "list[PackedTokens]":
-    """The tokens that choose the ridge, whose batches are others than those of all tokens."""
-    if work.ridge is not None or len(work.tokens) == 1:
-        return []
-    return [work.tokens.rows(slice(None, None, HELD_OUT_SHARE)).first(HELD_OUT_TOKENS)]
-
-
-def _run(view: OneLayer, tokens: "PackedTokens", batch_size: int) -> None:
-    """Have the hidden states of a text behind the layer."""
-    with torch.inference_mode():
-        for batch in document_batches(view, tokens, batch_size, "layer"):  # type: ignore[arg-type]
-            view.base_model(**batch.inputs, use_cache=False)
 
 
 def _layer(
@@ -197,10 +179,8 @@ def _layer(
     grams = (
         _grams(view, work) if not done and (work.scorer.reads_grams or work.compensate) else None
     )
-    view.is_first_text = True
     with work.timed("forward"):
         taken = _statistics(view, number, work, grams)
-    view.is_first_text = False
     if done:
         decided = file.read()
         chosen = ridge.Choice(*decided["ridge"].tolist()) if "ridge" in decided else None

@@ -86,10 +86,6 @@ class OneLayer(nn.Module):
         self.family = Family(layers="layers", ffn=family.ffn, no_ffn=family.no_ffn)
         """Where the layer is in this module."""
         self.states = HiddenStates(folder)
-        self.is_first_text = True
-        """Whether what runs is of the first of the texts: the same batch of another one has states
-        of its own, as the first one's come from fused kernels, which round otherwise.
-        """
         self.eval()
 
     @property
@@ -98,7 +94,7 @@ class OneLayer(nn.Module):
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, **options: Any) -> None:
         """Run the layer on a batch that the layers before it have seen."""
-        key = _key(input_ids, position_ids, self.is_first_text)
+        key = _key(input_ids, position_ids)
 
         def take(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             states = self.states.before[key].to(self.device)
@@ -164,10 +160,9 @@ def walking(
             stack.callback(layer.__dict__.pop, "forward", None)
         with torch.inference_mode():
             for tokens in texts:
-                is_first = tokens is texts[0]
                 for batch in document_batches(model, tokens, batch_size, "embed"):
                     inputs = batch.inputs
-                    key = _key(inputs["input_ids"], inputs["position_ids"], is_first)
+                    key = _key(inputs["input_ids"], inputs["position_ids"])
                     view.states.put_before(key, _embedded(model, layers[0], inputs))
             as_tuple = _returns_tuple(model, first, inputs)
         for layer in layers:
@@ -242,8 +237,7 @@ def _no_embedding(weight: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda input_ids: zero.expand(*input_ids.shape, width)
 
 
-def _key(input_ids: Tensor, position_ids: Tensor, is_first_text: bool) -> bytes:
+def _key(input_ids: Tensor, position_ids: Tensor) -> bytes:
     """Batches of the same tokens at the same positions have the same hidden states."""
     both = torch.stack((input_ids, position_ids)).cpu().numpy()
-    which = repr((both.shape, is_first_text)).encode()
-    return hashlib.sha256(which + both.tobytes()).digest()
+    return hashlib.sha256(repr(both.shape).encode() + both.tobytes()).digest()

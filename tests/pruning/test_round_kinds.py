@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from ptl_fast.baselines import ROUND_KINDS
-from ptl_fast.pruning.round_kinds import Scores
+from ptl_fast.baselines import ROUND_KINDS, SCORERS
+from ptl_fast.pruning.round_kinds import Scores, neuron_scores
 from support.plans import neuron_round
+from support.settings import settings
 
 
 @pytest.mark.parametrize(
@@ -62,3 +63,33 @@ def test_only_with_a_threshold_scores_decide_how_many_neurons_go(
     assert plan.num_redundant == [5, 7]
     kept = (ranks >= 16 - width).nonzero()[:, 1].view(2, width)
     assert plan.kept_neurons == kept.tolist()
+
+
+SCORES_LI = torch.tensor([[2.0, 8.0, 4.0, 6.0]], dtype=torch.float64)
+
+
+def of_statistics(kept: dict[str, torch.Tensor], **given: Any) -> Scores:
+    config = settings(scorer="activation", **given)
+    return neuron_scores(kept, SCORERS["activation"], config.score, config.prune)
+
+
+def test_scores_alone_protect_nothing_and_leave_the_number_to_the_schedule() -> None:
+    found = of_statistics({"scores": SCORES_LI})
+    assert torch.equal(found.values, SCORES_LI)
+    assert found.protected_LK is found.redundant_LI is None
+    assert not found.redundant_only
+    assert found.width_multiple == 128
+
+
+def test_the_highest_of_the_protected_text_are_protected() -> None:
+    kept = {"scores": SCORES_LI, "protect_scores": -SCORES_LI}
+    found = of_statistics(kept, protect_share=0.5)
+    assert found.protected_LK is not None
+    assert sorted(found.protected_LK[0].tolist()) == [0, 2]
+
+
+def test_a_threshold_is_per_token() -> None:
+    found = of_statistics({"scores": SCORES_LI, "num_tokens": torch.tensor(4)}, threshold=2.0)
+    assert found.redundant_LI is not None
+    assert found.redundant_LI.tolist() == [[True, False, True, False]]
+    assert found.redundant_only

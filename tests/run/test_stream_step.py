@@ -1,5 +1,6 @@
 """A run with --stream is the run without it: plans, statistics and weights, also after a kill."""
 
+import functools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from ptl_fast import compress
+from ptl_fast.base.run_files import StreamedFolder
 from ptl_fast.run import checks, loop, streamed, weights
 from ptl_fast.run.start import make_config
 from support.runs import RUN, plans
@@ -53,7 +55,7 @@ def test_the_result_is_that_of_the_run_in_memory(
     assert not list(tmp_path.glob("round-*/streamed"))
 
 
-def test_a_run_that_is_killed_in_a_layer_goes_on_with_it(
+def test_a_killed_run_goes_on_and_makes_again_what_was_damaged_meanwhile(
     in_memory: Path, tiny_run: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted: list[int] = []
@@ -67,30 +69,23 @@ def test_a_run_that_is_killed_in_a_layer_goes_on_with_it(
         compensate_(*args)
 
     monkeypatch.setattr(streamed, "compensate_", die_in_round_2)
+    again = functools.partial(compress, **{**tiny_run, **TWO}, stream=True, output=tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        compress(**{**tiny_run, **TWO}, stream=True, output=tmp_path)
+        again()
     shards = sorted((tmp_path / "round-02" / "streamed").glob("model-*"))
     assert len(shards) == 2
-    # one of them is damaged meanwhile, and made again
     content = shards[0].read_bytes()
     shards[0].write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    compress(**{**tiny_run, **TWO}, stream=True, output=tmp_path)
-    assert len(fitted) == 8 + 4
-    assert_same(in_memory, tmp_path)
-
-
-def test_killed_before_it_is_loaded_the_checkpoint_is_read_and_a_damaged_one_made_again(
-    in_memory: Path, tiny_run: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And the flag may be left out, or come later: the rounds are the same."""
+    # it goes on with the layers that are missing, and is killed before it loads them
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_prune", _die)
         with pytest.raises(KeyboardInterrupt):
-            compress(**{**tiny_run, **TWO}, stream=True, output=tmp_path)
-    streamed_folder = tmp_path / "round-01" / "streamed"
-    assert (streamed_folder / "model.safetensors.index.json").exists()
-    next(streamed_folder.glob("model-00001*")).unlink()
-    compress(**{**tiny_run, **TWO}, stream=True, output=tmp_path)
+            again()
+    assert len(fitted) == 8 + 4
+    assert StreamedFolder(shards[0].parent).is_complete()
+    shards[1].unlink()
+    again()
+    assert len(fitted) == 8 + 4 + 1
     assert_same(in_memory, tmp_path)
 
 

@@ -1,0 +1,46 @@
+"""How much memory --stream needs for pruning, from the model's config alone."""
+
+from typing import TYPE_CHECKING
+
+from ptl_fast.model import flops
+from ptl_fast.model.widths import ffn_width
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from ptl_fast.config.config import Config
+
+GIB = 2**30
+# hidden states before and behind a layer are in memory up to this, and else in files
+STATES_BYTES = GIB
+# blocks of rows while neurons are eliminated
+BLOCK_BYTES = GIB // 4
+
+
+def streaming_bytes(original: "PretrainedConfig", config: "Config", itemsize: int = 2) -> int:
+    """Estimate the most memory that walking the original's layers takes, without the process'
+    own: the first round's, as later ones have smaller layers.
+
+    Args:
+        itemsize: bytes of a weight in the computation.
+    """
+    hidden, width = original.hidden_size, ffn_width(original)
+    embedding = original.vocab_size * hidden
+    # embedding and head, if it has one of its own
+    outside = embedding * (1 if original.tie_word_embeddings else 2)
+    num_parameters = flops.count_weights(original).num_parameters
+    layer = max(0, num_parameters - outside) // original.num_hidden_layers
+    states = 2 * config.score.calibration_tokens * hidden * itemsize
+    states = states if states <= STATES_BYTES else 0
+    # a Gram matrix and its inverse, the down projection and its squares, all in fp64
+    matrices = 2 * 8 * width**2 + 2 * 8 * hidden * width + BLOCK_BYTES
+    return states + max(embedding * itemsize, layer * itemsize + matrices)
+
+
+def line(original: "PretrainedConfig", config: "Config") -> str:
+    """The dry run's sentence about it."""
+    return (
+        f"--stream: pruning needs about {streaming_bytes(original, config) / GIB:.1f} GiB (bf16,"
+        " one layer at a time; an estimate), however many layers there are; evaluation and recovery"
+        " need the smaller model."
+    )

@@ -1,0 +1,36 @@
+"""Weights are loaded from the round's folder, and ids beyond the embedding are refused."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ptl_fast.run import weights
+
+
+def test_ids_without_an_embedding_are_named_with_the_model() -> None:
+    ids = torch.tensor([[3, 9], [4, 1]])
+    context: Any = SimpleNamespace(data=SimpleNamespace(training=[SimpleNamespace(input_ids=ids)]))
+    weights.check_embeddings(context, "it", 10)
+    with pytest.raises(ValueError, match=r"--model it: .* beyond the model's 9 embeddings"):
+        weights.check_embeddings(context, "it", 9)
+
+
+@pytest.mark.parametrize(
+    ("number", "extension", "folder"), [(0, 0, None), (2, 0, "2-0"), (2, 1, "2-1")]
+)
+def test_a_round_is_loaded_from_its_own_folder(
+    number: int, extension: int, folder: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_round(number: int) -> Any:
+        return SimpleNamespace(
+            model=lambda extension: SimpleNamespace(path=Path(f"{number}-{extension}"))
+        )
+
+    loaded: list[Path | None] = []
+    monkeypatch.setattr(weights, "load_folder", lambda context, path: loaded.append(path))
+    context: Any = SimpleNamespace(folder=SimpleNamespace(round=of_round))
+    weights.load_weights(context, number, extension)
+    assert loaded == [None if folder is None else Path(folder)]
