@@ -10,14 +10,17 @@ from typing import Any
 
 from benchmarks.documents.document import ROOT, commit_cell, document_parser, write_or_check
 from benchmarks.families.configs import LEFT_OUT, NUM_LAYERS
-from benchmarks.families.run import FILE
+from benchmarks.families.run import FILE, UNTRIED
 from benchmarks.harness.markdown import Table, to_markdown
 
 DOCUMENT = ROOT / "docs" / "models.md"
-EXACT, UNTRIED = "exact", "no tiny model: "
+EXACT = "exact"
 # What a message says besides its reason, for whoever meets it in a run.
 AROUND = (
     r"^\w+ \(model_type [\w-]+\)( is not supported)?:( neurons cannot be removed:)? ",
+    r"^--model tiny \(model_type [\w-]+\) is not supported:( whole experts cannot be removed:)? ",
+    r"^it is a mixture of experts \([^)]*\): ",
+    r"; docs/models.md lists the types whose experts can go$",
     r"^--drop-layers 1: layers of this model \(model_type [\w-]+\) cannot go: ",
     r"; whole layers may go with --keep 1 --drop-layers N$",
 )
@@ -32,16 +35,20 @@ def reason(message: str) -> str:
 
 def tables(rows: list[dict[str, Any]]) -> tuple[Table, Table]:
     """(the configurations that were tried, those of which there is no tiny model)."""
-    tried: Table = [["model type", "neurons", "layers", "remarks"]]
+    tried: Table = [["model type", "neurons", "layers", "experts", "remarks"]]
     untried: Table = [["model type", "why"]]
     for row in rows:
         if row["neurons"].startswith(UNTRIED):
             untried.append([row["label"], reason(row["neurons"].removeprefix(UNTRIED))])
         else:
-            neurons, layers = (reason(row[kind]) for kind in ("neurons", "layers"))
+            neurons, layers, experts = (
+                reason(row.get(kind, "")) for kind in ("neurons", "layers", "experts")
+            )
             if neurons == layers != EXACT:
                 layers = "likewise"
-            tried.append([row["label"], neurons, layers, row["generation"]])
+            if neurons == experts != EXACT:
+                experts = "likewise"
+            tried.append([row["label"], neurons, layers, experts, row["generation"]])
     untried += [[name, why] for name, why in sorted(LEFT_OUT.items())]
     return tried, untried
 
@@ -50,28 +57,37 @@ INTRODUCTION = """# Which models
 
 Tried on tiny random models ({num_layers} layers) of the causal language model types of transformers
 {version}, and of variants of them: {tried} configurations. Neurons go exactly from {neurons} of
-them, and layers from {layers}; from the others they do not go at all, and a run says why.
+them, layers from {layers}, and whole experts from {experts} of the {mixtures} that have some; from
+the others they do not go at all, and a run says why.
 `make families` tries all again ({minutes} minutes on a busy core) and writes this page from
-[{file}](../benchmarks/results/{file}) (commit {commit}).
+[{file}](../benchmarks/results/{file}) (commit {commit}{again}).
 
 *exact*: the compacted model computes what the original does with the removed neurons' activations
-set to zero, or with the layer skipped; saved, and loaded by plain transformers with no weight
-missing or left over, it still does; and it generates the same tokens with a cache and without.
-Otherwise the cell says why a run refuses. Of a mixture of experts the neurons are those of every
-expert, and of what has the experts' width beside them, such as shared experts.
+set to zero, with the layer skipped, or with no token routed to the experts that are gone; saved,
+and loaded by plain transformers with no weight missing or left over, it still does; and it
+generates the same tokens with a cache and without. Otherwise the cell says why a run refuses. Of a
+mixture of experts the neurons are those of every expert, and of what has the experts' width beside
+them, such as shared experts. Experts are those that the router chooses from ([what is lost without
+them](experts.md)).
 """
 
 
 def document(results: dict[str, Any]) -> str:
     """The whole of docs/models.md."""
     tried, untried = tables(results["rows"])
-    neurons, layers = (sum(row[column] == EXACT for row in tried[1:]) for column in (1, 2))
+    neurons, layers, experts = (
+        sum(row[column] == EXACT for row in tried[1:]) for column in (1, 2, 3)
+    )
+    again = results.get("experts")
     introduction = INTRODUCTION.format(
         num_layers=NUM_LAYERS,
         version=results["environment"]["transformers"],
         tried=len(tried) - 1,
         neurons=neurons,
         layers=layers,
+        experts=experts,
+        mixtures=sum(row[3] != "" for row in tried[1:]),
+        again=f"; experts: {commit_cell(again['environment'])}" if again else "",
         minutes=max(1, round(results["seconds"] / 60)),
         file=FILE.name,
         commit=commit_cell(results["environment"]),

@@ -1,7 +1,8 @@
 """Is a compressed model what it should be? On a tiny random model of one configuration.
 
 Neurons: the compacted model computes what the original does with the removed neurons' activations
-set to zero. Layers: what the original does with the dropped layers skipped. Either is then saved,
+set to zero. Layers: what the original does with the dropped layers skipped. Experts: what it does
+when no token can go to the others. Each is then saved,
 and loaded again by plain transformers with no weight missing or left over, and must compute the
 same, and generate the same tokens with a cache and without.
 """
@@ -17,10 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.families.configs import VOCABULARY, Tiny
+from benchmarks.families.unrouted import unrouted
 from ptl_fast.config.prune import PruneSettings
 from ptl_fast.data.packing import pack
-from ptl_fast.model import families, layers
-from ptl_fast.model.widths import ffn_width
+from ptl_fast.model import families, layers, support
+from ptl_fast.model.routing import find_routed
+from ptl_fast.model.widths import ffn_width, num_experts
 from ptl_fast.pruning.compact import compact_
 from ptl_fast.pruning.plan import PruningPlan
 from ptl_fast.run import layer_choice
@@ -42,13 +45,20 @@ class Outcome:
     """EXACT, or why neurons cannot be removed."""
     layers: str
     """EXACT, or why layers cannot be removed."""
+    experts: str = ""
+    """EXACT, or why whole experts cannot be removed; empty: it has none."""
     generation: str = ""
     """Where generating with a cache could not be compared: why."""
 
     @property
+    def tried(self) -> tuple[str, str, str]:
+        """What became of each kind of removal."""
+        return self.neurons, self.layers, self.experts
+
+    @property
     def wrong(self) -> bool:
         """Whether a result is not what it should be, and nobody would have said so."""
-        return any(each.startswith(("WRONG", "ERROR")) for each in (self.neurons, self.layers))
+        return any(each.startswith(("WRONG", "ERROR")) for each in self.tried)
 
 
 def check(tiny: Tiny) -> Outcome:
@@ -71,8 +81,15 @@ def check(tiny: Tiny) -> Outcome:
         label=tiny.label,
         neurons=_outcome(without_neurons, config, not can_generate),
         layers=_outcome(without_layers, config, not can_generate),
+        experts=check_experts(tiny, generates=not can_generate),
         generation=can_generate,
     )
+
+
+def check_experts(tiny: Tiny, *, generates: bool) -> str:
+    """Remove experts from a model of this configuration, and compare; empty: it has none."""
+    config = tiny.config()
+    return _outcome(without_experts, config, generates) if num_experts(config) else ""
 
 
 def make(config: Any) -> Any:
@@ -132,6 +149,35 @@ def without_layers(config: Any, generates: bool = True) -> None:
     width = ffn_width(model.config)
     plan = _plan(kind="layers", width=width, num_layers=number - 1, dropped_layers=[dropped])
     compact_(model, family, plan)
+    _same(model, expected, generates)
+
+
+def without_experts(config: Any, generates: bool = True) -> None:
+    """Remove an expert from each layer that has some, another in each.
+
+    Raises:
+        ValueError: none can be removed.
+        AssertionError: the result is wrong.
+    """
+    support.check_support(config, "tiny", needs_neurons=False, drops_experts=True)
+    model = make(config)
+    family = families.find_family(model)
+    mixtures, number = find_routed(model, family.layers), num_experts(model.config)
+    _collect(model, family)
+    kept = [
+        [each for each in range(number) if each != place % number] for place in range(len(mixtures))
+    ]
+    with unrouted(model, mixtures, kept):
+        expected = logits(model)
+    plan = _plan(
+        kind="experts",
+        width=ffn_width(model.config),
+        num_layers=len(families.decoder_layers(model, family)),
+        num_experts=number - 1,
+        kept_experts=kept,
+    )
+    compact_(model, family, plan)
+    assert num_experts(model.config) == number - 1, "the config has another number of experts"
     _same(model, expected, generates)
 
 

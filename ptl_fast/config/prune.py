@@ -57,6 +57,15 @@ class PruneSettings:
     layers_per_round: int = 1
     """Decoder layers removed in one round."""
 
+    keep_experts: float = 1.0
+    """Of a mixture of experts, the fraction of the experts that the router chooses from which stays
+    in each layer, in (0, 1]: whole experts go, with their rows of the router, by --expert-scorer. A
+    token still goes to as many as before. Shared experts stay. Expert rounds come before all
+    others; with --keep 1, the experts that stay keep all their neurons."""
+
+    experts_per_round: int | None = None
+    """Experts removed from each layer in one round (default: all that go, in one round)."""
+
     slice_hidden: float | None = None
     """The SliceGPT baseline instead of neurons and layers: fraction of the residual stream's
     dimensions that stays, in (0, 1), rounded to a multiple of 8. One round; --keep is then 1, and
@@ -117,11 +126,27 @@ class PruneSettings:
                 f"--keep {self.keep} is outside (0, 1]; it is the fraction of FFN neurons that"
                 " stay, for example 0.65"
             )
-        names = ("neurons_per_round", "rounds", "layers_per_round", "width_multiple")
+        names = (
+            "neurons_per_round",
+            "rounds",
+            "layers_per_round",
+            "experts_per_round",
+            "width_multiple",
+        )
         check_at_least_one(self, names)
         check_at_most(
             self, "rounds", MAX_ROUNDS, "and each has an evaluation and weights of its own"
         )
+        if not 0 < self.keep_experts <= 1:
+            raise ValueError(
+                f"--keep-experts {self.keep_experts} is outside (0, 1]; it is the fraction of"
+                " experts that stay in each layer, for example 0.5"
+            )
+        if self.experts_per_round is not None and self.keep_experts == 1:
+            raise ValueError(
+                f"--experts-per-round {self.experts_per_round} is about the experts that"
+                " --keep-experts removes; give that too"
+            )
         if self.drop_layers < 0:
             raise ValueError(f"--drop-layers {self.drop_layers} must be at least 0")
         if self.fits_in_order and not self.compensate:
@@ -155,10 +180,12 @@ class PruneSettings:
                 " stay, for example 0.75"
             )
         removes_more = self.keep < 1 or self.num_dropped_layers or self.neurons_per_round
+        removes_more = removes_more or self.keep_experts < 1
         if removes_more or (self.rounds or 1) > 1:
             raise ValueError(
                 "--slice-hidden is one round that removes nothing else: it does not go with --keep"
-                " below 1, --drop-layers, --neurons-per-round or several --rounds; leave them out"
+                " below 1, --keep-experts, --drop-layers, --neurons-per-round or several --rounds;"
+                " leave them out"
             )
 
     def _check_threshold(self, threshold: float) -> None:

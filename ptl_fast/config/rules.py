@@ -80,6 +80,11 @@ def _check_goals(goal: GoalSettings, prune: PruneSettings) -> None:
             f"{named} is a size, and --threshold leaves the size to the scores; leave one of the"
             " two out"
         )
+    if prune.keep_experts < 1:
+        raise ValueError(
+            f"{named} is solved into neurons and layers, and --keep-experts removes whole experts"
+            " besides; leave one of the two out"
+        )
     if prune.slice_hidden is not None:
         raise ValueError(
             f"{named} is solved into neurons and layers, and --slice-hidden removes neither; leave"

@@ -1,4 +1,4 @@
-"""How neurons and layers are ranked."""
+"""How neurons, layers and experts are ranked."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ from ptl_fast.config.checking import check_at_least_one
 
 @dataclass(kw_only=True)
 class ScoreSettings:
-    """How neurons and layers are ranked."""
+    """How neurons, layers and experts are ranked."""
 
     scorer: str = "reconstruction"
     """Neuron importance: reconstruction (Eq. 2 for sets of neurons: how far the layer's output is
@@ -34,6 +34,11 @@ class ScoreSettings:
     """Layer importance: residual (Eq. 5: mean L2 norm of the layer's change of the residual
     stream), block-influence (ShortGPT: 1 - cosine), angular (mean angle between the layer's input
     and output, over pi), last (removes the deepest)."""
+
+    expert_scorer: str = "reap"
+    """Importance of whole experts (--keep-experts): reap (REAP: mean, over the tokens that the
+    router sends to an expert, of the router's weight times the norm of the expert's output),
+    frequency (how many tokens those are), random."""
 
     calibration_tokens: int = 131072
     """Tokens of each round's subset (and of --protect) that score neurons and layers. Where the

@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast.model.layers import follow_layers
-from ptl_fast.model.widths import ffn_width, set_width
+from ptl_fast.model.widths import ffn_width, num_experts, set_num_experts, set_width
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -319,14 +319,22 @@ def needs_one_row(model: "PreTrainedModel") -> bool:
     return "flash" in (model.config._attn_implementation or "")
 
 
-def resize_config(config: "PretrainedConfig", width: int, kept_layers: list[int]) -> None:
+def resize_config(
+    config: "PretrainedConfig",
+    width: int,
+    kept_layers: list[int],
+    experts: int | None = None,
+) -> None:
     """Change a config in place to FFN width ``width`` and only the layers ``kept_layers``.
 
     Args:
         width: as ``model.widths.ffn_width`` tells it: 0 stays 0.
         kept_layers: indices of the layers that stay, ascending.
+        experts: routed experts of each mixture that stay; None: all.
     """
     if width != ffn_width(config):
         set_width(config, width)
+    if experts is not None and experts != num_experts(config):
+        set_num_experts(config, experts)
     if len(kept_layers) < config.num_hidden_layers:
         follow_layers(config, kept_layers)

@@ -133,20 +133,28 @@ def flops_per_sample(
 
 
 def model_size(config: "PretrainedConfig", context_length: int) -> dict[str, int]:
-    """Return {num_parameters, num_layers, width, flops_per_token}, with the language-model head."""
+    """Return {num_parameters, num_layers, width, flops_per_token}, with the language-model head;
+    of a mixture of experts, num_experts too, those of a layer that the router chooses from.
+    """
+    number = num_experts(config)
     return {
         "num_parameters": count_weights(config).num_parameters,
         "num_layers": config.num_hidden_layers,
         "width": ffn_width(config),
+        **({"num_experts": number} if number else {}),
         "flops_per_token": flops_per_token(config, context_length),
     }
 
 
-def resized(config: "PretrainedConfig", width: int, num_layers: int) -> "PretrainedConfig":
-    """A copy of the config with another FFN width and number of layers, for counting."""
+def resized(
+    config: "PretrainedConfig", width: int, num_layers: int, experts: int | None = None
+) -> "PretrainedConfig":
+    """A copy of the config with another FFN width, and number of layers and of experts (None: as
+    many as it has), for counting.
+    """
     smaller = copy.deepcopy(config)
     # which layers stay does not matter: all have the same number of parameters
-    resize_config(smaller, width, list(range(num_layers)))
+    resize_config(smaller, width, list(range(num_layers)), experts)
     return smaller
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ptl_fast.base.console import reason
 from ptl_fast.model import layers
 from ptl_fast.model.families import Family, find_family, find_layers
+from ptl_fast.model.widths import num_experts
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -45,22 +46,28 @@ class Check:
     """What to do about it."""
     of_neurons: bool = False
     """Whether it rules out the removal of neurons alone."""
+    of_experts: bool = False
+    """Whether it rules out the removal of whole experts alone."""
 
 
-def check_support(config: "PretrainedConfig", name: str, *, needs_neurons: bool) -> None:
+def check_support(
+    config: "PretrainedConfig", name: str, *, needs_neurons: bool, drops_experts: bool = False
+) -> None:
     """Check that a model can lose what the settings ask for.
 
     Args:
         config: the model's.
         name: the model's, for the error.
         needs_neurons: whether single neurons shall go, or dimensions of the FFNs.
+        drops_experts: whether whole experts shall go.
 
     Raises:
         ValueError: it cannot; says what stands in the way, and what helps.
     """
     look = Skeleton(config)
     for check in CHECKS:
-        reason = check.find(look) if needs_neurons or not check.of_neurons else None
+        asked = (needs_neurons or not check.of_neurons) and (drops_experts or not check.of_experts)
+        reason = check.find(look) if asked else None
         if reason is None:
             continue
         remedy = check.remedy
@@ -117,6 +124,22 @@ def _has_no_ffns(look: Skeleton) -> str | None:
     return None if reason is None else f"neurons cannot be removed: {reason}"
 
 
+def _has_no_experts(look: Skeleton) -> str | None:
+    return None if num_experts(look.config) else "it has no experts (--keep-experts)"
+
+
+def _keeps_experts(look: Skeleton) -> str | None:
+    from ptl_fast.model.routing import find_routed
+
+    reason = look.family.no_ffn
+    if reason is None:
+        try:
+            find_routed(look.model, look.family.layers)
+        except ValueError as error:
+            reason = str(error)
+    return None if reason is None else f"whole experts cannot be removed: {reason}"
+
+
 def _can_lose_layers(look: Skeleton) -> bool:
     """Whether at least the first or the last layer can go."""
     number = look.config.num_hidden_layers
@@ -143,5 +166,11 @@ CHECKS = (
         find=_has_no_ffns,
         remedy="docs/models.md lists the types whose neurons can go",
         of_neurons=True,
+    ),
+    Check(find=_has_no_experts, remedy="leave --keep-experts out", of_experts=True),
+    Check(
+        find=_keeps_experts,
+        remedy="docs/models.md lists the types whose experts can go",
+        of_experts=True,
     ),
 )

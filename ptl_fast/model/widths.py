@@ -111,6 +111,43 @@ def num_active_experts(config: "PretrainedConfig") -> int:
     return next((value for value in found if isinstance(value, int)), 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExpertLimits:
+    """How many routed experts a mixture has, and how many it can do without."""
+
+    number: int
+    """Routed experts of a layer; 0: the model has none."""
+    active: int
+    """Those that a token goes to."""
+    groups: int
+    """The router chooses groups first; all have equally many experts. 1: there are none."""
+    fewest: int
+    """The fewest experts with which it can choose so many."""
+
+
+def expert_limits(config: "PretrainedConfig") -> ExpertLimits:
+    """How many experts can go, so that a token still goes to as many as before."""
+    active = num_active_experts(config)
+    found = getattr(config, "n_group", None) if _declares(config, "n_group") else None
+    groups = found or 1
+    # the chosen groups must have enough between them
+    each = -(-active // (getattr(config, "topk_group", None) or 1)) if groups > 1 else active
+    # and a group is chosen by the sum of its two highest
+    least = groups * max(each, 2 if found else 1)
+    return ExpertLimits(number=num_experts(config), active=active, groups=groups, fewest=least)
+
+
+def set_num_experts(config: "PretrainedConfig", number: int) -> None:
+    """Change the number of routed experts in a config, in place."""
+    name = experts_field(config)
+    assert name is not None, "such a model has no experts"
+    before = getattr(config, name)
+    # some types take the number from a field of another's name too, if config.json has it
+    also = [each for each in NUM_EXPERTS if vars(config).get(each) == before]
+    for each in (name, *also):
+        setattr(config, each, number)
+
+
 def _has_sparse_layer(config: Any) -> bool:
     """Whether a layer has experts: types that have some can be dense throughout."""
     number = config.num_hidden_layers

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from ptl_fast.model.families import Family, decoder_layers, feed_forwards, resize_config
 from ptl_fast.model.layers import number_layers
-from ptl_fast.model.widths import ffn_width
+from ptl_fast.model.widths import ffn_width, num_experts
 from ptl_fast.pruning.experts import compact_experts_, record_sizes
+from ptl_fast.pruning.whole_experts import drop_experts_
 from ptl_kernels import Ffn, compact_ffn_, hole_filling, matrix
 
 if TYPE_CHECKING:
@@ -27,11 +28,11 @@ def compact_(
     plan: "PruningPlan",
     optimizer_state: dict[str, dict[str, Tensor]] | None = None,
 ) -> None:
-    """Remove the plan's neurons or layers from the weights, and update the model's config.
+    """Remove the plan's neurons, layers or experts from the weights, and update the model's config.
 
     Up to rounding, the result computes what the model would with the removed neurons' activations
-    set to zero, or with the removed layers skipped. Kept neurons may change their order. Peak extra
-    memory: one weight matrix.
+    set to zero, with the removed layers skipped, or with no token routed to the removed experts.
+    Kept neurons may change their order. Peak extra memory: one weight matrix.
 
     Args:
         optimizer_state: Adam's state by parameter name. Changed in place like the parameters:
@@ -54,6 +55,8 @@ def compact_(
             if state_of:
                 _compact_moments_(ffns, kept_LK, state_of)
             compact_neurons_(ffns, kept_LK)
+    if plan.kept_experts is not None:
+        drop_experts_(model, family, plan.kept_experts, state_of)
     layers = decoder_layers(model, family)
     kept_layers = [index for index in range(len(layers)) if index not in set(plan.dropped_layers)]
     # from the end, so that the indices of those still to be deleted stay valid
@@ -70,10 +73,17 @@ def compact_(
             }
         )
     for config in _configs(model, family):
-        if config.num_hidden_layers != len(kept_layers) or ffn_width(config) != plan.width:
-            resize_config(config, plan.width, kept_layers)
-    if family.mixture is not None and plan.kept_neurons is not None:
+        if _differs(config, plan, len(kept_layers)):
+            resize_config(config, plan.width, kept_layers, plan.num_experts)
+    if plan.kept_experts is not None or (family.mixture is not None and plan.kept_neurons):
         record_sizes(model)
+
+
+def _differs(config: Any, plan: "PruningPlan", num_layers: int) -> bool:
+    """Whether a config says other sizes than the plan."""
+    if plan.num_experts not in (None, num_experts(config)):
+        return True
+    return config.num_hidden_layers != num_layers or ffn_width(config) != plan.width
 
 
 def _configs(model: "PreTrainedModel", family: Family) -> list[Any]:

@@ -105,13 +105,14 @@ def _of_linears(
         # one weight can hold gate's rows above up's
         times = len(linear.weight) // (parts * width)
         rows = torch.cat([columns_J + each * parts * width for each in range(times)])
-        yield linear.weight, _selected(rows, 0)
+        yield linear.weight, selected(rows, 0)
         if linear.bias is not None:
-            yield linear.bias, _selected(rows, 0)
-    yield down.weight, _selected(columns_J, 1)
+            yield linear.bias, selected(rows, 0)
+    yield down.weight, selected(columns_J, 1)
 
 
-def _selected(places_J: Tensor, dim: int) -> Shrink:
+def selected(places_J: Tensor, dim: int) -> Shrink:
+    """The shrinking that takes these places of a dimension."""
     return lambda tensor: tensor.index_select(dim, places_J.to(tensor.device))
 
 

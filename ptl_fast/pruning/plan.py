@@ -32,12 +32,20 @@ class PruningPlan:
     """Indices of the neurons that stay in each layer, ascending; None if none are removed."""
     dropped_layers: list[int] = field(default_factory=list)
     """Indices of the layers that are removed, ascending."""
+    num_experts: int | None = None
+    """Routed experts of each layer after the round; None where none go in the run."""
+    kept_experts: list[list[int]] | None = None
+    """Indices of the experts that stay in each layer that has some, ascending; None if none are
+    removed.
+    """
     num_rescued: int = 0
     """Neurons per layer (mean) that only --protect kept from being removed. 0 with scorers such as
     reconstruction that read the protected text themselves: there no neuron is exempt by rank.
     """
     layer_scores: list[float] | None = None
     """In a layer round, the score of every layer."""
+    expert_scores: list[list[float]] | None = None
+    """In an expert round, the score of every expert, by layer."""
     num_redundant: list[int] | None = None
     """Number of redundant neurons in each layer, by --threshold or by the rule of the scorer
     reference. Protected neurons do not count.
@@ -81,6 +89,7 @@ def plan_neurons(
         scorer=scorer,
         width=step.width,
         num_layers=step.num_layers,
+        num_experts=step.num_experts,
         kept_neurons=kept_LK.tolist(),
         num_rescued=_num_rescued(scores_LI, protected_LK, step.width),
         num_redundant=None if redundant_LI is None else redundant_LI.sum(1).tolist(),
@@ -173,6 +182,7 @@ def plan_layers(
         scorer=scorer,
         width=step.width,
         num_layers=step.num_layers,
+        num_experts=step.num_experts,
         kept_neurons=None,
         dropped_layers=dropped.tolist(),
         layer_scores=scores_L.tolist(),
@@ -203,6 +213,40 @@ def _least_by_pattern(scores: list[float], limits: LayerLimits) -> list[int]:
     return gone if total < math.inf else []
 
 
+def plan_experts(step: Round, scores_ME: "Tensor", scorer: str, groups: int = 1) -> PruningPlan:
+    """Keep the ``step.num_experts`` experts with the highest scores in each layer, as many of each
+    group.
+
+    Args:
+        scores_ME: (layers with experts, experts of each).
+        groups: the router chooses among so many groups first, of neighbouring experts.
+    """
+    import torch
+
+    assert step.num_experts is not None
+    mixtures, number = scores_ME.shape
+    # groups as rows, so that each is ranked by itself
+    grouped = scores_ME.reshape(mixtures * groups, number // groups)
+    kept = keep_highest(grouped, step.num_experts // groups).view(mixtures, groups, -1)
+    first_G1 = torch.arange(groups)[:, None] * (number // groups)
+    kept_MK = (kept + first_G1).flatten(1)
+    highest_removed, lowest_kept = _margins(scores_ME, kept_MK)
+    return PruningPlan(
+        round=step.number,
+        kind=step.kind,
+        scorer=scorer,
+        width=step.width,
+        num_layers=step.num_layers,
+        num_experts=step.num_experts,
+        kept_neurons=None,
+        kept_experts=kept_MK.tolist(),
+        expert_scores=[[float(f"{each:.6g}") for each in row] for row in scores_ME.tolist()],
+        down_bias=step.down_bias,
+        highest_removed=highest_removed,
+        lowest_kept=lowest_kept,
+    )
+
+
 def plan_nothing(step: Round) -> PruningPlan:
     """The plan of a round without scores: it only trains, or it slices the residual stream.
 
@@ -214,6 +258,7 @@ def plan_nothing(step: Round) -> PruningPlan:
         scorer="",
         width=step.width,
         num_layers=step.num_layers,
+        num_experts=step.num_experts,
         kept_neurons=None,
         hidden_size=step.hidden_size,
         down_bias=step.down_bias,

@@ -12,6 +12,7 @@ from ptl_fast.model.families import Family, down_projections
 from ptl_fast.pruning.plan import (
     LayerLimits,
     PruningPlan,
+    plan_experts,
     plan_layers,
     plan_neurons,
     plan_nothing,
@@ -34,7 +35,9 @@ class Scores:
     scorer: str
     """The scorer's name, which the plan records."""
     values: "Tensor"
-    """(num_layers, width) for neurons, (num_layers,) for layers; the lowest are removed first."""
+    """(num_layers, width) for neurons, (num_layers,) for layers, (layers with experts, experts) for
+    experts; the lowest are removed first.
+    """
     kept: "dict[str, Tensor]"
     """Statistics and scores to write to the round's folder."""
     protected_LK: "Tensor | None" = None
@@ -47,6 +50,8 @@ class Scores:
     """Where the scores decide, the width that is left is a multiple of this."""
     limits: LayerLimits | None = None
     """Which layers may go; None: all."""
+    groups: int = 1
+    """Of each group of experts as many stay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,9 @@ neurons is given with the width that the model has.
 Apply = Callable[[PruningPlan, PruningWork], "tuple[PreTrainedModel, dict[str, Tensor]]"]
 """(plan, work) -> (the smaller model, tensors for the round's folder)."""
 Halve = Callable[[int, int], tuple[int | None, str | None]]
-"""(what a round removed, --width-multiple) -> (half of it, None), or (None, why it has no half)."""
+"""(what a round removed, what it removes multiples of) -> (half of it, None), or (None, why it has
+no half).
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +99,8 @@ class RoundKind:
     plan: Decide
     apply: Apply
     halve: Halve
-    size: Literal["width", "num_layers"] | None = None
-    """The field of Round that the kind makes smaller; None if it changes neither."""
+    size: Literal["width", "num_layers", "num_experts"] | None = None
+    """The field of Round that the kind makes smaller; None if it changes none."""
     unit: str
     """The unit of what it removes, for messages."""
     title: str | None = None
@@ -120,6 +127,11 @@ def _plan_layers(step: Round, scores: Scores | None) -> PruningPlan:
     # --threshold is about neurons: the schedule always decides how many layers go
     assert scores is not None
     return plan_layers(step, scores.values, scores.scorer, scores.limits)
+
+
+def _plan_experts(step: Round, scores: Scores | None) -> PruningPlan:
+    assert scores is not None
+    return plan_experts(step, scores.values, scores.scorer, scores.groups)
 
 
 def plan_without_scores(step: Round, scores: Scores | None) -> PruningPlan:
@@ -160,6 +172,13 @@ def _halve_layers(removed: int, multiple: int) -> tuple[int | None, str | None]:
     return (removed // 2, None) if removed > 1 else (None, "one layer is the smallest step")
 
 
+def _halve_experts(removed: int, groups: int) -> tuple[int | None, str | None]:
+    if removed > groups:
+        return max(groups, removed // 2 // groups * groups), None
+    which = "one expert" if groups == 1 else "one expert of each group"
+    return None, f"{which} is the smallest step"
+
+
 def _no_half(removed: int, multiple: int) -> tuple[int | None, str | None]:
     return None, "a round that only trains has no step to halve"
 
@@ -175,6 +194,13 @@ ROUND_KINDS = {
     ),
     "layers": RoundKind(
         plan=_plan_layers, apply=_compact, halve=_halve_layers, size="num_layers", unit="layers"
+    ),
+    "experts": RoundKind(
+        plan=_plan_experts,
+        apply=_compact,
+        halve=_halve_experts,
+        size="num_experts",
+        unit="experts a layer",
     ),
     # a round of a run that has nothing to prune, for comparison with pruned ones
     "none": RoundKind(

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ptl_fast.config.prune import PruneSettings
+    from ptl_fast.model.widths import ExpertLimits
 
 
 DEFAULT_ROUNDS = 5
@@ -31,21 +32,29 @@ class Round:
     """
     hidden_size: int | None = None
     """In a hidden round, the size of the residual stream that is left."""
+    num_experts: int | None = None
+    """Routed experts of each layer after the round; None where none go in the run."""
     down_bias: bool = False
     """Whether the down projections have a bias after the round, in place of what went (FLAP)."""
 
 
 def make_schedule(
-    prune: "PruneSettings", shares: Callable[[int], list[float]], width: int, num_layers: int
+    prune: "PruneSettings",
+    shares: Callable[[int], list[float]],
+    width: int,
+    num_layers: int,
+    experts: "ExpertLimits | None" = None,
 ) -> list[Round]:
     """Return the rounds that take a model of ``width`` and ``num_layers`` to the settings' target.
 
-    If nothing is to be removed, the rounds are of kind none and only train.
+    If nothing is to be removed, the rounds are of kind none and only train. Experts go first: the
+    tokens of those that are gone then show which neurons the others need.
 
     Args:
         shares: function from the number of rounds to each round's share of the recovery tokens.
         width: FFN width of the original model.
         num_layers: number of layers of the original model.
+        experts: how many experts it has and needs; None: none may go.
 
     Raises:
         ValueError: the target cannot be reached; names the setting to change.
@@ -54,9 +63,13 @@ def make_schedule(
     layer_steps: list[Step] = [
         ("layers", {"num_layers": each}) for each in _layer_counts(prune, num_layers)
     ]
-    steps = ORDERS[prune.order](neuron_steps, layer_steps)
-    # each step changes one size, and the round states both
-    size = {"width": width, "num_layers": num_layers}
+    steps: list[Step] = ORDERS[prune.order](neuron_steps, layer_steps)
+    # each step changes one size, and the round states all
+    size: dict[str, Any] = {"width": width, "num_layers": num_layers, "num_experts": None}
+    if experts is not None and prune.keep_experts < 1:
+        counts = expert_counts(prune, experts)
+        steps = [("experts", {"num_experts": each}) for each in counts] + steps
+        size["num_experts"] = experts.number
     schedule: list[Round] = []
     for kind, smaller in steps or [("none", {})] * (prune.rounds or 1):
         size |= smaller
@@ -64,8 +77,7 @@ def make_schedule(
             Round(
                 number=len(schedule) + 1,
                 kind=kind,
-                width=size["width"],
-                num_layers=size["num_layers"],
+                **size,
                 recovery_share=0.0,
             )
         )
@@ -188,6 +200,38 @@ def _layer_counts(prune: "PruneSettings", num_layers: int) -> list[int]:
         )
     counts = list(range(num_layers - prune.layers_per_round, left, -prune.layers_per_round))
     return [*counts, left] if left < num_layers else []
+
+
+def expert_counts(prune: "PruneSettings", limits: "ExpertLimits") -> list[int]:
+    """The number of routed experts of each layer after each expert round, descending.
+
+    Raises:
+        ValueError: so few, or so many, cannot stay.
+    """
+    number, groups = limits.number, limits.groups
+    if not number:
+        raise ValueError("--keep-experts: the model has no experts; leave it out")
+    target = round(prune.keep_experts * number / groups) * groups
+    of_groups = f", as many of each of its {groups} groups" if groups > 1 else ""
+    if target < limits.fewest:
+        raise ValueError(
+            f"--keep-experts {prune.keep_experts} leaves {target} of {number} experts a"
+            f" layer{of_groups}, and for the {limits.active} that a token goes to at least"
+            f" {limits.fewest} must stay; raise --keep-experts to at least"
+            f" {limits.fewest / number:.3g}"
+        )
+    if target >= number:
+        raise ValueError(
+            f"--keep-experts {prune.keep_experts} of {number} experts a layer{of_groups} rounds to"
+            " all of them; lower --keep-experts, or leave it out"
+        )
+    step = prune.experts_per_round or number - target
+    if step % groups:
+        raise ValueError(
+            f"--experts-per-round {step} is no multiple of the router's {groups} groups, which"
+            f" keep equally many; give {-(-step // groups) * groups}"
+        )
+    return [*range(number - step, target, -step), target]
 
 
 def _alternate(neurons: list[Step], layers: list[Step]) -> list[Step]:

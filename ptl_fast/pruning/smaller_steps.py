@@ -13,7 +13,7 @@ def split(
     schedule: Sequence[Round],
     number: int,
     next_step: int,
-    size: Literal["width", "num_layers"],
+    size: Literal["width", "num_layers", "num_experts"],
     *,
     original: int,
     multiple: int,
@@ -27,7 +27,7 @@ def split(
     Args:
         schedule: all rounds of the run; it is not changed.
         number: the round that failed the quality gate, from 1.
-        next_step: the most neurons per layer, or layers, that a round may remove.
+        next_step: the most neurons or experts per layer, or layers, that a round may remove.
         size: the field that rounds of this kind make smaller.
         original: the original model's value of it.
         multiple: the values must be multiples of this.

@@ -16,6 +16,7 @@ from ptl_fast.evaluation.chat import LoadedChat
 from ptl_fast.model.widths import num_experts
 from ptl_fast.recovery import registry
 from ptl_fast.run import questions, text
+from ptl_fast.scoring.expert_scorers import EXPERT_SCORERS
 from ptl_fast.scoring.scorers import LAYER_SCORERS
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def check_methods(config: "Config") -> None:
     names: list[tuple[str, str, Iterable[str]]] = [
         ("--scorer", config.score.scorer, SCORERS),
         ("--layer-scorer", config.score.layer_scorer, LAYER_SCORERS),
+        ("--expert-scorer", config.score.expert_scorer, EXPERT_SCORERS),
         *(("--recovery", name, registry.RECOVERIES) for name in recovery.recoveries),
         *(("--final-recovery", name, registry.RECOVERIES) for name in recovery.final_recoveries),
     ]
@@ -174,9 +176,20 @@ def check_support(
     needs_neurons = prune.keep < 1 or prune.slice_hidden is not None
     # the goals, which are solved after this, may leave neurons alone
     needs_neurons &= not config.goal.given or goals_are_solved
-    support.check_support(original, config.model.model or "", needs_neurons=needs_neurons)
+    drops_experts = prune.keep_experts < 1
+    support.check_support(
+        original,
+        config.model.model or "",
+        needs_neurons=needs_neurons,
+        drops_experts=drops_experts,
+    )
     if prune.keep < 1 and num_experts(original):
         _check_experts(config)
+    if drops_experts and config.score.score_once:
+        raise ValueError(
+            "--score-once and --keep-experts do not go together: what experts compute is measured"
+            " anew after others went; leave one of the two out"
+        )
 
 
 def _check_experts(config: "Config") -> None:

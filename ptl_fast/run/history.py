@@ -71,7 +71,8 @@ def read(folder: Path) -> list[RoundHistory]:
         if not files.round(number).plan.exists():
             break
         plan = read_plan(files.round(number))
-        if plan.kept_neurons is not None and len(plan.kept_neurons) != len(layers):
+        of_experts = plan.kept_neurons is not None and len(plan.kept_neurons) != len(layers)
+        if of_experts or plan.kept_experts is not None:
             raise ValueError(f"{folder} pruned experts, whose neurons are not followed")
         scores_LI, changes_L = _scores(files, number)
         rounds.append(RoundHistory(number, plan, neurons_LI, list(layers), scores_LI, changes_L))

@@ -18,7 +18,7 @@ from ptl_fast.base.console import say
 from ptl_fast.config.checking import flag
 from ptl_fast.evaluation import tasks as eval_tasks
 from ptl_fast.model import families, loading, precision, stored_weights
-from ptl_fast.model.widths import ffn_width
+from ptl_fast.model.widths import expert_limits, ffn_width
 from ptl_fast.pruning import width_multiple
 from ptl_fast.recovery import registry, rollouts, trainer
 from ptl_fast.recovery.distillation import teacher_cache
@@ -129,7 +129,10 @@ def load_weights(context: RunContext, number: int, extension: int = 0) -> None:
         settings = dataclasses.replace(settings, revision=None, merge_adapter=False)
     settings = precision.as_computed(settings, context.device, context.original)
     model = loading.load_model(source, settings, context.device)
-    family = families.find_family(model, needs_neurons=context.config.prune.keep < 1)
+    prune = context.config.prune
+    # whole experts are watched as their neurons are
+    needs_neurons = prune.keep < 1 or prune.keep_experts < 1
+    family = families.find_family(model, needs_neurons=needs_neurons)
     # on a GPU, an id out of range is a device-side assertion without a word about the cause
     num_embeddings = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
     if max(int(tokens.input_ids.max()) for tokens in context.data.training) >= num_embeddings:
@@ -219,6 +222,7 @@ def _rounds(config: "Config", original: "PretrainedConfig") -> rounds.Rounds:
         ffn_width(original),
         original.num_hidden_layers,
         multiple,
+        experts=expert_limits(original),
     )
 
 

@@ -18,7 +18,7 @@ from ptl_fast.pruning import plan as plan_module
 from ptl_fast.pruning.plan import PruningPlan
 from ptl_fast.pruning.round_kinds import PruningWork, Scores
 from ptl_fast.recovery import next_prune_penalty, optimizer_state
-from ptl_fast.run import fitted_columns, layer_choice, layer_folds, report
+from ptl_fast.run import expert_choice, fitted_columns, layer_choice, layer_folds, report
 from ptl_fast.run.folder import read_plan
 from ptl_fast.run.rounds import kind_of
 from ptl_fast.scoring import ridge, token_weights
@@ -234,8 +234,10 @@ class Calibration:
 
     def scores(self) -> Scores | None:
         """The scores of what the round makes smaller; None if it makes neither smaller."""
-        find = {"width": self._neuron_scores, "num_layers": self._layer_scores}
         size = kind_of(self.step).size
+        if size == "num_experts":
+            return expert_choice.scores(self.context, self.step, self._statistics())
+        find = {"width": self._neuron_scores, "num_layers": self._layer_scores}
         return find[size]() if size is not None else None
 
     def grams(self) -> "GramMatrices":

@@ -166,6 +166,7 @@ def _reasons(report: dict[str, Any]) -> str:
     Per round: what was removed, the scores on both sides of the cut, recovery tokens and steps.
     """
     width, rows, with_neurons = report["dense"]["width"], [REASONS], []
+    experts = report["dense"].get("num_experts")
     for record in report["rounds"]:
         kind = ROUND_KINDS[record["kind"]]
         went = ", ".join(f"layer {layer}" for layer in record.get("dropped_layers", []))
@@ -175,6 +176,8 @@ def _reasons(report: dict[str, Any]) -> str:
         if record["width"] < width:
             went, width = f"{width - record['width']} neurons a layer", record["width"]
             with_neurons.append(record["round"])
+        if (left := record.get("num_experts")) != experts:
+            went, experts = f"{experts - left} experts a layer", left
         margins = [_range(record.get(name)) for name in ("highest_removed", "lowest_kept")]
         rows.append(
             [
@@ -185,7 +188,7 @@ def _reasons(report: dict[str, Any]) -> str:
             ]
         )
     # scores are on disk only for rounds that removed neurons
-    parts = [markdown.table(rows), _about_scores(report["config"])]
+    parts = [markdown.table(rows), _about_scores(report["config"], experts)]
     if with_neurons:
         folder = f"round-{with_neurons[0]:02d}"
         parts.append(f"""Of every neuron:
@@ -210,11 +213,16 @@ def _trained(record: dict[str, Any]) -> list[str]:
     return [f"{sum(each['recovery_tokens'] for each in every):,}", str(steps)]
 
 
-def _about_scores(config: dict[str, Any]) -> str:
-    """The paragraph below the table that says which scores it shows, given the run's config."""
+def _about_scores(config: dict[str, Any], experts: int | None) -> str:
+    """The paragraph below the table that says which scores it shows, given the run's config.
+
+    Args:
+        experts: how many a layer has at last; None: the model has none.
+    """
+    of_experts = f", of --expert-scorer {config['expert_scorer']} for experts" if experts else ""
     text = (
-        f"Scores are those of --scorer {config['scorer']} for neurons, and of --layer-scorer"
-        f" {config['layer_scorer']} for layers,"
+        f"Scores are those of --scorer {config['scorer']} for neurons{of_experts}, and of"
+        f" --layer-scorer {config['layer_scorer']} for layers,"
     )
     text += (
         " whose numbers are those before the round. The lowest go first, in each layer as many"

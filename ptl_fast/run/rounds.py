@@ -9,7 +9,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ptl_fast.baselines import ROUND_KINDS, SCORERS, peers, slicing_schedule
-from ptl_fast.model.widths import ffn_width
+from ptl_fast.model.widths import ExpertLimits, expert_limits, ffn_width
 from ptl_fast.pruning import schedule
 from ptl_fast.pruning.round_kinds import RoundKind
 from ptl_fast.pruning.smaller_steps import split
@@ -37,6 +37,7 @@ class Rounds:
         num_layers: number of layers of the original model.
         width_multiple: every round's width is a multiple of this.
         gate_on: (task, metric) of --gate; None without a quality gate.
+        experts: how many experts the original has.
     """
 
     def __init__(
@@ -46,9 +47,14 @@ class Rounds:
         num_layers: int,
         width_multiple: int,
         gate_on: tuple[str, str] | None = None,
+        experts: ExpertLimits | None = None,
     ) -> None:
         self.schedule, self.width, self.num_layers = schedule, width, num_layers
         self.width_multiple, self.gate_on = width_multiple, gate_on
+        self.num_experts = None if experts is None else experts.number
+        # by size of a round: what its steps are multiples of; layers are counted one by one
+        groups = 1 if experts is None else experts.groups
+        self.multiples = {"width": width_multiple, "num_layers": 1, "num_experts": groups}
         self.decisions: list[Decision] = []
 
     def after(self, step: "Round") -> "list[Round]":
@@ -116,33 +122,37 @@ class Rounds:
         )
 
     def removed(self, step: "Round") -> int:
-        """How many neurons per layer, or layers, a round removes; 0 if it only trains."""
+        """How many neurons or experts a layer, or layers, a round removes; 0: it only trains."""
         size = kind_of(step).size
         if size is None:
             return 0
-        # self has the original's width and num_layers, under the same names as a round
+        # self has the original's sizes, under the same names as a round
         before = self.schedule[step.number - 2] if step.number > 1 else self
         return getattr(before, size) - getattr(step, size)
 
     def smaller_step(self, step: "Round") -> tuple[int | None, str | None]:
         """(half of what a round removes, None), or (None, why there is no smaller step)."""
-        return kind_of(step).halve(self.removed(step), self.width_multiple)
+        kind = kind_of(step)
+        multiple = self.multiples[kind.size] if kind.size is not None else 1
+        return kind.halve(self.removed(step), multiple)
 
     def split(self, number: int, next_step: int) -> "list[list[Round]]":
         """For each round of the schedule, the rounds that take its place if steps get smaller.
 
         Args:
             number: the first round that is split; rounds of its kind after it are split too.
-            next_step: the most neurons per layer, or layers, that one round may then remove.
+            next_step: the most that one round may then remove, in the unit of its kind.
         """
         size = kind_of(self.schedule[number - 1]).size
         assert size is not None
-        # layers are counted one by one
-        original, multiple = {
-            "width": (self.width, self.width_multiple),
-            "num_layers": (self.num_layers, 1),
-        }[size]
-        return split(self.schedule, number, next_step, size, original=original, multiple=multiple)
+        return split(
+            self.schedule,
+            number,
+            next_step,
+            size,
+            original=getattr(self, size),
+            multiple=self.multiples[size],
+        )
 
     def follow(self, decision: Decision) -> "list[list[Round]] | None":
         """Change the rest of the schedule as a decision says, and remember the decision.
@@ -206,7 +216,11 @@ def _pruning_schedule(config: "Config", original: "PretrainedConfig") -> "list[R
         )
     # the shares depend on the number of rounds, which the schedule decides
     rounds = schedule.make_schedule(
-        config.prune, lambda num_rounds: _token_shares(config, num_rounds), width, num_layers
+        config.prune,
+        lambda num_rounds: _token_shares(config, num_rounds),
+        width,
+        num_layers,
+        expert_limits(original),
     )
     if SCORERS[config.score.scorer].add_bias_ is not None:
         peers.check_flap(original)

@@ -16,6 +16,8 @@ class Size(Protocol):
     @property
     def num_layers(self) -> int: ...
     @property
+    def num_experts(self) -> int | None: ...
+    @property
     def hidden_size(self) -> int | None: ...
     @property
     def down_bias(self) -> bool: ...
@@ -30,7 +32,7 @@ def config_after(original: "PretrainedConfig", size: Size | None) -> "Pretrained
         from ptl_fast.baselines.slicegpt import sliced_config
 
         original = sliced_config(original, size.hidden_size)
-    smaller = flops.resized(original, size.width, size.num_layers)
+    smaller = flops.resized(original, size.width, size.num_layers, size.num_experts)
     if size.down_bias:
         smaller.down_bias = True
     return smaller
@@ -42,8 +44,8 @@ def predicted_size(
     """The size of the model after a round; of the original if ``size`` is None.
 
     Returns:
-        num_parameters, num_layers, width (of the FFN) and flops_per_token, those of a forward pass
-        over a sequence of ``sequence_length`` tokens.
+        num_parameters, num_layers, width (of the FFN), num_experts (where there are some) and
+        flops_per_token, those of a forward pass over a sequence of ``sequence_length`` tokens.
     """
     # under a causal mask, a token attends on average to half of a full sequence
     return flops.model_size(config_after(original, size), sequence_length // 2)

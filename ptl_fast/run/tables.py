@@ -5,17 +5,14 @@ from typing import Any
 from ptl_fast.base import markdown
 from ptl_fast.baselines import ROUND_KINDS
 
-# The first five have a model's size, and lead a dry run's table too.
-COLUMNS = [
-    "round",
-    "width",
-    "layers",
-    "parameters",
-    "FLOPs/token",
-    "pruned",
-    "recovered",
-    "seconds",
-]
+# A model's size, which leads a dry run's table too; experts only where there are some.
+SIZE = {
+    "width": lambda size: str(size["width"]),
+    "experts": lambda size: str(size["num_experts"]),
+    "layers": lambda size: str(size["num_layers"]),
+    "parameters": lambda size: short(size["num_parameters"]),
+    "FLOPs/token": lambda size: short(size["flops_per_token"]),
+}
 # of a table that is too wide, in the order in which they are left out: from the right to the left,
 # so that the others keep their places
 LESS_NEEDED = ["FLOPs/token", "layers"]
@@ -35,9 +32,7 @@ def _cells(dense: dict[str, Any], rounds: list[dict[str, Any]]) -> list[list[str
     task, metric = leading_metric(dense)
     if not task:
         return _sizes_alone(dense, rounds)
-    header = [
-        name if name not in ("pruned", "recovered") else f"{metric} {name}" for name in COLUMNS
-    ]
+    header = [*size_columns(dense), f"{metric} pruned", f"{metric} recovered", "seconds"]
     # nothing is pruned in the dense model: its metric goes into the second column
     rows = [_row("dense", dense, "", show(dense["eval"][task][metric]), "")]
     for record in rounds:
@@ -69,7 +64,7 @@ def new_rows(
             cells[0] = [name.removeprefix(f"{metric} ") for name in cells[0]]
         for name in LESS_NEEDED:
             if _width(cells) > width:
-                column = COLUMNS.index(name)
+                column = cells[0].index(name)
                 cells = [row[:column] + row[column + 1 :] for row in cells]
     lines = markdown.table(cells).splitlines()
     return "\n".join(
@@ -84,7 +79,8 @@ def _width(cells: list[list[str]]) -> int:
 def _sizes_alone(dense: dict[str, Any], rounds: list[dict[str, Any]]) -> list[list[str]]:
     """The table of a run that measures nothing (--eval-tasks none)."""
     rows = [[*size_cells(_name(record), record), _seconds(record)] for record in rounds]
-    return [[*COLUMNS[:5], COLUMNS[-1]], [*size_cells("dense", dense), ""], *rows]
+    header = [*size_columns(dense), "seconds"]
+    return [header, [*size_cells("dense", dense), ""], *rows]
 
 
 def _name(record: dict[str, Any]) -> str:
@@ -125,7 +121,14 @@ def schedule_table(rows: list[dict[str, Any]]) -> str:
         rows: ``dry_run.predict``'s result for each model, with ``name``.
     """
     benchmarks = [f"{name} ({num_tokens})" for name, num_tokens in rows[0]["prompt_tokens"].items()]
-    header = [*COLUMNS[:5], *benchmarks, "serve GiB", "train GiB", "recovery tokens", "hours"]
+    header = [
+        *size_columns(rows[0]),
+        *benchmarks,
+        "serve GiB",
+        "train GiB",
+        "recovery tokens",
+        "hours",
+    ]
     lines = []
     for row in rows:
         memory = [f"{row[name] / 2**30:.1f}" for name in ("serving_bytes", "training_bytes")]
@@ -151,15 +154,18 @@ def _row(name: str, size: dict[str, Any], pruned: str, recovered: str, seconds: 
     return [*size_cells(name, size), pruned, recovered, seconds]
 
 
+def size_columns(size: dict[str, Any]) -> list[str]:
+    """The titles of the columns that say a model's size; the first is the round's."""
+    return ["round", *_of_size(size)]
+
+
 def size_cells(name: str, size: dict[str, Any]) -> list[str]:
-    """The cells of the first five columns."""
-    return [
-        name,
-        str(size["width"]),
-        str(size["num_layers"]),
-        short(size["num_parameters"]),
-        short(size["flops_per_token"]),
-    ]
+    """The cells of these columns."""
+    return [name, *(SIZE[column](size) for column in _of_size(size))]
+
+
+def _of_size(size: dict[str, Any]) -> list[str]:
+    return [column for column in SIZE if column != "experts" or "num_experts" in size]
 
 
 def show(value: float) -> str:

@@ -1,6 +1,7 @@
 """The scorers that there are."""
 
 from ptl_fast.baselines import SCORERS
+from ptl_fast.scoring.expert_scorers import EXPERT_SCORERS
 from ptl_fast.scoring.scorers import LAYER_SCORERS
 
 
@@ -20,4 +21,5 @@ def test_registries_hold_the_documented_names() -> None:
         "flap",
     }
     assert set(SCORERS) == neuron_scorers
+    assert set(EXPERT_SCORERS) == {"reap", "frequency", "random"}
     assert set(LAYER_SCORERS) == {"residual", "block-influence", "angular", "last"}

@@ -21,6 +21,10 @@ from support.settings import settings
             "--threshold leaves to the scores",
         ),
         (
+            {"target_flops": 0.5, "keep_experts": 0.5},
+            "--keep-experts removes whole experts besides",
+        ),
+        (
             {"traces": True, "traces_every_round": True, "anticipate": 0.1},
             "--traces-every-round asks the model after a round, and --anticipate",
         ),

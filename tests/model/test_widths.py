@@ -4,9 +4,11 @@ import pytest
 from transformers import AutoConfig
 
 from ptl_fast.model.widths import (
+    expert_limits,
     ffn_width,
     num_active_experts,
     num_experts,
+    set_num_experts,
     set_width,
     tokens_per_ffn,
 )
@@ -60,6 +62,41 @@ def test_the_width_of_a_mixture_is_that_of_an_expert(
     assert tokens_per_ffn(config, 600) == (200 if experts else 600)
     if experts:
         assert num_active_experts(config) == 2
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings", "fewest"),
+    [
+        # as many as a token goes to
+        pytest.param("qwen3_moe", {"num_experts": 16}, 4, id="no groups"),
+        # a group is chosen by its two highest, and each of the two chosen must have two
+        pytest.param(
+            "deepseek_v3",
+            {"n_routed_experts": 16, "n_group": 4, "topk_group": 2, **ONE_DENSE},
+            8,
+            id="two of four groups",
+        ),
+        pytest.param(
+            "deepseek_v3",
+            {"n_routed_experts": 16, "n_group": 4, "topk_group": 1, **ONE_DENSE},
+            16,
+            id="one of four groups",
+        ),
+    ],
+)
+def test_a_token_can_still_go_to_as_many_experts(
+    model_type: str, settings: dict, fewest: int
+) -> None:
+    common = {"num_hidden_layers": 3, "num_experts_per_tok": 4}
+    limits = expert_limits(AutoConfig.for_model(model_type, **{**common, **settings}))
+    assert (limits.number, limits.active, limits.fewest) == (16, 4, fewest)
+
+
+def test_a_second_field_with_the_number_of_experts_follows() -> None:
+    config = AutoConfig.for_model("deepseek_v32", n_routed_experts=8, num_experts=8)
+    set_num_experts(config, 6)
+    again = AutoConfig.for_model(**config.to_dict())
+    assert num_experts(again) == 6
 
 
 def test_a_width_that_no_field_says_is_zero() -> None:

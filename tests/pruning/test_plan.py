@@ -9,11 +9,13 @@ import torch
 from ptl_fast.pruning.plan import (
     LayerLimits,
     PruningPlan,
+    plan_experts,
     plan_layers,
     plan_neurons,
     plan_redundant,
     protect,
 )
+from ptl_fast.pruning.schedule import Round
 from support.plans import layer_round, neuron_round
 
 STEP = neuron_round(3, 2)
@@ -31,6 +33,26 @@ def test_protected_neurons_stay_and_are_counted() -> None:
     decided = plan_neurons(STEP, scores, protected, "activation")
     assert decided.kept_neurons == [[0, 1, 3], [0, 1, 4]]
     assert decided.num_rescued == 2
+
+
+def expert_round(num_experts: int) -> Round:
+    return Round(
+        number=1, kind="experts", width=8, num_layers=3, recovery_share=1.0, num_experts=num_experts
+    )
+
+
+def test_least_important_experts_go_from_each_layer() -> None:
+    scores = torch.tensor([[5.0, 1.0, 4.0, 2.0], [0.0, 7.0, 0.5, 8.0]])
+    plan = plan_experts(expert_round(2), scores, "reap")
+    assert plan.kept_experts == [[0, 2], [1, 3]]
+    assert plan.expert_scores == scores.tolist()
+    assert (plan.highest_removed, plan.lowest_kept) == ([2.0, 0.5], [4.0, 7.0])
+    assert (plan.num_experts, plan.width, plan.kept_neurons) == (2, 8, None)
+
+
+def test_each_group_of_experts_loses_as_many() -> None:
+    scores = torch.tensor([[5.0, 6.0, 7.0, 1.0, 3.0, 2.0]])
+    assert plan_experts(expert_round(4), scores, "reap", groups=2).kept_experts == [[1, 2, 4, 5]]
 
 
 def test_least_important_layers_go() -> None:

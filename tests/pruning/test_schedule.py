@@ -6,7 +6,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ptl_fast.pruning.schedule import with_bias
+from ptl_fast.config.prune import PruneSettings
+from ptl_fast.model.widths import ExpertLimits
+from ptl_fast.pruning.schedule import expert_counts, with_bias
 from support.plans import rounds
 
 
@@ -25,6 +27,36 @@ def test_two_rounds_to_five_sixths() -> None:
 def test_default_is_five_rounds_or_as_many_as_fit() -> None:
     assert len(schedule(keep=0.5, width=14336)) == 5
     assert [width for _, width, _ in schedule(keep=0.65)] == [1408, 1280, 1152, 1024]
+
+
+def experts(number: int = 128, groups: int = 1, fewest: int = 8, **settings: object) -> list[int]:
+    limits = ExpertLimits(number=number, active=8, groups=groups, fewest=fewest)
+    return expert_counts(PruneSettings(**settings), limits)  # type: ignore[arg-type]
+
+
+def test_experts_go_at_once_or_in_steps() -> None:
+    assert experts(keep_experts=0.5) == [64]
+    assert experts(keep_experts=0.5, experts_per_round=24) == [104, 80, 64]
+    assert experts(keep_experts=0.4, groups=8, experts_per_round=32) == [96, 64, 48]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"keep_experts": 0.05},
+            "leaves 6 of 128 experts a layer, and for the 8 that a token goes to at least 8 must"
+            " stay; raise --keep-experts to at least 0.0625",
+        ),
+        ({"keep_experts": 0.05, "groups": 8, "fewest": 16}, "as many of each of its 8 groups"),
+        ({"keep_experts": 0.999}, "rounds to all of them"),
+        ({"keep_experts": 0.5, "groups": 8, "experts_per_round": 12}, "give 16"),
+        ({"keep_experts": 0.5, "number": 0}, "the model has no experts"),
+    ],
+)
+def test_experts_that_cannot_go_are_refused(given: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        experts(**given)
 
 
 def test_equal_steps_remove_as_many_neurons_in_every_round() -> None:

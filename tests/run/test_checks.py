@@ -180,6 +180,7 @@ def test_generated_code_is_not_executed_without_a_filter(
         ),
         ({"compensate_inputs": "pruned"}, "other inputs would go to other experts"),
         ({"score_once": True, "drop_layers": 1}, "--score-once and --drop-layers"),
+        ({"score_once": True, "keep_experts": 0.5}, "--score-once and --keep-experts"),
     ],
 )
 def test_what_is_not_there_for_experts_is_refused_before_work(given: dict, message: str) -> None:

@@ -1,9 +1,11 @@
 """The schedule of a run, from its settings, and as a quality gate looks at it."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from ptl_fast.config.presets import shipped_config
+from ptl_fast.model.widths import ExpertLimits
 from ptl_fast.pruning.schedule import with_final
 from ptl_fast.run.rounds import Rounds, make_schedule
 from support.plans import layer_round, neuron_round
@@ -35,6 +37,16 @@ def test_a_round_removes_what_the_one_before_it_had() -> None:
     assert rounds.smaller_step(rounds.schedule[0])[1] == (
         "8 neurons a layer is the smallest step (--width-multiple 8)"
     )
+
+
+def test_experts_are_halved_by_groups() -> None:
+    limits = ExpertLimits(number=16, active=2, groups=4, fewest=8)
+    step = replace(layer_round(48, 5), kind="experts", num_experts=8)
+    rounds = Rounds([step], 48, 5, 8, ("nll", "nll"), limits)
+    assert rounds.removed(step) == 8
+    assert rounds.smaller_step(step)[0] == 4
+    (halves,) = rounds.split(1, 4)
+    assert [each.num_experts for each in halves] == [12, 8]
 
 
 def test_the_final_recovery_is_neither_judged_nor_waited_for() -> None:

@@ -52,6 +52,13 @@ def test_a_run_by_hand() -> None:
     ]
 
 
+def test_experts_have_a_column_where_there_are_some() -> None:
+    dense = {**DENSE, "num_experts": 8, "eval": {}}
+    header, _, row = tables.table(dense, []).splitlines()
+    assert [cell.strip() for cell in header.split("|")][2:5] == ["width", "experts", "layers"]
+    assert [cell.strip() for cell in row.split("|")][2:5] == ["768", "8", "4"]
+
+
 def test_the_first_metric_of_the_first_task_leads() -> None:
     assert tables.leading_metric(DENSE) == ("nll", "nll")
 

@@ -8,6 +8,7 @@ from support.models import make_model
 
 # an expert's width, the experts of a layer, and those that a token goes to
 EXPERT_WIDTH, NUM_EXPERTS, ACTIVE = 24, 4, 2
+NUMBERS = ("num_experts", "num_local_experts", "n_routed_experts")
 LATENT: dict[str, Any] = {
     "q_lora_rank": 16,
     "kv_lora_rank": 16,
@@ -48,9 +49,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 TYPES = list(SETTINGS)
 
 
-def make_mixture(model_type: str, **overrides: Any) -> PreTrainedModel:
+def make_mixture(model_type: str, experts: int = NUM_EXPERTS, **overrides: Any) -> PreTrainedModel:
     """A random float32 model of 3 layers."""
     common = {"num_experts_per_tok": ACTIVE, "num_hidden_layers": 3}
-    if model_type == "qwen3_moe":
-        common["num_experts"] = NUM_EXPERTS
-    return make_model(model_type, **{**common, **SETTINGS[model_type], **overrides})
+    own = {"num_experts": NUM_EXPERTS, **SETTINGS[model_type]}
+    # under the name that the type has for it; the others are of no use to it
+    number = {name: experts for name in own if name in NUMBERS}
+    return make_model(model_type, **{**common, **own, **number, **overrides})

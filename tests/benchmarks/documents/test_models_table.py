@@ -11,6 +11,11 @@ def test_reasons_are_without_what_all_say() -> None:
     assert models_table.reason(message) == "its FFNs are wide"
     message = "--drop-layers 1: layers of this model (model_type a-b) cannot go: they are few"
     assert models_table.reason(message) == "they are few"
+    message = (
+        "--model tiny (model_type zaya) is not supported: whole experts cannot be removed: it has 5"
+        " rows; docs/models.md lists the types whose experts can go"
+    )
+    assert models_table.reason(message) == "it has 5 rows"
 
 
 def test_what_was_not_tried_has_a_table_of_its_own() -> None:
@@ -19,7 +24,7 @@ def test_what_was_not_tried_has_a_table_of_its_own() -> None:
         {"label": "b", "neurons": "no tiny model: big", "layers": "exact", "generation": ""},
     ]
     tried, untried = models_table.tables(rows)
-    assert tried[1:] == [["a", "exact", "exact", ""]]
+    assert tried[1:] == [["a", "exact", "exact", "", ""]]
     assert ["b", "big"] in untried
 
 
@@ -31,6 +36,6 @@ def test_committed_rows_are_never_wrong() -> None:
     import json
 
     rows = json.loads(models_table.FILE.read_text())["rows"]
-    cells = [row[kind] for row in rows for kind in ("neurons", "layers")]
+    cells = [row[kind] for row in rows for kind in ("neurons", "layers", "experts")]
     assert not [cell for cell in cells if cell.startswith(("WRONG", "ERROR"))]
     assert sum(row["layers"] == models_table.EXACT for row in rows) >= 75

@@ -1,12 +1,14 @@
 """One model of each kind loses neurons and layers exactly, or says why not; faults are found."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from benchmarks.families import checks, configs
 from benchmarks.families.checks import EXACT
 from ptl_fast.model import families
-from ptl_fast.pruning import compact
+from ptl_fast.pruning import compact, whole_experts
 
 KINDS = {
     # without a gate: linear layers, Conv1D, as a part of the layer, with ReLU squared
@@ -36,6 +38,8 @@ KINDS = {
     "gemma3n_text": ("no field of its config", "which is outside the layers"),
     "bert": ("is_decoder false", "is_decoder false"),
 }
+# an expert of each layer goes
+WITH_EXPERTS = ("mixtral", "gpt_oss", "ernie4_5_moe", "jamba")
 
 
 def tiny(model_type: str) -> configs.Tiny:
@@ -49,6 +53,23 @@ def test_each_kind_is_exact_or_has_its_reason(model_type: str) -> None:
         assert expected in found
         assert (found == EXACT) == (expected == EXACT)
     assert not outcome.wrong
+    experts = {"jetmoe": "form that is not known", **dict.fromkeys(WITH_EXPERTS, EXACT)}
+    assert experts.get(model_type, "") in outcome.experts
+    assert bool(outcome.experts) == (model_type in experts)
+
+
+def test_a_router_of_other_experts_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rotated(places: torch.Tensor, dim: int) -> Callable:
+        # the last dimension is the hidden size of a router, and of no expert's matrices
+        return lambda tensor: tensor.index_select(
+            dim, places.roll(1) if tensor.dim() == 2 else places
+        )
+
+    monkeypatch.setattr(whole_experts, "selected", rotated)
+    outcome = checks.check(tiny("mixtral"))
+    assert outcome.experts.startswith("WRONG: the compacted model differs from the masked one")
+    assert outcome.neurons == EXACT
+    assert outcome.wrong
 
 
 def test_a_neuron_too_many_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
