@@ -18,6 +18,7 @@ BETWEEN = {
     "methods",
     "families",
     "torture",
+    "experts",
 }
 ALLOWED = {
     "harness": {"harness"},
