@@ -37,8 +37,9 @@ class ScoreSettings:
 
     expert_scorer: str = "reap"
     """Importance of whole experts (--keep-experts): reap (REAP: mean, over the tokens that the
-    router sends to an expert, of the router's weight times the norm of the expert's output),
-    frequency (how many tokens those are), random."""
+    router sends to an expert, of the router's weight times the norm of the expert's output), output
+    (the sum over these tokens instead of the mean), frequency (how many tokens those are),
+    random."""
 
     calibration_tokens: int = 131072
     """Tokens of each round's subset (and of --protect) that score neurons and layers. Where the

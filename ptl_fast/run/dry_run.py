@@ -12,7 +12,7 @@ from ptl_fast.base.console import quiet_libraries
 from ptl_fast.config.presets import shipped_config
 from ptl_fast.config.trainer import read_deepspeed
 from ptl_fast.model import flops
-from ptl_fast.model.widths import ffn_width
+from ptl_fast.model.widths import ffn_width, num_active_experts, num_experts
 from ptl_fast.recovery import registry
 from ptl_fast.recovery.estimate import Estimate, Situation
 from ptl_fast.run import (
@@ -359,13 +359,15 @@ def _activation_bytes(model: "PretrainedConfig", config: "Config") -> int:
     """Bytes of activations that backward needs for one micro-batch, logits included.
 
     Per token, a decoder layer keeps in half precision 6 tensors of the hidden size, 2 each of the
-    queries' and the keys' width, and 4 of the FFN width; FlashAttention or SDPA store no attention
+    queries' and the keys' width, and 4 of the FFN width, with experts for each that a token goes to
+    (shared ones are not counted); FlashAttention or SDPA store no attention
     matrix. With gradient checkpointing each layer keeps its input alone, except the one being
     recomputed. Logits take 10 bytes an element: half precision, a float32 copy and its gradient.
     """
     tokens = config.trainer.micro_batch * config.data.sequence_length
     query, key_value = flops.attention_widths(model)
-    layer = 2 * (6 * model.hidden_size + 2 * query + 2 * key_value + 4 * ffn_width(model))
+    width = ffn_width(model) * (num_active_experts(model) if num_experts(model) else 1)
+    layer = 2 * (6 * model.hidden_size + 2 * query + 2 * key_value + 4 * width)
     layers = model.num_hidden_layers * layer
     if config.trainer.gradient_checkpointing:
         layers = model.num_hidden_layers * 2 * model.hidden_size + layer

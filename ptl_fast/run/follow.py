@@ -92,7 +92,12 @@ def round_line(files: RoundFolder) -> str:
     """A finished round in a line: its size, first metric and seconds."""
     record = _read(files.record.path) or {}
     seconds = sum(record.get("seconds", {}).values())
-    parts = [f"width {record.get('width')}", f"{record.get('num_parameters', 0):,} parameters"]
+    experts = [f"{record['num_experts']} experts a layer"] if "num_experts" in record else []
+    parts = [
+        f"width {record.get('width')}",
+        *experts,
+        f"{record.get('num_parameters', 0):,} parameters",
+    ]
     for name, key in (("pruned", "eval_pruned"), ("recovered", "eval")):
         for task, values in list((record.get(key) or {}).items())[:1]:
             parts += [f"{task} {metric} {value:.4f} {name}" for metric, value in _first(values)]

@@ -143,10 +143,13 @@ def _method(report: dict[str, Any]) -> str:
     if config["slice_hidden"] is not None:
         return "SliceGPT (arXiv 2401.15024)."
     recovery = ", ".join(_names(config["recovery"])) or "none"
+    experts = ""
+    if any(record["kind"] == "experts" for record in report["rounds"]):
+        experts = f", whole experts by `{config['expert_scorer']}`"
     return (
         "The Prune-Tune Loop (arXiv 2602.04919): prune, recover by training, repeat. Rounds:"
         f" {len(report['rounds'])}; neurons scored by `{config['scorer']}`, layers by"
-        f' `{config["layer_scorer"]}`; recovery: {recovery}. "pruned" is before recovery,'
+        f' `{config["layer_scorer"]}`{experts}; recovery: {recovery}. "pruned" is before recovery,'
         ' "recovered" after it.'
     )
 

@@ -17,13 +17,7 @@ from ptl_fast.pruning import compact, compensate
 from ptl_fast.pruning.plan import PruningPlan
 from ptl_fast.pruning.round_kinds import PruningWork, Scores, neuron_scores
 from ptl_fast.recovery import next_prune_penalty, optimizer_state
-from ptl_fast.run import (
-    expert_choice,
-    fitted_columns,
-    layer_choice,
-    layer_folds,
-    report,
-)
+from ptl_fast.run import expert_choice, fitted_columns, layer_choice, layer_folds, report
 from ptl_fast.run.folder import read_plan
 from ptl_fast.run.rounds import kind_of
 from ptl_fast.scoring import ridge, token_weights

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from ptl_fast.base.stored import ModelFolder
     from ptl_fast.run.context import RunContext
 
-SIZE = ("num_parameters", "num_layers", "width", "flops_per_token", "eval")
+# num_experts only where there are some
+SIZE = ("num_parameters", "num_layers", "width", "num_experts", "flops_per_token", "eval")
 HOW_TO_LOAD = """Load the result:
 
 {imports}    from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -112,7 +113,7 @@ def finish(context: "RunContext") -> dict[str, Any]:
     """
     folder, number = context.folder, len(context.records)
     last = context.records[-1] if context.records else context.dense
-    content = write_report(context, {name: last[name] for name in SIZE})
+    content = write_report(context, {name: last[name] for name in SIZE if name in last})
     name, settings = context.config.model.model, context.config.model
     assert name is not None
     if not folder.final.exists():

@@ -43,6 +43,7 @@ def entries(context: "RunContext") -> list[dict[str, Any]]:
                 "num_parameters": record["num_parameters"],
                 "num_layers": record["num_layers"],
                 "width": record["width"],
+                **{name: record[name] for name in ("num_experts",) if name in record},
                 "flops_per_token": record["flops_per_token"],
                 "eval": record["eval"],
                 "seconds": sum(record["seconds"].values()),

@@ -70,7 +70,8 @@ def planned_sizes(**settings: Any) -> list[dict[str, int]]:
     """The planned size of the original model and of the model after each round, in this order.
 
     This is ptl_fast.planned_sizes. Each size has num_parameters, num_layers, width and
-    flops_per_token. Only the model's config is read, no weights; nothing is written.
+    flops_per_token, and of a mixture of experts num_experts. Only the model's config is read, no
+    weights; nothing is written.
 
     Raises:
         ValueError: a setting does not fit the model; the message names the fix.

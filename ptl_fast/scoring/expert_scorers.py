@@ -29,6 +29,14 @@ def router_weighted(statistics: "Statistics", seed: int) -> "Tensor":
     return output_U / tokens_U.clamp_min(1)
 
 
+def output(statistics: "Statistics", seed: int) -> "Tensor":
+    """score[e] = sum over T_e of g[t, e] ||f_e(x[t])||: what the layer's output loses in all.
+
+    The score above times the number of tokens, so that what is rarely chosen counts less.
+    """
+    return _counted(statistics)[1]
+
+
 def frequency(statistics: "Statistics", seed: int) -> "Tensor":
     """score[e] = |T_e|, the number of tokens that the router sends to the expert."""
     return _counted(statistics)[0].double()
@@ -57,6 +65,7 @@ class ExpertScorer:
 # the names are the values of --expert-scorer; nothing else compares them
 EXPERT_SCORERS = {
     "reap": ExpertScorer(compute=router_weighted),
+    "output": ExpertScorer(compute=output),
     "frequency": ExpertScorer(compute=frequency),
     "random": ExpertScorer(compute=random),
 }

@@ -21,5 +21,5 @@ def test_registries_hold_the_documented_names() -> None:
         "flap",
     }
     assert set(SCORERS) == neuron_scorers
-    assert set(EXPERT_SCORERS) == {"reap", "frequency", "random"}
+    assert set(EXPERT_SCORERS) == {"reap", "output", "frequency", "random"}
     assert set(LAYER_SCORERS) == {"residual", "block-influence", "angular", "last"}

@@ -19,6 +19,7 @@ BETWEEN = {
     "families",
     "scale",
     "torture",
+    "experts",
 }
 ALLOWED = {
     "harness": {"harness"},

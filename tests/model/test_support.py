@@ -5,7 +5,10 @@ from transformers import Gemma3Config
 
 from ptl_fast.model.support import check_support
 from support.configs import tiny_config
+from support.mixtures import make_mixture
 from support.models import FAMILIES
+
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 1}
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "gpt_neox", "gpt2", "glm4", "starcoder2"])
@@ -34,6 +37,24 @@ def test_a_model_whose_neurons_must_stay_may_lose_layers(
         check_support(config, "it", needs_neurons=True)
     assert "docs/models.md" in str(e.value)
     assert "its layers can go (--keep 1 --drop-layers N)" in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "others", "reason"),
+    [
+        ("llama", {}, r"it has no experts \(--keep-experts\); leave --keep-experts out"),
+        ("jetmoe", {"num_local_experts": 4}, "form that is not known"),
+        ("zaya", EXPERTS, r"has shape \(5, 256\).*docs/models.md lists the types whose experts"),
+    ],
+)
+def test_experts_that_must_stay_are_told(model_type: str, others: dict, reason: str) -> None:
+    config = tiny_config(model_type, **others)
+    with pytest.raises(ValueError, match=rf"--model it \(model_type {model_type}\).*{reason}"):
+        check_support(config, "it", needs_neurons=False, drops_experts=True)
+
+
+def test_experts_that_can_go_are_supported() -> None:
+    check_support(make_mixture("gpt_oss").config, "it", needs_neurons=False, drops_experts=True)
 
 
 def test_layers_are_offered_only_where_they_can_go() -> None:

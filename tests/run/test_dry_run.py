@@ -19,6 +19,7 @@ from ptl_fast.model import flops
 from ptl_fast.run import dry_run as estimates
 from ptl_fast.run.dry_run import dry_run
 from ptl_fast.run.start import parse
+from support.mixtures import EXPERT_WIDTH, make_mixture
 from support.models import DEMO_MODEL
 from support.presets import TARGETS
 from support.recovery import config, grpo_config, opd_config
@@ -198,6 +199,16 @@ def test_gradient_checkpointing_keeps_one_layer_and_every_input() -> None:
     assert estimates._activation_bytes(config, settings) == 30 * (4 * 2 * 128 + layer + 10 * 306)
     settings.trainer.gradient_checkpointing = False
     assert estimates._activation_bytes(config, settings) == 30 * (4 * layer + 10 * 306)
+
+
+def test_activations_of_a_mixture_are_those_of_the_experts_that_a_token_goes_to() -> None:
+    config, settings = make_mixture("mixtral", experts=8).config, parse(["--model", "it"])
+    more = make_mixture("mixtral", experts=8, num_experts_per_tok=3).config
+    tokens = settings.trainer.micro_batch * settings.data.sequence_length
+    two, three = (estimates._activation_bytes(each, settings) for each in (config, more))
+    # with gradient checkpointing of one layer alone: 4 tensors of an expert's width, 2 bytes each
+    layers = 1 if settings.trainer.gradient_checkpointing else 3
+    assert three - two == tokens * layers * 2 * 4 * EXPERT_WIDTH
 
 
 def test_dry_run_counts_the_teachers_pass() -> None:

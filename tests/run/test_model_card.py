@@ -115,3 +115,9 @@ def test_what_loads_only_after_an_import_says_so(report: dict[str, Any]) -> None
     text = card(report, needed_import="ptl_fast.slicegpt")
     assert "after `import ptl_fast.slicegpt`" in text
     assert "inference engines do not know this model type" in text
+
+
+def test_whole_experts_that_went_have_their_scorer(report: dict[str, Any]) -> None:
+    assert "whole experts" not in card(report)
+    rounds = [{**record, "kind": "experts"} for record in report["rounds"]]
+    assert "layers by `residual`, whole experts by `reap`;" in card({**report, "rounds": rounds})

@@ -25,6 +25,7 @@ def of_experts(tokens: list[int], norms: list[float]) -> Statistics:
 def test_scores_by_hand() -> None:
     taken = of_experts([4, 0, 2], [2.0, 0.0, 3.0])
     assert EXPERT_SCORERS["reap"].compute(taken, 0).tolist() == [0.5, 0.0, 1.5]
+    assert EXPERT_SCORERS["output"].compute(taken, 0).tolist() == [2.0, 0.0, 3.0]
     assert EXPERT_SCORERS["frequency"].compute(taken, 0).tolist() == [4.0, 0.0, 2.0]
     first, again, other = (EXPERT_SCORERS["random"].compute(taken, seed) for seed in (1, 1, 2))
     assert torch.equal(first, again)
