@@ -156,7 +156,13 @@ def _parquet_rows(path: Path) -> Rows:
             _check_columns(path, file.schema_arrow.names)
             number = 0
             for batch in file.iter_batches(ROWS_IN_MEMORY):
-                columns = [_values(column) for column in batch.columns]
+                try:
+                    columns = [_values(column) for column in batch.columns]
+                except UnicodeDecodeError as error:
+                    raise ValueError(
+                        f"{path} holds text that is not UTF-8 in rows {number + 1} to"
+                        f" {number + batch.num_rows} ({error.reason}); write it anew"
+                    ) from error
                 for cells in zip(*columns, strict=True):
                     number += 1
                     yield number, dict(zip(batch.schema.names, cells, strict=True))
@@ -180,6 +186,8 @@ def _values(column: Any) -> list[Any]:
 
     try:
         return column.to_pylist()
+    except UnicodeDecodeError:
+        raise
     except (ValueError, OverflowError, pyarrow.ArrowException):
         return [None] * len(column)
 

@@ -191,3 +191,12 @@ def test_columns_of_one_name_are_refused_and_empty_cells_are_not(tmp_path: Path)
         list(file_rows(tmp_path / "a.parquet"))
     (tmp_path / "a.csv").write_text("text,,\na,,\n")
     assert [row["text"] for _, row in file_rows(tmp_path / "a.csv")] == ["a"]
+
+
+def test_a_parquet_file_with_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    """One such cell made a thousand rows count as empty."""
+    cells = pyarrow.array([b"good", b"\xff"], pyarrow.binary()).buffers()
+    column = pyarrow.Array.from_buffers(pyarrow.string(), 2, cells)
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a.parquet holds text that is not UTF-8 in rows 1 to 2"):
+        list(file_rows(tmp_path / "a.parquet"))
