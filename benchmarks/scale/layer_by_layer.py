@@ -144,7 +144,7 @@ def prune(source: Path, output: Path, num_tokens: int, last: int, by_activation:
     from ptl_fast.run import streamed
     from ptl_fast.scoring import gram
 
-    config: LlamaConfig = AutoConfig.from_pretrained(source)
+    config: LlamaConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
     work = MeasuredWork(
         scorer=SCORERS["activation" if by_activation else "reconstruction"],
         tokens=_tokens(config, num_tokens),
@@ -251,7 +251,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if not (source / "model.safetensors.index.json").exists():
         make_checkpoint(SHAPES[options.shape], source)
     made = perf_counter() - start
-    config = AutoConfig.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     if not options.go_on:
         shutil.rmtree(output, ignore_errors=True)
     measured = _child(options, options.layers_measured, "default")

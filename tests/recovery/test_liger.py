@@ -44,6 +44,7 @@ def test_trainer_gets_liger_with_the_ffn_that_is_not_ours(has_own_ffn: bool, ffn
             folder=RecoveryFolder(Path("x")),
             trainer=TrainerSettings(liger=liger),
             seed=0,
+            run_name="x",
             has_own_ffn=has_own_ffn,
         )
         return trainer.common_arguments(model, task)

@@ -1,5 +1,6 @@
 """Checks before any work: unknown methods, tasks and teachers end in a line of the choices."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,9 @@ def test_unknown_names_and_missing_vllm_are_refused(
         )
     with pytest.raises(ValueError, match="has no chat template"):
         compress(**given, recovery="grpo", grpo_prompt="chat")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    find = importlib.util.find_spec
+    missing = lambda name, *given: None if name == "vllm" else find(name, *given)  # noqa: E731
+    monkeypatch.setattr("importlib.util.find_spec", missing)
     with pytest.raises(ValueError, match="vllm is not installed"):
         compress(**given, recovery="grpo", rollouts="vllm")
     assert not (tmp_path / "run").exists()

@@ -38,7 +38,10 @@ FLAP = {**ONE_ROUND, "scorer": "flap", "compensate": False}
 def wrong_list(patch: pytest.MonkeyPatch) -> None:
     """The lists of a config lose their last entries, whichever layers go."""
     resize = compact.resize_config
-    first = lambda config, width, kept: resize(config, width, list(range(len(kept))))  # noqa: E731
+
+    def first(config: Any, width: Any, kept: Any, num_experts: Any) -> None:
+        resize(config, width, list(range(len(kept))), num_experts)
+
     patch.setattr(compact, "resize_config", first)
 
 
