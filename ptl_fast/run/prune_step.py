@@ -14,10 +14,11 @@ from ptl_fast.baselines import SCORERS
 from ptl_fast.model.families import down_projections
 from ptl_fast.model.widths import ffn_width, tokens_per_ffn
 from ptl_fast.pruning import compact, compensate
+from ptl_fast.pruning import plan as plan_module
 from ptl_fast.pruning.plan import PruningPlan
 from ptl_fast.pruning.round_kinds import PruningWork, Scores
 from ptl_fast.recovery import next_prune_penalty, optimizer_state
-from ptl_fast.run import fitted_columns, layer_choice, layer_folds, neuron_scores, report
+from ptl_fast.run import fitted_columns, layer_choice, layer_folds, report
 from ptl_fast.run.folder import read_plan
 from ptl_fast.run.rounds import kind_of
 from ptl_fast.scoring import ridge, token_weights
@@ -29,6 +30,7 @@ from ptl_fast.scoring.statistics import Statistics
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ptl_fast.config.config import Config
     from ptl_fast.data.packing import PackedTokens
     from ptl_fast.pruning.schedule import Round
     from ptl_fast.run.context import RunContext
@@ -202,6 +204,29 @@ def needed_statistics(context: "RunContext", step: "Round") -> "frozenset[Extra]
     return wanted | needs.get(kind_of(step).size, frozenset())
 
 
+def scores_of(config: "Config", kept: "dict[str, Tensor]") -> Scores:
+    """A round's scores from what its statistics.safetensors holds."""
+    scorer, threshold = SCORERS[config.score.scorer], config.prune.threshold
+    scores, protected, redundant = kept["scores"], None, None
+    if "protect_scores" in kept:
+        protected = plan_module.protect(kept["protect_scores"], config.score.protect_share)
+    # --threshold takes the place of the scorer's own rule for redundant neurons
+    if threshold is not None:
+        redundant = scorer.per_token(scores, kept["num_tokens"]) <= threshold
+    elif scorer.redundant_below is not None:
+        redundant = scores < scorer.redundant_below
+    assert isinstance(config.prune.width_multiple, int)
+    return Scores(
+        scorer=config.score.scorer,
+        values=scores,
+        kept=kept,
+        protected_LK=protected,
+        redundant_LI=redundant,
+        redundant_only=threshold is not None,
+        width_multiple=config.prune.width_multiple,
+    )
+
+
 class Calibration:
     """Scores and Gram matrices of the model in memory, on a round's calibration tokens.
 
@@ -270,9 +295,7 @@ class Calibration:
         return taken["sum_LI"] / taken["num_tokens"]
 
     def _neuron_scores(self) -> Scores:
-        """The neurons' scores, and which neurons are protected or redundant."""
-        kept = self._kept_once() or self._measured_neurons()
-        return neuron_scores.of_tensors(self.context.config, kept)
+        return scores_of(self.context.config, self._kept_once() or self._measured_neurons())
 
     def _layer_scores(self) -> Scores:
         """The layers' scores; with the statistics behind them, for the round's folder."""

@@ -13,7 +13,7 @@ from ptl_fast.base.console import say
 from ptl_fast.baselines import SCORERS
 from ptl_fast.model import loading, precision
 from ptl_fast.model.layers_on_disk import LayersOnDisk
-from ptl_fast.run import neuron_scores, prune_step, streamed
+from ptl_fast.run import prune_step, streamed
 from ptl_fast.run.rounds import kind_of
 from ptl_fast.run.weights import check_embeddings, load_folder
 from ptl_fast.scoring import ridge
@@ -47,7 +47,7 @@ def plan_round(context: "RunContext", step: "Round") -> dict[str, Any]:
     statistics.safetensors. A run that was killed goes on with the layer that it was at.
     """
     choices = _walk(context, step)
-    scores = neuron_scores.of_tensors(context.config, streamed.measured(choices))
+    scores = prune_step.scores_of(context.config, streamed.measured(choices))
     chosen = {number: each.ridge for number, each in enumerate(choices) if each.ridge is not None}
     if chosen:
         say(f"round {step.number}: {ridge.in_words(chosen)}")
