@@ -26,7 +26,9 @@ SEED = 7
 
 def upcycled() -> MixtralForCausalLM:
     """The mixture before its training."""
-    dense: Any = AutoModelForCausalLM.from_pretrained(DEMO_FOLDER, dtype=torch.float32)
+    dense: Any = AutoModelForCausalLM.from_pretrained(
+        DEMO_FOLDER, dtype=torch.float32, trust_remote_code=False
+    )
     old = dense.config
     config = MixtralConfig(
         vocab_size=old.vocab_size,
@@ -72,7 +74,7 @@ def _fill_(experts: Any, ffn: Any) -> None:
 
 def save_tokenizer(folder: Path) -> None:
     """Put the bundled model's tokenizer beside a model."""
-    AutoTokenizer.from_pretrained(DEMO_FOLDER).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(DEMO_FOLDER, trust_remote_code=False).save_pretrained(folder)
 
 
 def train(
@@ -82,7 +84,7 @@ def train(
 
     The loss has Mixtral's term that spreads the tokens over the experts.
     """
-    tokenizer = AutoTokenizer.from_pretrained(DEMO_FOLDER)
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_FOLDER, trust_remote_code=False)
     problems = generate(num_steps * batch_size, SEED, "training")
     encoded = tokenizer(list(map(as_text, problems)), return_token_type_ids=False)["input_ids"]
     documents = [[*ids, tokenizer.eos_token_id] for ids in encoded]

@@ -81,7 +81,7 @@ def make_checkpoint(shape: dict[str, Any], folder: Path, shard_bytes: int = SHAR
     config = LlamaConfig(**shape, tie_word_embeddings=False, dtype="bfloat16")
     folder.mkdir(parents=True, exist_ok=True)
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config)
+        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     shards: list[dict[str, Tensor]] = [{}]
     weight_map: dict[str, str] = {}
     generator = torch.Generator().manual_seed(0)
@@ -200,10 +200,10 @@ def check(output: Path, config: Any) -> dict[str, Any]:
 
     from ptl_fast.model.layers_on_disk import StoredTensors
 
-    pruned = AutoConfig.from_pretrained(output)
+    pruned = AutoConfig.from_pretrained(output, trust_remote_code=False)
     assert pruned.intermediate_size == _kept(config)
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(pruned)
+        empty = AutoModelForCausalLM.from_config(pruned, trust_remote_code=False)
     stored = StoredTensors(output).places
     shapes = {name: list(each.shape) for name, each in empty.named_parameters()}
     assert {name: each.shape for name, each in stored.items()} == shapes

@@ -14,7 +14,6 @@ from ptl_fast.run import prune_step
 from ptl_fast.scoring import token_weights
 from ptl_kernels import hole_filling
 from support.runs import RUN, plans
-from support.settings import settings
 
 
 def test_first_scores_decide_every_round(tiny_run: dict[str, str], tmp_path: Path) -> None:
@@ -208,32 +207,3 @@ def test_scores_that_know_no_weights_stay_and_the_compensation_is_weighted(
             assert torch.equal(before["scores"], after["scores"])
         final = [tmp_path / name / kind / "final/model.safetensors" for kind in weights]
         assert final[0].read_bytes() != final[1].read_bytes()
-
-
-SCORES_LI = torch.tensor([[2.0, 8.0, 4.0, 6.0]], dtype=torch.float64)
-
-
-def test_scores_alone_protect_nothing_and_leave_the_number_to_the_schedule() -> None:
-    config = settings(scorer="activation")
-    found = prune_step.scores_of(config, {"scores": SCORES_LI})
-    assert torch.equal(found.values, SCORES_LI)
-    assert found.protected_LK is found.redundant_LI is None
-    assert not found.redundant_only
-    assert found.width_multiple == 128
-
-
-def test_the_highest_of_the_protected_text_are_protected() -> None:
-    config = settings(scorer="activation", protect_share=0.5)
-    kept = {"scores": SCORES_LI, "protect_scores": -SCORES_LI}
-    found = prune_step.scores_of(config, kept)
-    assert found.protected_LK is not None
-    assert sorted(found.protected_LK[0].tolist()) == [0, 2]
-
-
-def test_a_threshold_is_per_token() -> None:
-    config = settings(scorer="activation", threshold=2.0)
-    kept = {"scores": SCORES_LI, "num_tokens": torch.tensor(4)}
-    found = prune_step.scores_of(config, kept)
-    assert found.redundant_LI is not None
-    assert found.redundant_LI.tolist() == [[True, False, True, False]]
-    assert found.redundant_only
