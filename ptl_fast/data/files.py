@@ -22,6 +22,8 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 ROWS_IN_MEMORY = 1000  # rows per batch that is read from a parquet file
 # A cell of a CSV file may hold a whole solution; Python's limit of 128 KiB is for untrusted input.
 csv.field_size_limit(2**24)
+# In characters: a larger row is no document, and a small compressed file can hold one without end.
+LONGEST_LINE, LARGEST_JSON = 2**27, 2**30
 
 
 def file_rows(path: Path) -> Rows:
@@ -67,11 +69,38 @@ def open_text(path: Path) -> Iterator[IO[str]]:
             packed = pyarrow.CompressedInputStream(pyarrow.PythonFile(stream), compression)
             stream = io.BufferedReader(stack.enter_context(packed))
         try:
-            yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+            yield _Text(stream, encoding="utf-8-sig", newline="")
+        except _TooLarge as error:
+            raise ValueError(f"{path} {error}") from None
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 text ({error.reason}); convert it") from error
         except (OSError, pyarrow.ArrowException) as error:
             raise ValueError(f"{path} cannot be read: {reason(error)}") from error
+
+
+class _TooLarge(ValueError):
+    """What a file holds at once is more than memory should hold."""
+
+
+class _Text(io.TextIOWrapper):
+    """A text file that reads no line or content without end."""
+
+    def __next__(self) -> str:  # type: ignore[override]  # a text's stub is missing
+        line = self.readline(LONGEST_LINE + 1)
+        if not line:
+            raise StopIteration
+        if len(line) > LONGEST_LINE:
+            raise _TooLarge(f"has a line of more than {LONGEST_LINE:,} characters; divide it")
+        return line
+
+    def read(self, size: int | None = -1, /) -> str:
+        content = super().read(LARGEST_JSON + 1)
+        if len(content) > LARGEST_JSON:
+            raise _TooLarge(
+                f"has more than {LARGEST_JSON:,} characters, which are read at once; write it as"
+                " .jsonl, a row a line"
+            )
+        return content
 
 
 def _jsonl_rows(path: Path) -> Rows:

@@ -266,7 +266,7 @@ def assumptions(config: "Config", rows: list[dict[str, Any]]) -> str:
             "With opd the teacher stays in memory beside the model: training's memory has both."
         )
     most = max(row["training_bytes"] for row in rows[1:]) / GIB
-    if most > gpu.memory_gib:
+    if most > gpu.memory_gib and registry.trains(config.recovery.all_recoveries):
         lines.append(
             f"Recovery needs {most:.0f} GiB on a GPU that has {gpu.memory_gib}: use more GPUs, or"
             " --deepspeed."

@@ -14,7 +14,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from ptl_fast.data import readers
+from ptl_fast.data import files, readers
 from ptl_fast.data.documents import Document
 from ptl_fast.data.files import file_rows
 from support.files import write_rows
@@ -200,3 +200,21 @@ def test_a_parquet_file_with_text_that_is_not_utf8_is_named(tmp_path: Path) -> N
     parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"a.parquet holds text that is not UTF-8 in rows 1 to 2"):
         list(file_rows(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "told"),
+    [
+        ("rows.jsonl.gz", "LONGEST_LINE", "a line of more than 8 characters; divide it"),
+        ("rows.csv", "LONGEST_LINE", "a line of more than 8 characters; divide it"),
+        ("rows.json.gz", "LARGEST_JSON", "more than 8 characters, which are read at once"),
+    ],
+)
+def test_what_no_memory_should_hold_is_not_read(
+    name: str, limit: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path / name)
+    assert len(list(file_rows(file))) == len(ROWS)
+    monkeypatch.setattr(files, limit, 8)
+    with pytest.raises(ValueError, match=rf"{name} has {told}"):
+        list(file_rows(file))
