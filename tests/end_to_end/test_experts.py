@@ -112,7 +112,7 @@ def test_killed_run_goes_on_and_ends_bit_identical(
     again = [*flags, "--output", "run"]
     stages = ("round-01/plan.json", *(f"round-0{each}/recovery/checkpoint-*" for each in (1, 2)))
     for stage in stages:
-        kill_when(f"run/{stage}", again, tmp_path)
+        assert kill_when(f"run/{stage}", again, tmp_path), stage
     assert main(again) == 0
     runs = [tmp_path / "undisturbed", tmp_path / "run"]
     for name in ("final/model.safetensors", *STATISTICS):
