@@ -98,19 +98,24 @@ def fingerprint(name: str, settings: "ModelSettings") -> dict[str, str]:
         files = [file for file in _files(folder) if TOKENIZER.fullmatch(file.as_posix())]
         for file in [*files, *map(Path, SETTINGS)]:
             if (folder / file).is_file():
-                content = _without_version((folder / file).read_bytes())
+                content = _without_traces_of_use((folder / file).read_bytes())
                 found[file.as_posix()] = hashlib.sha256(content).hexdigest()[:16]
     return found
 
 
-def _without_version(content: bytes) -> bytes:
-    """A JSON object without the version of transformers that wrote it; anything else as it is."""
+# What is saved of how a tokenizer was last called, and of the library that wrote a config.
+TRACES_OF_USE = ("transformers_version", "truncation", "padding")
+
+
+def _without_traces_of_use(content: bytes) -> bytes:
+    """A JSON object without what says nothing of a result; anything else as it is."""
     try:
         values = json.loads(content)
     except ValueError:
         return content
-    if not isinstance(values, dict) or values.pop("transformers_version", None) is None:
+    if not isinstance(values, dict) or not any(each in values for each in TRACES_OF_USE):
         return content
+    values = {name: each for name, each in values.items() if name not in TRACES_OF_USE}
     return json.dumps(values, sort_keys=True).encode()
 
 

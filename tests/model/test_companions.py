@@ -107,3 +107,15 @@ def test_a_changed_file_has_another_fingerprint(original: Path) -> None:
         second = companions.fingerprint(str(original), ModelSettings())
         assert [key for key in first if first[key] != second[key]] == [name]
         (original / name).write_bytes(before)
+
+
+def test_how_a_tokenizer_was_last_called_is_no_change(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    first = companions.fingerprint(str(tmp_path), ModelSettings())
+    before = (tmp_path / "tokenizer.json").read_bytes()
+    tokenizer(["a long text", "text"], truncation=True, padding=True, max_length=3)
+    tokenizer.save_pretrained(tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() != before
+    assert companions.fingerprint(str(tmp_path), ModelSettings()) == first
