@@ -7,7 +7,7 @@ twice. That is what its memory goes to, and it knows no limit: on a CPU the proc
 import contextlib
 import copy
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, Any
 
 import lm_eval.api.model
@@ -61,7 +61,9 @@ class _Bar(Steps):
         **_: Any,
     ) -> None:
         self.iterable = iterable
-        total = total if total is not None else len(list(iterable))
+        # a generator would be empty after it was counted
+        if total is None and isinstance(iterable, Sized):
+            total = len(iterable)
         super().__init__(description, total, hidden=disable)
 
     def __iter__(self) -> Iterator[Any]:

@@ -64,3 +64,10 @@ def test_bars_of_lm_eval_become_the_runs_progress(
     assert not progress._innermost()
     assert lm_eval_model.lm_eval.models.huggingface.tqdm is own
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_bar_of_a_generator_leaves_it_whole() -> None:
+    with lm_eval_model.reporting("task"):
+        bar = lm_eval_model.lm_eval.models.huggingface.tqdm
+        assert list(bar(number for number in range(3))) == [0, 1, 2]
+        assert list(bar([0, 1, 2], desc="theirs")) == [0, 1, 2]
