@@ -31,6 +31,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.harness import models
 from benchmarks.harness.memory import limit_memory, peak_gib
 from benchmarks.harness.results import write_json
 from ptl_fast.run.streamed import StreamedWork
@@ -41,16 +42,7 @@ if TYPE_CHECKING:
 
 # Llama 3.1 8B's; the vocabulary and the head are part of what does not fit
 SHAPES: dict[str, dict[str, Any]] = {
-    "8b": {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-        "rope_theta": 500000.0,
-        "max_position_embeddings": 8192,
-    },
+    "8b": {**models.SHAPES["llama3-8b"].settings, "rope_theta": 500000.0},
     "tiny": {
         "hidden_size": 32,
         "intermediate_size": 96,

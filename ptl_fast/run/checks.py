@@ -239,10 +239,11 @@ def check_stream(config: "Config", original: "PretrainedConfig") -> None:
         "experts": num_experts(original) > 0,
         "several processes": int(os.environ.get("WORLD_SIZE", "1")) > 1,
     }
-    for each in [each for each, is_given in given.items() if is_given]:
+    beyond = [each for each, is_given in given.items() if is_given]
+    if beyond:
         raise ValueError(
-            f"--stream prunes neurons with one layer in memory, and does not know {each}; leave one"
-            " of the two out"
+            f"--stream prunes neurons with one layer in memory, and does not know {beyond[0]};"
+            " leave one of the two out"
         )
 
 

@@ -234,9 +234,11 @@ class Calibration:
     def scores(self) -> Scores | None:
         """The scores of what the round makes smaller; None if it makes neither smaller."""
         size = kind_of(self.step).size
-        if size == "num_experts":
-            return expert_choice.scores(self.context, self.step, self._statistics())
-        find = {"width": self._neuron_scores, "num_layers": self._layer_scores}
+        find = {
+            "width": self._neuron_scores,
+            "num_layers": self._layer_scores,
+            "num_experts": self._expert_scores,
+        }
         return find[size]() if size is not None else None
 
     def grams(self) -> "GramMatrices":
@@ -290,6 +292,10 @@ class Calibration:
             kept = {**taken.tensors(), "scores": LAYER_SCORERS[name].compute(taken)}
         limits = layer_choice.limits(context, self.step, kept["scores"])
         return Scores(scorer=name, values=kept["scores"], kept=kept, limits=limits)
+
+    def _expert_scores(self) -> Scores:
+        """The experts' scores, with the statistics behind them."""
+        return expert_choice.scores(self.context, self.step, self._statistics())
 
     def _measured_neurons(self) -> "dict[str, Tensor]":
         """The round's statistics and its scores, (num_layers, width), by their names in the file.
