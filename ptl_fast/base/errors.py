@@ -10,3 +10,7 @@ class Diverged(ValueError):
 
 class StorageFailed(OSError):
     """A file or folder of the run cannot be written; the message names it, and says why."""
+
+
+class OutOfMemory(ValueError):
+    """There is too little memory for something; the message names it, and what helps."""

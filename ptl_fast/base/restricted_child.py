@@ -82,10 +82,20 @@ def limit_resources(memory_bytes: int, num_open_files: int, cpu_seconds: int | N
     for name, limit in limits.items():
         # not every system has each
         if hasattr(resource, f"RLIMIT_{name}"):
-            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
+            _lower(getattr(resource, f"RLIMIT_{name}"), limit, limit)
     # the soft limit kills with SIGXCPU, which the process could catch; the hard one with SIGKILL
     if cpu_seconds is not None:
-        resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
+        _lower(resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1)
+
+
+def _lower(kind: int, soft: int, hard: int) -> None:
+    """Set a limit of this process, which stays as it is where it is lower already: an ordinary user
+    may not raise a hard one (ulimit).
+    """
+    most = resource.getrlimit(kind)[1]
+    if most != resource.RLIM_INFINITY:
+        soft, hard = min(soft, most), min(hard, most)
+    resource.setrlimit(kind, (soft, hard))
 
 
 def leave_namespaces(libc: Any) -> bool:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ptl_fast.config.checking import FREE, as_text, former_default
+from ptl_fast.config.numbers import as_bytes
 
 
 @dataclass(kw_only=True)
@@ -48,10 +49,26 @@ class ModelSettings:
     """Prune neurons layer by layer: one decoder layer at a time is read from the disk, scored,
     compensated, made smaller and written, so that a model that does not fit in memory can be
     pruned. The result is the same. The whole model is loaded only for what follows: the smaller
-    one, for recovery and evaluation; and the original, if there are --eval-tasks."""
+    one, for recovery and evaluation; and the original, if there are --eval-tasks. Without those it
+    is chosen by itself where the model does not fit."""
+
+    memory: str | None = field(default=None, metadata=FREE)
+    """Use at most so much of the device's memory, such as 20GiB (default: what is free, a
+    container's limit included). Gram matrices that do not fit together take more passes; the result
+    is the same."""
 
     def __post_init__(self) -> None:
         self.model = as_text(self.model)
+        self.memory = None if self.memory is None else str(self.memory)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """--memory in bytes."""
+        return None if self.memory is None else as_bytes(self.memory)
 
     def check(self) -> None:
-        """Nothing: whether there is such a model shows when it is loaded."""
+        """Raise ValueError if --memory is no size; whether there is such a model shows when it is
+        loaded.
+        """
+        if self.memory is not None and not self.memory_bytes:
+            raise ValueError(f"--memory {self.memory} is no size; give for example 20GiB")

@@ -13,8 +13,8 @@ class ScoreSettings:
     scorer: str = "reconstruction"
     """Neuron importance: reconstruction (Eq. 2 for sets of neurons: how far the layer's output is
     at best from what it was without the neuron and all that score lower, when the others make up
-    for them as --compensate lets them; a float64 matrix of width x width a layer, and where all of
-    them need more than 8 GiB, a pass over --calibration-tokens for each 8 GiB), output-change (Eq.
+    for them as --compensate lets them; a float64 matrix of width x width a layer, and where not all
+    of them fit in memory, a pass over --calibration-tokens for as many as do), output-change (Eq.
     2: L2 norm of the activation times the norm of the down_proj column, which is what the neuron
     adds to the layer's output), activation (Eq. 4: without the column), fluctuation (FLAP: variance
     of the activation times the column's squared norm), gradient (first-order Taylor: sum over

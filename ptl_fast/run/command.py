@@ -5,6 +5,8 @@ import signal
 import sys
 
 from ptl_fast.base import console, interruption, progress
+from ptl_fast.base.errors import OutOfMemory
+from ptl_fast.base.memory import is_out_of_memory
 from ptl_fast.run import failures, start
 from ptl_fast.run.subcommands import version
 
@@ -29,7 +31,7 @@ def main(arguments: list[str]) -> int:
         except Exception as error:
             if debug:
                 raise
-            lacks_memory = failures.is_out_of_memory(error)
+            lacks_memory = is_out_of_memory(error) or isinstance(error, OutOfMemory)
             # the other ranks say the same, but may alone have had too little memory
             if os.environ.get("RANK", "0") == "0" or lacks_memory:
                 print(f"error: {failures.told(error)}", file=sys.stderr)

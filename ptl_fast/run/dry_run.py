@@ -18,9 +18,9 @@ from ptl_fast.recovery.estimate import Estimate, Situation
 from ptl_fast.run import (
     goals,
     layer_choice,
+    pruning_memory,
     size_folders,
     sizes,
-    stream_memory,
     tables,
     text,
     trace_report,
@@ -82,7 +82,7 @@ def dry_run(config: "Config") -> str:
         layer_choice.check(config.prune, dense)
     check_stream(config, dense)
     if config.model.stream:
-        notes.append(stream_memory.line(dense, config))
+        notes.append(pruning_memory.line(dense, config))
     if config.prune.slice_hidden is not None and isinstance(dense, types.SimpleNamespace):
         from transformers import AutoConfig  # slicing needs transformers' own class
 
@@ -101,6 +101,10 @@ def dry_run(config: "Config") -> str:
     notes = [*notes, *layer_choice.engine_notes(config.prune, dense)]
     said = "".join(f"{note}\n\n" for note in notes)
     told = f"{said}{tables.schedule_table(rows)}\n\n{floor}{assumptions(config, rows)}"
+    grams = pruning_memory.grams_line(
+        dense, config, GIB * parse_gpus(config.run.dry_run_gpus)[1].memory_gib
+    )
+    told += f"\n{grams}" if grams else ""
     if config.traces.traces:
         num_gpus, gpu = parse_gpus(config.run.dry_run_gpus)
         speed = num_gpus * gpu.bandwidth_gbs * 1e9 * UTILISATION

@@ -9,8 +9,9 @@ import traceback
 from pathlib import Path
 
 from ptl_fast.base.console import first_line, reason
-from ptl_fast.base.errors import StorageFailed
+from ptl_fast.base.errors import OutOfMemory, StorageFailed
 from ptl_fast.base.interruption import GO_ON
+from ptl_fast.base.memory import is_out_of_memory
 
 OUT_OF_MEMORY = (
     "The same command goes on from here, also with a smaller --micro-batch (training and scoring),"
@@ -18,22 +19,7 @@ OUT_OF_MEMORY = (
     " --gradient-checkpointing true. What sampling needs only smaller --grpo-prompts,"
     " --grpo-rollouts or --opd-prompts lower, and those are another run."
 )
-NO_MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "alloc_failed",
-    "bad_alloc",
-)
 OURS = Path(__file__).parents[1]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, CUDA, cuBLAS or torch's allocator for the CPU could not get memory: they have
-    no error in common.
-    """
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in text for words in NO_MEMORY)
 
 
 def is_mendable(error: Exception) -> bool:
@@ -45,6 +31,8 @@ def is_mendable(error: Exception) -> bool:
 
 def told(error: Exception) -> str:
     """The error in one line."""
+    if isinstance(error, OutOfMemory):
+        return f"out of memory: {reason(error)}. {GO_ON[0].upper()}{GO_ON[1:]}."
     if is_out_of_memory(error):
         return f"out of memory: {first_line(error)}. {OUT_OF_MEMORY}"
     if isinstance(error, StorageFailed):

@@ -13,7 +13,7 @@ import torch
 
 import ptl_fast.baselines.flap
 import ptl_fast.baselines.slicegpt  # noqa: F401  both let transformers load their models
-from ptl_fast.base import distributed
+from ptl_fast.base import distributed, memory
 from ptl_fast.base.console import reason, say
 from ptl_fast.config.checking import flag
 from ptl_fast.evaluation import tasks as eval_tasks
@@ -27,6 +27,7 @@ from ptl_fast.run import (
     goals,
     inputs,
     layer_choice,
+    model_memory,
     quality_gate,
     repair,
     rounds,
@@ -61,6 +62,7 @@ def prepare(config: "Config") -> RunContext:
     device = loading.resolve_device(config.model.device)
     # before any message: only the main rank prints, and ranks are not known earlier
     distributed.join(device)
+    memory.set_limit(config.model.memory_bytes)
     checks.check_installation(config, device)
     if config.trainer.deepspeed is not None and device == "cpu" and "WORLD_SIZE" not in os.environ:
         say("--deepspeed has no use in one process on a CPU: recovery runs without it.")
@@ -82,6 +84,7 @@ def prepare(config: "Config") -> RunContext:
         config = config.changed(width_multiple=chosen["multiple"])
     layer_choice.check(config.prune, original)
     checks.check_stream(config, original)
+    config = distributed.agree(model_memory.with_stream(config, original, device))
     plan = _rounds(config, original)
     tasks = eval_tasks.parse_tasks(config.evaluation.tasks, config.evaluation.allow_code_execution)
     if config.gate.gate is not None:

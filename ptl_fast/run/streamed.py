@@ -34,7 +34,7 @@ from ptl_fast.model.layers_on_disk import LayersOnDisk
 from ptl_fast.pruning.compact import compact_neurons_
 from ptl_fast.pruning.compensate import compensate_
 from ptl_fast.pruning.plan import keep_highest
-from ptl_fast.run.stream_memory import STATES_BYTES
+from ptl_fast.run.pruning_memory import STATES_BYTES
 from ptl_fast.scoring import ridge, statistics
 from ptl_fast.scoring.evidence import Evidence, Scorer
 from ptl_fast.scoring.gram import GramMatrices

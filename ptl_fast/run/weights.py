@@ -3,8 +3,9 @@
 import dataclasses
 from typing import TYPE_CHECKING
 
+from ptl_fast.base import memory
 from ptl_fast.model import families, loading, precision
-from ptl_fast.run import prune_step
+from ptl_fast.run import model_memory, prune_step
 from ptl_fast.run.context import LoadedModel
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ def load_weights(context: "RunContext", number: int, extension: int = 0) -> None
             for a round that is finished.
 
     Raises:
-        ValueError: the tokenizer has ids without an embedding, or an activation is not finite.
+        ValueError: the model does not fit in memory, the tokenizer has ids without an embedding,
+            or an activation is not finite.
     """
     load_folder(context, context.folder.round(number).model(extension).path if number else None)
 
@@ -38,8 +40,13 @@ def load_folder(context: "RunContext", folder: "Path | None") -> None:
         source = str(folder)
         # those of the original, which a round's model is made of
         settings = dataclasses.replace(settings, revision=None, merge_adapter=False)
+    config = context.original if folder is None else loading.load_config(source)
+    needed = model_memory.weight_bytes(context.config, context.device, config)
     settings = precision.as_computed(settings, context.device, context.original)
-    model = loading.load_model(source, settings, context.device)
+    with memory.allocating(
+        f"loading the weights of {source}", needed, context.device, model_memory.REMEDY
+    ):
+        model = loading.load_model(source, settings, context.device)
     prune = context.config.prune
     # whole experts are watched as their neurons are
     needs_neurons = prune.keep < 1 or prune.keep_experts < 1

@@ -92,7 +92,7 @@ def block_fits(
 ) -> list[BlockFit]:
     """Fit each block on a corpus, over the tokens of all ranks.
 
-    There is a pass over the corpus for as many blocks as fit in ``scoring.gram.GRAM_BYTES``.
+    There is a pass over the corpus for as many blocks as fit in memory.
 
     Args:
         blocks: (layer before the block, the block's last layer), by the model's layer numbers.
@@ -103,7 +103,7 @@ def block_fits(
         return []
     width, hidden = feed_forwards(model, family)["0"].width, model.config.hidden_size
     # the tokens set aside have sums of their own
-    at_once = max(1, gram_module.GRAM_BYTES // (2 * 8 * width * (width + hidden)))
+    at_once = gram_module.num_at_once(2 * 8 * width * (width + hidden), model.device)
     (own, weight), *others = gram_module.weighted_texts(tokens, protected, protect_share)
     rest, aside = set_aside(own)
     texts = [(rest, weight), *others]

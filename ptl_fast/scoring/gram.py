@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ptl_fast.base import distributed
+from ptl_fast.base import distributed, memory
 from ptl_fast.data.batching import document_batches
 from ptl_fast.model.experts import View, router_weights, rows_of
-from ptl_fast.model.families import Family, down_projections
+from ptl_fast.model.families import Family, down_projections, plain_ffns
 from ptl_fast.scoring.ridge import (
     DEFAULT_RIDGE,
     RIDGE,
@@ -38,6 +38,7 @@ from ptl_fast.scoring.ridge import (
     choose,
     set_aside,
 )
+from ptl_kernels import fused_ffns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,8 +49,10 @@ if TYPE_CHECKING:
 
 # blocks of rows in which G is computed: as it is symmetric, 36 of its 8 x 8 blocks are enough
 GRAM_BLOCKS = 8
-# memory for Gram matrices: layers that do not fit together take several passes over the corpus
-GRAM_BYTES = 8 * 2**30
+REMEDY = (
+    "--stream has one in memory at a time, and --scorer activation --compensate false needs none"
+)
+"""Where Gram matrices do not fit; a smaller batch does not help."""
 
 
 class GramMatrices:
@@ -62,9 +65,11 @@ class GramMatrices:
     activations on single tokens, a thousand times those of the others as in many large models,
     fp32's rounding errors of their products exceed the ridge, and G is not positive definite.
 
-    Iterating runs one pass over the corpus for every group of layers that fits in GRAM_BYTES; the
-    first group needs none if ``watch`` has collected it during another pass. If all layers fit they
-    are kept, so that iterating again is free; they are outdated once the model changes.
+    Iterating runs one pass over the corpus for every group of layers that fits in memory beside the
+    two matrices that elimination takes; the first group needs none if ``watch`` has collected it
+    during another pass. If all layers fit they are kept, so that iterating again is free; they are
+    outdated once the model changes. The matrices do not depend on how many fit: the FFNs run in the
+    fused kernels in every pass.
 
     Args:
         tokens: the calibration corpus. If its tokens have weights w, G = sum_t w[t] a[t] a[t]^T.
@@ -85,12 +90,13 @@ class GramMatrices:
         protect_share: float = 0.0,
         ridge: float | None = RIDGE,
     ) -> None:
-        self.model, self.batch_size, self.ridge = model, batch_size, ridge
+        self.model, self.family = model, family
+        self.batch_size, self.ridge = batch_size, ridge
         self.texts = weighted_texts(tokens, protected, protect_share)
         self.downs = down_projections(model, family)
         """The layers' down projections; A is one's input."""
         self.width = self.downs[0].weight_HI.shape[1]
-        self.at_once = max(1, GRAM_BYTES // (8 * self.width**2))
+        self.at_once = num_at_once(8 * self.width**2, model.device)
         self.mask: Tensor | None = None
         self.weights: Tensor | None = None
         self.aside: Tensor | None = None
@@ -142,8 +148,11 @@ class GramMatrices:
         """Start the group of layers from ``first`` on with zero matrices, and all texts unread."""
         device, group = self.model.device, self.downs[first : first + self.at_once]
         sizes = [self.width + (down.bias is not None) for down in group]
+        plural = "matrix" if len(group) == 1 else "matrices"
+        what = f"{len(group)} Gram {plural} of FFNs of width {self.width}, beside one being solved,"
+        needed = 8 * (sum(size**2 for size in sizes) + self.width**2)
         # inference tensors could not be changed in place after the caller's inference mode ends
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), memory.allocating(what, needed, device, REMEDY):
             self.sums = [
                 torch.zeros(size, size, dtype=torch.float64, device=device) for size in sizes
             ]
@@ -159,11 +168,9 @@ class GramMatrices:
             with self._adding(first, weight, protects=tokens is not self.texts[0][0]):
                 self._read(tokens, description)
         if distributed.world_size() > 1:
-            self.sums = list(
-                distributed.summed(
-                    {str(index): gram_II for index, gram_II in enumerate(self.sums)}
-                ).values()
-            )
+            # one by one, as each is copied
+            for index, gram_JJ in enumerate(self.sums):
+                self.sums[index] = distributed.summed({"gram": gram_JJ})["gram"]
             rows = torch.tensor(self.num_rows, device=self.model.device)
             self.num_rows = distributed.summed({"rows": rows})["rows"].tolist()
         for index, gram_JJ in enumerate(self.sums):
@@ -181,7 +188,8 @@ class GramMatrices:
         # --anticipate plans a round in the middle of a recovery, and dropout would add noise
         was_training = self.model.training
         self.model.eval()
-        with torch.inference_mode():
+        # as in the pass that takes the statistics: their activations are rounded alike
+        with torch.inference_mode(), fused_ffns(plain_ffns(self.model, self.family)):
             for batch in document_batches(self.model, tokens, self.batch_size, description):
                 self.expect(batch)
                 # base_model: the language-model head is not needed
@@ -262,6 +270,15 @@ class GramMatrices:
         # in fp32 or fp64, as half precision would round once more
         wide = torch.promote_types(rows_TI.dtype, torch.float32)
         return rows_TI.to(wide) * rows_of(down, self.weights)[counted_T].to(wide).sqrt()[:, None]
+
+
+def num_at_once(num_bytes: int, device: torch.device) -> int:
+    """How many matrices of this size are collected in a pass over the corpus: those that fit beside
+    the inverse of one of them and what it is updated with; at least one.
+    """
+    fits = torch.tensor(max(1, memory.budget(device) // num_bytes - 2), device=device)
+    # all ranks take part in a pass, so the one with the least memory decides
+    return -int(distributed.largest(-fits))
 
 
 def weighted_texts(

@@ -194,3 +194,14 @@ def test_devices_are_not_opened_but_the_harmless() -> None:
     )
     harmless = ["/dev/null", "/dev/random", "/dev/urandom", "/dev/zero"]
     assert passes(program, f"assert sorted(found) == {harmless}, found")
+
+
+def test_a_limit_that_is_lower_already_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process started under ulimit may not raise its children's again."""
+    before, after = {1: (50, 100), 2: (0, -1)}, {}
+    monkeypatch.setattr(restricted_child.resource, "RLIM_INFINITY", -1)
+    monkeypatch.setattr(restricted_child.resource, "getrlimit", before.__getitem__)
+    monkeypatch.setattr(restricted_child.resource, "setrlimit", after.__setitem__)
+    restricted_child._lower(1, 200, 300)
+    restricted_child._lower(2, 200, 300)
+    assert after == {1: (100, 100), 2: (200, 300)}

@@ -55,7 +55,7 @@ def test_changes_are_least_squares_on_all_tokens_that_count(
 ) -> None:
     assert not tokens.mask.all()
     model = llama.double()
-    monkeypatch.setattr(gram_module, "GRAM_BYTES", blocks_that_fit * 16 * 48 * (48 + 32))
+    monkeypatch.setattr(gram_module, "num_at_once", lambda *_: blocks_that_fit)
     fits = dropped_blocks.block_fits(model, find_family(model), tokens, 2, BLOCKS, ridge=RIDGE)
     for fit, block in zip(fits, BLOCKS, strict=True):
         a_TI, d_TH = seen(model, tokens, *block)

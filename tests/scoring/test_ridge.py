@@ -87,7 +87,7 @@ def test_every_layer_has_its_own_and_the_matrices_have_all_tokens(
     tokens, family = many_documents(), find_family(llama)
     plain = list(GramMatrices(llama, family, tokens, 2, ridge=0.0))
     for layers_that_fit in (5, 2):
-        monkeypatch.setattr(gram_module, "GRAM_BYTES", layers_that_fit * 8 * 48**2)
+        monkeypatch.setattr(gram_module, "num_at_once", lambda *_, fits=layers_that_fit: fits)
         grams = GramMatrices(llama, family, tokens, 2, ridge=None)
         taken = list(grams)
         assert sorted(grams.choices) == list(range(5))

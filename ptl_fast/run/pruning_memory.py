@@ -1,7 +1,9 @@
-"""How much memory --stream needs for pruning, from the model's config alone."""
+"""How much memory pruning needs, with --stream and without, from the model's config alone."""
 
 from typing import TYPE_CHECKING
 
+from ptl_fast.base import memory
+from ptl_fast.baselines import SCORERS
 from ptl_fast.model import flops
 from ptl_fast.model.widths import ffn_width
 
@@ -10,11 +12,10 @@ if TYPE_CHECKING:
 
     from ptl_fast.config.config import Config
 
-GIB = 2**30
 # hidden states before and behind a layer are in memory up to this, and else in files
-STATES_BYTES = GIB
+STATES_BYTES = memory.GIB
 # blocks of rows while neurons are eliminated
-BLOCK_BYTES = GIB // 4
+BLOCK_BYTES = memory.GIB // 4
 
 
 def streaming_bytes(original: "PretrainedConfig", config: "Config", itemsize: int = 2) -> int:
@@ -37,10 +38,31 @@ def streaming_bytes(original: "PretrainedConfig", config: "Config", itemsize: in
     return states + max(embedding * itemsize, layer * itemsize + matrices)
 
 
+def grams_line(original: "PretrainedConfig", config: "Config", gpu_bytes: int) -> str:
+    """The dry run's sentence about the Gram matrices of the first round; "" if it reads none.
+
+    Args:
+        gpu_bytes: memory of the device, which also holds the model in bf16.
+    """
+    reads = config.prune.compensate or SCORERS[config.score.scorer].reads_grams
+    if not reads or config.prune.keep == 1 or config.model.stream:
+        return ""
+    size, num_layers = 8 * ffn_width(original) ** 2, original.num_hidden_layers
+    left = memory.SHARE * (gpu_bytes - 2 * flops.count_weights(original).num_parameters)
+    at_once = min(max(1, int(left) // size - 2), num_layers)
+    passes = -(-num_layers // at_once)
+    again = ", and again to compensate" if passes > 1 else ""
+    return (
+        f"Gram matrices of the first round: {num_layers} of {memory.in_words(size)}, {at_once} at a"
+        f" time beside the model in bf16: {passes} pass{'es' * (passes > 1)} over"
+        f" --calibration-tokens to score{again}."
+    )
+
+
 def line(original: "PretrainedConfig", config: "Config") -> str:
     """The dry run's sentence about it."""
+    needed = streaming_bytes(original, config) / memory.GIB
     return (
-        f"--stream: pruning needs about {streaming_bytes(original, config) / GIB:.1f} GiB (bf16,"
-        " one layer at a time; an estimate), however many layers there are; evaluation and recovery"
-        " need the smaller model."
+        f"--stream: pruning needs about {needed:.1f} GiB (bf16, one layer at a time; an estimate),"
+        " however many layers there are; evaluation and recovery need the smaller model."
     )
