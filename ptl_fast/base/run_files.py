@@ -100,6 +100,17 @@ class Checkpoint(MarkedFolder):
         return Stored(self.path / "watched.pt")
 
     @property
+    def is_of_deepspeed(self) -> bool:
+        """Whether DeepSpeed wrote it, in files of its own."""
+        return any(self.path.glob("global_step*"))
+
+    @property
+    def num_shards(self) -> int:
+        """Over how many ranks ZeRO has divided the optimizer state; 0 if it is whole."""
+        # names differ by stage and type, and end alike
+        return len(list(self.path.glob("global_step*/*_optim_states.pt")))
+
+    @property
     def closing(self) -> JsonFile:
         """The state of early stopping (token_budget.ClosingPhase)."""
         return JsonFile(self.path / "closing.json")

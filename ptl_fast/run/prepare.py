@@ -29,6 +29,7 @@ from ptl_fast.run import (
     layer_choice,
     model_memory,
     quality_gate,
+    recover_step,
     repair,
     rounds,
     size_folders,
@@ -229,6 +230,7 @@ def _open_folder(context: RunContext, chosen: dict[str, Any] | None) -> None:
     schedule = context.rounds.schedule
     # before the folder is opened: a model that does not fit must not cost the run in it
     if num_finished < len(schedule):
+        recover_step.check_ranks(context, schedule[num_finished])
         if config.model.stream:
             stream_step.check(context, num_finished)
             context.deferred = functools.partial(load_weights, context, num_finished)

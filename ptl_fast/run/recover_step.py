@@ -7,9 +7,12 @@ numbered from 1, and 0 is the round's own recovery; each has its own checkpoints
 import contextlib
 import dataclasses
 import functools
+import os
 from typing import TYPE_CHECKING, Any
 
+from ptl_fast.base import distributed
 from ptl_fast.base.console import say
+from ptl_fast.base.run_files import Checkpoint
 from ptl_fast.base.stored import DAMAGED, Stored
 from ptl_fast.data import sampling
 from ptl_fast.model import families
@@ -87,6 +90,31 @@ def goes_on(context: "RunContext", step: "Round") -> bool:
     # method that comes second, those are in the task's folder
     reads_start = name == names[0] and RECOVERIES[name].reads_start(context.config.grpo)
     return name is not None and not reads_start
+
+
+def check_ranks(context: "RunContext", step: "Round") -> None:
+    """Raise ValueError if the round's training was begun with another number of ranks, and ZeRO has
+    divided the optimizer state among them: with the state of some, or none, it would go on as
+    another training.
+    """
+    trainer, launched = context.config.trainer, "WORLD_SIZE" in os.environ
+    uses = trainer.deepspeed is not None and (launched or context.device != "cpu")
+    num_ranks = distributed.world_size()
+    for path in sorted(context.folder.round(step.number).path.glob("**/checkpoint-*")):
+        found = Checkpoint(path)
+        fits = found.is_of_deepspeed == uses and found.num_shards in (0, num_ranks)
+        if fits or not found.exists():
+            continue
+        began, now = _trained(found.is_of_deepspeed, found.num_shards), _trained(uses, num_ranks)
+        raise ValueError(
+            f"{path}: training was begun {began} and would go on {now}, where the optimizer state"
+            " is divided otherwise; start as before, or delete"
+            f" {path.parent} to repeat round {step.number}'s recovery"
+        )
+
+
+def _trained(by_deepspeed: bool, num_ranks: int) -> str:
+    return f"with DeepSpeed on {num_ranks or 1} ranks" if by_deepspeed else "without DeepSpeed"
 
 
 def tokens_left(context: "RunContext") -> list[int]:

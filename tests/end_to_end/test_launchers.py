@@ -161,11 +161,18 @@ def reinforced(tmp_path: Path) -> dict[str, Any]:
 
 @needs_compiler
 def test_two_ranks_reinforce_two_rounds_and_go_on_where_they_were_killed(
-    reinforced: dict[str, Any], tmp_path: Path
+    reinforced: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """ZeRO-2; killed -9 inside the second round's reinforcement, and started again."""
     settings = {**reinforced, "checkpoint_minutes": 0, "deepspeed": "zero2"}
     kill_ranks_at("run/round-02/recovery/checkpoint-1/complete", settings, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(as_flags(settings)) == 2, "one process would restart Adam"
+    told = capsys.readouterr().err
+    assert "begun with DeepSpeed on 2 ranks and would go on without DeepSpeed" in told
     assert "continuing after round 1 of 2" in run_ranks(settings, tmp_path)
     records = json.loads((tmp_path / "run" / "report.json").read_text())["rounds"]
     for record in records:

@@ -2,10 +2,12 @@
 and its extensions.
 """
 
+import contextlib
 import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,8 @@ from transformers import (
 )
 
 from ptl_fast import compress
+from ptl_fast.base import distributed
+from ptl_fast.base.run_files import Checkpoint
 from ptl_fast.evaluation import tasks
 from ptl_fast.recovery import (
     optimizer_state,
@@ -23,9 +27,14 @@ from ptl_fast.recovery.task import (
     RecoveryResult,
     RecoveryTask,
 )
+from ptl_fast.run import recover_step
+from ptl_fast.run.folder import RunFolder
 from support.gate import actions
 from support.recovery import with_training
 from support.runs import RUN, SHORT, UNTIL, Killed
+from support.settings import settings
+
+TWO_SHARDS = [f"global_step3/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1)]
 
 
 @pytest.fixture
@@ -252,3 +261,39 @@ def test_round_that_does_not_train_passes_tokens_and_state_on(
         "nothing has changed in between"
     )
     assert report["rounds"][1]["eval"] == report["rounds"][1]["eval_pruned"]
+
+
+@pytest.mark.parametrize(
+    ("files", "ranks", "message"),
+    [
+        (["optimizer.pt"], None, ""),
+        (["optimizer.pt"], 2, "begun without DeepSpeed and would go on with DeepSpeed on 2 ranks"),
+        (TWO_SHARDS, 2, ""),
+        (TWO_SHARDS, 4, "begun with DeepSpeed on 2 ranks and would go on with DeepSpeed on 4"),
+        (TWO_SHARDS, None, "would go on without DeepSpeed"),
+        # ZeRO stage 0 divides nothing
+        (["global_step3/mp_rank_00_model_states.pt"], 4, ""),
+    ],
+)
+def test_an_optimizer_state_that_is_divided_otherwise_is_refused(
+    files: list[str],
+    ranks: int | None,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checkpoint = Checkpoint(tmp_path / "round-01" / "recovery" / "grpo" / "checkpoint-3")
+    for name in files:
+        file = checkpoint.path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    checkpoint.mark()
+    monkeypatch.setattr(distributed, "world_size", lambda: ranks or 1)
+    if ranks is not None:
+        monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    context: Any = SimpleNamespace(
+        config=settings(deepspeed="zero2"), device="cpu", folder=RunFolder(tmp_path)
+    )
+    step: Any = SimpleNamespace(number=1)
+    with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
+        recover_step.check_ranks(context, step)
