@@ -2,7 +2,8 @@
 
 Rank 0 is the main rank, which alone writes files and prints. Without a process group, every
 function answers for a single process and torch is not imported, so that commands which only print
-start quickly. join, barrier, agree, summed and largest are collective: every rank must call them.
+start quickly. join, barrier, agree, gathered, summed and largest are collective: every rank must
+call them.
 """
 
 import datetime
@@ -70,6 +71,16 @@ def agree(value: T) -> T:
     values = [value]
     group.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def gathered(value: T) -> list[T]:
+    """Return every rank's value on every rank, in the order of ranks; the values are pickled."""
+    group = _group()
+    if group is None:
+        return [value]
+    values: list[Any] = [None] * group.get_world_size()
+    group.all_gather_object(values, value)
+    return values
 
 
 def summed(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":

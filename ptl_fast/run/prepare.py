@@ -13,7 +13,7 @@ import torch
 
 import ptl_fast.baselines.flap
 import ptl_fast.baselines.slicegpt  # noqa: F401  both let transformers load their models
-from ptl_fast.base import distributed, memory
+from ptl_fast.base import distributed, heartbeat, memory
 from ptl_fast.base.console import reason, say
 from ptl_fast.config.checking import flag
 from ptl_fast.evaluation import tasks as eval_tasks
@@ -32,6 +32,7 @@ from ptl_fast.run import (
     recover_step,
     repair,
     rounds,
+    shared_folder,
     size_folders,
     sizes,
     stream_step,
@@ -63,6 +64,7 @@ def prepare(config: "Config") -> RunContext:
     device = loading.resolve_device(config.model.device)
     # before any message: only the main rank prints, and ranks are not known earlier
     distributed.join(device)
+    heartbeat.start(distributed.rank(), distributed.world_size())
     memory.set_limit(config.model.memory_bytes)
     checks.check_installation(config, device)
     if config.trainer.deepspeed is not None and device == "cpu" and "WORLD_SIZE" not in os.environ:
@@ -74,6 +76,7 @@ def prepare(config: "Config") -> RunContext:
         say(note)
     checks.check_lengths(config, original)
     output = output_folder(config)
+    shared_folder.check(output)
     config = _as_begun(config, output)
     chosen = None
     if config.prune.width_multiple == "auto":

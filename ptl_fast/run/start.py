@@ -7,7 +7,7 @@ preset's dry run and an error in the settings answer at once. Functions import t
 import os
 from typing import TYPE_CHECKING, Any
 
-from ptl_fast.base import progress
+from ptl_fast.base import heartbeat, progress
 from ptl_fast.base.console import no_library_bars, quiet_libraries, quieted
 from ptl_fast.config import command_line
 from ptl_fast.recovery.registry import trains_on_text
@@ -127,7 +127,9 @@ def run(
         from ptl_fast.run import loop
 
     with no_library_bars():
-        return loop.run(config, callbacks)
+        report = loop.run(config, callbacks)
+    heartbeat.leave()
+    return report
 
 
 def _check(config: "Config") -> None:

@@ -16,6 +16,7 @@ ranks.join("cpu")  # a second call finds the group
 assert (ranks.rank(), ranks.world_size(), ranks.is_main()) == (rank, 2, rank == 0)
 mine = torch.tensor([1.0, 2.0]) * (rank + 1)
 assert ranks.agree({"from": rank}) == {"from": 0}
+assert ranks.gathered(rank) == [0, 1]
 assert ranks.summed({"a": mine})["a"].tolist() == [3.0, 6.0]
 assert ranks.largest(mine).tolist() == [2.0, 4.0]
 assert mine.tolist() == [rank + 1.0, 2 * (rank + 1.0)], "copies are changed, not the tensor"
@@ -55,5 +56,6 @@ def test_one_process_needs_no_group() -> None:
     distributed.join("cpu")
     assert not torch.distributed.is_initialized()
     assert torch.equal(distributed.summed({"a": tensor})["a"], tensor)
+    assert distributed.gathered("own") == ["own"]
     assert distributed.largest(tensor).data_ptr() != tensor.data_ptr()
     subprocess.run([sys.executable, "-c", NO_TORCH], check=True)
