@@ -21,6 +21,7 @@ from benchmarks.methods import paired
 from benchmarks.methods import reasoning_results as results
 from benchmarks.methods.reasoning_cells import (
     CALIBRATION_TITLES,
+    CALIBRATION_TOKENS,
     COMPARED,
     DEFAULT,
     DENSE,
@@ -182,6 +183,9 @@ def title(line: Line, found: Sequence[Result]) -> str:
     )
     parts = [f"{name}{source}"]
     parts += [CALIBRATION_TITLES[line.calibration]] if line.calibration != OWN else []
+    settings = [each["setup"].get("settings", {}) for each in found]
+    tokens = {each.get("calibration_tokens", CALIBRATION_TOKENS) for each in settings}
+    parts += [f"{number:,} tokens" for number in sorted(tokens - {CALIBRATION_TOKENS})]
     parts += [f"`{line.recovery}`"] if line.recovery != NONE else []
     parts += [f"{len(found)} seeds"] if len(found) > 1 else []
     return ", ".join(parts)

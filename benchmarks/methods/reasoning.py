@@ -263,7 +263,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     small = options.small
     options.problems = options.problems or (SMALL_PROBLEMS if small else NUM_PROBLEMS)
     options.calibration_tokens = options.calibration_tokens or (
-        SMALL_CALIBRATION if small else 131_072
+        SMALL_CALIBRATION if small else reasoning_cells.CALIBRATION_TOKENS
     )
     suffix = ("_small" if small else "") + ("_development" if options.development else "")
     options.results = options.results or ROOT / "benchmarks" / "results" / f"reasoning{suffix}"

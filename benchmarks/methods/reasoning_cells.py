@@ -17,6 +17,7 @@ DENSE, DEFAULT, NONE = "dense", "default", "none"
 OWN, OWN_MATH, WRITTEN = "own", "own-math", "written"
 SHARES = (0.8, 0.65)
 MORE_SHARES = (0.9, 0.5)
+CALIBRATION_TOKENS = 131_072
 NUM_LEADING = 4  # methods that are compared after recovery too
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ptl_fast.base import distributed
 from ptl_fast.base.atomic_files import write_atomically
-from ptl_fast.base.progress import progress
+from ptl_fast.base.progress import Steps
 from ptl_fast.base.run_files import RecoveryFolder
 from ptl_fast.data.batching import sequence_batches
 from ptl_fast.model.predictions import Prediction, most_likely, tokens_per_chunk
@@ -182,17 +182,21 @@ def fill(
     ]
     if mine:
         teacher = load()
-        for part in progress(mine, description):
-            sequences = tokens.rows(torch.tensor(cache.part_rows(part)))
-            with torch.inference_mode():
-                batches = list(
-                    _predict(teacher, sequences, top_k, temperature, vocab_size, batch_size)
-                )
-            joined = {
-                name: torch.cat([getattr(batch, name) for batch in batches])
-                for name in vars(batches[0])
-            }
-            cache.write(part, Prediction(**joined))
+        rows = {part: torch.tensor(cache.part_rows(part)) for part in mine}
+        with Steps(description, sum(map(len, rows.values()))) as steps:
+            for part, numbers in rows.items():
+                batches = []
+                with torch.inference_mode():
+                    for batch in _predict(
+                        teacher, tokens.rows(numbers), top_k, temperature, vocab_size, batch_size
+                    ):
+                        batches.append(batch)
+                        steps.update(len(batch.log_rest))
+                joined = {
+                    name: torch.cat([getattr(batch, name) for batch in batches])
+                    for name in vars(batches[0])
+                }
+                cache.write(part, Prediction(**joined))
     # training reads parts that other ranks wrote
     distributed.barrier()
 

@@ -93,3 +93,12 @@ def test_speedups_are_those_of_the_same_size(folder: Path) -> None:
 
 def test_the_document_is_what_the_results_give() -> None:
     reasoning_table.main(["--check"])
+
+
+def test_other_numbers_of_calibration_tokens_are_named(folder: Path) -> None:
+    file = folder / "reasoning" / "wanda_80_own_none_0.json"
+    result = json.loads(file.read_text())
+    result["setup"]["settings"] = {"calibration_tokens": 4096}
+    file.write_text(json.dumps(result))
+    table = reasoning_table.make_tables(folder)["pruned"]()
+    assert row(table, "Wanda")["model"].endswith(", 4,096 tokens")
