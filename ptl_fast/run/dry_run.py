@@ -25,7 +25,7 @@ from ptl_fast.run import (
     text,
     trace_report,
 )
-from ptl_fast.run.checks import check_lengths, check_stream, check_support
+from ptl_fast.run.checks import check_expert_rows, check_lengths, check_stream, check_support
 from ptl_fast.run.gpus import Gpu, parse_gpus
 from ptl_fast.run.rounds import kind_of, make_schedule
 
@@ -88,6 +88,7 @@ def dry_run(config: "Config") -> str:
 
         dense = AutoConfig.for_model(**vars(dense))
     schedule = make_schedule(config, dense)
+    check_expert_rows(config, dense, schedule)
     rows = [
         {"name": "dense", **predict(dense, dense, config, config.recovery.recoveries, 0)},
         *predict_rounds(dense, config, schedule),

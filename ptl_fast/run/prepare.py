@@ -83,6 +83,7 @@ def prepare(config: "Config") -> RunContext:
     layer_choice.check(config.prune, original)
     checks.check_stream(config, original)
     plan = _rounds(config, original)
+    checks.check_expert_rows(config, original, plan.schedule)
     tasks = eval_tasks.parse_tasks(config.evaluation.tasks, config.evaluation.allow_code_execution)
     if config.gate.gate is not None:
         labels = [task.label for task in tasks]

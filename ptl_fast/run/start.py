@@ -93,6 +93,7 @@ def planned_sizes(**settings: Any) -> list[dict[str, int]]:
     assert isinstance(config.prune.width_multiple, int)
     config, _ = goals.solved(config, original, config.prune.width_multiple)
     schedule = rounds.make_schedule(config, original)
+    checks.check_expert_rows(config, original, schedule)
     length = config.data.sequence_length
     return [sizes.predicted_size(original, size, length) for size in (None, *schedule)]
 
