@@ -18,6 +18,7 @@ from ptl_fast.recovery.estimate import Estimate, Situation
 from ptl_fast.run import (
     goals,
     layer_choice,
+    layers_left,
     size_folders,
     sizes,
     stream_memory,
@@ -99,7 +100,8 @@ def dry_run(config: "Config") -> str:
             "These widths are the lowest that --threshold may reach: a round's scores decide how"
             " many neurons go.\n\n"
         )
-    notes = [*notes, *layer_choice.engine_notes(config.prune, dense)]
+    notes += layer_choice.engine_notes(config.prune, dense)
+    notes += layers_left.note(config.prune, dense, schedule)
     said = "".join(f"{note}\n\n" for note in notes)
     told = f"{said}{tables.schedule_table(rows)}\n\n{floor}{assumptions(config, rows)}"
     if config.traces.traces:
@@ -193,7 +195,8 @@ def predict_rounds(
     rows, total = [], config.recovery.recovery_tokens
     for step in schedule:
         num_tokens = None if total is None else round(step.recovery_share * total)
-        smaller = sizes.config_after(original, step)
+        kept = layers_left.planned(config.prune, original, step)
+        smaller = sizes.config_after(original, step, kept)
         own = config.recovery
         names = own.final_recoveries if kind_of(step).is_final else own.recoveries
         predicted = predict(smaller, original, config, names, num_tokens)

@@ -27,6 +27,7 @@ from ptl_fast.run import (
     goals,
     inputs,
     layer_choice,
+    layers_left,
     quality_gate,
     repair,
     rounds,
@@ -259,7 +260,12 @@ def _needed_bytes(context: RunContext) -> int:
     size = sizes.predicted_size(context.original, None, config.data.sequence_length)
     weights = size["num_parameters"] * 4 * (num_models + 3 + num_moments)
     planned = [
-        sizes.predicted_size(context.original, step, config.data.sequence_length)["num_parameters"]
+        sizes.predicted_size(
+            context.original,
+            step,
+            config.data.sequence_length,
+            layers_left.planned(config.prune, context.original, step),
+        )["num_parameters"]
         for step in context.rounds.schedule
     ]
     weights += 4 * size_folders.missing_weights(context, planned)
