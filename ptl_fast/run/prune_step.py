@@ -316,8 +316,8 @@ class Calibration:
             say(f"round {self.step.number}: {ridge.in_words(choices)}")
         if taken.tokens_U is not None:
             say(report.experts_line(self.step.number, taken.tokens_U, taken.square_LI.shape[1]))
-        owners = expert_choice.owners(self.model, self.family)
-        return {**taken.tensors(), **owners, **ridge.tensors(choices), **scores}
+            scores |= expert_choice.owners(self.model, self.family)
+        return {**taken.tensors(), **ridge.tensors(choices), **scores}
 
     def _evidence(self, taken: Statistics) -> Evidence:
         config, samples = self.context.config, None
