@@ -7,10 +7,12 @@ config is transformers' or any object with the same fields.
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from ptl_fast.model.families import resize_config
+from ptl_fast.model.families import layers_path, resize_config
 from ptl_fast.model.layers import on_meta
 from ptl_fast.model.widths import ffn_width, num_active_experts, num_experts
 
@@ -147,15 +149,29 @@ def model_size(config: "PretrainedConfig", context_length: int) -> dict[str, int
 
 
 def resized(
-    config: "PretrainedConfig", width: int, num_layers: int, experts: int | None = None
+    config: "PretrainedConfig",
+    width: int,
+    layers: int | Sequence[int],
+    experts: int | None = None,
 ) -> "PretrainedConfig":
-    """A copy of the config with another FFN width, and number of layers and of experts (None: as
-    many as it has), for counting.
+    """A copy of the config with another size, for counting.
+
+    Args:
+        width: of its FFNs.
+        layers: those that stay; or how many do, where all are of one size.
+        experts: how many of them stay; None: all.
     """
     smaller = copy.deepcopy(config)
-    # which layers stay does not matter: all have the same number of parameters
-    resize_config(smaller, width, list(range(num_layers)), experts)
+    kept = list(range(layers) if isinstance(layers, int) else layers)
+    resize_config(smaller, width, kept, experts)
     return smaller
+
+
+def layer_sizes(config: "PretrainedConfig") -> list[int]:
+    """The number of parameters of each decoder layer, counted in the model on the meta device."""
+    model = on_meta(config)
+    layers = attrgetter(layers_path(model))(model)
+    return [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
 
 
 def _active_in_experts(model: Any, config: "PretrainedConfig") -> int:

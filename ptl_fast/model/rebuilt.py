@@ -60,10 +60,10 @@ def difference(
     if found is not None:
         return found
     try:
-        with _on_this_rank_alone():
+        with on_this_rank_alone():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
-                dtype=_computed(model),
+                dtype=computed_in(model),
                 output_loading_info=True,
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # they are named below
@@ -93,7 +93,7 @@ def structure_difference(model: "PreTrainedModel") -> str | None:
     Compares names, shapes and the layers' own settings, without weights: it takes no memory and no
     file, so it shows before a training what ``difference`` would show after it.
     """
-    empty = on_meta(model, _computed(model))
+    empty = on_meta(model, computed_in(model))
     own, other = model.state_dict(), empty.state_dict()
     for name in sorted(own.keys() ^ other.keys(), key=_in_order):
         return f"{name} {'has no place in' if name in own else 'is missing for'} its config"
@@ -227,7 +227,7 @@ def _logits_difference(
     rebuilt.set_attn_implementation(model.config._attn_implementation)
     rebuilt.to(model.device)  # type: ignore[arg-type]  # its decorator hides the signature
     input_ids_ST = input_ids_ST.to(model.device)
-    part = TOLERANCE[_computed(model)]
+    part = TOLERANCE[computed_in(model)]
     if not _alike(_logits(model, input_ids_ST), _logits(rebuilt, input_ids_ST), part):
         return f"{_first_layer(model, rebuilt, input_ids_ST, part)} computes something else"
     cached = _cached_logits(model, input_ids_ST)
@@ -306,7 +306,7 @@ def _same_bits(own: Tensor, other: Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def _on_this_rank_alone() -> Iterator[None]:
+def on_this_rank_alone() -> Iterator[None]:
     """Have transformers load whole weights also after a training with ZeRO-3: while its settings
     live, it spreads every model that it loads over the ranks, and the main rank would wait for
     ranks that load none.
@@ -319,7 +319,7 @@ def _on_this_rank_alone() -> Iterator[None]:
         deepspeed._hf_deepspeed_config_weak_ref = kept
 
 
-def _computed(model: Any) -> torch.dtype:
+def computed_in(model: Any) -> torch.dtype:
     """The type of the computation; single parameters may have a wider one."""
     return model.get_input_embeddings().weight.dtype
 

@@ -6,7 +6,8 @@ lengths, and what is installed. Rules between settings alone are in ptl_fast.con
 
 import importlib.util
 import os
-from collections.abc import Iterable, Mapping
+import types
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ptl_fast.base.console import say
@@ -14,17 +15,19 @@ from ptl_fast.baselines import SCORERS
 from ptl_fast.config.checking import flag, unknown
 from ptl_fast.config.trainer import read_deepspeed
 from ptl_fast.evaluation.chat import LoadedChat
-from ptl_fast.model.widths import num_experts
+from ptl_fast.model.widths import ffn_width, num_experts
 from ptl_fast.recovery import registry
 from ptl_fast.run import questions, text
 from ptl_fast.scoring.expert_scorers import EXPERT_SCORERS
 from ptl_fast.scoring.scorers import LAYER_SCORERS
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig
 
     from ptl_fast.config.config import Config
     from ptl_fast.evaluation.tasks import LoadedTask
+    from ptl_fast.pruning.schedule import Round
 
 
 def check_methods(config: "Config") -> None:
@@ -211,6 +214,71 @@ def _check_experts(config: "Config") -> None:
             "--score-once and --drop-layers do not go together for a model with experts; leave one"
             " of them out"
         )
+
+
+def check_expert_rows(
+    config: "Config", original: "PretrainedConfig", schedule: "Sequence[Round]"
+) -> None:
+    """Raise ValueError if transformers could not run the experts of some round's model in the type
+    of its file, or the original's in that of the computation (``model.expert_rows``).
+    """
+    # the configs that ptl_fast ships have no experts, and are no transformers' ones
+    if isinstance(original, types.SimpleNamespace) or not num_experts(original):
+        return
+    import torch
+
+    from ptl_fast.model import expert_rows, layers
+
+    computed, narrower = _experts_types(config, original)
+    before = f"--model {config.model.model} (model_type {original.model_type})"
+    wide = "would be" if config.prune.threshold is None and config.gate.gate is None else "may be"
+    widths = _possible_widths(config, original, schedule)
+    for hidden, own in sorted(expert_rows.sizes(layers.on_meta(original))):
+        for size, what, dtype in (
+            (hidden, "its hidden states are", narrower),
+            (own, "its experts are", narrower if own in widths else computed),
+        ):
+            if found := expert_rows.why_not(size, what, dtype):
+                helps = expert_rows.why_not(size, what, torch.float32) is None
+                other = "--dtype float32 --save-dtype float32" if helps else "another model"
+                raise ValueError(
+                    f"{before}: {found}, so that the original cannot run in it either; give {other}"
+                )
+        for width in sorted(widths - {own}, reverse=True):
+            if found := expert_rows.why_not(width, f"experts {wide}", narrower):
+                least = expert_rows.least_multiple(narrower)
+                raise ValueError(
+                    f"--width-multiple {config.prune.width_multiple}: {found}; give a"
+                    f" --width-multiple that is a multiple of {least}"
+                )
+
+
+def _experts_types(
+    config: "Config", original: "PretrainedConfig"
+) -> "tuple[torch.dtype, torch.dtype]":
+    """The type that a run computes in on this machine, and the narrower of it and its files'."""
+    import torch
+
+    from ptl_fast.model import loading, precision
+
+    name, device = config.model.model or "", config.model.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    computed = loading.computed_dtype(config.model, device, original)
+    folder = loading.weights_folder(name, config.model)
+    saved = precision.saved_dtype(config.model, device, folder, original)
+    return computed, min(saved, computed, key=lambda dtype: dtype.itemsize)
+
+
+def _possible_widths(
+    config: "Config", original: "PretrainedConfig", schedule: "Sequence[Round]"
+) -> set[int]:
+    """The widths that a round may leave: the schedule's, but where scores or the gate decide."""
+    widths, own = {step.width for step in schedule}, ffn_width(original)
+    if config.prune.threshold is not None or config.gate.gate is not None:
+        assert isinstance(config.prune.width_multiple, int)
+        widths |= {own, *range(min(widths), own, config.prune.width_multiple)}
+    return widths
 
 
 def check_stream(config: "Config", original: "PretrainedConfig") -> None:

@@ -18,6 +18,7 @@ from ptl_fast.recovery.estimate import Estimate, Situation
 from ptl_fast.run import (
     goals,
     layer_choice,
+    layers_left,
     pruning_memory,
     size_folders,
     sizes,
@@ -25,7 +26,7 @@ from ptl_fast.run import (
     text,
     trace_report,
 )
-from ptl_fast.run.checks import check_lengths, check_stream, check_support
+from ptl_fast.run.checks import check_expert_rows, check_lengths, check_stream, check_support
 from ptl_fast.run.gpus import Gpu, parse_gpus
 from ptl_fast.run.rounds import kind_of, make_schedule
 
@@ -88,6 +89,7 @@ def dry_run(config: "Config") -> str:
 
         dense = AutoConfig.for_model(**vars(dense))
     schedule = make_schedule(config, dense)
+    check_expert_rows(config, dense, schedule)
     rows = [
         {"name": "dense", **predict(dense, dense, config, config.recovery.recoveries, 0)},
         *predict_rounds(dense, config, schedule),
@@ -98,7 +100,8 @@ def dry_run(config: "Config") -> str:
             "These widths are the lowest that --threshold may reach: a round's scores decide how"
             " many neurons go.\n\n"
         )
-    notes = [*notes, *layer_choice.engine_notes(config.prune, dense)]
+    notes += layer_choice.engine_notes(config.prune, dense)
+    notes += layers_left.note(config.prune, dense, schedule)
     said = "".join(f"{note}\n\n" for note in notes)
     told = f"{said}{tables.schedule_table(rows)}\n\n{floor}{assumptions(config, rows)}"
     grams = pruning_memory.grams_line(
@@ -196,7 +199,8 @@ def predict_rounds(
     rows, total = [], config.recovery.recovery_tokens
     for step in schedule:
         num_tokens = None if total is None else round(step.recovery_share * total)
-        smaller = sizes.config_after(original, step)
+        kept = layers_left.planned(config.prune, original, step)
+        smaller = sizes.config_after(original, step, kept)
         own = config.recovery
         names = own.final_recoveries if kind_of(step).is_final else own.recoveries
         predicted = predict(smaller, original, config, names, num_tokens)

@@ -3,13 +3,19 @@
 from typing import TYPE_CHECKING
 
 from ptl_fast.base.console import say
+from ptl_fast.model.families import feed_forwards
 from ptl_fast.model.widths import expert_limits
 from ptl_fast.pruning.round_kinds import Scores
 from ptl_fast.scoring.expert_scorers import EXPERT_SCORERS, by_layer
 
+OWNERS = "layer_U"
+"""statistics.safetensors: of which layer each FFN of a mixture is."""
+
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
+    from ptl_fast.model.families import Family
     from ptl_fast.pruning.schedule import Round
     from ptl_fast.run.context import RunContext
     from ptl_fast.scoring.statistics import Statistics
@@ -26,9 +32,19 @@ def scores(context: "RunContext", step: "Round", taken: "Statistics") -> Scores:
     return Scores(
         scorer=name,
         values=values_ME,
-        kept={**taken.tensors(), "scores": values_ME},
+        kept={**taken.tensors(), **owners(now.model, now.family), "scores": values_ME},
         groups=expert_limits(now.model.config).groups,
     )
+
+
+def owners(model: "PreTrainedModel", family: "Family") -> "dict[str, Tensor]":
+    """{OWNERS: the layer of each FFN of a mixture}; empty for other models."""
+    if family.mixture is None:
+        return {}
+    import torch
+
+    names = feed_forwards(model, family)
+    return {OWNERS: torch.tensor([int(name.partition(".")[0]) for name in names])}
 
 
 def spread_line(number: int, tokens_ME: "Tensor") -> str:

@@ -15,6 +15,8 @@ from ptl_fast.config.checking import flag
 from ptl_fast.model import flops
 from ptl_fast.model.serving import Peaks, Serving, Work
 from ptl_fast.model.widths import ffn_width
+from ptl_fast.pruning.schedule import Round
+from ptl_fast.run import layers_left
 from ptl_fast.run.gpus import device_peaks
 
 if TYPE_CHECKING:
@@ -154,7 +156,9 @@ class Problem:
     def _serving(self, size: Solution) -> Serving:
         smaller = self.original
         if size != self.full:
-            smaller = flops.resized(self.original, size.width, size.num_layers)
+            step = Round(number=1, kind="layers", recovery_share=1.0, **vars(size))
+            kept = layers_left.planned(self.config.prune, self.original, step)
+            smaller = flops.resized(self.original, size.width, kept)
         return Serving(smaller, self.item_bytes)
 
     def value(self, name: str, size: Solution) -> float:

@@ -27,6 +27,7 @@ from ptl_fast.run import (
     goals,
     inputs,
     layer_choice,
+    layers_left,
     model_memory,
     quality_gate,
     recover_step,
@@ -90,6 +91,7 @@ def prepare(config: "Config") -> RunContext:
     checks.check_stream(config, original)
     config = distributed.agree(model_memory.with_stream(config, original, device))
     plan = _rounds(config, original)
+    checks.check_expert_rows(config, original, plan.schedule)
     tasks = eval_tasks.parse_tasks(config.evaluation.tasks, config.evaluation.allow_code_execution)
     if config.gate.gate is not None:
         labels = [task.label for task in tasks]
@@ -266,7 +268,12 @@ def _needed_bytes(context: RunContext) -> int:
     size = sizes.predicted_size(context.original, None, config.data.sequence_length)
     weights = size["num_parameters"] * 4 * (num_models + 3 + num_moments)
     planned = [
-        sizes.predicted_size(context.original, step, config.data.sequence_length)["num_parameters"]
+        sizes.predicted_size(
+            context.original,
+            step,
+            config.data.sequence_length,
+            layers_left.planned(config.prune, context.original, step),
+        )["num_parameters"]
         for step in context.rounds.schedule
     ]
     weights += 4 * size_folders.missing_weights(context, planned)

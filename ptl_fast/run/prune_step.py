@@ -316,6 +316,7 @@ class Calibration:
             say(f"round {self.step.number}: {ridge.in_words(choices)}")
         if taken.tokens_U is not None:
             say(report.experts_line(self.step.number, taken.tokens_U, taken.square_LI.shape[1]))
+            scores |= expert_choice.owners(self.model, self.family)
         return {**taken.tensors(), **ridge.tensors(choices), **scores}
 
     def _evidence(self, taken: Statistics) -> Evidence:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base import distributed
-from ptl_fast.run import sizes
+from ptl_fast.run import layers_left, sizes
 from ptl_fast.run.folder import read_plan
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def of_round(context: "RunContext", files: "RoundFolder") -> dict[str, Any]:
     folded = files.folded_layers.read()
     worse = files.worse_recovery.read()
     record = {
-        **sizes.predicted_size(context.original, plan, length),
+        **sizes.predicted_size(context.original, plan, length, layers_left.after(context, plan)),
         # the last extension's, which is the model that the round leaves
         "eval": files.recovered(num_extensions).read(),
         "round": plan.round,

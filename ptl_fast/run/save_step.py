@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ptl_fast.base.disk import model_bytes
-from ptl_fast.model import companions, precision, rebuilt
+from ptl_fast.model import as_users_run_it, companions, precision, rebuilt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,14 +57,20 @@ def save_model(context: "RunContext", folder: "ModelFolder", model: "PreTrainedM
 
 
 def _check(context: "RunContext", path: Path, model: "PreTrainedModel") -> None:
-    """Raise ValueError unless the model that was saved is the one in memory."""
-    found = rebuilt.difference(path, model, context.saved_dtype, _tokens(context))
+    """Raise ValueError unless what was saved is the model in memory, and runs in its own type."""
+    saved = (path, model, context.saved_dtype, _tokens(context))
+    found = rebuilt.difference(*saved)
     found = found or companions.difference(_name(context), path, context.config.model)
     if found is not None:
         raise ValueError(
             f"the model that was saved, {path}, is not the one that was measured: {found}. It is"
             " not published; what came before is kept, so that the same command goes on from"
             " there once this is mended"
+        )
+    if (found := as_users_run_it.why_not(*saved)) is not None:
+        raise ValueError(
+            f"the model that was saved, {path}, cannot be used as it is: {found}, and another"
+            " --output. It is not published"
         )
 
 

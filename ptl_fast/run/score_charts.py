@@ -23,7 +23,7 @@ def distributions(rounds: Sequence[RoundHistory]) -> list[str]:
     """A histogram of each round's neuron scores, all layers together, with the cut."""
     charts = []
     for each in rounds:
-        if each.scores_LI is None or each.plan.highest_removed is None:
+        if each.ranked is None or each.plan.highest_removed is None:
             continue
         values, is_logarithm = _from_the_cut(each)
         low, high = float(values.min()), float(values.max())
@@ -33,11 +33,12 @@ def distributions(rounds: Sequence[RoundHistory]) -> list[str]:
         what = "log10(score / its layer's cut)" if is_logarithm else "score less its layer's cut"
         name = f"Scores of round {each.number}"
         chart = svg.histogram(counts, low, high, title=name, x_title=what, cut=0.0)
+        what = "Neurons" if each.plan.kept_experts is None else "Experts"
         charts.append(
             card(
                 name,
                 chart,
-                "Neurons of all layers. Left of the line went, right of it stayed: a valley at the"
+                f"{what} of all layers. Left of the line went, right of it stayed: a valley at the"
                 " line is an easy choice, a peak a hard one.",
             )
         )
@@ -50,13 +51,14 @@ def _from_the_cut(history: RoundHistory) -> "tuple[Tensor, bool]":
     """
     import torch
 
-    assert history.scores_LI is not None
-    cuts = [cut(history, row) for row in range(len(history.scores_LI))]
+    scores = history.ranked
+    assert scores is not None
+    cuts = [cut(history, row) for row in range(len(scores))]
     assert None not in cuts
     cuts_L1 = torch.tensor(cuts, dtype=torch.float64)[:, None]
-    if bool((history.scores_LI < 0).any()) or bool((cuts_L1 <= 0).any()):
-        return (history.scores_LI - cuts_L1).flatten(), False
-    ratio = (history.scores_LI / cuts_L1).clamp(10.0**-MOST_DECADES, 10.0**MOST_DECADES)
+    if bool((scores < 0).any()) or bool((cuts_L1 <= 0).any()):
+        return (scores - cuts_L1).flatten(), False
+    ratio = (scores / cuts_L1).clamp(10.0**-MOST_DECADES, 10.0**MOST_DECADES)
     return ratio.log10().flatten(), True
 
 
@@ -64,9 +66,12 @@ def what_went(rounds: Sequence[RoundHistory]) -> str:
     """A heat map of the neurons that went: a row for each layer of the original, columns by rank in
     the first round that scored them all; empty if none did.
     """
-    first = next((each for each in rounds if each.scores_LI is not None), None)
-    if first is None or first.scores_LI is None:
+    first = next((each for each in rounds if each.ranked is not None), None)
+    if first is None:
         return ""
+    if first.rows is not None:
+        return _which_experts(rounds)
+    assert first.scores_LI is not None
     rows = []
     for place, layer in enumerate(first.layers):
         staying = _staying(rounds, layer)
@@ -79,6 +84,28 @@ def what_went(rounds: Sequence[RoundHistory]) -> str:
         svg.heat_map(rows, title=name, x_title=f"rank in round {first.number}, lowest first"),
         "The stronger the colour, the more of these neurons are gone by now. A sharp edge: later"
         " rounds agreed with the first; a full row: the layer was dropped.",
+    )
+
+
+def _which_experts(rounds: Sequence[RoundHistory]) -> str:
+    """The same of whole experts: a row for each layer that had some; empty if none went."""
+    first = next((each for each in rounds if each.plan.expert_scores is not None), None)
+    if first is None or first.plan.expert_scores is None:
+        return ""
+    rows, last = [], rounds[-1]
+    for scores, (layer, experts) in zip(
+        first.plan.expert_scores, first.experts.items(), strict=True
+    ):
+        there = layer in last.experts and layer not in last.dropped
+        staying = last.kept_experts(layer) if there else []
+        order = sorted(range(len(experts)), key=scores.__getitem__)
+        rows.append((f"layer {layer}", _shares([experts[each] not in staying for each in order])))
+    name = "Which experts went, by layer"
+    return card(
+        name,
+        svg.heat_map(rows, title=name, x_title=f"rank in round {first.number}, lowest first"),
+        "The stronger the colour, the more of these experts are gone by now; a full row: the layer"
+        " was dropped.",
     )
 
 

@@ -78,7 +78,7 @@ def planned_sizes(**settings: Any) -> list[dict[str, int]]:
     """
     from ptl_fast.model import loading
     from ptl_fast.pruning import width_multiple
-    from ptl_fast.run import goals, rounds, sizes
+    from ptl_fast.run import goals, layers_left, rounds, sizes
 
     # as in a dry run, the data need not be there
     config = make_config(**settings).changed(dry_run=True)
@@ -93,8 +93,17 @@ def planned_sizes(**settings: Any) -> list[dict[str, int]]:
     assert isinstance(config.prune.width_multiple, int)
     config, _ = goals.solved(config, original, config.prune.width_multiple)
     schedule = rounds.make_schedule(config, original)
+    checks.check_expert_rows(config, original, schedule)
     length = config.data.sequence_length
-    return [sizes.predicted_size(original, size, length) for size in (None, *schedule)]
+    return [
+        sizes.predicted_size(original, None, length),
+        *(
+            sizes.predicted_size(
+                original, step, length, layers_left.planned(config.prune, original, step)
+            )
+            for step in schedule
+        ),
+    ]
 
 
 def run(

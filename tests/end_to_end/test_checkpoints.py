@@ -13,7 +13,14 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from support.configs import tiny_config
 from support.files import write_data
 from support.runs import main
-from support.stored_models import copy_demo, lora, write_adapter, write_fp8
+from support.stored_models import (
+    copy_demo,
+    lora,
+    write_adapter,
+    write_fp8,
+    write_fp8_mixture,
+    write_mxfp4,
+)
 
 FLAGS = "--keep 0.5 --rounds 1 --recovery none --calibration-tokens 2048 --sequence-length 128"
 FLAGS += " --eval-limit 10 --device cpu"
@@ -38,6 +45,36 @@ def test_an_fp8_model_ends_as_its_twin(
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
     configs = [(tmp_path / out / "final" / "config.json").read_text() for out in "ab"]
+    assert configs[0] == configs[1]
+
+
+@pytest.mark.parametrize(
+    ("write", "told"),
+    [
+        (write_fp8_mixture, "stored as FP8, with a scale for each block"),
+        (write_mxfp4, "stored as MXFP4"),
+    ],
+)
+def test_a_quantized_mixture_loses_experts_as_its_twin(
+    write: Any,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tokenizer: PreTrainedTokenizerBase,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "stored", tmp_path / "twin")
+    flags = ["--keep-experts", "0.5", "--width-multiple", "4"]
+    for name in ("stored", "twin"):
+        tokenizer.save_pretrained(tmp_path / name)
+        assert run(tmp_path / name, *flags, "--output", f"out-{name}") == 0
+        assert (told in capsys.readouterr().out) == (name == "stored")
+    finals = [tmp_path / f"out-{name}" / "final" for name in ("stored", "twin")]
+    one, other = (load_file(final / "model.safetensors") for final in finals)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    configs = [(final / "config.json").read_text() for final in finals]
     assert configs[0] == configs[1]
 
 

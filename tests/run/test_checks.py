@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from ptl_fast import compress
+from ptl_fast import compress, planned_sizes
 from ptl_fast.evaluation import sandbox
 from ptl_fast.run import checks
 from support.files import write_rows
@@ -190,3 +190,57 @@ def test_what_is_not_there_for_experts_is_refused_before_work(given: dict, messa
     config = settings(model="it", data="data", **given)
     with pytest.raises(ValueError, match=message):
         checks.check_support(config, make_mixture("mixtral").config)
+
+
+def saved_mixture(folder: Path, width: int, family: str = "mixtral") -> str:
+    """A bf16 mixture's folder; its weights are not looked at."""
+    config = make_mixture(family, intermediate_size=width).config
+    config.dtype = "bfloat16"
+    config.save_pretrained(folder)
+    return str(folder)
+
+
+ON_CPU: dict = {"data": "data", "device": "cpu", "sequence_length": 64}
+NO_WIDTH = "give a --width-multiple that is a multiple of 8"
+AS_IT_IS = "the original cannot run in it either; give --dtype float32 --save-dtype float32"
+
+
+@pytest.mark.parametrize(
+    ("width", "given", "message"),
+    [
+        pytest.param(24, {"keep": 0.5}, NO_WIDTH, id="result"),
+        # 20 of 32 in the first round
+        pytest.param(32, {"keep": 0.25, "rounds": 2, "steps": "equal"}, NO_WIDTH, id="on-the-way"),
+        pytest.param(32, {"keep": 0.5, "threshold": 0.1}, "experts may be", id="scores-decide"),
+        pytest.param(12, {"keep": 1.0, "keep_experts": 0.5}, AS_IT_IS, id="original"),
+        pytest.param(6, {"keep": 1.0, "drop_layers": 1}, "either; give another model", id="never"),
+    ],
+)
+def test_experts_that_could_not_run_in_their_type_are_refused_before_work(
+    width: int, given: dict, message: str, tmp_path: Path
+) -> None:
+    rounds = None if "drop_layers" in given else 1
+    given = {"width_multiple": 4, "rounds": rounds, **given}
+    with pytest.raises(ValueError, match=message):
+        planned_sizes(model=saved_mixture(tmp_path, width), **ON_CPU, **given)
+
+
+@pytest.mark.parametrize(
+    ("width", "given"),
+    [
+        pytest.param(24, {"width_multiple": 8, "keep": 0.67}, id="aligned"),
+        # a multiple that is none of 8, and a width that is
+        pytest.param(32, {"width_multiple": 4, "keep": 0.5, "rounds": 1}, id="width-alone"),
+        pytest.param(24, {"width_multiple": 4, "keep": 0.5, "save_dtype": "float32"}, id="float32"),
+        # on a CPU the original runs in float32, and it is no round's
+        pytest.param(12, {"width_multiple": 8, "keep": 0.67, "rounds": 1}, id="from-an-odd-one"),
+    ],
+)
+def test_experts_that_run_are_not_refused(width: int, given: dict, tmp_path: Path) -> None:
+    assert len(planned_sizes(model=saved_mixture(tmp_path, width), **ON_CPU, **given)) > 1
+
+
+def test_experts_that_are_no_grouped_product_may_have_any_width(tmp_path: Path) -> None:
+    name = saved_mixture(tmp_path, 24, "llama4_text")
+    sizes = planned_sizes(model=name, **ON_CPU, keep=0.5, rounds=1, width_multiple=4)
+    assert sizes[-1]["width"] == 12

@@ -10,7 +10,8 @@ import torch
 
 from ptl_fast import compress
 from ptl_fast.model import families
-from ptl_fast.run import history
+from ptl_fast.run import history, inspect
+from support.mixtures import make_mixture
 from support.runs import RUN
 
 # neurons, then layers, without training, so that weights tell who a neuron is
@@ -92,5 +93,62 @@ def test_a_report_does_without_a_history_that_is_lost_or_of_experts(
     for listed in copy.rglob("checksums.list"):
         listed.unlink()
     plan.write_text(json.dumps({**content, "kept_neurons": content["kept_neurons"] * 2}))
-    with pytest.raises(ValueError, match="pruned experts"):
+    with pytest.raises(ValueError, match="does not say of which layers"):
         history.read(copy)
+
+
+MIXTURE = {**RUN, "recovery": "none", "rounds": 1, "compensate": False, "keep_rounds": 9}
+MIXTURE = {**MIXTURE, "keep_experts": 0.5, "drop_layers": 1, "compensate_layers": False}
+
+
+@pytest.mark.parametrize("order", ["neurons-then-layers", "layers-then-neurons"])
+def test_every_expert_is_in_the_originals_numbers(
+    order: str, tiny_run: dict[str, str], tmp_path: Path
+) -> None:
+    """Experts, neurons and a layer go; the first is dense, others have a shared expert."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = make_mixture("deepseek_v3", 8, num_hidden_layers=4)
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_run["model"]).save_pretrained(tmp_path / "model")
+    run, given = tmp_path / "run", {**tiny_run, "model": str(tmp_path / "model")}
+    compress(**{**given, **MIXTURE, "order": order, "layers": "2", "drop_layers": 0}, output=run)
+    rounds = history.read(run)
+    assert rounds[0].plan.kind == "experts"
+    for number, each in enumerate(rounds, 1):
+        saved = AutoModelForCausalLM.from_pretrained(run / f"round-{number:02d}" / "model")
+        left = [layer for layer in each.layers if layer not in each.dropped]
+        for place, layer in enumerate(left):
+            if layer not in each.experts:
+                continue
+            kept = each.kept_experts(layer)
+            gate = saved.model.layers[place].mlp.gate.weight
+            torch.testing.assert_close(gate, model.model.layers[layer].mlp.gate.weight[kept])
+    for before, after in itertools.pairwise(rounds):
+        rows = gate_rows(run / f"round-{before.number:02d}" / "model")
+        original = dict(zip(rounds[0].rows or [], gate_rows(tmp_path / "model"), strict=True))
+        assert after.rows is not None
+        assert len(rows) == len(after.rows) == len(after.neurons_LI)
+        for row, owner, neurons_I in zip(rows, after.rows, after.neurons_LI, strict=True):
+            torch.testing.assert_close(row, original[owner][neurons_I])
+    assert "Which experts went" in (run / "report.html").read_text()
+    inspected(run, rounds)
+
+
+def inspected(run: Path, rounds: list[history.RoundHistory]) -> None:
+    """What is told of a layer, of experts and of their neurons is what the plans say."""
+    first, last = rounds[0], rounds[-1]
+    staying = first.kept_experts(1)
+    for expert in range(8):
+        end = inspect.expert_lines(rounds, 1, expert)[-1]
+        assert ("still there" if expert in staying else "went in round 1") in end
+        there = last.place(1, 0, expert) is not None
+        if last.plan.kept_neurons is not None and there:
+            row, column = last.place(1, 0, expert) or (0, 0)
+            there = column in last.plan.kept_neurons[row]
+        assert ("still there" in inspect.neuron_lines(rounds, 1, 0, expert)[-1]) == there
+    gone = ", ".join(str(each) for each in range(8) if each not in staying)
+    assert gone in inspect.mixture_text(rounds, 1)
+    assert "went with its layer" in inspect.expert_lines(rounds, 2, first.kept_experts(2)[0])[-1]
+    assert "not pruned" in inspect.layer_text(rounds, 0)
+    assert inspect.main([str(run), "--layer", "1", "--neuron", "0"]) == 2

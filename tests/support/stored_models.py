@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ptl_fast.model.quantized import unpack_mxfp4
+from support.mixtures import make_mixture
 from support.models import DEMO_MODEL
 
 BLOCK = 128
@@ -37,6 +39,52 @@ def write_fp8(folder: Path, twin: Path) -> None:
             stored[name], scale = to_fp8(weight)
             stored[f"{name}_scale_inv"] = scale
             plain[name] = from_fp8(stored[name], scale)
+    write_weights(folder, stored)
+    write_weights(twin, plain)
+
+
+def write_fp8_mixture(folder: Path, twin: Path) -> None:
+    """A tiny Qwen3-MoE in block FP8, each expert by itself, and what that stands for."""
+    model = make_mixture("qwen3_moe")
+    for each, settings in ((folder, {"quantization_config": FP8}), (twin, {})):
+        model.save_pretrained(each)
+        config = json.loads((each / "config.json").read_text())
+        (each / "config.json").write_text(json.dumps({**config, **settings}))
+    stored, plain = {}, {}
+    for name, weight in load_file(folder / "model.safetensors").items():
+        stored[name] = plain[name] = weight
+        if name.endswith("_proj.weight"):
+            stored[name], scale = to_fp8(weight)
+            stored[f"{name}_scale_inv"] = scale
+            plain[name] = from_fp8(stored[name], scale)
+    write_weights(folder, stored)
+    write_weights(twin, plain)
+
+
+def write_mxfp4(folder: Path, twin: Path) -> None:
+    """A tiny gpt-oss whose experts are MXFP4, and what that stands for."""
+    model = make_mixture("gpt_oss", intermediate_size=32)
+    for each, settings in (
+        (folder, {"quantization_config": {"quant_method": "mxfp4"}}),
+        (twin, {}),
+    ):
+        model.save_pretrained(each)
+        config = json.loads((each / "config.json").read_text())
+        (each / "config.json").write_text(json.dumps({**config, **settings}))
+    stored, plain = {}, {}
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in load_file(folder / "model.safetensors").items():
+        stored[name] = plain[name] = weight
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            continue
+        del stored[name]
+        experts, inputs, outputs = weight.shape
+        shape = (experts, outputs, inputs // 32, 16)
+        blocks = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        # 2 ** -5 to 2 ** -3
+        scales = torch.randint(122, 125, shape[:-1], dtype=torch.uint8, generator=generator)
+        stored |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        plain[name] = unpack_mxfp4(blocks, scales, torch.float32)
     write_weights(folder, stored)
     write_weights(twin, plain)
 
