@@ -4,6 +4,7 @@ import ast
 import builtins
 import contextlib
 import importlib
+import random
 from typing import Any
 
 from ptl_fast.evaluation.program_process import PROGRAM
@@ -32,6 +33,7 @@ def judge(program: str, tests: str, link: JudgesLink) -> None:
     statements = ast.parse(tests).body
     link.ask("run", program)
     names = Names(link, statements)
+    _seed_both(link)
     for statement in statements:
         if _shared(statement):
             # a module that the tests alone need may be missing there
@@ -39,6 +41,17 @@ def judge(program: str, tests: str, link: JudgesLink) -> None:
                 link.ask("run", ast.unparse(statement))
         if not isinstance(statement, ast.ClassDef) or not _shared(statement):
             exec(compile(ast.Module([statement], []), PROGRAM, "exec", dont_inherit=True), names)
+
+
+def _seed_both(link: JudgesLink) -> None:
+    """Let a test's ``random.seed`` seed the program's generator too."""
+    seed = random.seed
+
+    def seed_both(*given: Any, **named: Any) -> None:
+        seed(*given, **named)
+        link.ask("seed", *given, **named)
+
+    random.seed = seed_both
 
 
 def _shared(statement: ast.stmt) -> bool:
@@ -70,7 +83,8 @@ class Names(dict[str, Any]):
         self._are_python = bool(asked - vars(builtins).keys() - (self._bases & MODULES.keys()))
 
     def __missing__(self, name: str) -> Any:
-        if name.startswith("__") or (name in vars(builtins) and self._are_python):
+        is_pythons = name.startswith("__") and name.endswith("__")
+        if is_pythons or (name in vars(builtins) and self._are_python):
             raise KeyError(name)
         if name in self._bases and name in MODULES:
             return importlib.import_module(MODULES[name])

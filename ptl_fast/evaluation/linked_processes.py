@@ -42,12 +42,13 @@ class Link:
             Broken: there is no answer.
         """
         encode = self.table.encode
-        self._send([operation, [encode(each) for each in given], encode(named)])
+        by_name = {name: encode(each) for name, each in named.items()}
+        self._send([operation, [encode(each) for each in given], by_name])
         while True:
             message = self._receive()
             try:
                 if message[0] == "value":
-                    return self._value(given, *message[1:])
+                    return self._value({**dict(enumerate(given)), **named}, *message[1:])
                 if message[0] == "raised":
                     error = self._error(*message[1:])
                     break
@@ -70,8 +71,12 @@ class Link:
                 raise Broken from wrong
             self._answer(*request)
 
-    def _value(self, given: tuple[Any, ...], value: Encoded, changed: list[Any]) -> Any:
-        """An answer's value; containers that the operation changed there are changed here."""
+    def _value(self, given: dict[Any, Any], value: Encoded, changed: list[Any]) -> Any:
+        """An answer's value; containers that the operation changed there are changed here.
+
+        Args:
+            given: the operation's arguments, by position or name.
+        """
         for position, content in changed:
             _become(given[position], self.table.decode(content))
         return self.table.decode(value)
@@ -85,23 +90,36 @@ class Link:
             # some classes want other arguments than they keep
             return error.__new__(error)
 
-    def _request(self, message: Any) -> tuple[Callable[..., Any], list[Any], dict[str, Any], Any]:
+    def _request(
+        self, message: Any
+    ) -> tuple[Callable[..., Any], list[Any], dict[str, Any], dict[Any, Encoded]]:
         operation, given, named = message
         decode = self.table.decode
-        return self.operations[operation], list(map(decode, given)), decode(named), given
+        sent: dict[Any, Encoded] = {**dict(enumerate(given)), **named}
+        there = {name: decode(each) for name, each in named.items()}
+        return self.operations[operation], list(map(decode, given)), there, sent
 
     def _answer(
-        self, operation: Callable[..., Any], given: list[Any], named: Any, sent: Any
+        self,
+        operation: Callable[..., Any],
+        given: list[Any],
+        named: dict[str, Any],
+        sent: dict[Any, Encoded],
     ) -> None:
-        """Do what was asked for, and say what came of it."""
+        """Do what was asked for, and say what came of it.
+
+        Args:
+            sent: the arguments as they came, by position or name.
+        """
         encode = self.table.encode
         try:
             value = operation(*given, **named)
             changed = []
-            for position, before in enumerate(sent):
+            here: dict[Any, Any] = {**dict(enumerate(given)), **named}
+            for place, before in sent.items():
                 if isinstance(before, list) and before[0] in MUTABLE:
-                    after = encode(given[position])
-                    changed += [[position, after]] if after != before else []
+                    after = encode(here[place])
+                    changed += [[place, after]] if after != before else []
             self._send(["value", encode(value), changed])
         except Broken:
             raise

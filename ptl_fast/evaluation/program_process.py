@@ -6,6 +6,7 @@ change the values that it gives (remote_objects.py has the other side).
 
 import operator
 import os
+import random
 import sys
 import types
 from collections.abc import Callable
@@ -63,6 +64,7 @@ def serve(reading: int, writing: int, missing: list[str]) -> None:
         **{each: getattr(operator, each) for each in OPERATORS},
         "call": lambda function, *given, **named: function(*given, **named),
         "view": view,
+        "seed": random.seed,
         "missing": lambda: missing,
         "run": run,
         "name": name,

@@ -230,7 +230,7 @@ RIGHT_ONES = {
     ),
     "containers changed in place": (
         "def sort(x): x.sort()\ndef add(x, y): x[len(x)] = y",
-        "x, y = [3, 1], {}\nsort(x)\nadd(y, x)\nassert x == [1, 3]\nassert y == {0: [1, 3]}",
+        "x, y = [3, 1], {}\nsort(x)\nadd(x=y, y=x)\nassert x == [1, 3]\nassert y == {0: [1, 3]}",
     ),
     "functions, iterators and loops": (
         "def each(function, values): return (function(v) for v in values)\n"
@@ -252,6 +252,10 @@ RIGHT_ONES = {
         "    return 0 if node is None else 1 + max(depth(node.left), depth(node.right))",
         "class Node:\n    def __init__(self): self.left = self.right = None\n"
         "root = Node()\nroot.left = Node()\nassert depth(root) == 2",
+    ),
+    "names of two underscores, and seeds": (
+        "import random\ndef __f(): return random.random()",
+        "random.seed(1)\nfirst = __f()\nrandom.seed(1)\nassert __f() == first",
     ),
     "what contains itself": (
         "def f():\n    own = [1]\n    own.append(own)\n    return own",

@@ -82,7 +82,8 @@ def test_a_function_is_called_where_it_is(link: Link) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b'["value"]', b'["raised", ["type", "int"], []]', b'["x", [], 0]']
+    "content",
+    [b"", b"{", b"[]", b'["value"]', b'["raised", ["type", "int"], []]', b'["x", [], {}]'],
 )
 def test_what_no_process_of_ours_says_breaks_it(content: bytes) -> None:
     here, there = os.pipe()
