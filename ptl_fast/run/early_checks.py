@@ -55,7 +55,7 @@ def check(config: "Config", looks_at_data: bool = True) -> None:
 
 
 def _check_data(config: "Config", entries: list[EvalTask]) -> None:
-    """Raise ValueError for files of data and tasks that are missing, or whose first row is unfit."""
+    """Raise ValueError if a file of data or a task is missing, or its first row is unfit."""
     data = config.data
     form = Form(data.question_column, data.answer_column, data.text_column)
     if data.data is not None:
