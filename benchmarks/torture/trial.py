@@ -32,6 +32,16 @@ RUNS: dict[str, dict[str, Any]] = {
     "optimizer state": {"keep-optimizer-state": "true"},
     "distill": {"recovery": "distill"},
     "guard": {"gate": "nll:nll", "max-drop": 0.5},
+    # a random model seldom ends an answer: hot, and with room for it
+    "traces": {
+        "traces": "true",
+        "traces-number": 12,
+        "traces-max-tokens": 200,
+        "traces-temperature": 3.0,
+        "traces-batch": 4,
+        "traces-prompt": "",
+        "recovery-tokens": 800,
+    },
     "grpo": {
         "final-recovery": "grpo",
         "grpo-prompt-tokens": 48,

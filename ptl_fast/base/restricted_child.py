@@ -2,7 +2,7 @@
 
 - Resource limits: processor time, memory, open files; no file may grow, no process or thread start.
 - Namespaces (where the system lets this user have them): users and System V memory of its own.
-- root's capabilities are dropped.
+- root's capabilities are dropped, and the process's memory is closed to others.
 - Landlock (Linux 5.13): no file can be created, changed, removed or executed, no device opened.
 - Landlock's scope (Linux 6.12): no signal reaches a process outside, however it is sent.
 - A seccomp filter (Linux on x86-64 and aarch64): only the system calls of base/system_calls.py.
@@ -24,7 +24,7 @@ from ptl_fast.base import system_calls
 
 # Constants of the kernel's interface, which Python's standard library lacks: see prctl(2),
 # unshare(2), landlock(7) and capset(2)
-PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
+PR_SET_PDEATHSIG, PR_GET_DUMPABLE, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 3, 4, 38
 SIGKILL = 9
 CLONE_NEWUSER, CLONE_NEWIPC = 0x10000000, 0x08000000
 LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
@@ -41,6 +41,9 @@ CAPABILITY_VERSION_3 = 0x20080522
 # away what its user types.
 DEVICES = "/dev"
 HARMLESS_DEVICES = ("null", "zero", "random", "urandom")
+# Where a Python that computes reads: libraries, and what they ask the system.
+SYSTEM = ("/bin", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/sbin", "/sys", "/usr")
+PACKAGES = ("site-packages", "dist-packages")
 
 
 def restrict(memory_bytes: int, num_open_files: int, cpu_seconds: int | None = None) -> list[str]:
@@ -56,16 +59,44 @@ def restrict(memory_bytes: int, num_open_files: int, cpu_seconds: int | None = N
         was applied: one that the kernel grants and does not keep is named too.
     """
     limit_resources(memory_bytes, num_open_files, cpu_seconds)
+    return protect(list(PROTECTIONS))
+
+
+def protect(names: Sequence[str]) -> list[str]:
+    """Apply those of PROTECTIONS, for good; return the names of those that this system lacks."""
     if sys.platform != "linux":
-        return list(PROTECTIONS)
+        return list(names)
     libc = ctypes.CDLL(None)
-    return [name for name, apply in PROTECTIONS.items() if not apply(libc)]
+    return [name for name in names if not PROTECTIONS[name](libc)]
 
 
 def die_with_parent() -> None:
     """Ask the kernel to kill this process when the thread that started it ends (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
+
+
+def confine_reading() -> None:
+    """Let this process open no more files than Python's own and the system's, where Landlock is:
+    neither data nor what belongs to users. To be called before ``restrict``.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    # a user other than root may restrict only what gains no privileges
+    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if _landlock_version(libc) >= 1:
+        _landlock(libc, READ_FILE, 0, readable=[*SYSTEM, *_python(), *_harmless_devices()])
+
+
+def _python() -> list[str]:
+    """The folders of this Python and of the packages that it finds."""
+    packages = [path for path in sys.path if os.path.basename(path) in PACKAGES]
+    return [sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.__file__), *packages]
+
+
+def _harmless_devices() -> list[str]:
+    return [os.path.join(DEVICES, name) for name in HARMLESS_DEVICES]
 
 
 def limit_resources(memory_bytes: int, num_open_files: int, cpu_seconds: int | None) -> None:
@@ -121,11 +152,15 @@ def leave_namespaces(libc: Any) -> bool:
 
 
 def drop_privileges(libc: Any) -> bool:
-    """Drop all capabilities, and forbid gaining privileges; return whether both succeeded."""
+    """Drop all capabilities, forbid gaining privileges, and close this process's memory to others
+    of its user, also where Landlock does not; return whether all of it succeeded.
+    """
     # 24 zero bytes: empty effective, permitted and inheritable sets, in two 32-bit halves each
     header = ctypes.create_string_buffer(struct.pack("=Ii", CAPABILITY_VERSION_3, 0))
     dropped = libc.capset(header, ctypes.create_string_buffer(24)) == 0
-    return libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 and dropped
+    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    closed = libc.prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) == 0
+    return libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 and dropped and closed
 
 
 def forbid_writes(libc: Any) -> bool:
@@ -199,8 +234,7 @@ def _readable() -> list[str]:
     top = [os.path.join("/", name) for name in os.listdir("/")]
     own = [os.path.abspath(path) for path in (*sys.path, sys.prefix, sys.base_prefix)]
     own = [path for path in own if path.startswith(f"{DEVICES}/")]
-    harmless = [os.path.join(DEVICES, name) for name in HARMLESS_DEVICES]
-    return [path for path in top if path != DEVICES] + own + harmless
+    return [path for path in top if path != DEVICES] + own + _harmless_devices()
 
 
 def _landlock(

@@ -37,7 +37,7 @@ class RunSettings:
 
     dry_run: bool = field(default=False, metadata=FREE)
     """Print what each round would do (width, layers, parameters, FLOPs, tokens, memory, hours) from
-    the config alone, and stop. Needs no --data, and of the evaluation tasks only their names.
+    the config alone, and stop. Needs no --data; files that are named are looked at.
     """
 
     dry_run_gpus: str = field(default="1xA100-80GB", metadata=FREE)

@@ -24,8 +24,8 @@ DEMO = "ptl-demo"
 DEMO_NUM_PROBLEMS, DEMO_SEED = 60_000, 1000
 SHUFFLE_BUFFER = 10_000  # rows in the shuffle buffer of a streamed data set
 MOST_FILES = 20_000  # in a folder: it would take long only to look at those of / or of a home
+SAVED_BY_DATASETS = ("state.json", "dataset_dict.json")  # files of save_to_disk
 MOST_WEIGHT = 1e15
-QUICKLY_PARSED = 2**24  # bytes of JSON
 SHUFFLE_SHARDS = 64  # of a saved data set that is streamed: they come in a random order
 
 
@@ -83,7 +83,7 @@ def open_parts(
         ValueError: an entry is malformed, only some entries have weights, or several sources are to
             be streamed without weights.
     """
-    sources, weights = _parse(data)
+    sources, weights = parse(data)
     if revision is not None:
         sources = _of_revision(sources, revision, data)
     parts = [
@@ -125,31 +125,12 @@ def load_documents(data: str, form: Form | None = None, limit: int | None = None
     return list(itertools.islice(parts[0].documents, limit))
 
 
-def check_files(data: str, form: Form | None = None) -> None:
-    """Look at the first row of each file of a source, so that a missing file or a wrong column is
-    told at once; hub data sets and folders are not opened.
-
-    Raises:
-        ValueError: a file is missing, empty or malformed, or its columns are not known.
-    """
-    for source in _parse(data)[0]:
-        path = Path(source.name)
-        if source.name == DEMO or source.from_datasets or file_type(path) == ".txt":
-            continue
-        # a large .json is parsed as a whole, which takes long
-        if file_type(path) == ".json" and path.stat().st_size > QUICKLY_PARSED:
-            continue
-        first = next(file_rows(path), None)
-        if first is not None:
-            document(first[1], f"{source.text} line {first[0]}", form or Form())
-
-
 def hub_names(data: str) -> list[str]:
     """OWNER/NAME of each hub data set among the sources."""
-    return [source.name for source in _parse(data)[0] if source.on_hub]
+    return [source.name for source in parse(data)[0] if source.on_hub]
 
 
-def _parse(data: str) -> tuple[list[Source], list[float]]:
+def parse(data: str) -> tuple[list[Source], list[float]]:
     """Split a setting into its sources and their weights; the weights are empty if none has one."""
     # a path that exists is taken literally, even if it holds a comma or an @
     entries = [data] if os.path.exists(data) else [entry.strip() for entry in data.split(",")]
@@ -291,7 +272,7 @@ def dataset_rows(source: Source, streaming_seed: int | None = None) -> Iterator[
     import datasets
 
     datasets.disable_progress_bars()
-    _check_folder(source)
+    check_folder(source)
     streaming = streaming_seed is not None
     try:
         rows: Any = _saved_to_disk(source)
@@ -335,13 +316,17 @@ def local_rows(source: str, split: str) -> Iterator[tuple[int, dict]]:
     if os.path.isfile(source):
         yield from file_rows(Path(source))
         return
+    yield from dataset_rows(local_source(source, split))
+
+
+def local_source(source: str, split: str) -> Source:
+    """A file, or a folder with the split where it names none; ValueError for devices and pipes."""
     parsed = _source(source, source)
-    if ":" not in source.removeprefix(parsed.name):
-        parsed = parsed._replace(split=split)
-    yield from dataset_rows(parsed)
+    named = ":" in source.removeprefix(parsed.name)
+    return parsed if named else parsed._replace(split=split)
 
 
-def _check_folder(source: Source) -> None:
+def check_folder(source: Source) -> None:
     """Raise ValueError for a folder of tables of several types: datasets would read those of one
     type, and say nothing of the others.
     """
@@ -377,7 +362,7 @@ def _saved_to_disk(source: Source) -> Any:
     import datasets
 
     folder = Path(source.name)
-    if not (folder / "state.json").is_file() and not (folder / "dataset_dict.json").is_file():
+    if not any((folder / name).is_file() for name in SAVED_BY_DATASETS):
         return None
     saved = datasets.load_from_disk(source.name)
     if not isinstance(saved, datasets.DatasetDict):

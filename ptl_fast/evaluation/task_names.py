@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptl_fast.config.checking import nearest_file
-from ptl_fast.data import readers
+from ptl_fast.data import first_rows, readers
+from ptl_fast.data.documents import Form
 from ptl_fast.data.files import FILE_TYPES, file_type
 from ptl_fast.evaluation.chat import CHAT_TASKS
 from ptl_fast.evaluation.stock_tasks import nearest_task, stock_names
@@ -18,6 +19,16 @@ TASKS_FOLDER = Path(__file__).parent / "lm_eval_tasks"
 NLL = "nll"
 # Tasks that execute what the model writes (in the sandbox).
 CODE_TASKS = ("ptl_mbpp", *(name for name, each in CHAT_TASKS.items() if each.runs_code))
+# {task: the columns that its rows have, each under one of some names}; lm_eval_tasks/ and chat.py
+# read them.
+GSM8K, MATH = (("question",), ("answer",)), (("problem",), ("answer", "solution"))
+MBPP = (("text", "prompt"), ("test_list",))
+COLUMNS = {
+    **dict.fromkeys(("ptl_gsm8k", "ptl_gsm8k_chat"), GSM8K),
+    **dict.fromkeys(("demo_arithmetic", "demo_arithmetic_validation"), GSM8K),
+    **dict.fromkeys(("ptl_minerva_math", "ptl_math500"), MATH),
+    **dict.fromkeys(("ptl_mbpp", "ptl_mbpp_chat"), MBPP),
+}
 # A data set on the Hugging Face hub, OWNER/NAME or OWNER/NAME:SPLIT.
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 ENTRY = re.compile(r"(?:(?P<label>[\w.-]+):)?(?P<task>[\w.-]+)(?:=(?P<file>.+))?")
@@ -70,7 +81,7 @@ def check(entries: Sequence[str], allow_code_execution: bool) -> list[EvalTask]:
     tasks = check_names(entries)
     for task in tasks:
         if task.file is not None and task.task != NLL:
-            _check_file(task)
+            _find_file(task)
         if task.task in CODE_TASKS and not allow_code_execution:
             raise ValueError(
                 f"evaluation task {task.label} runs the code that the model writes, in a sandbox"
@@ -86,6 +97,35 @@ def check(entries: Sequence[str], allow_code_execution: bool) -> list[EvalTask]:
     return tasks
 
 
+def check_file(task: EvalTask, form: Form) -> None:
+    """Look at the first row of a task's own file.
+
+    Args:
+        form: columns of --data, which those of ``nll`` are too.
+
+    Raises:
+        ValueError: it is missing or malformed, or the row lacks a column that the task needs.
+    """
+    assert task.file is not None
+    if task.task == NLL:
+        first_rows.check(task.file, form)
+        return
+    _find_file(task)
+    try:
+        first_rows.check_local(task.file, lambda row, where: _check_columns(task, row, where))
+    except ValueError as error:
+        raise ValueError(f"evaluation task {task.label}: {error}") from error
+
+
+def _check_columns(task: EvalTask, row: dict, where: str) -> None:
+    for choices in COLUMNS.get(task.task, ()):
+        if not any(name in row for name in choices):
+            raise ValueError(
+                f"{where} has the columns {', '.join(map(str, row)) or '(none)'}; expected"
+                f" {' or '.join(choices)}"
+            )
+
+
 def unknown_task(name: str) -> ValueError:
     shipped = [NLL, *shipped_tasks()]
     return ValueError(
@@ -99,7 +139,7 @@ def shipped_tasks() -> list[str]:
     return sorted([*CHAT_TASKS, *(file.stem for file in TASKS_FOLDER.glob("*.yaml"))])
 
 
-def _check_file(task: EvalTask) -> None:
+def _find_file(task: EvalTask) -> None:
     """Raise ValueError unless the task's file exists or may name a hub data set."""
     assert task.file is not None
     # data/test.jsonl looks like a hub name too

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from ptl_fast.base import trackers
 from ptl_fast.config.checking import flag, nearest, nearest_file
 from ptl_fast.config.presets import shipped_config
-from ptl_fast.data import readers
+from ptl_fast.data import first_rows, readers
 from ptl_fast.data.documents import Form, make_template
 from ptl_fast.evaluation import task_names
-from ptl_fast.evaluation.task_names import NLL
+from ptl_fast.evaluation.task_names import EvalTask
 from ptl_fast.run import goals, quality_gate
 
 if TYPE_CHECKING:
@@ -26,10 +26,14 @@ HUB_SECONDS = 2.0  # that the hub has for an answer
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
-def check(config: "Config") -> None:
+def check(config: "Config", looks_at_data: bool = True) -> None:
     """Raise ValueError for a name that no task has, or a file that is missing or malformed.
 
-    A dry run reads no file but the model's, and asks nothing of the evaluation.
+    A dry run asks nothing of the hub's data sets and needs no permission to execute code; files
+    that it is given are looked at as a run looks at them.
+
+    Args:
+        looks_at_data: whether the files of data and tasks must be there.
     """
     _check_device(config.model.device)
     check_model("model", config.model.model)
@@ -39,22 +43,28 @@ def check(config: "Config") -> None:
     entries = task_names.check_names(config.evaluation.tasks)
     if config.gate.gate is not None:
         quality_gate.parse_gate(config.gate.gate, [task.label for task in entries])
+    if looks_at_data:
+        _check_data(config, entries)
     if config.run.dry_run:
         return
     trackers.check(config.trainer.trackers)
+    task_names.check(config.evaluation.tasks, config.evaluation.allow_code_execution)
+    for source in (config.data.data, config.data.protect):
+        for name in readers.hub_names(source) if source is not None else []:
+            _check_data_set(name)
+
+
+def _check_data(config: "Config", entries: list[EvalTask]) -> None:
+    """Raise ValueError if a file of data or a task is missing, or its first row is unfit."""
     data = config.data
     form = Form(data.question_column, data.answer_column, data.text_column)
     if data.data is not None:
-        readers.check_files(data.data, form)
+        first_rows.check(data.data, form)
     if data.protect is not None:
-        readers.check_files(data.protect)
-    task_names.check(config.evaluation.tasks, config.evaluation.allow_code_execution)
+        first_rows.check(data.protect)
     for task in entries:
-        if task.task == NLL and task.file is not None:
-            readers.check_files(task.file, form)
-    for source in (data.data, data.protect):
-        for name in readers.hub_names(source) if source is not None else []:
-            _check_data_set(name)
+        if task.file is not None:
+            task_names.check_file(task, form)
 
 
 def check_model(setting: str, name: str | None) -> None:

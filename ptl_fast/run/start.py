@@ -80,9 +80,9 @@ def planned_sizes(**settings: Any) -> list[dict[str, int]]:
     from ptl_fast.pruning import width_multiple
     from ptl_fast.run import goals, layers_left, rounds, sizes
 
-    # as in a dry run, the data need not be there
+    # as in a dry run, no data need be named; here none need be there either
     config = make_config(**settings).changed(dry_run=True)
-    _check(config)
+    _check(config, looks_at_data=False)
     assert config.model.model is not None
     original = loading.load_config(config.model.model, config.model)
     # a real run measures it on its device; here the usual answer has to do
@@ -141,8 +141,8 @@ def run(
     return report
 
 
-def _check(config: "Config") -> None:
+def _check(config: "Config", looks_at_data: bool = True) -> None:
     """Raise ValueError for settings that contradict each other, or name what is not there."""
     config.check()
     checks.check_methods(config)
-    early_checks.check(config)
+    early_checks.check(config, looks_at_data)

@@ -38,7 +38,7 @@ SUBCOMMANDS = {
         module="ptl_fast.run.command",
         function="estimate",
         arguments="--model NAME ...",
-        help="what compress would do: sizes, memory, hours; reads no weights and no data",
+        help="what compress would do: sizes, memory, hours; reads no weights",
     ),
     "report": Subcommand(
         module="ptl_fast.run.show_report",

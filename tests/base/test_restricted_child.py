@@ -132,12 +132,14 @@ def test_a_protection_that_does_not_hold_is_named(
     """The kernel's answers are not believed: the calls succeed, and nothing comes of them."""
     path, *rest = sandbox.CHILD.split("\n")
     lies = (
+        "import os\n"
         "from ptl_fast.base import restricted_child as child\n"
         "class Liar:\n"
         "    def __init__(self, libc): self.libc = libc\n"
         "    def __getattr__(self, called):\n"
         "        inert = ('unshare', 'prctl', 'capset', 'syscall')\n"
-        "        return (lambda *given: 3) if called in inert else getattr(self.libc, called)\n"
+        "        called_of = (lambda *given: os.dup(2)) if called in inert else None\n"
+        "        return called_of or getattr(self.libc, called)\n"
         f"child.PROTECTIONS = {{{name!r}: lambda libc, apply=child.PROTECTIONS[{name!r}]:"
         " apply(Liar(libc))}\n"
     )
@@ -205,3 +207,11 @@ def test_a_limit_that_is_lower_already_stays(monkeypatch: pytest.MonkeyPatch) ->
     restricted_child._lower(1, 200, 300)
     restricted_child._lower(2, 200, 300)
     assert after == {1: (100, 100), 2: (200, 300)}
+
+
+@needs_landlock
+def test_data_is_not_read_but_python_and_the_system_are(tmp_path: Path) -> None:
+    (tmp_path / "answers.jsonl").write_text("{}")
+    program = REFUSED + f"action = lambda: open({str(tmp_path / 'answers.jsonl')!r})"
+    assert passes(program, "assert refused(action)")
+    assert passes("import csv, numpy\nfound = open('/proc/self/status').read()", "assert found")

@@ -179,7 +179,7 @@ def test_what_lies_beside_a_table_is_no_second_table(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
     source = readers.Source(str(tmp_path), str(tmp_path))
-    readers._check_folder(source)
+    readers.check_folder(source)
 
 
 def test_columns_of_one_name_are_refused_and_empty_cells_are_not(tmp_path: Path) -> None:

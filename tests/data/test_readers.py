@@ -119,7 +119,7 @@ def test_json_errors_name_the_file(tmp_path: Path) -> None:
     ],
 )
 def test_hub_names_are_parsed(entry: str, expected: tuple) -> None:
-    parsed, weights = readers._parse(entry)
+    parsed, weights = readers.parse(entry)
     assert (parsed, weights) == ([Source(entry, *expected)], [])
 
 

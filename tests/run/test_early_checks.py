@@ -77,10 +77,24 @@ def test_what_is_not_there_is_named_with_what_is_like_it(
         early_checks.check(settings(**values))
 
 
-def test_a_dry_run_reads_no_data(settings: Callable[..., Config]) -> None:
-    early_checks.check(settings(data="nowhere.jsonl", dry_run=True))
-    with pytest.raises(ValueError, match="unknown evaluation task"):
-        early_checks.check(settings(eval_tasks="hellaswg", dry_run=True))
+def test_a_dry_run_looks_at_files_and_asks_no_hub_for_data(
+    settings: Callable[..., Config],
+) -> None:
+    early_checks.check(settings(data="owner/nowhere", dry_run=True))
+    early_checks.check(settings(eval_tasks="ptl_gsm8k=owner/nowhere", dry_run=True))
+    early_checks.check(settings(data="nowhere.jsonl", dry_run=True), looks_at_data=False)
+    for values, message in (
+        ({"data": "nowhere.jsonl"}, "no file nowhere.jsonl"),
+        ({"data": "/dev/null"}, "/dev/null is a device or a pipe"),
+        ({"answer_column": "nope"}, "--answer-column nope does not fit"),
+        ({"protect": "/"}, "/ holds more than .* files and folders"),
+        ({"eval_tasks": "hellaswg"}, "unknown evaluation task"),
+        ({"eval_tasks": "nll=/dev/zero"}, "/dev/zero is a device or a pipe"),
+        ({"eval_tasks": "ptl_gsm8k=nowhere.jsonl"}, "ptl_gsm8k: no file nowhere.jsonl"),
+        ({"eval_tasks": "ptl_gsm8k=data.jsonl"}, "ptl_gsm8k: data.jsonl line 1 .*answer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            early_checks.check(settings(**values, dry_run=True))
 
 
 @pytest.mark.parametrize(
