@@ -194,7 +194,12 @@ def recovered(context: "RunContext", step: "Round", extension: int) -> dict[str,
         unchanged = None
         if not recover_step.has_trained(recovery.read()):
             unchanged = files.pruned.read()
-        measure = functools.partial(evaluate, context, f"round {step.number} recovered")
+        measure = functools.partial(
+            evaluate,
+            context,
+            f"round {step.number} recovered",
+            files.recovered_answers(extension),
+        )
         found = evaluated.once(lambda: unchanged or _stage(context, step, "evaluate", measure))
         return found if unchanged or extension else _keep_better(context, step, found)
     except Diverged as error:
@@ -288,7 +293,9 @@ def _prune(context: "RunContext", step: "Round") -> None:
     unchanged = None
     if not kind_of(step).removes:
         unchanged = (context.records[-1] if context.records else context.dense)["eval"]
-    measure = functools.partial(evaluate, context, f"round {step.number} pruned")
+    measure = functools.partial(
+        evaluate, context, f"round {step.number} pruned", files.pruned_answers
+    )
     files.pruned.once(lambda: unchanged or _stage(context, step, "evaluate", measure))
 
 
