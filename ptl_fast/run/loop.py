@@ -22,6 +22,7 @@ from ptl_fast.model.widths import ffn_width
 from ptl_fast.run import (
     gate_step,
     narration,
+    plan_line,
     prune_step,
     publish,
     records,
@@ -74,7 +75,11 @@ def run(config: "Config", callbacks: "Sequence[Callback]" = ()) -> dict[str, Any
     refitted = prune_step.tokens_refitted_to(context)
     # a run with nothing left to do has loaded no model
     width = context.records[-1]["width"] if context.records else ffn_width(context.original)
-    for line in (verdict.few_steps_line(steps), verdict.few_tokens_line(refitted, width)):
+    for line in (
+        plan_line.line(context),
+        verdict.few_steps_line(steps),
+        verdict.few_tokens_line(refitted, width),
+    ):
         if line is not None:
             say(line)
     with progress.stage("evaluating the original model"):
