@@ -146,7 +146,7 @@ def measure_run(settings: Settings, task: str) -> Row:
             loading.load_model(final, ModelSettings(), "cpu"),
             loading.load_tokenizer(final),
         )
-        (accuracy,) = tasks.run_lm_eval(model, tokenizer, loaded, 250, None).values()
+        (accuracy,) = tasks.run_lm_eval(model, tokenizer, loaded, 250, None).metrics.values()
     finally:
         registry.recover = recover
         shutil.rmtree(folder)

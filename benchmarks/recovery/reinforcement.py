@@ -128,7 +128,7 @@ class PrunedModel:
             self.task,
             self.config.evaluation.eval_batch,
             self.config.evaluation.eval_limit,
-        ).values()
+        ).metrics.values()
         return round(100 * value, 1)
 
     def _task(self, folder: Path, num_tokens: int) -> "RecoveryTask":

@@ -12,7 +12,7 @@ STYLE = """
 body{margin:0 auto;padding:1rem;max-width:70rem;background:var(--bg);color:var(--fg);
 font:16px/1.5 system-ui,sans-serif;overflow-wrap:break-word}
 h1{font-size:1.6rem;line-height:1.2}h2{font-size:1.2rem;margin-top:2rem}
-h3{font-size:1rem;margin:0 0 .3rem}
+h3{font-size:1rem;margin:0 0 .3rem}section>h3{margin-top:1.2rem}
 p.how{color:var(--soft);font-size:.9rem;margin:.3rem 0}
 .grid2{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr))}
 .card{background:var(--box);border-radius:.5rem;padding:.8rem;min-width:0}
@@ -35,6 +35,7 @@ font-size:.85rem}
 .key{display:inline-block;width:.8em;height:.8em;border-radius:.2em;margin-right:.4em}
 .k0{background:var(--c0)}.k1{background:var(--c1)}.k2{background:var(--c2)}
 .k3{background:var(--c3)}.k4{background:var(--c4)}.k5{background:var(--c5)}
+pre.said{white-space:pre-wrap;padding:0;margin:0}
 pre{overflow-x:auto;background:var(--box);padding:.6rem;border-radius:.5rem;font-size:.85rem}
 """
 
@@ -53,6 +54,16 @@ def section(title: str, *parts: str) -> str:
     """A section with a heading; nothing if it has no content."""
     content = "\n".join(part for part in parts if part)
     return f"<section><h2>{escape(title)}</h2>\n{content}</section>" if content else ""
+
+
+def subsection(title: str, content: str) -> str:
+    """A part of a section, with a smaller heading."""
+    return f"<h3>{escape(title)}</h3>\n{content}"
+
+
+def quoted(title: str, text: str) -> str:
+    """A card with somebody's text, its lines as they are or folded."""
+    return f'<div class="card"><h3>{escape(title)}</h3><pre class="said">{escape(text)}</pre></div>'
 
 
 def card(title: str, chart: str, how: str) -> str:

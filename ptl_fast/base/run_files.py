@@ -7,6 +7,7 @@ copies/                          copies of state.json, decisions.json and width_
                                  no stage can make again
 checksums.list                  in every folder: what was written into it (base/checksums.py)
 dense.json                       size and evaluation of the original model
+dense_answers.json               if a task asks for answers: those to its first problems
 round-02/traces/                 with --traces-every-round: those of the model before the round
 round-01/plan.json               which neurons or layers were removed
 round-01/statistics.safetensors  the statistics and scores that the plan was made from
@@ -19,6 +20,7 @@ round-01/streamed/               with --stream, until the round is finished: the
   states/                        hidden states, where they are too many for memory
   model.safetensors.index.json   written last
 round-01/pruned.json             evaluation before recovery
+round-01/pruned_answers.json, recovered_answers.json  the answers of those evaluations
 round-01/recovery/               until the round is finished, what its recovery needs to go on:
   checkpoint-8/                  the newest checkpoint, the Trainer's own files and
     watched.pt, closing.json     statistics so far, state of the closing phase
@@ -82,7 +84,7 @@ BEFORE_STATE = {LOCK, "state.json.tmp", LIST, COPIES}
 WRITTEN = re.compile(
     r"(round-\d{2,}(\.failed-\d+)?|final(\.tmp|\.changed-\d+)?|log|traces|sizes"
     rf"|{re.escape(LIST)}|{COPIES}"
-    r"|(state|dense|decisions|width_multiple|report)\.json(\.tmp)?|report\.(md|html)(\.tmp)?)"
+    r"|(state|dense|dense_answers|decisions|width_multiple|report)\.json(\.tmp)?|report\.(md|html)(\.tmp)?)"
 )
 
 
@@ -250,6 +252,7 @@ class RoundFolder:
         self.token_weights = JsonFile(path / "token_weights.json")
         self.folded_layers = JsonFile(path / "folded_layers.json")
         self.pruned = JsonFile(path / "pruned.json")
+        self.pruned_answers = JsonFile(path / "pruned_answers.json")
         self.worse_recovery = JsonFile(path / "worse_recovery.json")
         self.seconds = JsonFile(path / "seconds.json")
         self.record = JsonFile(path / "record.json")
@@ -259,6 +262,10 @@ class RoundFolder:
     def recovered(self, extension: int = 0) -> JsonFile:
         """The evaluation after training; empty if it diverged."""
         return JsonFile(self.path / f"recovered{_suffix(extension)}.json")
+
+    def recovered_answers(self, extension: int = 0) -> JsonFile:
+        """The answers of that evaluation."""
+        return JsonFile(self.path / f"recovered_answers{_suffix(extension)}.json")
 
     def recovery(self, extension: int = 0) -> JsonFile:
         """What the training took: tokens, steps, held-out checks."""
@@ -315,6 +322,7 @@ class RunFiles:
         self.state_file = TwiceStored(path / "state.json")
         self.traces = TraceFolder(path / "traces")
         self.dense = JsonFile(path / "dense.json")
+        self.dense_answers = JsonFile(path / "dense_answers.json")
         self.decisions = TwiceStored(path / "decisions.json")
         self.width_multiple = TwiceStored(path / "width_multiple.json")
         self.report = JsonFile(path / "report.json")

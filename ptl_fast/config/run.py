@@ -40,8 +40,9 @@ class RunSettings:
     the config alone, and stop. Needs no --data; files that are named are looked at.
     """
 
-    dry_run_gpus: str = field(default="1xA100-80GB", metadata=FREE)
-    """The GPUs that --dry-run predicts memory and hours for, COUNTxNAME: A100-40GB, A100-80GB,
+    dry_run_gpus: str = field(default="this", metadata=FREE)
+    """What --dry-run predicts memory and hours for: this machine (its GPUs, if they are of those
+    named here, or its CPU, whose speed is tried), or GPUs as COUNTxNAME: A100-40GB, A100-80GB,
     H100-80GB or H200.
     """
 

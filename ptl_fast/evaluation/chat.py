@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ptl_fast.base.progress import progress
 from ptl_fast.data.answers import BOXED_REQUEST
+from ptl_fast.evaluation import kept_answers
+from ptl_fast.evaluation.kept_answers import KeptAnswer, Measured
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,6 +42,8 @@ class ChatTask:
     """What the user says."""
     is_right: Callable[[Row, str], bool]
     """Whether the text of an answer is right."""
+    expected: Callable[[Row], str] = lambda row: str(row.get("gold", ""))
+    """What is shown to people as the right answer, or as what it must pass."""
     runs_code: bool = False
     """Whether judging executes what the model wrote, in the sandbox."""
 
@@ -111,10 +115,14 @@ def load_mbpp(source: str | None) -> Sequence[Row]:
     return load_mbpp(source)["test"].to_list()
 
 
+def mbpp_tests(row: Row) -> str:
+    """The assertions that the code must pass."""
+    return "\n".join(row["test_list"])
+
+
 def mbpp_question(row: Row) -> str:
     """The task, and the assertions that the code must pass."""
-    tests = "\n".join(row["test_list"])
-    return f"{row['text']}\nYour code should pass these tests:\n\n{tests}"
+    return f"{row['text']}\nYour code should pass these tests:\n\n{mbpp_tests(row)}"
 
 
 def mbpp_is_right(row: Row, text: str) -> bool:
@@ -127,7 +135,11 @@ def mbpp_is_right(row: Row, text: str) -> bool:
 CHAT_TASKS: Mapping[str, ChatTask] = {
     "ptl_gsm8k_chat": ChatTask(load=load_gsm8k, question=gsm8k_question, is_right=gsm8k_is_right),
     "ptl_mbpp_chat": ChatTask(
-        load=load_mbpp, question=mbpp_question, is_right=mbpp_is_right, runs_code=True
+        load=load_mbpp,
+        question=mbpp_question,
+        is_right=mbpp_is_right,
+        expected=mbpp_tests,
+        runs_code=True,
     ),
 }
 """By the name in --eval-tasks."""
@@ -195,8 +207,9 @@ def run(
     loaded: LoadedChat,
     batch_size: int,
     description: str,
-) -> dict[str, float]:
-    """Answer all problems ``num_samples`` times and return {metric: value}.
+) -> Measured:
+    """Answer all problems ``num_samples`` times; return {metric: value}, and each problem's first
+    answer.
 
     ``pass@k``: chance that at least one of k answers is right, in [0, 1], for k = 1, 2, 4, ... up
     to the number of samples; by its unbiased estimate (arXiv 2107.03374). ``response_tokens``:
@@ -208,6 +221,7 @@ def run(
     from ptl_fast.data.generation import Sampling, answer_all
 
     samples: list[list[Judged]] = []
+    kept: list[KeptAnswer] = []
     seconds = 0.0
     for number in range(loaded.num_samples):
         sampling = Sampling(
@@ -216,8 +230,33 @@ def run(
         start = time.perf_counter()
         answers = answer_all(model, tokenizer, loaded.prompts, sampling, batch_size, description)
         seconds += time.perf_counter() - start
-        samples.append(judge_all(tokenizer, loaded.task, loaded.problems, answers, description))
-    return summary(samples, seconds)
+        judged = judge_all(tokenizer, loaded.task, loaded.problems, answers, description)
+        samples.append(judged)
+        kept = kept or _kept(tokenizer, loaded, answers, judged)
+    return Measured(summary(samples, seconds), kept)
+
+
+def _kept(
+    tokenizer: "PreTrainedTokenizerBase",
+    loaded: LoadedChat,
+    answers: "Sequence[Answer]",
+    judged: Sequence[Judged],
+) -> list[KeptAnswer]:
+    """The answers to the first problems, to be read."""
+    several = list(zip(loaded.problems, answers, judged, strict=True))[: kept_answers.MOST]
+    return [
+        kept_answers.keep(
+            loaded.task.question(row),
+            loaded.task.expected(row),
+            _text(tokenizer, answer),
+            right=each.right,
+        )
+        for row, answer, each in several
+    ]
+
+
+def _text(tokenizer: "PreTrainedTokenizerBase", answer: "Answer") -> str:
+    return str(tokenizer.decode(answer.tokens, skip_special_tokens=True))
 
 
 def judge_all(
@@ -238,9 +277,8 @@ def judge(
     """Judge an answer to a problem; one that was cut off may still be right."""
     from ptl_fast.data.generation import repeats
 
-    text = str(tokenizer.decode(answer.tokens, skip_special_tokens=True))
     return Judged(
-        right=task.is_right(row, text),
+        right=task.is_right(row, _text(tokenizer, answer)),
         tokens=len(answer.tokens),
         finished=answer.finished,
         repeating=repeats(answer.tokens),

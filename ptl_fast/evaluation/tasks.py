@@ -18,8 +18,9 @@ from ptl_fast.base import distributed
 from ptl_fast.base.console import reason
 from ptl_fast.base.errors import Diverged
 from ptl_fast.data import readers
-from ptl_fast.evaluation import chat, task_names
+from ptl_fast.evaluation import chat, kept_answers, task_names
 from ptl_fast.evaluation.chat import CHAT_TASKS, LoadedChat
+from ptl_fast.evaluation.kept_answers import KeptAnswer, Measured
 from ptl_fast.evaluation.nll import NLL_MAX_LENGTH, answer_nll
 from ptl_fast.evaluation.task_names import (
     CODE_TASKS,
@@ -152,8 +153,9 @@ def run_tasks(
     batch_size: int,
     limit: int | None,
     description: str,
-) -> dict[str, dict[str, float]]:
-    """Evaluate the model on the main rank, and return {label: {metric: value}} on every rank.
+) -> tuple[dict[str, dict[str, float]], dict[str, list[KeptAnswer]]]:
+    """Evaluate the model on the main rank, and return on every rank {label: {metric: value}} and,
+    of the tasks that ask for answers, {label: answers to the first problems}.
 
     Args:
         nll_documents: {label: documents} of the tasks that are ``nll``.
@@ -166,6 +168,7 @@ def run_tasks(
         Diverged: a value is NaN or infinite; raised on every rank.
     """
     results: dict[str, dict[str, float]] = {}
+    answers: dict[str, list[KeptAnswer]] = {}
     for task in tasks if distributed.is_main() else []:
         label, named = task.label, f"{description}: {task.label}"
         own = loaded.get(label)
@@ -173,12 +176,16 @@ def run_tasks(
             results[label] = answer_nll(
                 model, tokenizer, nll_documents[label], batch_size, NLL_MAX_LENGTH, named
             )
-        elif isinstance(own, LoadedChat):
-            results[label] = chat.run(model, tokenizer, own, batch_size, named)
+            continue
+        if isinstance(own, LoadedChat):
+            measured = chat.run(model, tokenizer, own, batch_size, named)
         else:
-            results[label] = run_lm_eval(model, tokenizer, own, batch_size, limit, named)
+            measured = run_lm_eval(model, tokenizer, own, batch_size, limit, named)
+        results[label] = measured.metrics
+        if measured.answers:
+            answers[label] = measured.answers
     # shared before the check, so that every rank raises and none waits for ever
-    results = distributed.agree(results)
+    results, answers = distributed.agree((results, answers))
     for label, values in results.items():
         for metric, value in values.items():
             if not math.isfinite(value):
@@ -186,7 +193,7 @@ def run_tasks(
                     f"{description}: {label} {metric} is {value}, the model has diverged; lower"
                     " --learning-rate or prune less in a round (more --rounds)"
                 )
-    return results
+    return results, answers
 
 
 def run_lm_eval(
@@ -196,30 +203,37 @@ def run_lm_eval(
     batch_size: int,
     limit: int | None,
     description: str = "",
-) -> dict[str, float]:
-    """Run one loaded lm-eval task and return {metric: value}; accuracies are in [0, 1]."""
+) -> Measured:
+    """Run one loaded lm-eval task; return {metric: value}, accuracies in [0, 1], and answers."""
     # here, as importing lm-eval takes seconds
     from lm_eval.evaluator import evaluate
 
     from ptl_fast.evaluation import lm_eval_model
 
+    (task,) = loaded["tasks"].values()
+    generates = task.OUTPUT_TYPE == "generate_until"
     with lm_eval_model.reporting(description):
         results = evaluate(
             lm=lm_eval_model.make(model, tokenizer, batch_size),
             task_dict=loaded,
             limit=limit,
             bootstrap_iters=0,  # no standard errors, which are left out below
-            log_samples=False,
+            log_samples=generates,
             confirm_run_unsafe_code=True,  # parse_tasks has asked for the permission
         )
     assert results is not None
     (values,) = results["results"].values()
     # metrics are the keys METRIC,FILTER; others describe the task
-    return {
-        _metric_name(name): value
+    found = {
+        name: value
         for name, value in values.items()
         if isinstance(value, int | float) and "_stderr" not in name and "," in name
     }
+    answers: list[KeptAnswer] = []
+    if generates and found:
+        (samples,) = results["samples"].values()
+        answers = kept_answers.of_samples(samples, next(iter(found)), task.doc_to_text)
+    return Measured({_metric_name(name): value for name, value in found.items()}, answers)
 
 
 def _metric_name(name: str) -> str:

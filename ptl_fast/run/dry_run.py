@@ -8,7 +8,7 @@ import itertools
 import types
 from typing import TYPE_CHECKING, Any
 
-from ptl_fast.base.console import quiet_libraries
+from ptl_fast.base.console import columns, quiet_libraries
 from ptl_fast.config.presets import shipped_config
 from ptl_fast.config.trainer import read_deepspeed
 from ptl_fast.model import flops
@@ -27,8 +27,9 @@ from ptl_fast.run import (
     trace_report,
 )
 from ptl_fast.run.checks import check_expert_rows, check_lengths, check_stream, check_support
-from ptl_fast.run.gpus import Gpu, parse_gpus
+from ptl_fast.run.gpus import Gpu
 from ptl_fast.run.rounds import kind_of, make_schedule
+from ptl_fast.run.this_machine import chosen, named
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -103,13 +104,12 @@ def dry_run(config: "Config") -> str:
     notes += layer_choice.engine_notes(config.prune, dense)
     notes += layers_left.note(config.prune, dense, schedule)
     said = "".join(f"{note}\n\n" for note in notes)
-    told = f"{said}{tables.schedule_table(rows)}\n\n{floor}{assumptions(config, rows)}"
-    grams = pruning_memory.grams_line(
-        dense, config, GIB * parse_gpus(config.run.dry_run_gpus)[1].memory_gib
-    )
+    told = f"{said}{tables.schedule_table(rows, columns())}\n\n{floor}{assumptions(config, rows)}"
+    _, device = chosen(config.run.dry_run_gpus)
+    grams = pruning_memory.grams_line(dense, config, int(GIB * device.memory_gib))
     told += f"\n{grams}" if grams else ""
     if config.traces.traces:
-        num_gpus, gpu = parse_gpus(config.run.dry_run_gpus)
+        num_gpus, gpu = chosen(config.run.dry_run_gpus)
         speed = num_gpus * gpu.bandwidth_gbs * 1e9 * UTILISATION
         told += f"\n{trace_report.prediction(config, schedule, dense, speed)}"
     return told
@@ -149,7 +149,7 @@ def predict(
         serving_bytes and training_bytes per GPU; recovery_tokens and recovery_hours, None if not
         known.
     """
-    num_gpus, gpu = parse_gpus(config.run.dry_run_gpus)
+    num_gpus, gpu = chosen(config.run.dry_run_gpus)
     prompts = PROMPT_TOKENS.get(model.model_type, PROMPT_TOKENS["llama"])
     parts = estimates(model, original, config, recoveries, num_tokens)
     known = all(part.num_tokens is not None for part in parts)
@@ -213,21 +213,25 @@ def assumptions(config: "Config", rows: list[dict[str, Any]]) -> str:
 
     ``rows`` are the table's: the dense model, then each round.
     """
-    _, gpu = parse_gpus(config.run.dry_run_gpus)
+    _, gpu = chosen(config.run.dry_run_gpus)
     recoveries = registry.find(config.recovery.all_recoveries)
     rollouts = registry.rollouts_of(config.recovery.all_recoveries, config.grpo, config.opd)
     on_text = any(each.on_text for each in recoveries)
     batch = f"{config.trainer.micro_batch} x {config.data.sequence_length}"
+    trains = registry.trains(config.recovery.all_recoveries)
     recompute = "with" if config.trainer.gradient_checkpointing else "without"
     lines = [
         "Under each benchmark: FLOPs of one prompt of so many tokens, without the language-model"
         " head. The lengths are inferred"
         " from the FLOPs of arXiv 2602.04919, not measured (docs/paper.md).",
         f"Serving: bf16 weights and the KV cache of one sequence of {SERVED_CONTEXT} tokens."
-        " Training: each of"
-        f" {config.run.dry_run_gpus}, {config.trainer.deepspeed or 'no DeepSpeed'}, {batch} tokens,"
-        f" {recompute} gradient checkpointing;"
-        " an estimate.",
+        + (
+            f" Training: one device of {named(config.run.dry_run_gpus)},"
+            f" {config.trainer.deepspeed or 'no DeepSpeed'}, {batch} tokens, {recompute} gradient"
+            " checkpointing; an estimate."
+            if trains
+            else ""
+        ),
         text.prediction(config),
         size_folders.prediction(config, rows),
     ]
@@ -243,13 +247,14 @@ def assumptions(config: "Config", rows: list[dict[str, Any]]) -> str:
             "What dropped layers did is folded into the FFN before them (--compensate-layers):"
             " another pass over --calibration-tokens in each round that drops layers."
         )
-    if all(row["recovery_hours"] is not None for row in rows[1:]):
+    if not trains:
+        lines.append("--recovery none: nothing is trained; scoring and evaluation take the time.")
+    elif all(row["recovery_hours"] is not None for row in rows[1:]):
         total = sum(row["recovery_hours"] for row in rows[1:])
         lines.append(
             (
-                f"Recovery: {total:.1f} hours on {config.run.dry_run_gpus}, assuming"
-                f" {UTILISATION:.0%}"
-                f" of {gpu.tflops:g} TFLOP/s each"
+                f"Recovery: {tables.show_hours(total)} hours on {named(config.run.dry_run_gpus)},"
+                f" assuming {UTILISATION:.0%} of {gpu.tflops:.3g} TFLOP/s each"
             )
             + (
                 ", generating the rollouts not counted, and each as long as it may be."
@@ -274,9 +279,10 @@ def assumptions(config: "Config", rows: list[dict[str, Any]]) -> str:
             "With opd the teacher stays in memory beside the model: training's memory has both."
         )
     most = max(row["training_bytes"] for row in rows[1:]) / GIB
-    if most > gpu.memory_gib and registry.trains(config.recovery.all_recoveries):
+    if most > gpu.memory_gib and trains:
         lines.append(
-            f"Recovery needs {most:.0f} GiB on a GPU that has {gpu.memory_gib}: use more GPUs, or"
+            f"Recovery needs {most:.0f} GiB on a GPU or machine that has {gpu.memory_gib}: use more"
+            " GPUs, or"
             " --deepspeed."
         )
     return "\n".join(lines)
@@ -284,7 +290,7 @@ def assumptions(config: "Config", rows: list[dict[str, Any]]) -> str:
 
 def _weighing(config: "Config", rows: list[dict[str, Any]]) -> str:
     """The line about what --token-weights costs, in rounds that remove neurons."""
-    num_gpus, gpu = parse_gpus(config.run.dry_run_gpus)
+    num_gpus, gpu = chosen(config.run.dry_run_gpus)
     # three more forward passes of the model before the round: its own prediction, the probe's, and
     # the second pass for statistics
     work = sum(

@@ -7,16 +7,21 @@ from ptl_fast.evaluation.nll import NLL, NLL_MAX_LENGTH, answer_nll
 from ptl_fast.run import sizes
 
 if TYPE_CHECKING:
+    from ptl_fast.base.stored import JsonFile
     from ptl_fast.run.context import RunContext
 
 
-def evaluate(context: "RunContext", description: str) -> dict[str, dict[str, float]]:
+def evaluate(
+    context: "RunContext", description: str, answers: "JsonFile"
+) -> dict[str, dict[str, float]]:
     """Run the tasks of --eval-tasks on the model in memory; return {task: {metric: value}}.
 
-    Nothing is written. All ranks must call this.
+    All ranks must call this.
 
     Args:
         description: label of the progress bar.
+        answers: where {task: answers} are written if a task asks for answers. The caller writes
+            the values afterwards, so that where these are done the answers are too.
 
     Raises:
         Diverged: a value is NaN or infinite; raised on all ranks.
@@ -25,7 +30,7 @@ def evaluate(context: "RunContext", description: str) -> dict[str, dict[str, flo
     # without loading a model that --stream has left on the disk
     if not context.tasks:
         return {}
-    return eval_tasks.run_tasks(
+    found, given = eval_tasks.run_tasks(
         context.model,
         inputs.tokenizer,
         context.tasks,
@@ -35,6 +40,9 @@ def evaluate(context: "RunContext", description: str) -> dict[str, dict[str, flo
         limit=settings.eval_limit,
         description=description,
     )
+    if given:
+        answers.write(given)
+    return found
 
 
 def checked_nll(context: "RunContext") -> float:
@@ -58,7 +66,7 @@ def measure_dense(context: "RunContext") -> dict[str, Any]:
     length = context.config.data.sequence_length
     # None: the size before any round
     size = sizes.predicted_size(context.original, None, length)
-    dense = {**size, "eval": evaluate(context, "dense")}
+    dense = {**size, "eval": evaluate(context, "dense", context.folder.dense_answers)}
     # checked_documents are read for until-recovered alone
     if not context.inputs.checked_documents:
         return dense

@@ -6,14 +6,21 @@ from dataclasses import dataclass
 
 from ptl_fast.config.checking import nearest
 
+THIS = "this"
+"""The value of --dry-run-gpus for the machine that it runs on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """Peak dense bf16 TFLOP/s, memory and its bandwidth, by NVIDIA's data sheets (SXM versions)."""
+    """Peak dense bf16 TFLOP/s, memory and its bandwidth, by NVIDIA's data sheets (SXM versions); or
+    what a CPU reached in a trial.
+    """
 
     tflops: float
     memory_gib: int
     bandwidth_gbs: float
+    name: str = ""
+    """What it is called where it is this machine's."""
 
 
 GPUS = {
@@ -25,7 +32,7 @@ GPUS = {
 
 
 def parse_gpus(text: str) -> tuple[int, Gpu]:
-    """Parse --dry-run-gpus COUNTxNAME, such as 4xA100-80GB, into (number, GPU).
+    """Parse COUNTxNAME of --dry-run-gpus, such as 4xA100-80GB, into (number, GPU).
 
     Raises:
         ValueError: it has another form, or the GPU is unknown.
@@ -34,7 +41,8 @@ def parse_gpus(text: str) -> tuple[int, Gpu]:
     if match is None or match[2] not in GPUS:
         raise ValueError(
             f"--dry-run-gpus {text} is not COUNTxNAME, such as 4xA100-80GB, with NAME one of"
-            f" {', '.join(GPUS)}{nearest(text.partition('x')[2], GPUS)}"
+            f" {', '.join(GPUS)}, nor {THIS}, for this machine"
+            f"{nearest(text.partition('x')[2], GPUS)}"
         )
     return int(match[1]), GPUS[match[2]]
 

@@ -22,6 +22,7 @@ from ptl_fast.model.widths import ffn_width
 from ptl_fast.run import (
     gate_step,
     narration,
+    plan_line,
     prune_step,
     publish,
     records,
@@ -74,7 +75,11 @@ def run(config: "Config", callbacks: "Sequence[Callback]" = ()) -> dict[str, Any
     refitted = prune_step.tokens_refitted_to(context)
     # a run with nothing left to do has loaded no model
     width = context.records[-1]["width"] if context.records else ffn_width(context.original)
-    for line in (verdict.few_steps_line(steps), verdict.few_tokens_line(refitted, width)):
+    for line in (
+        plan_line.line(context),
+        verdict.few_steps_line(steps),
+        verdict.few_tokens_line(refitted, width),
+    ):
         if line is not None:
             say(line)
     with progress.stage("evaluating the original model"):
@@ -194,7 +199,12 @@ def recovered(context: "RunContext", step: "Round", extension: int) -> dict[str,
         unchanged = None
         if not recover_step.has_trained(recovery.read()):
             unchanged = files.pruned.read()
-        measure = functools.partial(evaluate, context, f"round {step.number} recovered")
+        measure = functools.partial(
+            evaluate,
+            context,
+            f"round {step.number} recovered",
+            files.recovered_answers(extension),
+        )
         found = evaluated.once(lambda: unchanged or _stage(context, step, "evaluate", measure))
         return found if unchanged or extension else _keep_better(context, step, found)
     except Diverged as error:
@@ -288,7 +298,9 @@ def _prune(context: "RunContext", step: "Round") -> None:
     unchanged = None
     if not kind_of(step).removes:
         unchanged = (context.records[-1] if context.records else context.dense)["eval"]
-    measure = functools.partial(evaluate, context, f"round {step.number} pruned")
+    measure = functools.partial(
+        evaluate, context, f"round {step.number} pruned", files.pruned_answers
+    )
     files.pruned.once(lambda: unchanged or _stage(context, step, "evaluate", measure))
 
 

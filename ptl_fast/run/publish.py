@@ -9,6 +9,7 @@ from ptl_fast.base.stored import remove
 from ptl_fast.baselines import flap, slicegpt
 from ptl_fast.model import card_metadata, loading
 from ptl_fast.run import (
+    example_answers,
     history,
     model_card,
     push,
@@ -56,6 +57,9 @@ def write_report(context: "RunContext", final: dict[str, Any] | None = None) -> 
     traces = trace_step.summaries(context)
     if traces:
         content["traces"] = traces
+    examples = example_answers.collect(context.folder, context.records)
+    if examples:
+        content["examples"] = examples
     # without a quality gate the report has no word about one
     if context.rounds.gate_on is not None:
         content["decisions"] = context.rounds.decisions_as_json()

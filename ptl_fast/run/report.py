@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Any
 from ptl_fast.base import markdown
 from ptl_fast.baselines import ROUND_KINDS, SCORERS
 from ptl_fast.evaluation.chat import COSTS
-from ptl_fast.run import answer_costs, quality_gate, rollout_report, summary, trace_report, verdict
+from ptl_fast.run import (
+    answer_costs,
+    example_answers,
+    quality_gate,
+    rollout_report,
+    summary,
+    trace_report,
+    verdict,
+)
 from ptl_fast.run.tables import leading_metric, show, table
 
 if TYPE_CHECKING:
@@ -141,6 +149,8 @@ def to_markdown(report: dict[str, Any], how_to_load: str) -> str:
     costs = answer_costs.table(_stages(report))
     if costs:
         parts.append("## What an answer costs\n\n" + costs)
+    if report.get("examples"):
+        parts.append("## Example answers\n\n" + example_answers.to_markdown(report["examples"]))
     if report.get("text"):
         parts.append("## Text\n\n" + report["text"])
     parts.append("## Seconds per stage\n\n" + _seconds(report["rounds"]))

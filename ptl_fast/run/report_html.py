@@ -16,7 +16,7 @@ from ptl_fast.base.html_page import (
 )
 from ptl_fast.base.svg import Series
 from ptl_fast.evaluation.chat import COSTS, SECONDS
-from ptl_fast.run import metric_names, score_charts, summary, tables, verdict
+from ptl_fast.run import example_answers, metric_names, score_charts, summary, tables, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,6 +49,7 @@ def to_html(report: dict[str, Any], rounds: "Sequence[RoundHistory]", text: str)
             section("Verdict", paragraphs(told)),
             section("Every round is a model", table(_sizes(report, found)), paragraphs(how)),
             section("Quality and size", cards(_quality(report, found))),
+            section("Example answers", example_answers.to_html(report.get("examples", {}))),
             section("Cost", cards([_shrinking(dense, records), _speed(report), _time(records)])),
             section("Why these neurons and layers", cards(_why(rounds))),
             section(

@@ -16,6 +16,8 @@ SIZE = {
 # of a table that is too wide, in the order in which they are left out: from the right to the left,
 # so that the others keep their places
 LESS_NEEDED = ["FLOPs/token", "layers"]
+# Columns of a dry run that say nothing where nothing trains.
+OF_TRAINING = ("train GiB", "recovery tokens", "hours")
 
 
 def table(dense: dict[str, Any], rounds: list[dict[str, Any]]) -> str:
@@ -64,8 +66,7 @@ def new_rows(
             cells[0] = [name.removeprefix(f"{metric} ") for name in cells[0]]
         for name in LESS_NEEDED:
             if _width(cells) > width:
-                column = cells[0].index(name)
-                cells = [row[:column] + row[column + 1 :] for row in cells]
+                cells = _without(cells, name)
     lines = markdown.table(cells).splitlines()
     return "\n".join(
         lines[num_shown - len(rounds) :] if num_shown else ["", above + lines[0], *lines[1:]]
@@ -111,14 +112,15 @@ def leading_metric(size: dict[str, Any]) -> tuple[str, str]:
     return task, next(iter(size["eval"][task]))
 
 
-def schedule_table(rows: list[dict[str, Any]]) -> str:
+def schedule_table(rows: list[dict[str, Any]], width: int | None = None) -> str:
     """Return a dry run's table: the dense model, then each round's.
 
     Columns: size, FLOPs of a prompt of each benchmark, memory of one GPU, recovery tokens and
-    hours.
+    hours; the last of them only where a round trains. Where it is too wide, columns go.
 
     Args:
         rows: ``dry_run.predict``'s result for each model, with ``name``.
+        width: characters in a line; None for any number.
     """
     benchmarks = [f"{name} ({num_tokens})" for name, num_tokens in rows[0]["prompt_tokens"].items()]
     header = [
@@ -138,7 +140,7 @@ def schedule_table(rows: list[dict[str, Any]]) -> str:
         elif row["recovery_tokens"] is None:
             recovery = ["its part of the data", "?"]
         else:
-            recovery = [f"{row['recovery_tokens']:,}", f"{row['recovery_hours']:.1f}"]
+            recovery = [f"{row['recovery_tokens']:,}", show_hours(row["recovery_hours"])]
         lines.append(
             [
                 *size_cells(row["name"], row),
@@ -147,7 +149,25 @@ def schedule_table(rows: list[dict[str, Any]]) -> str:
                 *recovery,
             ]
         )
-    return markdown.table([header, *lines])
+    cells = [header, *lines]
+    # nothing trains: --recovery none
+    if all(row["recovery_tokens"] == 0 for row in rows[1:]):
+        cells = _without(cells, *OF_TRAINING)
+    for names in (benchmarks, *([name] for name in (*LESS_NEEDED, "serve GiB"))):
+        if width is not None and _width(cells) > width:
+            cells = _without(cells, *names)
+    return markdown.table(cells)
+
+
+def _without(cells: list[list[str]], *names: str) -> list[list[str]]:
+    """The table without these columns, where it has them; ``cells[0]`` is the header."""
+    stay = [index for index, name in enumerate(cells[0]) if name not in names]
+    return [[row[index] for index in stay] for row in cells]
+
+
+def show_hours(hours: float) -> str:
+    """Hours with a decimal, and short ones with two digits that say something."""
+    return f"{hours:.1f}" if hours >= 1 or not hours else f"{hours:.2g}"
 
 
 def _row(name: str, size: dict[str, Any], pruned: str, recovered: str, seconds: str) -> list[str]:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base import markdown
 from ptl_fast.model import flops
-from ptl_fast.run import questions
+from ptl_fast.run import questions, this_machine
 from ptl_fast.run.rounds import data_amounts
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def prediction(
     again = f" and {renewed:,.0f} before later rounds" if renewed else ""
     return (
         f"Own traces: at most {num_tokens:,.0f} tokens that are kept, their prompts among them,"
-        f" before the first round{again}; {hours:.1f} hours on {config.run.dry_run_gpus}, each with"
+        f" before the first round{again}; {hours:.1f} hours on"
+        f" {this_machine.named(config.run.dry_run_gpus)}, each with"
         f" {settings.traces_batch} answers at once, reading its weights at {speed / 1e9:,.0f} GB/s"
         " in all. Answers that are not kept come on top."
     )

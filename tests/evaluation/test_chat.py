@@ -126,8 +126,11 @@ def test_the_model_in_memory_answers_and_is_judged(
     )
     loaded = load(f"bare={file}", chats, eval_max_tokens=100)
     assert loaded.temperature == 0
-    found = chat.run(demo_model, chats, loaded, 4, "test")
+    found, kept = chat.run(demo_model, chats, loaded, 4, "test")
     assert found["pass@1"] > 0.8
+    assert found["pass@1"] == sum(each["right"] for each in kept) / 6
+    assert [each["question"] for each in kept] == [row["question"] for row in loaded.problems]
+    assert all(each["expected"] in each["answer"] for each in kept if each["right"])
     assert found["cut_off"] == 0
     assert 5 < found["response_tokens"] < 100
     assert loaded.metrics == {
@@ -136,7 +139,7 @@ def test_the_model_in_memory_answers_and_is_judged(
         "cut_off": False,
         "repeating": False,
     }
-    again = chat.run(demo_model, chats, loaded, 4, "test")
+    again, _ = chat.run(demo_model, chats, loaded, 4, "test")
     assert {**again, chat.SECONDS: 0} == {**found, chat.SECONDS: 0}
 
 
@@ -162,7 +165,9 @@ def test_samples_are_drawn_anew_even_one_by_one(
         eval_samples=3,
         eval_temperature=5.0,
     )
-    found = chat.run(demo_model, chats, loaded, 1, "test")
+    found, kept = chat.run(demo_model, chats, loaded, 1, "test")
+    first = [tokenizer.decode(each.tokens, skip_special_tokens=True) for each in made[0]]
+    assert [each["answer"] for each in kept] == first, "of several answers the first are kept"
     assert {name for name in found if name.startswith("pass")} == {"pass@1", "pass@2", "pass@3"}
     assert len({tuple(sample[0].tokens) for sample in made}) == 3
     assert EvaluationSettings(eval_samples=3).sampling_temperature == 0.6

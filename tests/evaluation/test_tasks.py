@@ -30,15 +30,15 @@ def test_metrics_are_known_before_they_are_measured(name: str, tmp_path: Path) -
         AutoTokenizer.from_pretrained(DEMO_MODEL),
     )
     assert tasks.metrics(loaded) == dict.fromkeys(
-        tasks.run_lm_eval(model, tokenizer, loaded, 2, 2), True
+        tasks.run_lm_eval(model, tokenizer, loaded, 2, 2).metrics, True
     )
 
 
 def test_random_model_solves_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
     task = tasks.EvalTask.parse("demo_arithmetic")
-    assert tasks.run_lm_eval(
-        make_model("llama"), tokenizer, tasks.load_lm_eval_task(task), 50, 50
-    ) == {"exact_match/final-number": 0.0}
+    found = tasks.run_lm_eval(make_model("llama"), tokenizer, tasks.load_lm_eval_task(task), 50, 50)
+    assert found.metrics == {"exact_match/final-number": 0.0}
+    assert [each["right"] for each in found.answers] == [False] * 50
 
 
 def test_stock_task_reads_a_local_file(
@@ -57,7 +57,11 @@ def test_stock_task_reads_a_local_file(
         "a loaded task can be used again"
     )
     assert tokenizer.backend_tokenizer.to_str() == before
-    assert set(result) == {"exact_match/strict-match", "exact_match/flexible-extract"}
+    (kept,) = result.answers
+    assert "One plus one?" in kept["question"], "and not the examples before it"
+    assert len(kept["question"]) < 100
+    assert kept["right"] is False
+    assert set(result.metrics) == {"exact_match/strict-match", "exact_match/flexible-extract"}
 
 
 def test_unfit_task_file_is_named(tmp_path: Path) -> None:
@@ -127,4 +131,4 @@ def test_a_real_model_is_judged(tmp_path: Path) -> None:
         (f"ptl_mbpp={file}", "pass@1"),
     ):
         loaded = tasks.load_lm_eval_task(*tasks.parse_tasks([entry], allow_code_execution=True))
-        assert tasks.run_lm_eval(model, tokenizer, loaded, 2, 2) == {metric: 0.0}
+        assert tasks.run_lm_eval(model, tokenizer, loaded, 2, 2).metrics == {metric: 0.0}

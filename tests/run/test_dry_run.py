@@ -17,7 +17,9 @@ from benchmarks.documents import flops_table
 from ptl_fast.config.presets import shipped_config
 from ptl_fast.model import flops
 from ptl_fast.run import dry_run as estimates
+from ptl_fast.run import this_machine
 from ptl_fast.run.dry_run import dry_run
+from ptl_fast.run.gpus import Gpu
 from ptl_fast.run.start import parse
 from support.mixtures import EXPERT_WIDTH, make_mixture
 from support.models import DEMO_MODEL
@@ -84,15 +86,45 @@ def test_dry_run_without_data_knows_no_hours(capsys: pytest.CaptureFixture[str])
     assert {row["hours"] for row in cells(output)[1:]} == {"?"}
     assert "Recovery hours need --recovery-tokens" in output
     assert main(["--model", "Qwen/Qwen2.5-7B", "--dry-run", "--recovery", "none"]) == 0
-    assert {row["hours"] for row in cells(capsys.readouterr().out)[1:]} == {"0.0"}
+    text = capsys.readouterr().out
+    assert "--recovery none: nothing is trained" in text
+    assert "Training:" not in text
+    assert "hours" not in text
+    assert not {"train GiB", "recovery tokens"} & cells(text)[0].keys()
+
+
+def test_dry_run_is_about_this_machine(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Gpu(tflops=0.05, memory_gib=2, bandwidth_gbs=10, name="CPU, 3 threads, 50 GFLOP/s")
+    monkeypatch.setattr(this_machine, "found", lambda: (1, slow))
+    assert main(["--model", "Qwen/Qwen2.5-7B", "--dry-run", "--recovery-tokens", "100000"]) == 0
+    output = capsys.readouterr().out
+    assert "hours on this machine (CPU, 3 threads, 50 GFLOP/s), assuming 40% of 0.05 TF" in output
+    assert "on a GPU or machine that has 2:" in output
+    hours = sum(float(row["hours"]) for row in cells(output)[1:])
+    assert hours == pytest.approx(100_000 * 4 * 2 * 6.5e9 / (0.05e12 * 0.4) / 3600, rel=0.25)
+
+
+def test_dry_run_fits_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for width, columns in ((80, 6), (110, 9), (None, 13)):
+        monkeypatch.setattr(estimates, "columns", lambda width=width: width)
+        assert main(["--preset", "demo", "--dry-run"]) == 0
+        table = capsys.readouterr().out.partition("\n\n")[0].splitlines()
+        assert max(map(len, table)) <= (width or 200)
+        assert table[0].count("|") - 1 == columns
 
 
 def test_dry_run_says_when_training_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--model", "Qwen/Qwen2.5-7B", "--dry-run"]
-    assert main(flags) == 0
-    assert "on a GPU that has 80: use more GPUs, or --deepspeed" in capsys.readouterr().out
+    assert main([*flags, "--dry-run-gpus", "1xA100-80GB"]) == 0
+    assert (
+        "on a GPU or machine that has 80: use more GPUs, or --deepspeed" in capsys.readouterr().out
+    )
     assert main([*flags, "--deepspeed", "zero2", "--dry-run-gpus", "4xA100-80GB"]) == 0
-    assert "on a GPU that has" not in capsys.readouterr().out
+    assert "on a GPU or machine that has" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -152,7 +184,7 @@ def test_committed_document_is_what_the_counts_give(tmp_path: Path) -> None:
 
 def test_hours_are_work_over_speed() -> None:
     """2 GPUs at 40% of 312 TFLOP/s do 2 * 0.4 * 312e12 * 3600 operations in an hour."""
-    num_gpus, gpu = estimates.parse_gpus("2xA100-80GB")
+    num_gpus, gpu = estimates.chosen("2xA100-80GB")
     assert estimates.hours(3 * 2 * 0.4 * 312e12 * 3600, num_gpus, gpu) == pytest.approx(3)
 
 
@@ -216,7 +248,8 @@ def test_dry_run_counts_the_teachers_pass() -> None:
     dense = types.SimpleNamespace(**json.loads((DEMO_MODEL / "config.json").read_text()))
     smaller = flops.resized(dense, 192, 4)
     plans = [
-        config(dry_run=True, recovery=name, sequence_length=256) for name in ("cpt", "distill")
+        config(dry_run=True, recovery=name, sequence_length=256, dry_run_gpus="1xA100-80GB")
+        for name in ("cpt", "distill")
     ]
     cpt_hours, distill_hours = (
         estimates.predict(smaller, dense, plan, plan.recovery.recoveries, 10**9)["recovery_hours"]
@@ -224,7 +257,7 @@ def test_dry_run_counts_the_teachers_pass() -> None:
     )
     teacher_flops = flops.flops_per_sample(dense, 256, causal=True) / 256 * 1e9
     assert distill_hours - cpt_hours == pytest.approx(
-        estimates.hours(teacher_flops, *estimates.parse_gpus("1xA100-80GB"))
+        estimates.hours(teacher_flops, *estimates.chosen("1xA100-80GB"))
     )
 
 
@@ -239,7 +272,7 @@ def test_dry_run_says_what_weights_of_tokens_cost(capsys: pytest.CaptureFixture[
         if "neurons" in after["round"]
     ]
     assert len(gflops) == 5
-    expected = estimates.hours(3e8 * 1e9 * sum(gflops), *estimates.parse_gpus("4xA100-80GB"))
+    expected = estimates.hours(3e8 * 1e9 * sum(gflops), *estimates.chosen("4xA100-80GB"))
     found = re.search(r"--token-weights divergence: .* removes neurons, (.+) hours in all", text)
     assert found is not None
     assert float(found[1]) == pytest.approx(expected, rel=0.05)

@@ -8,6 +8,7 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ptl_fast import compress
+from ptl_fast.base.run_files import RunFiles
 from ptl_fast.data.documents import Document
 from ptl_fast.demo.problems import generate
 from ptl_fast.evaluation.nll import answer_nll
@@ -22,8 +23,9 @@ DOCUMENTS = [
 
 
 @pytest.fixture
-def context(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
+def context(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Any:
     return SimpleNamespace(
+        folder=RunFiles(tmp_path),
         config=settings(eval_limit=8),
         model=llama,
         original=llama.config,
@@ -40,7 +42,9 @@ def context(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
 def test_the_original_is_measured_with_its_size(context: Any) -> None:
     dense = evaluate_step.measure_dense(context)
     assert dense["num_parameters"] == context.model.num_parameters()
-    assert dense["eval"] == evaluate_step.evaluate(context, "again")
+    answers = context.folder.dense_answers
+    assert dense["eval"] == evaluate_step.evaluate(context, "again", answers)
+    assert not answers.exists(), "a loss asks for no answers"
     assert "checked_nll" not in dense, "no round asks whether it has recovered"
 
 

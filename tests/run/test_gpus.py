@@ -11,7 +11,9 @@ def test_a_number_and_a_name() -> None:
 
 @pytest.mark.parametrize("text", ["A100-80GB", "0xA100-80GB", "4xA100", "4"])
 def test_anything_else_lists_the_names(text: str) -> None:
-    with pytest.raises(ValueError, match=f"--dry-run-gpus {text} is not COUNTxNAME.*A100-40GB"):
+    with pytest.raises(
+        ValueError, match=f"--dry-run-gpus {text} is not COUNTxNAME.*A100-40GB.*nor this"
+    ):
         parse_gpus(text)
 
 

@@ -116,3 +116,11 @@ def test_answers_to_chats_have_a_table_of_their_own_and_can_be_gated(
     assert "asked pass@2" in evaluation
     assert "response_tokens" not in evaluation
     assert [line.split()[1] for line in costs.splitlines()[4:7]] == ["asked"] * 3
+    examples = content["examples"]["asked"]
+    assert examples["compared"] == 4
+    assert list(examples["right"]) == ["dense", "round 1 pruned"], "recovery none: one model"
+    assert sum(examples["changes"].values()) == 4
+    assert f"asked, 4 problems: {examples['changes']['became wrong']} became wrong" in text
+    assert "nll" not in content["examples"], "a loss asks for no answers"
+    again = compress(**settings, eval_max_tokens=12, gate="asked:pass@1", max_drop=1.0)
+    assert again["examples"] == content["examples"]

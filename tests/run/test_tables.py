@@ -92,6 +92,14 @@ def test_a_dry_run_without_recovery_tokens_says_that_the_data_decides() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("hours", "text"),
+    [(0, "0.0"), (0.0123, "0.012"), (0.5, "0.5"), (12.34, "12.3"), (990.6, "990.6")],
+)
+def test_short_hours_say_something(hours: float, text: str) -> None:
+    assert tables.show_hours(hours) == text
+
+
 def test_a_new_round_is_a_new_row_under_those_that_were_shown() -> None:
     record = {
         **DENSE,

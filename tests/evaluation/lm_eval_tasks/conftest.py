@@ -31,6 +31,7 @@ def score(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[dict[str, floa
         monkeypatch.setattr(lm_eval_model, "make", lambda *_: model)
         (task,) = tasks.parse_tasks([entry], allow_code_execution=True)
         tokenizer: Any = SimpleNamespace()
-        return tasks.run_lm_eval(None, tokenizer, tasks.load_lm_eval_task(task), 1, limit), model  # type: ignore[arg-type]
+        loaded = tasks.load_lm_eval_task(task)
+        return tasks.run_lm_eval(None, tokenizer, loaded, 1, limit).metrics, model  # type: ignore[arg-type]
 
     return run

@@ -15,7 +15,12 @@ def test_bundled_model_solves_held_out_problems(
 ) -> None:
     task = tasks.EvalTask.parse("demo_arithmetic")
     result = tasks.run_lm_eval(demo_model, tokenizer, tasks.load_lm_eval_task(task), 250, None)
-    assert result == {"exact_match/final-number": pytest.approx(1.0, abs=0.1)}
+    assert result.metrics == {"exact_match/final-number": pytest.approx(1.0, abs=0.1)}
+    right = sum(each["right"] for each in result.answers) / len(result.answers)
+    assert right == result.metrics["exact_match/final-number"]
+    first = result.answers[0]
+    assert first["question"].startswith("Question: ")
+    assert first["expected"] in first["answer"]
 
 
 def test_local_file_replaces_the_data_of_a_task_that_makes_its_own(tmp_path: Path) -> None:
