@@ -23,7 +23,8 @@ from ptl_fast.evaluation import sandbox
 WITHOUT = (
     "from ptl_fast.base import restricted_child as child\n"
     "child.PROTECTIONS = dict.fromkeys(child.PROTECTIONS, lambda libc: False)\n"
-    "child.limit_resources = lambda *limits: None\n"
+    "child.limit_resources = lambda **limits: None\n"
+    "child.confine_reading = lambda: None\n"
 )
 LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
 

@@ -43,12 +43,13 @@ def check(config: "Config", looks_at_data: bool = True) -> None:
     entries = task_names.check_names(config.evaluation.tasks)
     if config.gate.gate is not None:
         quality_gate.parse_gate(config.gate.gate, [task.label for task in entries])
+    if not config.run.dry_run:
+        task_names.check(config.evaluation.tasks, config.evaluation.allow_code_execution)
     if looks_at_data:
         _check_data(config, entries)
     if config.run.dry_run:
         return
     trackers.check(config.trainer.trackers)
-    task_names.check(config.evaluation.tasks, config.evaluation.allow_code_execution)
     for source in (config.data.data, config.data.protect):
         for name in readers.hub_names(source) if source is not None else []:
             _check_data_set(name)

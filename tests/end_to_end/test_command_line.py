@@ -56,7 +56,7 @@ BAD_INPUT = [
     ),
     pytest.param(["--model", "ptl-demo"], r"--data is missing", id="no-data-flag"),
     pytest.param(["--data", "nowhere.jsonl"], r"no file nowhere.jsonl", id="no-data"),
-    pytest.param(["--data", "empty.jsonl"], r"empty.jsonl holds no documents", id="empty-data"),
+    pytest.param(["--data", "empty.jsonl"], r"empty.jsonl is empty", id="empty-data"),
     pytest.param(
         ["--data", "malformed.jsonl"],
         r"malformed.jsonl line 2 is not valid JSON",
