@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from ptl_fast.demo.problems import generate
 from support.files import write_rows
 from support.models import DEMO_MODEL, FAMILIES, make_model
+from support.processes import without_waiting_for_disks
 
 # What takes longest begins first, so that several workers end together.
 LONGEST = ("end_to_end", "recovery", "run", "benchmarks", "kernels")
@@ -34,6 +35,15 @@ def signals() -> None:
     """As a terminal starts a program: nohup and a shell's background jobs have it ignore two."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_writes() -> Iterator[None]:
+    """See without_waiting_for_disks; tests of fsync put their own in its place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fsync)
+        without_waiting_for_disks()
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,6 +5,7 @@ Imports neither torch nor transformers, so that --help answers at once.
 
 import argparse
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -207,7 +208,6 @@ def _parser() -> Any:
     A setting's help text is the docstring of its dataclass field.
     """
     # imported here, as Python users of ptl_fast.compress never need a parser
-    import docstring_parser
     import jsonargparse
 
     class Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
@@ -228,9 +228,8 @@ def _parser() -> Any:
         help="YAML file with settings; flags override it, and later files earlier ones",
     )
     for name, group in GROUPS.items():
-        described = docstring_parser.parse_from_object(group)
-        help_of = {item.args[1]: item.description for item in described.params}
-        section = parser.add_argument_group(name, description=described.short_description)
+        description, help_of = _documented(group)
+        section = parser.add_argument_group(name, description=description)
         for field in dataclasses.fields(group):
             default = field.default_factory() if callable(field.default_factory) else field.default
             kind: dict[str, Any] = {"type": HINTS[field.name], "default": default}
@@ -239,6 +238,16 @@ def _parser() -> Any:
             text = (help_of.get(field.name) or "").replace("\n", " ").replace("%", "%%")
             section.add_argument(flag(field.name), help=text, **kind)
     return parser
+
+
+@functools.cache
+def _documented(group: type) -> tuple[str | None, dict[str, str | None]]:
+    """(what a group's docstring says first, {setting: its own docstring}), read from the source."""
+    import docstring_parser
+
+    described = docstring_parser.parse_from_object(group)
+    fields = {item.args[1]: item.description for item in described.params}
+    return described.short_description, fields
 
 
 def _defaults(chosen: dict[str, Any], on_text: OnText) -> dict[str, Any]:

@@ -4,12 +4,22 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from support.forked_python import forked_python
+
 ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def python() -> Iterator[str]:
+    """Each step in a process of its own, without each step's import of torch and transformers."""
+    with forked_python() as program:
+        yield str(program)
 
 
 def _bash(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
@@ -19,8 +29,10 @@ def _bash(arguments: list[str], **environment: str) -> subprocess.CompletedProce
     )
 
 
-def test_gpu_suite_rehearsal_writes_the_results_of_every_step(tmp_path: Path) -> None:
-    done = _bash(["benchmarks/gpu/suite.sh", "--rehearse", str(tmp_path)], NAME="dry")
+def test_gpu_suite_rehearsal_writes_the_results_of_every_step(tmp_path: Path, python: str) -> None:
+    done = _bash(
+        ["benchmarks/gpu/suite.sh", "--rehearse", str(tmp_path)], PYTHON=python, NAME="dry"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     files = {file.name for file in tmp_path.iterdir()}
     results = {
@@ -38,8 +50,12 @@ def test_gpu_suite_rehearsal_writes_the_results_of_every_step(tmp_path: Path) ->
     assert "1 passed" in (tmp_path / "log.txt").read_text()
 
 
-def test_gpu_quality_rehearsal_compares_the_methods_with_equal_tokens(tmp_path: Path) -> None:
-    done = _bash(["benchmarks/gpu/quality.sh", "--rehearse", str(tmp_path)], NAME="dry")
+def test_gpu_quality_rehearsal_compares_the_methods_with_equal_tokens(
+    tmp_path: Path, python: str
+) -> None:
+    done = _bash(
+        ["benchmarks/gpu/quality.sh", "--rehearse", str(tmp_path)], PYTHON=python, NAME="dry"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "quality_smollm2_dry.json").read_text())["rows"]
     methods = {row["method"] for row in rows}
@@ -51,8 +67,10 @@ def test_gpu_quality_rehearsal_compares_the_methods_with_equal_tokens(tmp_path: 
     assert (ours["num_rounds"], ours["width"]) == (2, 384)
 
 
-def test_gpu_reasoning_rehearsal_makes_traces_models_and_answers(tmp_path: Path) -> None:
-    done = _bash(["benchmarks/gpu/reasoning.sh", "--rehearse", str(tmp_path)])
+def test_gpu_reasoning_rehearsal_makes_traces_models_and_answers(
+    tmp_path: Path, python: str
+) -> None:
+    done = _bash(["benchmarks/gpu/reasoning.sh", "--rehearse", str(tmp_path)], PYTHON=python)
     assert done.returncode == 0, done.stdout + done.stderr
     cells = {"dense", "default_80_own_none_0", "paper_80_own_none_0"}
     assert {file.stem for file in tmp_path.glob("*.json")} == cells
@@ -63,7 +81,7 @@ def test_gpu_reasoning_rehearsal_makes_traces_models_and_answers(tmp_path: Path)
             "gsm8k": 4,
             "mbpp": 4,
         }
-    again = _bash(["benchmarks/gpu/reasoning.sh", "--rehearse", str(tmp_path)])
+    again = _bash(["benchmarks/gpu/reasoning.sh", "--rehearse", str(tmp_path)], PYTHON=python)
     assert again.returncode == 0
     assert "right of" not in (tmp_path / "log.txt").read_text(), "nothing was left to do"
 
