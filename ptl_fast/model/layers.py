@@ -174,7 +174,8 @@ def why_not_without(
         {name: tensor.shape for name, tensor in each.state_dict().items() if f"{path}." not in name}
         for each in (original, rebuilt)
     ]
-    for name in outside[0].keys() | outside[1].keys():
+    # in the model's order, so that the first is always the same
+    for name in dict.fromkeys([*outside[0], *outside[1]]):
         if outside[0].get(name) != outside[1].get(name):
             return f"{name}, which is outside the layers, depends on their number"
     for old, layer in zip(kept, layers, strict=True):
