@@ -8,7 +8,7 @@ from ptl_fast import compress
 from support.damage import DAMAGES, files_of, run_until
 from support.runs import RUN, without_seconds
 
-SETTINGS = {**RUN, "rounds": 2, "recovery_tokens": 6000, "keep_optimizer_state": True}
+SETTINGS = {**RUN, "rounds": 2, "recovery_tokens": 3000, "keep_optimizer_state": True}
 
 
 def weights(folder: Path) -> bytes:

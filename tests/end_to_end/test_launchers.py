@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from ptl_fast.demo.problems import generate
 from support.files import write_rows
+from support.forked_python import forked_python
 from support.ranks import kill_ranks_at, run_ranks
 from support.runs import RUN, as_flags, main
 
@@ -34,15 +35,24 @@ def command(launcher: list[str], settings: dict[str, Any]) -> list[str]:
     return [sys.executable, "-m", *launcher, "ptl_fast.compress", *as_flags(settings)]
 
 
+@pytest.fixture(scope="module")
+def python() -> Iterator[str]:
+    with forked_python() as program:
+        yield str(program)
+
+
 @pytest.fixture
-def launch(environment: dict[str, str], tmp_path: Path) -> Launch:
-    """Run these settings on two ranks, to the end."""
+def launch(environment: dict[str, str], python: str, tmp_path: Path) -> Launch:
+    """Run these settings on two ranks, to the end. torchrun starts its ranks, as its documentation
+    says, by PYTHON_EXEC: by ours, which begins at once. DeepSpeed's launcher knows no other than
+    its own.
+    """
 
     def run(launcher: list[str], settings: dict[str, Any]) -> subprocess.CompletedProcess[str]:
         result = subprocess.run(
             command(launcher, settings),
             cwd=tmp_path,
-            env=environment,
+            env={**environment, "PYTHON_EXEC": python},
             capture_output=True,
             text=True,
             timeout=600,

@@ -134,8 +134,8 @@ def _become(folder: str, arguments: list[str], variables: list[str], streams: li
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    sys.stdin = open(0, closefd=False)
-    sys.stdout, sys.stderr = (open(each, "w", buffering=1, closefd=False) for each in (1, 2))
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout, sys.stderr = (os.fdopen(each, "w", 1, closefd=False) for each in (1, 2))
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(each.split("=", 1) for each in variables)
@@ -144,7 +144,7 @@ def _become(folder: str, arguments: list[str], variables: list[str], streams: li
     own = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:] = [folder, *(os.path.abspath(path) for path in own), *sys.path]
     importlib.invalidate_caches()
-    kind, *rest = arguments
+    kind, *rest = arguments[arguments[0] == "-u" :]  # each line is written at once, anyway
     if kind == "-m":
         sys.argv = rest
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)

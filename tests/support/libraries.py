@@ -1,4 +1,4 @@
-"""Libraries that a run imports only when it comes to them: imported before its process is forked."""
+"""What a run imports only when it comes to it, imported before its process is forked."""
 
 import contextlib
 import importlib
