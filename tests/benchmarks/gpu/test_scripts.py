@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +29,36 @@ def _bash(arguments: list[str], **environment: str) -> subprocess.CompletedProce
     return subprocess.run(
         ["bash", *arguments], cwd=ROOT, env=variables, capture_output=True, text=True
     )
+
+
+@pytest.mark.parametrize(
+    ("code", "ends"),
+    [
+        ("import sys; sys.exit(3)", (3, "")),
+        ("import sys; sys.exit('why')", (1, "why")),
+        ("1 / 0", (1, "ZeroDivisionError: division by zero")),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", (-signal.SIGKILL, "")),
+        ("import ptl_fast.run.loop, sys; sys.exit(sys.argv[1])", (1, "argument")),
+    ],
+)
+def test_the_python_of_these_tests_ends_as_python_does(
+    code: str, ends: tuple[int, str], python: str
+) -> None:
+    command = [python, "-c", code, "argument"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr.strip().split("\n")[-1]) == ends
+
+
+def test_a_command_dies_with_the_python_of_these_tests(python: str) -> None:
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    with subprocess.Popen([python, "-c", code], stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdout is not None
+        command = int(client.stdout.readline())
+        client.kill()
+    end = time.monotonic() + 20
+    while Path(f"/proc/{command}").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not Path(f"/proc/{command}").exists()
 
 
 def test_gpu_suite_rehearsal_writes_the_results_of_every_step(tmp_path: Path, python: str) -> None:
