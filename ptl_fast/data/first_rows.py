@@ -3,22 +3,19 @@ does its first row hold what is asked for? Nothing on the hub is asked.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from ptl_fast.base.console import reason
 from ptl_fast.data import readers
-from ptl_fast.data.columns import document
 from ptl_fast.data.documents import Form
-from ptl_fast.data.files import FILE_READERS, FILE_TYPES, file_rows, file_type, open_text
-from ptl_fast.data.readers import DEMO, Source
+from ptl_fast.data.files import FILE_READERS, FILE_TYPES, file_type, open_text
+from ptl_fast.data.readers import DEMO, Look, Source
 
 QUICKLY_PARSED = 2**24  # bytes of JSON: it is parsed as a whole, which takes long
 FIRST_TEXT = 2**16  # characters of a text file
 # What the datasets library reads in a folder, beside the types of files that are read here.
 OTHER_TYPES = {".arrow", ".geoparquet", ".ndjson", ".pq", ".tar", ".xml", ".zip"}
-Look = Callable[[dict, str], object]
-"""Raises ValueError for a row that does not fit; gets it, and where it stands."""
 
 
 def check(data: str, form: Form | None = None) -> None:
@@ -27,9 +24,9 @@ def check(data: str, form: Form | None = None) -> None:
     Raises:
         ValueError: one is missing, empty, malformed, holds no data, or its columns are not known.
     """
-    columns = form or Form()
+    look = readers.looking(form or Form())
     for source in readers.parse(data)[0]:
-        check_source(source, lambda row, where: document(row, where, columns))
+        check_source(source, look)
 
 
 def check_local(name: str, look: Look) -> None:
@@ -69,10 +66,7 @@ def _check_file(file: Path, source: Source, look: Look) -> None:
         return
     if file_type(file) == ".json" and file.stat().st_size > QUICKLY_PARSED:
         return
-    first = next(file_rows(file), None)
-    if first is None:
-        raise ValueError(f"{name} holds no rows; give a file with at least one example")
-    look(first[1], f"{name} line {first[0]}")
+    readers.look_at_first(file, name, look)
 
 
 def _of_folder(source: Source) -> Path | None:

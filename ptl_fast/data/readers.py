@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,8 @@ MOST_FILES = 20_000  # in a folder: it would take long only to look at those of 
 SAVED_BY_DATASETS = ("state.json", "dataset_dict.json")  # files of save_to_disk
 MOST_WEIGHT = 1e15
 SHUFFLE_SHARDS = 64  # of a saved data set that is streamed: they come in a random order
+Look = Callable[[dict, str], object]
+"""Raises ValueError for a row that does not fit; gets it, and where it stands."""
 
 
 class Source(NamedTuple):
@@ -242,6 +244,23 @@ def _read(source: Source, form: Form, streaming_seed: int | None) -> Iterator[Do
         yield from (Document("", text, form.template) for text in paragraphs(path))
     else:
         yield from _from_rows(source.text, file_rows(path), form)
+
+
+def looking(columns: Form) -> Look:
+    """A look that takes what a document can be made of."""
+    return lambda row, where: document(row, where, columns)
+
+
+def look_at_first(file: Path, name: str, look: Look) -> None:
+    """Read a file's first row alone; ``name`` is what the file is called in messages.
+
+    Raises:
+        ValueError: there is none, or it does not fit.
+    """
+    first = next(file_rows(file), None)
+    if first is None:
+        raise ValueError(f"{name} holds no rows; give a file with at least one example")
+    look(first[1], f"{name} line {first[0]}")
 
 
 def _from_rows(name: str, rows: Iterable[tuple[int, dict]], form: Form) -> Iterator[Document]:
