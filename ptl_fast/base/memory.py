@@ -47,17 +47,13 @@ def free(device: "torch.device | str") -> int:
 
     device = torch.device(device)
     if device.type == "cuda":
+        used = torch.cuda.memory_allocated(device)
         # what torch holds and does not use is free for torch alone
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        left, used = (
-            torch.cuda.mem_get_info(device)[0] + cached,
-            torch.cuda.memory_allocated(device),
-        )
+        left = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - used
     else:
-        shared = min(_available(), _left_in_cgroup()) // int(
-            os.environ.get("LOCAL_WORLD_SIZE", "1")
-        )
-        left, used = min(shared, _left_of_limits()), _resident()
+        num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        used = _resident()
+        left = min(min(_available(), _left_in_cgroup()) // num_ranks, _left_of_limits())
     return max(0, min(left, _limit - used))
 
 

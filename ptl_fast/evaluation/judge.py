@@ -40,6 +40,7 @@ def judge(program: str, tests: str, link: JudgesLink) -> None:
             with contextlib.suppress(ImportError):
                 link.ask("run", ast.unparse(statement))
         if not isinstance(statement, ast.ClassDef) or not _shared(statement):
+            # the data's tests are no more trusted than the program: this process has no rights left
             exec(compile(ast.Module([statement], []), PROGRAM, "exec", dont_inherit=True), names)
 
 

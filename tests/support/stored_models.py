@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ptl_fast.model.quantized import unpack_mxfp4
 from support.mixtures import make_mixture
@@ -31,29 +32,36 @@ def write_weights(folder: Path, weights: dict[str, Tensor]) -> None:
 
 def write_fp8(folder: Path, twin: Path) -> None:
     """The bundled model in block FP8, and in ``twin`` what that stands for, in float32."""
-    stored, plain = {}, {}
     copy_demo(twin)
-    for name, weight in copy_demo(folder, quantization_config=FP8).items():
-        stored[name] = plain[name] = weight
-        if weight.dim() == 2 and "embed" not in name:
-            stored[name], scale = to_fp8(weight)
-            stored[f"{name}_scale_inv"] = scale
-            plain[name] = from_fp8(stored[name], scale)
-    write_weights(folder, stored)
-    write_weights(twin, plain)
+    weights = copy_demo(folder, quantization_config=FP8)
+    chosen = {name for name, each in weights.items() if each.dim() == 2 and "embed" not in name}
+    _write_blocks(weights, chosen, folder, twin)
 
 
 def write_fp8_mixture(folder: Path, twin: Path) -> None:
     """A tiny Qwen3-MoE in block FP8, each expert by itself, and what that stands for."""
-    model = make_mixture("qwen3_moe")
-    for each, settings in ((folder, {"quantization_config": FP8}), (twin, {})):
+    _save_both(make_mixture("qwen3_moe"), FP8, folder, twin)
+    weights = load_file(folder / "model.safetensors")
+    chosen = {name for name in weights if name.endswith("_proj.weight")}
+    _write_blocks(weights, chosen, folder, twin)
+
+
+def _save_both(
+    model: PreTrainedModel, quantization: dict[str, Any], folder: Path, twin: Path
+) -> None:
+    """Save a model in both folders; the config in the first says that it is quantized."""
+    for each, settings in ((folder, {"quantization_config": quantization}), (twin, {})):
         model.save_pretrained(each)
         config = json.loads((each / "config.json").read_text())
         (each / "config.json").write_text(json.dumps({**config, **settings}))
+
+
+def _write_blocks(weights: dict[str, Tensor], chosen: set[str], folder: Path, twin: Path) -> None:
+    """Write the weights with the chosen ones in block FP8, and in ``twin`` what they stand for."""
     stored, plain = {}, {}
-    for name, weight in load_file(folder / "model.safetensors").items():
+    for name, weight in weights.items():
         stored[name] = plain[name] = weight
-        if name.endswith("_proj.weight"):
+        if name in chosen:
             stored[name], scale = to_fp8(weight)
             stored[f"{name}_scale_inv"] = scale
             plain[name] = from_fp8(stored[name], scale)
@@ -64,13 +72,7 @@ def write_fp8_mixture(folder: Path, twin: Path) -> None:
 def write_mxfp4(folder: Path, twin: Path) -> None:
     """A tiny gpt-oss whose experts are MXFP4, and what that stands for."""
     model = make_mixture("gpt_oss", intermediate_size=32)
-    for each, settings in (
-        (folder, {"quantization_config": {"quant_method": "mxfp4"}}),
-        (twin, {}),
-    ):
-        model.save_pretrained(each)
-        config = json.loads((each / "config.json").read_text())
-        (each / "config.json").write_text(json.dumps({**config, **settings}))
+    _save_both(model, {"quant_method": "mxfp4"}, folder, twin)
     stored, plain = {}, {}
     generator = torch.Generator().manual_seed(0)
     for name, weight in load_file(folder / "model.safetensors").items():
