@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.results import write_text
-from ptl_fast.data.files import file_rows
+from ptl_fast.data.file_formats import file_rows
 from ptl_fast.evaluation.chat import CHAT_TASKS, ChatTask, Row, as_prompts
 
 if TYPE_CHECKING:

@@ -27,12 +27,12 @@ from benchmarks.harness.markdown import to_markdown
 from benchmarks.harness.results import errors_in_one_line, write_json
 from benchmarks.harness.stopwatch import timed
 from ptl_fast.config.model import ModelSettings
+from ptl_fast.config.score import RIDGE
 from ptl_fast.data import packing, readers, sampling
 from ptl_fast.model import loading
 from ptl_fast.model.families import find_family
 from ptl_fast.scoring.gram import GramMatrices
 from ptl_fast.scoring.reconstruction import eliminate
-from ptl_fast.scoring.ridge import RIDGE
 
 MOST_SWAPS = 20  # iterations, as in OSSCAR's code
 COLUMNS = ["layer", "chunks", "one by one", "swapped", "chunks, s", "one by one, s", "swaps, s"]

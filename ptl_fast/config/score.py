@@ -5,6 +5,8 @@ from typing import Literal
 
 from ptl_fast.config.checking import check_at_least_one
 
+RIDGE = 1e-4  # also where least squares are asked for without a run
+
 
 @dataclass(kw_only=True)
 class ScoreSettings:
@@ -52,7 +54,7 @@ class ScoreSettings:
     of plain text all). --calibration-tokens is how many are read, in either case. --scorer gradient
     takes the loss of these tokens."""
 
-    ridge: float | Literal["auto"] = 1e-4
+    ridge: float | Literal["auto"] = RIDGE
     """Ridge of the least squares of --scorer reconstruction, --compensate and --compensate-layers,
     as a fraction of the mean square of a neuron's activations. Too small a one learns the
     calibration text by heart, too large a one leaves what the other neurons could make up for. auto

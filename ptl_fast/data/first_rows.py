@@ -9,7 +9,7 @@ from pathlib import Path
 from ptl_fast.base.console import reason
 from ptl_fast.data import readers
 from ptl_fast.data.documents import Form
-from ptl_fast.data.files import FILE_READERS, FILE_TYPES, file_type, open_text
+from ptl_fast.data.file_formats import FILE_READERS, FILE_TYPES, file_type, open_text
 from ptl_fast.data.readers import DEMO, Look, Source
 
 QUICKLY_PARSED = 2**24  # bytes of JSON: it is parsed as a whole, which takes long

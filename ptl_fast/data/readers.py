@@ -17,7 +17,7 @@ from ptl_fast.config.checking import nearest_file
 from ptl_fast.config.numbers import as_share
 from ptl_fast.data.columns import document
 from ptl_fast.data.documents import EXCHANGE, Document, Form
-from ptl_fast.data.files import FILE_READERS, FILE_TYPES, file_rows, file_type, paragraphs
+from ptl_fast.data.file_formats import FILE_READERS, FILE_TYPES, file_rows, file_type, paragraphs
 
 DEMO = "ptl-demo"
 # the demo's corpus is generated, so that it needs no download

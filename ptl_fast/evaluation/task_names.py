@@ -11,7 +11,7 @@ from pathlib import Path
 from ptl_fast.config.checking import nearest_file
 from ptl_fast.data import first_rows, readers
 from ptl_fast.data.documents import Form
-from ptl_fast.data.files import FILE_TYPES, file_type
+from ptl_fast.data.file_formats import FILE_TYPES, file_type
 from ptl_fast.evaluation.chat import CHAT_TASKS
 from ptl_fast.evaluation.stock_tasks import nearest_task, stock_names
 

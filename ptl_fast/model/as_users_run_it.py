@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from ptl_fast.base.console import first_line
 from ptl_fast.model import expert_rows
-from ptl_fast.model.rebuilt import computed_in, on_this_rank_alone
+from ptl_fast.model.saved_model_check import computed_in, on_this_rank_alone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,7 +33,7 @@ def why_not(
     """Say why a saved model does not compute in its own type what was measured; None: it does.
 
     Takes memory for the saved model once more, unless its type is that of the computation: then
-    ``rebuilt.difference`` has shown it.
+    ``saved_model_check.difference`` has shown it.
 
     Args:
         folder: where the model in memory was saved.

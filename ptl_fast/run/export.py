@@ -17,7 +17,7 @@ from typing import Any
 
 from ptl_fast.base.console import say
 from ptl_fast.model import engines
-from ptl_fast.run import export_check, failures
+from ptl_fast.run import engine_tokens, failures
 
 INSTALL = """llama.cpp's converter is needed, once:
     git clone --depth 1 https://github.com/ggml-org/llama.cpp
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
         if options.no_check:
             return 0
         model = model_folder(Path(options.run))
-        return 0 if export_check.check(model, file, options.quantize is not None) else 1
+        return 0 if engine_tokens.check(model, file, options.quantize is not None) else 1
     except (ValueError, OSError, subprocess.CalledProcessError) as error:
         print(f"error: {failures.told(error)}", file=sys.stderr)
         return 2

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ptl_fast.base.disk import model_bytes
-from ptl_fast.model import as_users_run_it, companions, precision, rebuilt
+from ptl_fast.model import as_users_run_it, companions, precision, saved_model_check
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ def check_pruned(model: "PreTrainedModel") -> None:
     Raises:
         ValueError: it is not, so that what would be saved after its training were another model.
     """
-    found = rebuilt.structure_difference(model)
+    found = saved_model_check.structure_difference(model)
     if found is not None:
         raise ValueError(
             f"the pruned model is not the one that its config describes: {found}. It is neither"
@@ -59,7 +59,7 @@ def save_model(context: "RunContext", folder: "ModelFolder", model: "PreTrainedM
 def _check(context: "RunContext", path: Path, model: "PreTrainedModel") -> None:
     """Raise ValueError unless what was saved is the model in memory, and runs in its own type."""
     saved = (path, model, context.saved_dtype, _tokens(context))
-    found = rebuilt.difference(*saved)
+    found = saved_model_check.difference(*saved)
     found = found or companions.difference(_name(context), path, context.config.model)
     if found is not None:
         raise ValueError(

@@ -29,6 +29,7 @@ from torch import Tensor
 from ptl_fast.base.progress import progress
 from ptl_fast.base.run_files import StreamedFolder
 from ptl_fast.base.stored import TensorFile
+from ptl_fast.config.score import RIDGE
 from ptl_fast.model.families import down_projections, feed_forwards, resize_config
 from ptl_fast.model.layers_on_disk import LayersOnDisk
 from ptl_fast.pruning.compact import compact_neurons_
@@ -39,7 +40,6 @@ from ptl_fast.scoring import ridge, statistics
 from ptl_fast.scoring.evidence import Evidence, Scorer
 from ptl_fast.scoring.gram import GramMatrices
 from ptl_fast.scoring.one_layer import OneLayer, walking
-from ptl_fast.scoring.ridge import RIDGE
 
 if TYPE_CHECKING:
     from ptl_fast.data.packing import PackedTokens

@@ -28,12 +28,12 @@ import torch
 from torch import Tensor, nn
 
 from ptl_fast.base import distributed, memory
+from ptl_fast.config.score import RIDGE
 from ptl_fast.data.batching import document_batches
 from ptl_fast.model.experts import View, router_weights, rows_of
 from ptl_fast.model.families import Family, down_projections, plain_ffns
 from ptl_fast.scoring.ridge import (
     DEFAULT_RIDGE,
-    RIDGE,
     Choice,
     choose,
     set_aside,

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from ptl_fast.base import distributed
+from ptl_fast.config.score import RIDGE
 
 if TYPE_CHECKING:
     from ptl_fast.data.batching import Batch
 
-# the ridge is added to G's diagonal, as a fraction of its mean; RIDGE is that of --ridge
-RIDGE = 1e-4
-RIDGES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+# a ridge is added to G's diagonal, as a fraction of its mean
+RIDGES = (RIDGE, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 # where none, or every one, is set aside: errors are flat between a few hundredths and a few tenths
 DEFAULT_RIDGE = 0.1
 # one document or sequence of so many is set aside, up to about so many tokens of them

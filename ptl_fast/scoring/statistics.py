@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ptl_fast.base import distributed
+from ptl_fast.config.score import RIDGE
 from ptl_fast.data.batching import document_batches
 from ptl_fast.model.experts import is_routed
 from ptl_fast.model.families import Family, decoder_layers, feed_forwards
@@ -24,7 +25,6 @@ from ptl_fast.scoring.document_means import DocumentMeans
 from ptl_fast.scoring.expert_sums import ExpertSums
 from ptl_fast.scoring.gradients import WeightGradients, watch_activations, wide
 from ptl_fast.scoring.gram import GramMatrices
-from ptl_fast.scoring.ridge import RIDGE
 from ptl_fast.scoring.weighted_sums import WeightedSums
 from ptl_kernels import Ffn, FfnStatistics, NeuronSums, fused_ffns, residual_change
 

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ptl_fast.model.families import feed_forwards, find_family
-from ptl_fast.model.rebuilt import structure_difference
+from ptl_fast.model.saved_model_check import structure_difference
 from ptl_fast.model.widths import ffn_width
 from ptl_fast.pruning.compact import compact_
 from ptl_fast.pruning.plan import PruningPlan

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.families.unrouted import unrouted
 from ptl_fast.model.families import feed_forwards, find_family
-from ptl_fast.model.rebuilt import structure_difference
 from ptl_fast.model.routing import find_routed
+from ptl_fast.model.saved_model_check import structure_difference
 from ptl_fast.model.widths import num_experts
 from ptl_fast.pruning.compact import compact_
 from ptl_fast.pruning.plan import PruningPlan

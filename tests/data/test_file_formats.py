@@ -14,9 +14,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from ptl_fast.data import files, readers
+from ptl_fast.data import file_formats, readers
 from ptl_fast.data.documents import Document
-from ptl_fast.data.files import file_rows
+from ptl_fast.data.file_formats import file_rows
 from support.files import write_rows
 
 ROWS = [{"question": "1 + 1?", "answer": "It is 2,\nof course."}, {"question": "é?", "answer": "3"}]
@@ -215,6 +215,6 @@ def test_what_no_memory_should_hold_is_not_read(
 ) -> None:
     file = write(tmp_path / name)
     assert len(list(file_rows(file))) == len(ROWS)
-    monkeypatch.setattr(files, limit, 8)
+    monkeypatch.setattr(file_formats, limit, 8)
     with pytest.raises(ValueError, match=rf"{name} has {told}"):
         list(file_rows(file))

@@ -14,7 +14,7 @@ from transformers.integrations import deepspeed
 
 from ptl_fast.model import precision
 from ptl_fast.model.families import find_family
-from ptl_fast.model.rebuilt import difference, structure_difference
+from ptl_fast.model.saved_model_check import difference, structure_difference
 from ptl_fast.pruning.compact import compact_
 from support.models import FAMILIES, make_model
 from support.plans import layer_plan, random_plan

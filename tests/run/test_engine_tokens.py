@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from ptl_fast.run import export_check
+from ptl_fast.run import engine_tokens
 from support.models import DEMO_MODEL, make_model
 
 
@@ -23,13 +23,13 @@ from support.models import DEMO_MODEL, make_model
 )
 def test_tokens_are_counted(found: list[list[int]], equal: int, compared: int) -> None:
     decided = [[True, True, True], [True, False, True]]
-    result = export_check.compare([[1, 2, 3], [4, 5, 6]], decided, found)
+    result = engine_tokens.compare([[1, 2, 3], [4, 5, 6]], decided, found)
     assert (result.num_equal, result.num_compared) == (equal, compared)
     assert result.is_equal is (equal == compared)
 
 
 def test_nothing_compared_is_not_equal() -> None:
-    assert not export_check.Comparison(0, 0).is_equal
+    assert not engine_tokens.Comparison(0, 0).is_equal
 
 
 def test_prompts_are_longer_than_the_window(
@@ -37,15 +37,15 @@ def test_prompts_are_longer_than_the_window(
 ) -> None:
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"sliding_window": 40}))
-    prompts = export_check.make_prompts(tmp_path)
-    assert [len(prompt) for prompt in prompts] == [40 + export_check.BEYOND] * len(prompts)
+    prompts = engine_tokens.make_prompts(tmp_path)
+    assert [len(prompt) for prompt in prompts] == [40 + engine_tokens.BEYOND] * len(prompts)
     assert len(set(map(tuple, prompts))) == len(prompts)
-    assert prompts == export_check.make_prompts(tmp_path)
+    assert prompts == engine_tokens.make_prompts(tmp_path)
 
 
 def test_greedy_tokens_are_those_of_generate() -> None:
-    prompts = export_check.make_prompts(DEMO_MODEL)[:2]
-    tokens, decided = export_check.by_transformers(DEMO_MODEL, prompts)
+    prompts = engine_tokens.make_prompts(DEMO_MODEL)[:2]
+    tokens, decided = engine_tokens.by_transformers(DEMO_MODEL, prompts)
     model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32)
     for prompt, found, sure in zip(prompts, tokens, decided, strict=True):
         ids = torch.tensor([prompt])
@@ -69,15 +69,15 @@ def test_other_tokens_fail_only_where_weights_are_exact(
     tokenizer.save_pretrained(tmp_path)
     # an engine's module that is always there
     engine = {"json": lambda file, prompts, number: [[-1] * number for _ in prompts]}
-    monkeypatch.setattr(export_check, "ENGINES", engine)
-    monkeypatch.setattr(export_check, "UNDECIDED", 0.0)
-    assert export_check.check(tmp_path, tmp_path / "x.gguf", quantized) is passes
+    monkeypatch.setattr(engine_tokens, "ENGINES", engine)
+    monkeypatch.setattr(engine_tokens, "UNDECIDED", 0.0)
+    assert engine_tokens.check(tmp_path, tmp_path / "x.gguf", quantized) is passes
     assert "Greedy tokens equal to transformers': 0 of " in capsys.readouterr().out
 
 
 def test_without_an_engine_it_is_told_that_nothing_was_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(export_check, "ENGINES", {"no_such_engine": None})
-    assert export_check.check(tmp_path, tmp_path / "x.gguf", False)
+    monkeypatch.setattr(engine_tokens, "ENGINES", {"no_such_engine": None})
+    assert engine_tokens.check(tmp_path, tmp_path / "x.gguf", False)
     assert "Not checked" in capsys.readouterr().out
