@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ptl_fast.base import positive_definite
 from ptl_fast.model.families import DownProjection
 
 
@@ -36,7 +37,7 @@ def compensate_(
             their means: as ``scoring.gram.GramMatrices.means``, complete once they were iterated.
 
     Per layer the Cholesky factorization costs K^3 / 3 floating-point operations and the products
-    2 H K (I + K), all in fp64.
+    2 H K (I + K), in the type that ``positive_definite.working_type`` says.
     """
     # iterating ``grams`` may run the model, so no weight may change before all layers are solved
     columns = [
@@ -116,10 +117,23 @@ def least_squares(gram_II: Tensor, down_HI: Tensor, kept_K: Tensor) -> Tensor:
         kept_K: indices of the neurons that stay, (num_kept,) int64.
 
     Returns:
-        (hidden_size, num_kept), in the dtype of ``down_HI``; solved in fp64.
+        (hidden_size, num_kept), in the dtype of ``down_HI``; solved as
+        ``positive_definite.working_type`` says.
     """
-    # normal equations G[S, S] X = (W G[:, S])^T; the ridge makes a Cholesky factorization possible
-    target_KH = (down_HI.double() @ gram_II[:, kept_K]).T
+    # normal equations G[S, S] X = (W G[:, S])^T; the ridge makes a Cholesky factorization possible.
+    # Where fp32 solves them, X is the present columns and a change, of which the right-hand side is
+    # that of the other columns: less to multiply, and only the change is rounded to fp32.
+    dtype = positive_definite.working_type(len(gram_II), gram_II.device)
+    only_change = dtype != torch.float64
+    wide_HI = down_HI.to(dtype)
+    if only_change:
+        is_gone_I = torch.ones_like(gram_II[0], dtype=torch.bool).index_fill_(0, kept_K, False)
+        gone = is_gone_I.nonzero()[:, 0]
+        target_KH = (wide_HI[:, gone] @ gram_II[gone[:, None], kept_K].to(dtype)).T
+    else:
+        target_KH = (wide_HI @ gram_II[:, kept_K]).T
     # indexed at once, as G's rows of the kept neurons alone may be a gigabyte
-    factor = torch.linalg.cholesky(gram_II[kept_K[:, None], kept_K])
-    return torch.cholesky_solve(target_KH, factor).T.to(down_HI.dtype)
+    columns_HK = positive_definite.solve(gram_II[kept_K[:, None], kept_K], target_KH).T
+    if only_change:
+        columns_HK = down_HI[:, kept_K].double() + columns_HK
+    return columns_HK.to(down_HI.dtype)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from ptl_fast.base import positive_definite
 from ptl_fast.data import packing
 from ptl_fast.data.batching import document_batches
 from ptl_fast.model.families import down_projections, feed_forwards, find_family
@@ -33,6 +34,18 @@ def test_columns_equal_least_squares_on_the_tokens(
     torch.testing.assert_close(
         columns_HK, best_columns(a_TI, down_HI, kept)[0], rtol=1e-6, atol=1e-6
     )
+
+
+def test_columns_solved_in_fp32_lose_no_more_of_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    a_TI, down_HI, kept = activations(300, 90, 9, 0), projection(8, 90), list(range(0, 90, 3))
+    a_TI[5, [0, 1, 6]] *= 1000
+    monkeypatch.setattr(positive_definite, "NARROW", 10)
+    columns_HK = compensate_module.least_squares(gram(a_TI), down_HI, torch.tensor(kept))
+    best_HK, _ = best_columns(a_TI, down_HI, kept)
+    off, best = (
+        float((a_TI[:, kept] @ each.T - a_TI @ down_HI.T).norm()) for each in (columns_HK, best_HK)
+    )
+    assert off == pytest.approx(best, rel=1e-3)
 
 
 @pytest.mark.parametrize("compensated", [False, True])
