@@ -85,16 +85,12 @@ def inverse(gram_II: Tensor) -> Inverse:
 
 
 def solve(gram_II: Tensor, right_IH: Tensor) -> Tensor:
-    """X, (I, H) fp64, of G X = ``right_IH``.
-
-    Args:
-        gram_II: fp64.
-        right_IH: fp64; or fp32, which lets fp32 be tried.
+    """X of G X = ``right_IH``, (I, H); all are fp64, and G is factored in the working type.
 
     Raises:
         torch.linalg.LinAlgError: the matrix is not positive definite, in fp64 either.
     """
-    if right_IH.dtype == torch.float32:
+    if working_type(len(gram_II), gram_II.device) == torch.float32:
         split = _split(gram_II)
         if split is not None:
             probes_QP = _probes(split).float()
@@ -102,7 +98,7 @@ def solve(gram_II: Tensor, right_IH: Tensor) -> Tensor:
                 return _solved(split, right_IH)
         del split
         _say_fp64(len(gram_II))
-    return torch.cholesky_solve(right_IH.double(), torch.linalg.cholesky(gram_II))
+    return torch.cholesky_solve(right_IH, torch.linalg.cholesky(gram_II))
 
 
 class _Split(NamedTuple):
@@ -177,12 +173,11 @@ def _assembled(split: _Split, inverse_QQ: Tensor) -> Inverse:
 
 def _solved(split: _Split, right_IH: Tensor) -> Tensor:
     """X of G X = ``right_IH``, fp64: through the loud neurons, the others, and back."""
-    right_JH = right_IH[split.loud_J].double()
-    first_JH = torch.linalg.solve_triangular(split.lower_JJ, right_JH, upper=False)
+    first_JH = torch.linalg.solve_triangular(split.lower_JJ, right_IH[split.loud_J], upper=False)
     scale_Q1 = split.scale_Q[:, None]
-    rest_QH = (right_IH[split.others_Q].double() - split.across_JQ.T @ first_JH) * scale_Q1
+    rest_QH = (right_IH[split.others_Q] - split.across_JQ.T @ first_JH) * scale_Q1
     found_QH = torch.cholesky_solve(rest_QH.float(), split.factor_QQ).double() * scale_Q1
-    found_IH = right_IH.new_empty(right_IH.shape, dtype=torch.float64)
+    found_IH = torch.empty_like(right_IH)
     found_IH[split.others_Q] = found_QH
     found_IH[split.loud_J] = _back(split.lower_JJ, first_JH - split.across_JQ @ found_QH)
     return found_IH

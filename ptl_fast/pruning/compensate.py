@@ -122,18 +122,17 @@ def least_squares(gram_II: Tensor, down_HI: Tensor, kept_K: Tensor) -> Tensor:
     """
     # normal equations G[S, S] X = (W G[:, S])^T; the ridge makes a Cholesky factorization possible.
     # Where fp32 solves them, X is the present columns and a change, of which the right-hand side is
-    # that of the other columns: less to multiply, and only the change is rounded to fp32.
-    dtype = positive_definite.working_type(len(gram_II), gram_II.device)
-    only_change = dtype != torch.float64
-    wide_HI = down_HI.to(dtype)
-    if only_change:
-        is_gone_I = torch.ones_like(gram_II[0], dtype=torch.bool).index_fill_(0, kept_K, False)
-        gone = is_gone_I.nonzero()[:, 0]
-        target_KH = (wide_HI[:, gone] @ gram_II[gone[:, None], kept_K].to(dtype)).T
+    # that of the other columns: less to multiply, and only the change is rounded to fp32. It is
+    # made in fp64, as massive activations less what explains them leave little.
+    working_type = positive_definite.working_type(len(kept_K), gram_II.device)
+    if working_type == torch.float32:
+        is_other_I = torch.ones_like(gram_II[0], dtype=torch.bool).index_fill_(0, kept_K, False)
+        others = is_other_I.nonzero()[:, 0]
+        target_KH = (down_HI[:, others].double() @ gram_II[others[:, None], kept_K]).T
     else:
-        target_KH = (wide_HI @ gram_II[:, kept_K]).T
+        target_KH = (down_HI.double() @ gram_II[:, kept_K]).T
     # indexed at once, as G's rows of the kept neurons alone may be a gigabyte
     columns_HK = positive_definite.solve(gram_II[kept_K[:, None], kept_K], target_KH).T
-    if only_change:
-        columns_HK = down_HI[:, kept_K].double() + columns_HK
+    if working_type == torch.float32:
+        columns_HK = columns_HK + down_HI[:, kept_K].double()
     return columns_HK.to(down_HI.dtype)

@@ -59,12 +59,9 @@ def test_an_inverse_in_fp32_is_right_with_massive_neurons(
 def test_a_solution_in_fp32_is_right_with_massive_neurons(narrow: None) -> None:
     gram_II = gram(1.0)
     exact_IH = torch.randn(WIDTH, 9, generator=torch.Generator().manual_seed(2)).double()
-    found_IH = positive_definite.solve(gram_II, (gram_II @ exact_IH).float())
-    # the rounded right-hand side's own solution
-    right_IH = (gram_II @ exact_IH).float().double()
-    torch.testing.assert_close(
-        found_IH, torch.linalg.solve(gram_II, right_IH), rtol=1e-2, atol=1e-2
-    )
+    found_IH = positive_definite.solve(gram_II, gram_II @ exact_IH)
+    assert found_IH.dtype == torch.float64
+    torch.testing.assert_close(found_IH, exact_IH, rtol=0, atol=1e-2)
 
 
 def test_what_fp32_cannot_tell_from_singular_is_done_in_fp64_and_said(
@@ -74,9 +71,9 @@ def test_what_fp32_cannot_tell_from_singular_is_done_in_fp64_and_said(
     found = positive_definite.inverse(gram_II)
     assert found.matrix_II.dtype == torch.float64
     assert "float64, which is slower" in capsys.readouterr().out
-    right_IH = torch.ones(WIDTH, 2)
+    right_IH = torch.ones(WIDTH, 2).double()
     solved_IH = positive_definite.solve(gram_II, right_IH)
-    expected = torch.cholesky_solve(right_IH.double(), torch.linalg.cholesky(gram_II))
+    expected = torch.cholesky_solve(right_IH, torch.linalg.cholesky(gram_II))
     assert torch.equal(solved_IH, expected)
     assert "float64, which is slower" in capsys.readouterr().out
 
