@@ -6,10 +6,10 @@ not made for it. Gram matrices stay in fp64; here is what costs the cube of thei
 As it is, a Gram matrix of an FFN's activations is too near to singular for fp32: a few neurons have
 massive activations, a thousand times those of the others, on the same few tokens, and the ridge
 that tells them apart is smaller than fp32's rounding errors of their squares. So the loudest
-neurons are factored in fp64, LOUD steps of a Cholesky factorization with complete pivoting. What
-the others have beyond them, their Schur complement S, is scaled to a diagonal of ones, and only
-then rounded to fp32 and factored. Whether that was enough is tried on random vectors in fp64; where
-it was not, the matrix is factored in fp64, and this is said.
+neurons are factored in fp64: the first steps of a Cholesky factorization with complete pivoting.
+What the others have beyond them, their Schur complement S, is scaled to a diagonal of ones, and
+only then rounded to fp32 and factored. Whether that was enough is tried on random vectors in fp64;
+where it was not, the matrix is factored in fp64, and this is said.
 
     G = [G11 G12; G21 S + G21 inv(G11) G12],  G11 = L1 L1^T,  G12 = L1 R
 
@@ -28,10 +28,10 @@ NARROW = 2048
 # CUDA compute capabilities with fp64 at half of fp32's rate (CUDA programming guide, throughput of
 # arithmetic instructions); that of others is 1/32 or 1/64
 FAST_IN_FP64 = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
-# With a width of 4864, 3000 tokens and a ridge of 1e-4, random vectors are missed by 0.35 without
-# pivots, by 0.004 with 64 and by 0.0017 with 256, and the inverse's diagonal by at most 60%, 0.17%
-# and 0.03%: a layer of Qwen2.5-Coder-0.5B whose largest neuron has 2200 times the mean square.
-LOUD = 256
+# Share of the neurons that is factored in fp64. In layer 22 of Qwen2.5-Coder-0.5B (width 4864, 3000
+# tokens, a ridge of 1e-4, a neuron with 2200 times the mean square) random vectors are missed by
+# 0.35 without any, and by 0.002 with 1/19; the inverse's diagonal by at most 60% and 0.03%.
+LOUD, BLOCK = 1 / 8, 64
 # largest share of random vectors by which S times its inverse may miss them
 TOLERANCE = 1e-2
 NUM_PROBES = 8
@@ -63,13 +63,13 @@ def working_type(width: int, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def inverse(gram_II: Tensor) -> Inverse:
-    """The inverse of a fp64 matrix, in the working type; takes the memory of one such matrix.
+def inverse(gram_II: Tensor, working_type: torch.dtype) -> Inverse:
+    """The inverse of a fp64 matrix; takes the memory of one such matrix.
 
     Raises:
         torch.linalg.LinAlgError: it is not positive definite, in fp64 either.
     """
-    if working_type(len(gram_II), gram_II.device) == torch.float32:
+    if working_type == torch.float32:
         split = _split(gram_II)
         if split is not None:
             found_QQ = _inverted_(split.factor_QQ)
@@ -77,7 +77,7 @@ def inverse(gram_II: Tensor) -> Inverse:
                 return _assembled(split, found_QQ)
             del found_QQ
         del split
-        _say_fp64(len(gram_II))
+        say_fp64(len(gram_II))
     found_II = _inverted_(torch.linalg.cholesky(gram_II))
     diagonal_I = gram_II.diagonal()
     order_I = torch.arange(len(gram_II), device=gram_II.device)
@@ -97,7 +97,7 @@ def solve(gram_II: Tensor, right_IH: Tensor) -> Tensor:
             if _is_right(split, gram_II, torch.cholesky_solve(probes_QP, split.factor_QQ)):
                 return _solved(split, right_IH)
         del split
-        _say_fp64(len(gram_II))
+        say_fp64(len(gram_II))
     return torch.cholesky_solve(right_IH, torch.linalg.cholesky(gram_II))
 
 
@@ -118,7 +118,7 @@ class _Split(NamedTuple):
 
 def _split(gram_II: Tensor) -> _Split | None:
     """Factor G; None where the others' part is not positive definite in fp32."""
-    loud_J, rows_JI, left_I = _pivots(gram_II, min(LOUD, len(gram_II) // 8))
+    loud_J, rows_JI, left_I = _pivots(gram_II, round(LOUD * len(gram_II)))
     is_other = torch.ones_like(left_I, dtype=torch.bool).index_fill_(0, loud_J, False)
     others_Q = is_other.nonzero()[:, 0]
     across_JQ, scale_Q = rows_JI[:, others_Q], left_I[others_Q].rsqrt()
@@ -137,21 +137,26 @@ def _split(gram_II: Tensor) -> _Split | None:
 
 
 def _pivots(gram_II: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Steps of a Cholesky factorization, each with the neuron that has most beyond those before.
+    """Steps of a Cholesky factorization, BLOCK at a time with the neurons that have most beyond
+    those before.
 
     Returns:
         The neurons, (J,); rows of L^T, (J, I), with G - L L^T zero in these neurons' rows; and the
         diagonal of G - L L^T, (I,).
     """
     left_I, rows_JI = gram_II.diagonal().clone(), gram_II.new_zeros(count, len(gram_II))
-    loud = []
-    for step in range(count):
-        loud.append(int(left_I.argmax()))
-        row_I = gram_II[loud[-1]] - rows_JI[:step, loud[-1]] @ rows_JI[:step]
-        rows_JI[step] = row_I / row_I[loud[-1]].sqrt()
-        left_I -= rows_JI[step].square()
-        left_I[loud[-1]] = 0
-    return torch.tensor(loud, device=gram_II.device, dtype=torch.int64), rows_JI, left_I
+    loud_J = torch.empty(count, dtype=torch.int64, device=gram_II.device)
+    for start in range(0, count, BLOCK):
+        end = min(start + BLOCK, count)
+        next_B = left_I.argsort(descending=True, stable=True)[: end - start]
+        before = rows_JI[:start]
+        rows_BI = gram_II[next_B] - before[:, next_B].T @ before
+        lower_BB = torch.linalg.cholesky(rows_BI[:, next_B])
+        rows_JI[start:end] = torch.linalg.solve_triangular(lower_BB, rows_BI, upper=False)
+        loud_J[start:end] = next_B
+        left_I -= rows_JI[start:end].square().sum(0)
+        left_I[loud_J[:end]] = 0
+    return loud_J, rows_JI, left_I
 
 
 def _assembled(split: _Split, inverse_QQ: Tensor) -> Inverse:
@@ -211,7 +216,7 @@ def _probes(split: _Split) -> Tensor:
     return signs.to(split.scale_Q)
 
 
-def _say_fp64(width: int) -> None:
+def say_fp64(width: int) -> None:
     """Name the slower path."""
     console.say(
         f"a Gram matrix of width {width} is too near to singular for float32: it is factored in"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ptl_fast.base.progress import Steps
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from ptl_fast.scoring.evidence import Evidence
@@ -24,6 +25,9 @@ WHOLE, BLOCK = 2**26, 2**23
 # A wide inverse is updated when this share of its neurons has gone, by one product for all of their
 # chunks, and in so many blocks of rows, as half of a symmetric product is enough.
 WAIT, HALVED = 1 / 5, 8
+# Where an element of an inverse in fp32 has shrunk to this part, it has two or three digits left,
+# and the inverse of the neurons that are left is computed anew.
+WORN = 1e-5
 
 
 def score(evidence: "Evidence") -> "Tensor":
@@ -73,17 +77,39 @@ def eliminate(gram_II: "Tensor", down_HI: "Tensor", layers: Steps | None = None)
 
     from ptl_fast.base import positive_definite
 
-    # for the neurons that are left: the inverse of their block of G, and their compensated columns
-    found = positive_definite.inverse(gram_II)
-    inverse = _Inverse(found.matrix_II, wide=len(gram_II) > positive_definite.NARROW)
-    # a neuron whose row of the inverse is scaled has the inverse scale in its column
-    columns = down_HI.to(torch.float64)[:, found.order_I].div_(found.scale_I)
-    columns = columns.to(found.matrix_II.dtype).contiguous()
+    working_type = positive_definite.working_type(len(gram_II), gram_II.device)
+    if working_type != torch.float64:
+        try:
+            return _eliminate(gram_II, down_HI, working_type, layers)
+        except torch.linalg.LinAlgError:
+            # a chunk's part of the inverse lost its last digit
+            positive_definite.say_fp64(len(gram_II))
+    return _eliminate(gram_II, down_HI, torch.float64, layers)
+
+
+def _eliminate(
+    gram_II: "Tensor", down_HI: "Tensor", working_type: "torch.dtype", layers: Steps | None
+) -> "Tensor":
+    """``eliminate`` with the inverse and the columns in this type."""
+    import torch
+
+    # of the neurons that are left, their compensated columns
+    columns = down_HI.to(torch.float64, copy=True).contiguous()
     every = torch.arange(len(columns), device=columns.device)
-    left = found.order_I
+    left = torch.arange(len(gram_II), device=gram_II.device)
     price_I = torch.zeros(len(gram_II), dtype=torch.float64, device=gram_II.device)
     total = torch.zeros((), dtype=torch.float64, device=gram_II.device)
+    inverse: _Inverse | None = None
     while len(left):
+        if inverse is None or inverse.is_worn():
+            if inverse is not None:
+                columns = columns.double().mul_(inverse.scale)
+            block = gram_II if inverse is None else gram_II[left[:, None], left]
+            del inverse
+            inverse, order = _fresh_inverse(block, working_type)
+            del block
+            left, columns = left[order], columns[:, order].div_(inverse.scale)
+            columns = columns.to(inverse.matrix.dtype).contiguous()
         # Optimal Brain Surgeon's price of removing each neuron alone
         single = columns.square().sum(0) / inverse.diagonal()
         order = single.argsort(stable=True)
@@ -105,6 +131,15 @@ def eliminate(gram_II: "Tensor", down_HI: "Tensor", layers: Steps | None = None)
     return price_I.sqrt()
 
 
+def _fresh_inverse(gram_II: "Tensor", working_type: "torch.dtype") -> "tuple[_Inverse, Tensor]":
+    """The inverse of a Gram matrix, and the order of its neurons in it."""
+    from ptl_fast.base import positive_definite
+
+    found = positive_definite.inverse(gram_II, working_type)
+    wide = len(gram_II) > positive_definite.NARROW
+    return _Inverse(found.matrix_II, found.scale_I, wide), found.order_I
+
+
 class _Inverse:
     """The inverse of the Gram matrix of the neurons that are left, N of them.
 
@@ -114,11 +149,25 @@ class _Inverse:
 
     Args:
         matrix: the inverse for all neurons, contiguous; it is overwritten.
+        scale: the inverse is this, scale[:, None] * matrix * scale.
     """
 
-    def __init__(self, matrix: "Tensor", wide: bool) -> None:
-        self.wide = wide
+    def __init__(self, matrix: "Tensor", scale: "Tensor", wide: bool) -> None:
+        self.scale, self.wide = scale, wide
+        """(N,) fp64."""
+        self.first = matrix.diagonal().clone()
+        """(N,): the diagonal as it was with all neurons."""
         self._begin(matrix)
+
+    def is_worn(self) -> bool:
+        """Whether so much was subtracted from a neuron's element of the diagonal that few digits
+        are left: of one that others could replace, which have gone.
+        """
+        import torch
+
+        if self.matrix.dtype == torch.float64:
+            return False
+        return bool((self.diagonal() < WORN * self.first).any())
 
     def _begin(self, matrix: "Tensor") -> None:
         """Go on with a matrix that is up to date."""
@@ -152,6 +201,7 @@ class _Inverse:
 
     def remove(self, stays: "Tensor", across: "Tensor") -> None:
         """Leave these neurons alone, and subtract across^T across, (chunk, len(stays))."""
+        self.scale, self.first = self.scale[stays], self.first[stays]
         if not self.wide:
             self._begin(_reduced_(self.matrix, stays, stays, across, across))
             return

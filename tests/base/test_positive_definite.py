@@ -24,6 +24,11 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(positive_definite, "NARROW", 10)
 
 
+def inverse(gram_II: Tensor) -> positive_definite.Inverse:
+    working_type = positive_definite.working_type(len(gram_II), gram_II.device)
+    return positive_definite.inverse(gram_II, working_type)
+
+
 def unscaled(found: positive_definite.Inverse) -> Tensor:
     result_II = torch.full((WIDTH, WIDTH), torch.nan, dtype=torch.float64)
     scaled = found.scale_I[:, None] * found.matrix_II.double() * found.scale_I
@@ -33,7 +38,7 @@ def unscaled(found: positive_definite.Inverse) -> Tensor:
 
 def test_a_narrow_matrix_is_inverted_in_fp64_in_its_own_order() -> None:
     gram_II = gram(1.0)
-    found = positive_definite.inverse(gram_II)
+    found = inverse(gram_II)
     assert found.matrix_II.dtype == torch.float64
     assert torch.equal(found.order_I, torch.arange(WIDTH))
     assert torch.equal(found.scale_I, torch.ones(WIDTH).double())
@@ -44,7 +49,7 @@ def test_an_inverse_in_fp32_is_right_with_massive_neurons(
     narrow: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gram_II = gram(1.0)
-    found, exact_II = positive_definite.inverse(gram_II), torch.linalg.inv(gram_II)
+    found, exact_II = inverse(gram_II), torch.linalg.inv(gram_II)
     assert found.matrix_II.dtype == torch.float32
     assert found.matrix_II.is_contiguous()
     scale_I = exact_II.diagonal().rsqrt()
@@ -68,7 +73,7 @@ def test_what_fp32_cannot_tell_from_singular_is_done_in_fp64_and_said(
     narrow: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gram_II = gram(1e-7)
-    found = positive_definite.inverse(gram_II)
+    found = inverse(gram_II)
     assert found.matrix_II.dtype == torch.float64
     assert "float64, which is slower" in capsys.readouterr().out
     right_IH = torch.ones(WIDTH, 2).double()
@@ -80,7 +85,7 @@ def test_what_fp32_cannot_tell_from_singular_is_done_in_fp64_and_said(
 
 def test_what_is_not_positive_definite_is_an_error_as_in_fp64(narrow: None) -> None:
     with pytest.raises(torch.linalg.LinAlgError):
-        positive_definite.inverse(-gram(1.0))
+        inverse(-gram(1.0))
 
 
 def test_products_that_may_be_less_exact_than_fp32_are_not_used(
