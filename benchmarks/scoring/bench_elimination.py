@@ -14,6 +14,7 @@ is off by over 0.1% more than in fp64.
 """
 
 import argparse
+import functools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -83,9 +84,8 @@ def measure(
                 kept[way] = order[-round(keep * width) :].sort().values
                 # both fit the same neurons
                 chosen = kept.get("fp64", kept[way])
-                columns[way], taken = timed(
-                    lambda chosen=chosen: least_squares(gram_II, down_HI, chosen), now
-                )
+                fit = functools.partial(least_squares, gram_II, down_HI, chosen)
+                columns[way], taken = timed(fit, now)
                 _shortest(seconds[way], "compensation", taken)
     common = torch.isin(kept["now"], kept["fp64"]).sum()
     found = {
