@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ptl_fast.base.progress import progress
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 # An answer repeats itself when its end is the same piece again and again: at least so many times,
 # and over at least so many tokens. Pieces are at most LONGEST_PIECE tokens long.
 NUM_REPEATS, REPEATED_TOKENS, LONGEST_PIECE = 4, 32, 64
+# of a batch's answers; then it goes on without them
+ENDED_SHARE = 1 / 4
+SELECTABLE = {DynamicLayer, DynamicSlidingWindowLayer}  # caches whose rows can be taken out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,22 +95,66 @@ def answer_batch(
     as they were afterwards. Dropout is off, and the model's mode is as it was afterwards.
     """
     ends = stop_tokens(model, tokenizer)
-    pad, longest = ends[0], max(map(len, prompts))
-    rows = [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    stops = [_Repetition(longest)] if sampling.stop_repeating else []
     was_training = model.training
     model.eval()
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(sampling.seed)
-        produced = model.generate(  # type: ignore[operator]
-            torch.tensor(rows, device=model.device),
-            attention_mask=torch.tensor(mask, device=model.device),
-            generation_config=_generation_config(sampling, ends),
-            stopping_criteria=StoppingCriteriaList(stops),
-        )
+        produced = _generate(model, prompts, sampling, ends)
     model.train(was_training)
-    return [_cut(row, set(ends), sampling) for row in produced[:, longest:].tolist()]
+    return [_cut(tokens, set(ends), sampling) for tokens in produced]
+
+
+def _generate(
+    model: "PreTrainedModel",
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    ends: list[int],
+) -> list[list[int]]:
+    """Each prompt's answer, with whatever follows its end in the batch.
+
+    Answers that have ended are computed on with the others, to no purpose, until all have. So the
+    batch stops when ENDED_SHARE of them has, and goes on without these, from its key-value cache.
+    """
+    longest = max(map(len, prompts))
+    rows = [[ends[0]] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+    real = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    tokens_BT = torch.tensor(rows, device=model.device)
+    mask_BT = torch.tensor(real, device=model.device)
+    cache: dict[str, Any] = {}
+    produced: list[list[int]] = [[] for _ in prompts]
+    left = torch.arange(len(prompts), device=model.device)
+    while len(left):
+        ended = _Ended(longest, ends, sampling.stop_repeating)
+        made = model.generate(  # type: ignore[operator]
+            tokens_BT,
+            attention_mask=mask_BT,
+            generation_config=_generation_config(sampling, ends, longest),
+            stopping_criteria=StoppingCriteriaList([ended]),
+            **cache,
+        )
+        tokens_BT = made.sequences
+        if tokens_BT.shape[1] == longest + sampling.max_new_tokens:
+            ended.rows_B = torch.ones_like(ended.rows_B)
+        for index, row in zip(
+            left[ended.rows_B].tolist(), tokens_BT[ended.rows_B].tolist(), strict=True
+        ):
+            produced[index] = row[longest:]
+        stays = (~ended.rows_B).nonzero()[:, 0]
+        cache = _select(made.past_key_values, stays) if len(stays) else {}
+        left, tokens_BT = left[stays], tokens_BT[stays]
+        mask_BT = F.pad(mask_BT[stays], (0, tokens_BT.shape[1] - mask_BT.shape[1]), value=1)
+    return produced
+
+
+def _select(cache: Any, rows: Tensor) -> dict[str, Any]:
+    """These rows of a key-value cache, as an argument of ``generate``; nothing for another kind of
+    cache, such as that of linear attention: the rows' tokens are then read once more.
+    """
+    kinds = {type(layer) for layer in getattr(cache, "layers", [None])}
+    if not kinds <= SELECTABLE:
+        return {}
+    cache.batch_select_indices(rows)
+    return {"past_key_values": cache}
 
 
 def stop_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
@@ -144,17 +193,24 @@ def _repeating_rows(tokens: Tensor) -> Tensor:
     return found
 
 
-class _Repetition(StoppingCriteria):
-    """Ends an answer that repeats itself."""
+class _Ended(StoppingCriteria):
+    """Which answers have ended, or repeat themselves; all stop when these are ENDED_SHARE."""
 
-    def __init__(self, prompt_length: int) -> None:
-        self.prompt_length = prompt_length
+    def __init__(self, prompt_length: int, ends: Sequence[int], stop_repeating: bool) -> None:
+        self.prompt_length, self.ends, self.stop_repeating = prompt_length, ends, stop_repeating
+        self.rows_B = torch.empty(0, dtype=torch.bool)
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        return _repeating_rows(input_ids[:, self.prompt_length :])
+        answers = input_ids[:, self.prompt_length :]
+        ends = torch.tensor(self.ends, device=answers.device)
+        self.rows_B = torch.isin(answers, ends).any(1)
+        if self.stop_repeating:
+            self.rows_B |= _repeating_rows(answers)
+        enough = self.rows_B.sum() >= ENDED_SHARE * len(self.rows_B)
+        return torch.ones_like(self.rows_B) if enough else self.rows_B
 
 
-def _generation_config(sampling: Sampling, ends: list[int]) -> GenerationConfig:
+def _generation_config(sampling: Sampling, ends: list[int], prompt_length: int) -> GenerationConfig:
     """Everything that the model's own generation config might ask for is named and off."""
     # greedy generation warns of settings of sampling
     drawn: dict[str, Any] = {"do_sample": False}
@@ -170,10 +226,11 @@ def _generation_config(sampling: Sampling, ends: list[int]) -> GenerationConfig:
         **drawn,
         num_beams=1,
         repetition_penalty=1.0,
-        max_new_tokens=sampling.max_new_tokens,
+        max_length=prompt_length + sampling.max_new_tokens,
         eos_token_id=ends,
         pad_token_id=ends[0],
         use_cache=True,
+        return_dict_in_generate=True,
     )
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from ptl_fast.data import generation
 from ptl_fast.data.generation import (
     Answer,
     Sampling,
@@ -45,15 +46,31 @@ def greedy_alone(model: PreTrainedModel, prompt: list[int], ends: list[int], mos
     return Answer(tokens, finished=False)
 
 
-def test_a_batch_answers_as_each_prompt_alone(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]]
+@pytest.mark.parametrize("selectable", [True, False])
+def test_a_batch_answers_as_each_prompt_alone_and_shrinks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    selectable: bool,
 ) -> None:
     ends = stop_tokens(model, tokenizer)
     assert len({len(prompt) for prompt in prompts}) > 1  # so that some are padded
     with torch.inference_mode():
         expected = [greedy_alone(model, prompt, ends, 80) for prompt in prompts]
+    if not selectable:
+        monkeypatch.setattr(generation, "SELECTABLE", set())
+    sizes = []
+    hook = model.get_input_embeddings().register_forward_pre_hook(
+        lambda _, arguments: sizes.append(tuple(arguments[0].shape))
+    )
     assert answer_all(model, tokenizer, prompts, GREEDY, 3, "test") == expected
-    assert any(answer.finished for answer in expected)
+    hook.remove()
+    assert len({len(answer.tokens) for answer in expected}) > 1
+    assert {rows for rows, _ in sizes} == {1, 2, 3}
+    # without the cache what is left is read anew
+    num_reads = sum(length > 1 for _, length in sizes)
+    assert num_reads == 3 if selectable else num_reads > 3
 
 
 def test_an_answer_that_is_too_long_is_not_finished(
