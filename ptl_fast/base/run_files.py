@@ -17,7 +17,7 @@ round-01/streamed/               with --stream, until the round is finished: the
                                  written layer by layer
   model-00001-of-00035.safetensors   a shard a layer, then one for each tensor outside the layers
   choices/layer-00000.safetensors    which neurons of the layer stay, and their scores
-  states/                        hidden states, where they are too many for memory
+  states/0/                      a rank's hidden states, where they are too many for memory
   model.safetensors.index.json   written last
 round-01/pruned.json             evaluation before recovery
 round-01/pruned_answers.json, recovered_answers.json  the answers of those evaluations

@@ -5,7 +5,6 @@ lengths, and what is installed. Rules between settings alone are in ptl_fast.con
 """
 
 import importlib.util
-import os
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -305,7 +304,6 @@ def check_stream(config: "Config", original: "PretrainedConfig") -> None:
         "--keep-optimizer-state": config.recovery.keep_optimizer_state,
         "--merge-adapter": config.model.merge_adapter,
         "experts": num_experts(original) > 0,
-        "several processes": int(os.environ.get("WORLD_SIZE", "1")) > 1,
     }
     beyond = [each for each, is_given in given.items() if is_given]
     if beyond:

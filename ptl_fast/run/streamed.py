@@ -12,20 +12,24 @@ copy of it, and the hidden states of all tokens twice, or in files where they ex
 
 A layer's shard says that it is done: a run that was killed goes through the finished layers again
 for the hidden states alone, without Gram matrices, and to the same weights.
+
+Several ranks read each layer from the same folder, and divide the calibration tokens: each keeps
+the hidden states of its own. The main rank decides what goes, and writes.
 """
 
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ptl_fast.base import distributed
 from ptl_fast.base.progress import progress
 from ptl_fast.base.run_files import StreamedFolder
 from ptl_fast.base.stored import TensorFile
@@ -149,20 +153,27 @@ def prune_layers(
 def _states(
     source: LayersOnDisk, tokens: "PackedTokens", files: StreamedFolder
 ) -> Iterator[Path | None]:
-    """A folder for the hidden states, for as long as they are needed; None: they are in memory."""
-    num_bytes = (
-        2 * tokens.input_ids.numel() * source.model.config.hidden_size * source.dtype.itemsize
-    )
+    """A folder for this rank's hidden states, for as long as they are needed; None: they are in
+    memory.
+    """
+    width, num_ranks = source.model.config.hidden_size, distributed.world_size()
+    num_bytes = 2 * tokens.input_ids.numel() * width * source.dtype.itemsize / num_ranks
     if num_bytes <= STATES_BYTES:
         yield None
         return
-    # of a walk that was killed: all are computed again
-    shutil.rmtree(files.states, ignore_errors=True)
-    files.states.mkdir()
+    # of a walk that was killed, by whatever ranks: all are computed again
+    if distributed.is_main():
+        shutil.rmtree(files.states, ignore_errors=True)
+    distributed.barrier()
+    own = files.states / str(distributed.rank())
+    own.mkdir(parents=True)
     try:
-        yield files.states
+        yield own
     finally:
-        shutil.rmtree(files.states)
+        shutil.rmtree(own)
+        # the last rank's; the others' are not empty yet
+        with suppress(OSError):
+            files.states.rmdir()
 
 
 def _layer(
@@ -182,13 +193,13 @@ def _layer(
     with work.timed("forward"):
         taken = _statistics(view, number, work, grams)
     if done:
-        decided = file.read()
+        decided = distributed.agree(file.read())
         chosen = ridge.Choice(*decided["ridge"].tolist()) if "ridge" in decided else None
         return Choice(decided["kept_K"], decided["scores_I"], taken, chosen)
     with work.timed("score"):
-        found = work.scorer.compute(
-            Evidence(statistics=taken, model=view, family=view.family, seed=0, grams=grams)  # type: ignore[arg-type]
-        )
+        evidence = Evidence(statistics=taken, model=view, family=view.family, seed=0, grams=grams)  # type: ignore[arg-type]
+        # the main rank's: floating-point sums may differ between ranks
+        found = distributed.agree(work.scorer.compute(evidence))
     chosen = None if grams is None else grams.choices.get(0)
     choice = Choice(keep_highest(found, work.width)[0], found[0], taken, chosen)
     with work.timed("compensate"):
@@ -250,10 +261,16 @@ def _finish(source: LayersOnDisk, files: StreamedFolder, width: int, dtype: torc
     config = source.model.config
     resize_config(config, width, list(range(source.num_layers)))
     config.dtype = dtype
-    config.save_pretrained(files.path)
-    for name in COMPANIONS:
-        if (source.folder / name).is_file():
-            shutil.copyfile(source.folder / name, files.path / name)
+    if distributed.is_main():
+        config.save_pretrained(files.path)
+        for name in COMPANIONS:
+            if (source.folder / name).is_file():
+                shutil.copyfile(source.folder / name, files.path / name)
+    files.index.write(distributed.agree(_index(files, total) if distributed.is_main() else None))
+
+
+def _index(files: StreamedFolder, total: int) -> dict[str, Any]:
+    """Which tensor is in which shard, in the form that transformers reads."""
     weight_map: dict[str, str] = {}
     num_bytes = 0
     for index in range(total):
@@ -261,7 +278,7 @@ def _finish(source: LayersOnDisk, files: StreamedFolder, width: int, dtype: torc
         with safe_open(path, framework="pt") as tensors:
             weight_map |= dict.fromkeys(tensors.keys(), path.name)
         num_bytes += path.stat().st_size
-    files.index.write({"metadata": {"total_size": num_bytes}, "weight_map": weight_map})
+    return {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
 
 
 def _num_shards(source: LayersOnDisk) -> int:

@@ -158,13 +158,17 @@ def walking(
         for layer in layers:
             layer.forward = _nothing(False)
             stack.callback(layer.__dict__.pop, "forward", None)
+        as_tuple = False
         with torch.inference_mode():
+            inputs: dict[str, Tensor] | None = None
             for tokens in texts:
                 for batch in document_batches(model, tokens, batch_size, "embed"):
                     inputs = batch.inputs
                     key = _key(inputs["input_ids"], inputs["position_ids"])
                     view.states.put_before(key, _embedded(model, layers[0], inputs))
-            as_tuple = _returns_tuple(model, first, inputs)
+            # a rank may have no batch, and then runs no layer
+            if inputs is not None:
+                as_tuple = _returns_tuple(model, first, inputs)
         for layer in layers:
             layer.forward = _nothing(as_tuple)
         embedding: Any = model.get_input_embeddings()

@@ -52,12 +52,17 @@ def prices(grams: "GramMatrices") -> "Tensor":
     """
     import torch
 
-    prices_LI = []
+    from ptl_fast.base import distributed
+
+    rank, num_ranks = distributed.rank(), distributed.world_size()
+    prices_LI = torch.zeros(len(grams.downs), grams.width, dtype=torch.float64)
     # opened behind the pass that makes the first matrix, which has a bar of its own
-    with Steps("rank neurons, layer", len(grams.downs)) as layers:
-        for gram_II, down in zip(grams, grams.downs, strict=True):
-            prices_LI.append(eliminate(gram_II, down.weight_HI, layers))
-    return torch.stack(prices_LI).cpu()
+    with Steps("rank neurons, layer", len(range(rank, len(prices_LI), num_ranks))) as layers:
+        for index, (gram_II, down) in enumerate(zip(grams, grams.downs, strict=True)):
+            # every rank has all matrices, and eliminates its share of them
+            if index % num_ranks == rank:
+                prices_LI[index] = eliminate(gram_II, down.weight_HI, layers).cpu()
+    return distributed.summed({"prices": prices_LI})["prices"]
 
 
 def eliminate(gram_II: "Tensor", down_HI: "Tensor", layers: Steps | None = None) -> "Tensor":

@@ -13,6 +13,7 @@ from ptl_fast import compress
 from ptl_fast.base.run_files import StreamedFolder
 from ptl_fast.run import checks, loop, streamed, weights
 from ptl_fast.run.start import make_config
+from support.ranks import run_ranks
 from support.runs import RUN, plans
 
 # two rounds, so that the second reads what the first has left; recovery in between
@@ -87,6 +88,17 @@ def test_a_killed_run_goes_on_and_makes_again_what_was_damaged_meanwhile(
     again()
     assert len(fitted) == 8 + 4 + 1
     assert_same(in_memory, tmp_path)
+
+
+def test_two_ranks_divide_the_tokens_and_come_to_the_same(
+    in_memory: Path, tiny_run: dict[str, str], tmp_path: Path
+) -> None:
+    run_ranks({**tiny_run, **TWO, "stream": True, "output": str(tmp_path / "run")}, tmp_path)
+    assert plans(tmp_path / "run") == plans(in_memory)
+    for name in ("round-01/statistics.safetensors", "final/model.safetensors"):
+        own, alone = load_file(tmp_path / "run" / name), load_file(in_memory / name)
+        for key in alone:
+            torch.testing.assert_close(own[key], alone[key], rtol=1e-4, atol=1e-4)
 
 
 def _die(*args: Any) -> None:
