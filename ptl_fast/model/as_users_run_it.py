@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from ptl_fast.base.console import first_line
 from ptl_fast.model import expert_rows
+from ptl_fast.model.auto_classes import auto_class
 from ptl_fast.model.saved_model_check import computed_in, on_this_rank_alone
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def why_not(
     name = str(dtype).removeprefix("torch.")
     try:
         with on_this_rank_alone():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = auto_class(model.config).from_pretrained(
                 folder, dtype=dtype, trust_remote_code=False
             )
         found_STV = _logits(loaded.to(model.device).eval(), input_ids_ST)

@@ -1,6 +1,6 @@
-"""The files beside a model's weights: its tokenizer, chat template and licence, as its makers wrote
-them. A tokenizer that was loaded and saved again is another file: transformers leaves out what it
-does not read, such as the SentencePiece model that other programs want.
+"""The files beside a model's weights: its tokenizer, processors, chat template and licence, as its
+makers wrote them. A tokenizer that was loaded and saved again is another file: transformers leaves
+out what it does not read, such as the SentencePiece model that other programs want.
 """
 
 import hashlib
@@ -24,6 +24,8 @@ TOKENIZER = re.compile(
     r"|vocab\.(json|txt|bpe)|merges\.txt|tekken\.json|[\w.-]+\.tiktoken"
     r"|(sentencepiece[\w.-]*|spiece|spm)\.model"
     r"|chat_template\.(jinja|json)|additional_chat_templates/[\w.-]+\.jinja"
+    # what makes pixels, or sound, of the files that a model of several parts takes beside text
+    r"|((pre|image_|video_|audio_)?processor|(video_|audio_)?preprocessor)_config\.json"
 )
 LICENCE = re.compile(r"(licen[sc]e|notice|copying|copyright|use_policy)\b[\w .-]*", re.IGNORECASE)
 # What a model computes and answers, beside its weights.
@@ -38,6 +40,9 @@ ON_HUB = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
     "LICENSE",
     "LICENSE.txt",
     "LICENSE.md",
@@ -47,9 +52,10 @@ ON_HUB = (
 
 
 def write(name: str, folder: Path, settings: "ModelSettings | None" = None) -> None:
-    """Put a model's tokenizer files, chat template and licence into a folder, unchanged.
+    """Put a model's tokenizer and processor files, chat template and licence into a folder.
 
-    A tokenizer that is converted while it is loaded is saved in its converted form as well.
+    They are unchanged. A tokenizer that is converted while it is loaded is saved in its converted
+    form as well.
 
     Args:
         name: of the model: a folder, a name on the hub, or ``ptl-demo``.

@@ -186,10 +186,18 @@ def find_layers(model: "PreTrainedModel") -> tuple[str | None, str | None]:
 
     config: Any = model.config
     # some configs say so although the model is a decoder, such as GPT-NeoX's: modules know better
-    if any(vars(module).get("is_decoder") is False for module in model.modules()):
+    says = {
+        "is_decoder false": any(vars(each).get("is_decoder") is False for each in model.modules()),
+        # PaliGemma; "vision" is about images alone
+        "use_bidirectional_attention": getattr(
+            config.get_text_config(), "use_bidirectional_attention", None
+        )
+        in (True, "all"),
+    }
+    for named in [each for each, is_said in says.items() if is_said]:
         return None, (
-            "its config says is_decoder false, so that its tokens attend to later ones; ptl_fast is"
-            " for models that predict the next token"
+            f"its config says {named}, so that its tokens attend to later ones; ptl_fast is for"
+            " models that predict the next token"
         )
     number = config.get_text_config().num_hidden_layers
     lists = [path for path, each in model.named_modules() if isinstance(each, ModuleList)]

@@ -8,10 +8,11 @@ config is transformers' or any object with the same fields.
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from ptl_fast.model import parts
 from ptl_fast.model.families import layers_path, resize_config
 from ptl_fast.model.layers import on_meta
 from ptl_fast.model.widths import ffn_width, num_active_experts, num_experts
@@ -51,15 +52,23 @@ class Weights:
     head: int
     """The language-model head, also where it is tied to the embedding."""
     num_parameters: int
-    """All parameters; tied weights count once."""
+    """All parameters; tied weights count once, and those of a vision tower too."""
 
 
 def count_weights(config: "PretrainedConfig") -> Weights:
     """Count a model's weights.
 
     By formula for the families in EXTRAS; any other model is built on torch's meta device, which
-    allocates no memory, and its parameters counted.
+    allocates no memory, and its parameters counted. What a model has beside its text decoder, such
+    as a vision tower, counts as parameters and does nothing for a token of text.
     """
+    weights = _count_decoder(config)
+    beside = parts.parameters_beside(config) or 0
+    return replace(weights, num_parameters=weights.num_parameters + beside)
+
+
+def _count_decoder(config: "PretrainedConfig") -> Weights:
+    """The same of a text decoder, or of a model that is one."""
     extras = EXTRAS.get(config.model_type)
     if extras is None:
         return _count_in_model(config)

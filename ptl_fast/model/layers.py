@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from ptl_fast.model.auto_classes import auto_class
+
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
@@ -139,11 +141,10 @@ def number_layers(layers: "nn.ModuleList", kept: Sequence[int]) -> None:
 def on_meta(config: "PretrainedConfig") -> Any:
     """Build the model of a config on torch's meta device, which allocates no memory."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     # a generator that is put back: building must not change what a run draws
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
+        return auto_class(config).from_config(copy.deepcopy(config), trust_remote_code=False)
 
 
 def why_not_without(

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from ptl_fast.base.console import reason
 from ptl_fast.config.checking import nearest
-from ptl_fast.model import padding, tokenizer_trial, tying
+from ptl_fast.model import padding, parts, tokenizer_trial, tying
 from ptl_fast.model.checkpoint import DEMO as DEMO
 from ptl_fast.model.checkpoint import Checkpoint, bundled, find_checkpoint
 from ptl_fast.model.damaged_files import blame
@@ -55,7 +55,8 @@ def resolve_device(name: str) -> str:
 def load_config(
     name: str, settings: "ModelSettings | None" = None, flag: str = "--model"
 ) -> "PretrainedConfig":
-    """Read a model's config, without its weights; without its quantization, which is undone.
+    """Read a model's config, without its weights; without its quantization, which is undone. Of a
+    model of several parts it is that of its text decoder, where that can be compressed.
 
     Args:
         name: a folder, a name on the Hugging Face hub, or ``ptl-demo``.
@@ -74,7 +75,7 @@ def load_config(
             raise ValueError(f"{flag} {name} {NEEDS_CODE}") from error
         raise ValueError(_cannot_be_loaded(flag, checkpoint, error)) from error
     tying.correct_config_(config, local_folder(checkpoint.name))
-    return config
+    return parts.decoder_config(config)
 
 
 def _cannot_be_loaded(flag: str, checkpoint: Checkpoint, error: Exception) -> str:
@@ -207,7 +208,8 @@ def check_teacher(
 def load_model(
     name: str, settings: "ModelSettings", device: str, flag: str = "--model"
 ) -> "PreTrainedModel":
-    """Load a causal language model in eval mode, with the settings' dtype and attention.
+    """Load a causal language model in eval mode, with the settings' dtype and attention. Of a model
+    of several parts it is the text decoder inside (``parts.whole_of``).
 
     Args:
         flag: the command-line flag that errors name.
@@ -236,7 +238,12 @@ def load_model(
     padding.drop_generated_padding_(model)
     model.to(device).eval()
     _align_parameters_(model)
-    return model
+    try:
+        decoder = parts.decoder_of(model)
+        parts.check_logits(decoder)
+    except ValueError as error:
+        raise ValueError(_cannot_be_loaded(flag, checkpoint, error)) from error
+    return decoder
 
 
 def set_attention_(model: "PreTrainedModel", settings: "ModelSettings", device: str) -> None:

@@ -96,10 +96,14 @@ def stored_types(model: "PreTrainedModel", dtype: torch.dtype) -> dict[str, torc
 def on_meta(model: "PreTrainedModel", dtype: torch.dtype) -> "PreTrainedModel":
     """The model built anew from its config in a type, without memory for its weights."""
     default, build = torch.get_default_dtype(), type(model)
+    config = copy.deepcopy(model.config)
+    # a vision tower is built in the type that its own config says
+    for part in _sub_configs(config):
+        part.dtype = dtype
     try:
         torch.set_default_dtype(dtype)
         with torch.device("meta"):
-            return build(copy.deepcopy(model.config))
+            return build(config)
     finally:
         torch.set_default_dtype(default)
 

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 from transformers.integrations import deepspeed
 
 from ptl_fast.base.console import first_line
+from ptl_fast.model import tying
+from ptl_fast.model.auto_classes import auto_class
 from ptl_fast.model.precision import FLOAT_TYPES, on_meta, stored_types
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def difference(
         return found
     try:
         with on_this_rank_alone():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = auto_class(model.config).from_pretrained(
                 folder,
                 dtype=computed_in(model),
                 output_loading_info=True,
@@ -174,8 +175,8 @@ def _tying_difference(rebuilt: Any) -> str | None:
 
     transformers compares the two weights and warns; other programs follow the config.
     """
-    head, says_tied = rebuilt.get_output_embeddings(), rebuilt.config.tie_word_embeddings
-    if head is None or not says_tied or head.weight is rebuilt.get_input_embeddings().weight:
+    head, embedding = rebuilt.get_output_embeddings(), rebuilt.get_input_embeddings()
+    if head is None or not tying.says_tied(rebuilt.config) or head.weight is embedding.weight:
         return None
     return "its config says tie_word_embeddings, and its head has weights of its own"
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 
 from ptl_fast.base.console import reason
 from ptl_fast.model import padding
 from ptl_fast.model.adapters import check_adapter, merge_adapter_
+from ptl_fast.model.auto_classes import auto_class
 from ptl_fast.model.checkpoint import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -126,7 +127,7 @@ def load_stored(checkpoint: Checkpoint, dtype: torch.dtype | str) -> Any:
         config = _own_config(checkpoint)
         # a config that was read already is taken as it is, so only where it must be another
         corrected = {"config": config} if padding.drop_padding_(config) else {}
-        return AutoModelForCausalLM.from_pretrained(
+        return auto_class(config).from_pretrained(
             checkpoint.name,
             revision=checkpoint.revision,
             dtype=dtype,

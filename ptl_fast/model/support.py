@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ptl_fast.base.console import reason
-from ptl_fast.model import layers
+from ptl_fast.model import layers, parts
 from ptl_fast.model.families import Family, find_family, find_layers
 from ptl_fast.model.widths import num_experts
 
@@ -64,7 +64,7 @@ def check_support(
     Raises:
         ValueError: it cannot; says what stands in the way, and what helps.
     """
-    look = Skeleton(config)
+    look = Skeleton(parts.decoder_config(config))
     for check in CHECKS:
         asked = (needs_neurons or not check.of_neurons) and (drops_experts or not check.of_experts)
         reason = check.find(look) if asked else None
@@ -83,13 +83,8 @@ def _has_encoder(look: Skeleton) -> str | None:
 
 
 def _is_wrapper(look: Skeleton) -> str | None:
-    text = look.config.get_text_config()
-    if text is look.config:
-        return None
-    return (
-        "it is a model of several parts, of which the text decoder"
-        f" ({getattr(text, 'model_type', 'text_config')}) is one"
-    )
+    reason = parts.why_not(look.config)
+    return reason and f"it is a model of several parts, and cannot be compressed whole: {reason}"
 
 
 def _is_no_language_model(look: Skeleton) -> str | None:

@@ -25,7 +25,7 @@ def correct_config_(config: "PretrainedConfig", folder: Path | None) -> None:
     Args:
         folder: where its weights are; None if they are not in a folder.
     """
-    if config.tie_word_embeddings and folder is not None and _has_own_head(folder):
+    if says_tied(config) and folder is not None and _has_own_head(folder):
         _say_untied_(config)
 
 
@@ -33,9 +33,13 @@ def correct_loaded_(model: "PreTrainedModel") -> None:
     """The same for a loaded model, whatever its files are."""
     loaded: Any = model
     head, embedding = loaded.get_output_embeddings(), loaded.get_input_embeddings()
-    says_tied = loaded.config.tie_word_embeddings
-    if head is not None and says_tied and head.weight is not embedding.weight:
+    if head is not None and says_tied(loaded.config) and head.weight is not embedding.weight:
         _say_untied_(loaded.config)
+
+
+def says_tied(config: "PretrainedConfig") -> bool:
+    """Whether a config says that the head is tied; some of models of several parts do not say."""
+    return getattr(config, "tie_word_embeddings", False)
 
 
 def _say_untied_(config: "PretrainedConfig") -> None:

@@ -14,6 +14,7 @@ from ptl_fast.baselines import SCORERS
 from ptl_fast.config.checking import flag, unknown
 from ptl_fast.config.trainer import read_deepspeed
 from ptl_fast.evaluation.chat import LoadedChat
+from ptl_fast.model import parts
 from ptl_fast.model.widths import ffn_width, num_experts
 from ptl_fast.recovery import registry
 from ptl_fast.run import questions, text
@@ -186,12 +187,31 @@ def check_support(
         needs_neurons=needs_neurons,
         drops_experts=drops_experts,
     )
+    if parts.parameters_beside(original) is not None:
+        _check_parts(config)
     if prune.keep < 1 and num_experts(original):
         _check_experts(config)
     if drops_experts and config.score.score_once:
         raise ValueError(
             "--score-once and --keep-experts do not go together: what experts compute is measured"
             " anew after others went; leave one of the two out"
+        )
+
+
+def _check_parts(config: "Config") -> None:
+    """Raise ValueError for what would make the decoder another type of model, which the whole has
+    no place for.
+    """
+    scorer = config.score.scorer
+    given = {
+        "--slice-hidden": config.prune.slice_hidden is not None,
+        f"--scorer {scorer}": SCORERS[scorer].add_bias_ is not None,
+    }
+    for each in [each for each, is_given in given.items() if is_given]:
+        raise ValueError(
+            f"{each} makes a model type of its own, which cannot be the text decoder of a model of"
+            " several parts; leave it out, or take out the text decoder first, as"
+            " docs/checkpoints.md shows"
         )
 
 
@@ -304,6 +324,7 @@ def check_stream(config: "Config", original: "PretrainedConfig") -> None:
         "--keep-optimizer-state": config.recovery.keep_optimizer_state,
         "--merge-adapter": config.model.merge_adapter,
         "experts": num_experts(original) > 0,
+        "a model of several parts": parts.parameters_beside(original) is not None,
     }
     beyond = [each for each, is_given in given.items() if is_given]
     if beyond:

@@ -118,13 +118,13 @@ def dry_run(config: "Config") -> str:
 def _load_config(name: str, config: "Config") -> tuple[Any, list[str]]:
     """The model's config, checked as a run checks it, and what is done to its weights first."""
     # imported here, as a preset's dry run should start without waiting for transformers
-    from ptl_fast.model import loading, stored_weights
+    from ptl_fast.model import loading, parts, stored_weights
 
     if not config.run.debug:
         quiet_libraries()
     original = loading.load_config(name, config.model)
     check_support(config, original)
-    return original, stored_weights.notes(name, config.model)
+    return original, [*stored_weights.notes(name, config.model), *parts.notes(original)]
 
 
 def predict(

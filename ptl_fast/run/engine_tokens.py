@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base.console import say
+from ptl_fast.model import parts
+from ptl_fast.model.auto_classes import auto_class
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,7 +93,7 @@ def make_prompts(model: Path) -> list[list[int]]:
     """Token ids of arithmetic, longer than the window in the model's config."""
     from transformers import AutoTokenizer
 
-    config = json.loads((model / "config.json").read_text())
+    config = parts.with_text_fields(json.loads((model / "config.json").read_text()))
     window = config.get("sliding_window") or config.get("attention_chunk_size")
     length = window + BEYOND if window else WITHOUT_WINDOW
     most = config.get("max_position_embeddings", length + NUM_TOKENS) - NUM_TOKENS
@@ -114,9 +116,10 @@ def by_transformers(
 ) -> tuple[list[list[int]], list[list[bool]]]:
     """Greedy tokens of each prompt in float32, and whether each was clearly the likeliest."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    loaded: Any = auto_class(config).from_pretrained(
         model, dtype=torch.float32, trust_remote_code=False
     )
     loaded.eval()

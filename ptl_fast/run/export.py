@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ptl_fast.base.console import say
-from ptl_fast.model import engines
+from ptl_fast.model import engines, parts
 from ptl_fast.run import engine_tokens, failures
 
 INSTALL = """llama.cpp's converter is needed, once:
@@ -96,7 +96,7 @@ def model_folder(run: Path) -> Path:
 
 def to_gguf(model: Path, quantize: str | None, output: str | None, llama_cpp: str | None) -> Path:
     """Write a model folder as a GGUF file; arguments as in ``export``."""
-    config = json.loads((model / "config.json").read_text())
+    config = parts.with_text_fields(json.loads((model / "config.json").read_text()))
     found = engines.misread_by(SimpleNamespace(**{"model_type": "", **config}), "llama.cpp")
     if found:
         raise ValueError(

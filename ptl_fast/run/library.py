@@ -67,8 +67,10 @@ def collect_statistics(
     """
     from ptl_fast.data.packing import PackedTokens
     from ptl_fast.model.families import find_family
+    from ptl_fast.model.parts import decoder_of
     from ptl_fast.scoring import statistics
 
+    model = decoder_of(model)
     if not isinstance(data, PackedTokens):
         data = _packed(data, tokenizer, sequence_length)
     with quieted(everything=quiet):
@@ -101,6 +103,7 @@ def make_plan(
     """
     from ptl_fast.config.checking import unknown
     from ptl_fast.model.families import find_family
+    from ptl_fast.model.parts import decoder_of
 
     if scorer not in SCORERS:
         raise ValueError(unknown("scorer", scorer, SCORERS))
@@ -117,19 +120,23 @@ def make_plan(
             f"keep={keep} of {width} neurons is {left} at multiples of {width_multiple}; between 1"
             f" and {width - 1} can stay"
         )
+    model = decoder_of(model)
     evidence = Evidence(statistics=statistics, model=model, family=find_family(model), seed=seed)
     step = Round(number=1, kind="neurons", width=left, num_layers=num_layers, recovery_share=0.0)
     return plan_neurons(step, chosen.compute(evidence), None, scorer)
 
 
 def compact_(model: "PreTrainedModel", plan: PruningPlan) -> None:
-    """Remove what a plan says from a model, in place; its config says the new sizes.
+    """Remove what a plan says from a model, in place; its config says the new sizes. Of a model of
+    several parts it is the text decoder that becomes smaller.
 
     What is left is an ordinary model: ``save_pretrained`` and ``from_pretrained`` do.
     """
     from ptl_fast.model.families import find_family
+    from ptl_fast.model.parts import decoder_of
     from ptl_fast.pruning import compact
 
+    model = decoder_of(model)
     compact.compact_(model, find_family(model), plan)
 
 

@@ -30,6 +30,8 @@ def model_card(
     original: dict[str, Any],
     hub_name: str | None,
     config: dict[str, Any],
+    loader: str = "AutoModelForCausalLM",
+    parameters_beside: int | None = None,
 ) -> str:
     """Return README.md of the compressed model.
 
@@ -40,13 +42,22 @@ def model_card(
         original: fields of the original's card (``card_metadata.read``).
         hub_name: the original's name on the hub, if it has one.
         config: the content of the result's config.json.
+        loader: transformers' class that loads it.
+        parameters_beside: of a model of several parts, the number of parameters of those beside
+            the text decoder.
     """
     name = hub_name or Path(model_name).name
     parts = [
         _front_matter(report, original, hub_name),
         f"# {name}, compressed",
-        _what(report, name, needed_import),
+        _what(report, name, needed_import, loader),
     ]
+    if parameters_beside is not None:
+        parts.append(
+            f"Its text decoder alone was pruned{_and_trained(report)}. Its other parts, of"
+            f" {parameters_beside:,} parameters, are those of the original, and count as parameters"
+            " above, but not in FLOPs per token of text. Nothing was measured with images or sound."
+        )
     if report.get("stopped"):
         parts.append(report["stopped"])
     parts += verdict.sentences(report["rounds"], *leading_metric(report["dense"]))
@@ -124,7 +135,11 @@ def _is_trained(report: dict[str, Any]) -> bool:
     return any(record["recovery_steps"] for record in report["rounds"])
 
 
-def _what(report: dict[str, Any], name: str, needed_import: str | None) -> str:
+def _and_trained(report: dict[str, Any]) -> str:
+    return " and trained" if _is_trained(report) else ""
+
+
+def _what(report: dict[str, Any], name: str, needed_import: str | None, loader: str) -> str:
     """What it is, and how to load it."""
     dense, final = report["dense"], report["final"]
     parameters = final["num_parameters"] / dense["num_parameters"]
@@ -133,7 +148,7 @@ def _what(report: dict[str, Any], name: str, needed_import: str | None) -> str:
     return (
         f"{name} made smaller with ptl_fast. Parameters: {parameters:.1%} of dense. FLOPs per"
         f" token: {flops:.1%} of dense. It loads with"
-        f" `AutoModelForCausalLM.from_pretrained`{condition}."
+        f" `{loader}.from_pretrained`{condition}."
     )
 
 

@@ -17,7 +17,7 @@ from ptl_fast.base import distributed, heartbeat, memory
 from ptl_fast.base.console import reason, say
 from ptl_fast.config.checking import flag
 from ptl_fast.evaluation import tasks as eval_tasks
-from ptl_fast.model import loading, precision, stored_weights
+from ptl_fast.model import loading, parts, precision, stored_weights
 from ptl_fast.model.widths import expert_limits, ffn_width
 from ptl_fast.pruning import width_multiple
 from ptl_fast.recovery import registry, rollouts, trainer
@@ -73,7 +73,7 @@ def prepare(config: "Config") -> RunContext:
     name = config.model.model
     original = loading.load_config(name, config.model)
     checks.check_support(config, original)
-    for note in stored_weights.notes(name, config.model):
+    for note in (*stored_weights.notes(name, config.model), *parts.notes(original)):
         say(note)
     checks.check_lengths(config, original)
     output = output_folder(config)

@@ -7,7 +7,7 @@ from ptl_fast.base import distributed
 from ptl_fast.base.console import say
 from ptl_fast.base.stored import remove
 from ptl_fast.baselines import flap, slicegpt
-from ptl_fast.model import card_metadata, loading
+from ptl_fast.model import card_metadata, loading, parts
 from ptl_fast.run import (
     example_answers,
     history,
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 SIZE = ("num_parameters", "num_layers", "width", "num_experts", "flops_per_token", "eval")
 HOW_TO_LOAD = """Load the result:
 
-{imports}    from transformers import AutoModelForCausalLM, AutoTokenizer
-    model = AutoModelForCausalLM.from_pretrained("{final}")
+{imports}    from transformers import {loader}, AutoTokenizer
+    model = {loader}.from_pretrained("{final}")
     tokenizer = AutoTokenizer.from_pretrained("{final}")"""
 
 
@@ -156,7 +156,9 @@ def _card(context: "RunContext", content: dict[str, Any], source: "ModelFolder")
         _needed_import(context, len(content["rounds"])),
         card_metadata.read(name, settings),
         card_metadata.hub_name(name),
-        json.loads((source.path / "config.json").read_text()),
+        parts.with_text_fields(json.loads((source.path / "config.json").read_text())),
+        parts.loader(context.original),
+        parts.parameters_beside(context.original),
     )
 
 
@@ -179,4 +181,5 @@ def _how_to_load(context: "RunContext") -> str:
     imports, needed = "", _needed_import(context, len(context.records))
     if needed is not None:
         imports = f"    import {needed}  # without it, transformers refuses this model type\n"
-    return HOW_TO_LOAD.format(final=context.folder.final.path, imports=imports)
+    final, loader = context.folder.final.path, parts.loader(context.original)
+    return HOW_TO_LOAD.format(final=final, imports=imports, loader=loader)

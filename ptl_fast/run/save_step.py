@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ptl_fast.base.disk import model_bytes
-from ptl_fast.model import as_users_run_it, companions, precision, saved_model_check
+from ptl_fast.model import as_users_run_it, companions, parts, precision, saved_model_check
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,12 +21,13 @@ ANY_TEXT = "What is saved is what was measured: 1 + 1 = 2, 2 + 2 = 4, 3 + 3 = 6,
 
 
 def check_pruned(model: "PreTrainedModel") -> None:
-    """Check that a pruned model is the one that its config describes, before it is measured.
+    """Check that a pruned model, with all of its parts, is the one that its config describes,
+    before it is measured.
 
     Raises:
         ValueError: it is not, so that what would be saved after its training were another model.
     """
-    found = saved_model_check.structure_difference(model)
+    found = saved_model_check.structure_difference(parts.whole_of(model))
     if found is not None:
         raise ValueError(
             f"the pruned model is not the one that its config describes: {found}. It is neither"
@@ -36,6 +37,7 @@ def check_pruned(model: "PreTrainedModel") -> None:
 
 def save_model(context: "RunContext", folder: "ModelFolder", model: "PreTrainedModel") -> None:
     """Round the model to the type that it is saved in, save it, and compare what was saved with it.
+    Of a text decoder inside a model of several parts, the whole is saved.
 
     All ranks must call this: each has the model, and the main rank saves.
 
@@ -45,6 +47,7 @@ def save_model(context: "RunContext", folder: "ModelFolder", model: "PreTrainedM
             again.
         StorageFailed: it does not fit on the disk, or cannot be written.
     """
+    model = parts.whole_of(model)
     precision.round_(model, context.saved_dtype)
 
     def write(path: Path) -> None:

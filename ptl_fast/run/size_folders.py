@@ -79,8 +79,8 @@ def to_markdown(dense: dict[str, Any], sizes: list[dict[str, Any]]) -> str:
     ]
     return (
         "# One run, a family of models\n\n"
-        "Each folder loads with `AutoModelForCausalLM.from_pretrained` as final/ does; its own"
-        " README.md says more. Seconds are those of the round alone.\n\n"
+        "Each folder loads with `from_pretrained` as final/ does; its own README.md says how, and"
+        " more. Seconds are those of the round alone.\n\n"
         f"{markdown.table(rows)}\n"
     )
 

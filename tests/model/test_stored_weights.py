@@ -218,7 +218,7 @@ def loads(source: str) -> list[ast.Call]:
         for call in calls
         if isinstance(call.func, ast.Attribute)
         and call.func.attr in ("from_pretrained", "from_config")
-        and ast.unparse(call.func.value).startswith("Auto")
+        and ast.unparse(call.func.value).startswith(("Auto", "auto_class("))
     ]
 
 

@@ -1,12 +1,12 @@
 """What cannot be pruned is refused from the config, with its own reason and with what helps."""
 
 import pytest
-from transformers import Gemma3Config
 
 from ptl_fast.model.support import check_support
 from support.configs import tiny_config
 from support.mixtures import make_mixture
 from support.models import FAMILIES
+from support.wholes import whole_config
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 1}
 
@@ -86,12 +86,17 @@ def test_a_config_without_a_size_is_told() -> None:
         check_support(config, "it", needs_neurons=False)
 
 
-def test_a_model_of_several_parts_is_told_from_its_text_decoder() -> None:
-    text = tiny_config("gemma3_text", head_dim=16)
-    check_support(text, "it", needs_neurons=True)
-    whole = Gemma3Config(text_config=text.to_dict())
-    with pytest.raises(ValueError, match=r"model_type gemma3\).*text decoder .gemma3_text. is one"):
-        check_support(whole, "it", needs_neurons=True)
+def test_a_model_of_several_parts_is_supported_where_its_decoder_is() -> None:
+    check_support(whole_config("gemma3"), "it", needs_neurons=True)
+    for model_type, why in (
+        (
+            "cohere2_vision",
+            r"model_type cohere2_vision\).*several parts.* scale its decoder's logits",
+        ),
+        ("paligemma", "use_bidirectional_attention, so that its tokens attend to later ones"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            check_support(whole_config(model_type), "it", needs_neurons=True)
 
 
 def test_a_config_that_makes_no_model_is_told_in_one_line() -> None:
