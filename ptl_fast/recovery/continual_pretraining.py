@@ -29,7 +29,14 @@ from ptl_fast.recovery.task import (
     TrainingOptions,
 )
 from ptl_fast.recovery.token_budget import ClosingPhase
-from ptl_fast.recovery.trainer import Progress, StopAtNan, batch_split, common_arguments, run
+from ptl_fast.recovery.trainer import (
+    ExactCheckpoints,
+    Progress,
+    StopAtNan,
+    batch_split,
+    common_arguments,
+    run,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerControl, TrainerState
@@ -195,7 +202,7 @@ class Sequences(Dataset):
         }
 
 
-class TextTrainer(Trainer):
+class TextTrainer(ExactCheckpoints):
     """Trainer with our schedule, an optional penalty, and an optional initial optimizer state.
 
     Its examples carry ``mask``: which tokens count in the forward passes' statistics. The model

@@ -1,7 +1,11 @@
-"""Shared by all recoveries on transformers' Trainer: batch split, arguments, progress, NaN stop."""
+"""Shared by all recoveries on transformers' Trainer: checkpoints with every weight, batch split,
+arguments, progress, NaN stop.
+"""
 
 import math
 import os
+import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +27,47 @@ if TYPE_CHECKING:
     from ptl_fast.base.run_files import Checkpoint
     from ptl_fast.config.trainer import TrainerSettings
     from ptl_fast.recovery.task import RecoveryTask
+
+
+class ExactCheckpoints(Trainer):
+    """A Trainer that goes on with the very weights that its checkpoint has.
+
+    transformers saves some models under the names of their original repositories, such as a
+    mixture's experts one by one where the model has one tensor for all. The Trainer loads a
+    checkpoint by the model's own names, and only warns of those that it does not find: the training
+    would go on with experts as they were at its beginning. So checkpoints have the model's own
+    names here, and one that lacks a weight is refused.
+    """
+
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        model: Any = self.model
+        model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+        try:
+            super()._save(*args, **kwargs)
+        finally:
+            del model.save_pretrained
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Called by the Trainer with the names that the model and a checkpoint do not share.
+
+        Raises:
+            ValueError: a weight is not in the checkpoint, or has no place in the model.
+        """
+        model: Any = self.model
+        tensors, missing = model.state_dict(keep_vars=True), set(load_result.missing_keys)
+        # of tied weights the checkpoint has one; some constants are never saved
+        found = {id(tensor) for name, tensor in tensors.items() if name not in missing}
+        constants = model._keys_to_ignore_on_save or ()
+        lost = [
+            name
+            for name in load_result.missing_keys
+            if id(tensors[name]) not in found and not any(re.search(e, name) for e in constants)
+        ]
+        for name in (*lost, *load_result.unexpected_keys):
+            raise ValueError(
+                f"a checkpoint in {self.args.output_dir} is not of the model that is trained: they"
+                f" differ in {name}; delete that folder, and the round's training begins anew"
+            )
 
 
 def batch_split(settings: "TrainerSettings") -> tuple[int, int]:

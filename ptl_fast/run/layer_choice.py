@@ -38,20 +38,20 @@ def check(prune: "PruneSettings", original: "PretrainedConfig") -> None:
             f"--layers {prune.layers}: the model's layers are 0 to {number - 1}, and there is no"
             f" {outside[0]}"
         )
-    path = _layers_path(original)
+    model = _model(original)
+    path = families.layers_path(model)
     # that neurons can go has been checked before, where some shall
     alone = "; its neurons can go without layers" if prune.keep < 1 else ""
     if prune.named_layers:
-        kept = [layer for layer in range(number) if layer not in prune.named_layers]
-        if reason := layers.why_not_without(original, path, kept):
+        if reason := _why_not_named(prune, original, path, model):
             raise ValueError(f"--layers {prune.layers}: {original.model_type}: {reason}{alone}")
         return
-    staying = _staying(original, path, gone)
+    staying = _staying(original, path, model)
     # where most layers are tied to their places, what may go is no choice
     if len(staying) > number // 2 or number - len(staying) < gone:
         raise ValueError(
             f"--drop-layers {gone}: layers of this model (model_type {original.model_type}) cannot"
-            f" go: {next(iter(staying.values()))}{alone}"
+            f" go: {next(iter(staying.values()))}{_together(original, path, model, gone)}{alone}"
         )
     if prune.keep_attention_pattern:
         _check_pattern(original, gone, prune.layers_per_round)
@@ -116,29 +116,64 @@ def limits(context: "RunContext", step: "Round", scores_L: "Tensor") -> LayerLim
     return found
 
 
-def _layers_path(original: "PretrainedConfig") -> str:
-    """The path of the decoder layers of a config's model."""
+def _model(original: "PretrainedConfig") -> Any:
+    """A config's model, on the meta device."""
     try:
-        model: Any = layers.on_meta(original)
+        return layers.on_meta(original)
     except Exception as error:  # transformers raises many types for a config that it refuses
         raise ValueError(
             f"the model of this config (model_type {original.model_type}) cannot be built:"
             f" {first_line(error)}"
         ) from error
-    return families.layers_path(model)
 
 
-def _staying(original: "PretrainedConfig", path: str, gone: int) -> dict[int, str]:
-    """{layer that cannot go: why}, if the first or the last ones cannot; else empty.
+def _why_not_named(
+    prune: "PruneSettings", original: "PretrainedConfig", path: str, model: Any
+) -> str | None:
+    """Why --layers cannot go in their rounds; None: they can."""
+    number, gone, each = (
+        original.num_hidden_layers,
+        prune.num_dropped_layers,
+        prune.layers_per_round,
+    )
+    # without all of them first: what stands in the way of that stands in every way
+    for count in (gone, *range(each, gone, each)):
+        first = prune.named_layers[:count]
+        kept = [layer for layer in range(number) if layer not in first]
+        if reason := layers.why_not_without(original, path, kept, model):
+            if count == gone:
+                return reason
+            return (
+                f"a round ends without {', '.join(map(str, first))} alone: {reason}; have them go"
+                f" together (--layers-per-round {gone})"
+            )
+    return None
+
+
+def _staying(original: "PretrainedConfig", path: str, model: Any) -> dict[int, str]:
+    """{layer that cannot go: why}, if the first or the last one cannot; else empty.
 
     Without the first all others have other numbers, without the last the others have another place
-    from the end: two builds of the model tell mostly what one a layer would.
+    from the end: two builds of the model tell mostly what one a layer would. That several could go
+    together helps no scores: they choose layers one by one.
     """
     number = original.num_hidden_layers
-    for kept in (range(gone, number), range(number - gone)):
-        if layers.why_not_without(original, path, kept) is not None:
+    for kept in (range(1, number), range(number - 1)):
+        if layers.why_not_without(original, path, kept, model) is not None:
             return layers.layers_that_stay(original, path)
     return {}
+
+
+def _together(original: "PretrainedConfig", path: str, model: Any, gone: int) -> str:
+    """What helps where single layers cannot go, and the first or the last few can; else empty."""
+    number = original.num_hidden_layers
+    for first in (0, number - gone):
+        group = range(first, first + gone)
+        kept = [layer for layer in range(number) if layer not in group]
+        if gone > 1 and layers.why_not_without(original, path, kept, model) is None:
+            names = ",".join(map(str, group))
+            return f"; together they can, such as --layers {names} --layers-per-round {gone}"
+    return ""
 
 
 def _check_pattern(original: "PretrainedConfig", gone: int, per_round: int) -> None:

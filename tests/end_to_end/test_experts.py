@@ -110,7 +110,9 @@ def test_killed_run_goes_on_and_ends_bit_identical(
     flags = [*names, *as_flags({**RUN, **BOTH})]
     assert main([*flags, "--output", "undisturbed"]) == 0
     again = [*flags, "--output", "run"]
-    stages = ("round-01/plan.json", *(f"round-0{each}/recovery/checkpoint-*" for each in (1, 2)))
+    # before a checkpoint is complete, the round's training would begin anew
+    checkpoints = (f"round-0{each}/recovery/checkpoint-*/complete" for each in (1, 2))
+    stages = ("round-01/plan.json", *checkpoints)
     for stage in stages:
         assert kill_when(f"run/{stage}", again, tmp_path), stage
     assert main(again) == 0

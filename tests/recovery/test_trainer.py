@@ -1,13 +1,18 @@
-"""What every training shares: batches, divergence, and a model that is as it was before."""
+"""What every training shares: batches, divergence, checkpoints that hold every weight, and a model
+that is as it was before.
+"""
 
 import copy
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from support.recovery import config, packed, train
+from ptl_fast.base.run_files import RecoveryFolder
+from support.mixtures import make_mixture
+from support.recovery import config, killed_at_step, packed, train
 
 
 def test_global_batch_must_divide(llama: PreTrainedModel, tmp_path: Path) -> None:
@@ -34,3 +39,33 @@ def test_gradient_checkpointing_changes_nothing(llama: PreTrainedModel, tmp_path
         )
     for name, parameter in llama.named_parameters():
         torch.testing.assert_close(parameter, other.get_parameter(name), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3"])
+def test_a_killed_training_goes_on_with_its_checkpoints_experts(
+    model_type: str, tmp_path: Path
+) -> None:
+    """transformers saves the experts of some types one by one, under names of their own."""
+    models = [make_mixture(model_type, num_hidden_layers=2) for _ in range(3)]
+    folders = [tmp_path / name / "recovery" for name in ("undisturbed", "killed", "killed")]
+    given = config(checkpoint_minutes=0, gradient_checkpointing=False)
+    train(models[0], packed(), 500, given, folders[0])
+    killed_at_step(3, lambda: train(models[1], packed(), 500, given, folders[1]))
+    assert [each.name for each in folders[1].glob("checkpoint-*")] == ["checkpoint-3"]
+    train(models[2], packed(), 500, given, folders[2])
+    for name, parameter in models[0].named_parameters():
+        assert torch.equal(parameter, models[2].get_parameter(name)), name
+
+
+def test_a_checkpoint_without_a_weight_is_refused(llama: PreTrainedModel, tmp_path: Path) -> None:
+    """Such as one that transformers saved under other names."""
+    given = config(checkpoint_minutes=0, gradient_checkpointing=False)
+    killed_at_step(2, lambda: train(copy.deepcopy(llama), packed(), 500, given, tmp_path))
+    checkpoint = RecoveryFolder(tmp_path).checkpoint(2)
+    file = checkpoint.path / "model.safetensors"
+    weights = load_file(file)
+    weights["lm_head.other"] = weights.pop("lm_head.weight")
+    save_file(weights, file, metadata={"format": "pt"})
+    checkpoint.mark()
+    with pytest.raises(ValueError, match=r"they differ in lm_head.weight; delete that folder"):
+        train(llama, packed(), 500, given, tmp_path)

@@ -28,6 +28,7 @@ TINY = {
     "bos_token_id": None,
     "pad_token_id": 1,
 }
+SPARSE = {"num_experts": 4, "num_experts_per_tok": 2, "decoder_sparse_step": 2}
 
 
 def save(model_type: str, folder: Path, tokenizer: PreTrainedTokenizerBase, **own: Any) -> None:
@@ -107,6 +108,15 @@ def test_the_attention_pattern_survives_unless_it_need_not(
             {"attn_layer_period": 2, "attn_layer_offset": 1},
             {"drop_layers": 1},
             "not have the same",
+        ),
+        # every second layer has experts
+        ("qwen3_moe", SPARSE, {"layers": "0,1"}, "ends without 0 alone: .*--layers-per-round 2"),
+        ("qwen3_moe", SPARSE, {"layers": "0,1", "layers_per_round": 2}, None),
+        (
+            "qwen3_moe",
+            SPARSE,
+            {"drop_layers": 2},
+            "such as --layers 0,1 --layers-per-round 2",
         ),
         ("llama", {}, {"layers": "1,4"}, "the model's layers are 0 to 3, and there is no 4"),
         ("gpt_neox_japanese", {}, {"drop_layers": 2}, None),

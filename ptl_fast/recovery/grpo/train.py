@@ -27,7 +27,13 @@ from ptl_fast.recovery.rollouts import (
     split,
 )
 from ptl_fast.recovery.task import RecoveryResult, RecoveryTask
-from ptl_fast.recovery.trainer import Progress, StopAtNan, common_arguments, run
+from ptl_fast.recovery.trainer import (
+    ExactCheckpoints,
+    Progress,
+    StopAtNan,
+    common_arguments,
+    run,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,7 +102,7 @@ def train(model: "PreTrainedModel", task: RecoveryTask) -> RecoveryResult:
     return RecoveryResult(details={"grpo": record})
 
 
-class RolloutTrainer(GRPOTrainer):
+class RolloutTrainer(ExactCheckpoints, GRPOTrainer):
     """GRPOTrainer with a given reference model, and rollouts that are seeded by step and rank.
 
     Args:

@@ -40,7 +40,13 @@ from ptl_fast.recovery.rollouts import (
 )
 from ptl_fast.recovery.task import RecoveryResult, RecoveryTask
 from ptl_fast.recovery.teacher import load_teacher
-from ptl_fast.recovery.trainer import Progress, StopAtNan, common_arguments, run
+from ptl_fast.recovery.trainer import (
+    ExactCheckpoints,
+    Progress,
+    StopAtNan,
+    common_arguments,
+    run,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -105,7 +111,7 @@ def train(model: "PreTrainedModel", task: RecoveryTask) -> RecoveryResult:
     return RecoveryResult(details={"opd": record})
 
 
-class OnPolicyTrainer(DistillationTrainer):
+class OnPolicyTrainer(ExactCheckpoints, DistillationTrainer):
     """DistillationTrainer whose answers are seeded by step and rank, grow over the steps, and end
     where they repeat themselves.
 

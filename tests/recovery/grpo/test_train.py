@@ -7,6 +7,7 @@ import pytest
 from transformers import PreTrainedModel
 
 from ptl_fast.recovery.grpo import train as train_module
+from ptl_fast.recovery.trainer import ExactCheckpoints
 from support.recovery import grpo_config, problem_task
 
 
@@ -33,6 +34,11 @@ def test_learns_what_is_rewarded_and_leaves_all_else(
         parameter is not parameters[name] and parameter.grad is None
         for name, parameter in model.named_parameters()
     )
+
+
+def test_checkpoints_hold_every_weight() -> None:
+    """What that means is tested beside the class."""
+    assert issubclass(train_module.RolloutTrainer, ExactCheckpoints)
 
 
 def test_kl_is_measured_from_where_the_round_began(

@@ -175,6 +175,11 @@ def test_killed_distillation_ends_bit_identical(
         assert parameter.dtype == dtype
 
 
+def test_checkpoints_hold_every_weight() -> None:
+    """What that means is tested beside the class."""
+    assert issubclass(OnPolicyTrainer, trainer.ExactCheckpoints)
+
+
 def test_answer_that_repeats_itself_ends_at_once(
     llama: PreTrainedModel, original: str, sampled: list[Sampled], tmp_path: Path
 ) -> None:
