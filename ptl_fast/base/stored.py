@@ -246,6 +246,11 @@ class MarkedFolder(FilledFolder):
     def _is_whole_or_says_why(self) -> bool:
         return self.is_whole()
 
+    @property
+    def was_complete(self) -> bool:
+        """Whether it was marked, whatever has become of it since."""
+        return (self.path / WHOLE).exists()
+
     def mark(self) -> None:
         """Mark the folder as complete, on the main rank, once every rank has come to this call."""
         distributed.barrier()

@@ -83,6 +83,11 @@ class TrainerSettings:
                 raise ValueError(unknown("--report-to", name, [*trackers.TRACKERS, trackers.NONE]))
 
 
+def is_shipped(name: str) -> bool:
+    """Whether --deepspeed names a file that comes with the package."""
+    return (DEEPSPEED_FOLDER / f"{name}.json").is_file()
+
+
 def deepspeed_file(name: str) -> Path:
     """The JSON file of --deepspeed: a shipped one by name, or a path.
 
@@ -90,9 +95,9 @@ def deepspeed_file(name: str) -> Path:
         ValueError: there is no such file.
     """
     choices = sorted(path.stem for path in DEEPSPEED_FOLDER.glob("*.json"))
-    for file in (DEEPSPEED_FOLDER / f"{name}.json", Path(name)):
-        if file.is_file():
-            return file
+    file = DEEPSPEED_FOLDER / f"{name}.json" if is_shipped(name) else Path(name)
+    if file.is_file():
+        return file
     raise ValueError(
         f"--deepspeed {name}: no such file; choose {', '.join(choices)} or give a JSON file"
         f"{nearest(name, choices) or nearest_file(Path(name))}"

@@ -28,7 +28,7 @@ from ptl_fast.pruning.plan import PruningPlan
 # version of this layout, kept in state.json
 FORMAT = 1
 # fingerprints that older versions did not take
-LATER = ("model_files", "teacher_files", "tasks")
+LATER = ("model_files", "teacher_files", "tasks", "deepspeed")
 
 
 def read_plan(files: RoundFolder) -> PruningPlan:
@@ -55,6 +55,7 @@ class RunFolder(RunFiles):
     def __init__(self, path: Path, state: dict[str, Any] | None = None) -> None:
         super().__init__(path)
         self.state = {"format": FORMAT, **(state or {})}
+        self._seen: bytes | None = None
 
     def settings(self) -> dict[str, Any]:
         """The settings that the folder's run began with; empty if there is no run.
@@ -77,6 +78,7 @@ class RunFolder(RunFiles):
         Raises:
             ValueError: the folder holds another run, or other files, or cannot be written.
         """
+        self._seen = self._list()
         if self.path.is_symlink() and not self.path.exists():
             raise ValueError(
                 f"{self.path} is a link to {os.readlink(self.path)}, which is not there; make that"
@@ -130,18 +132,28 @@ class RunFolder(RunFiles):
         Call ``check`` first. The lock is held until the process ends.
 
         Raises:
-            ValueError: another process is working in the folder.
+            ValueError: another process is working in the folder, or has since ``check``: what this
+                one has read of it until now no longer holds.
         """
         # locked before anything is deleted: another process may be working on the old run
         if distributed.is_main():
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
+            if self._seen not in (None, self._list()):
+                raise ValueError(
+                    f"another process has worked in {self.path} since this one began; give the"
+                    " same command again to go on from there"
+                )
             if overwrite and self._is_run():
                 self._empty()
         distributed.barrier()
         # a resumed run may differ in settings that change only rounding: the newest are kept
         if distributed.agree(self.state_file.read()) != self.state:
             self.state_file.write(self.state)
+
+    def _list(self) -> bytes:
+        """What is listed of the folder's own files: every finished round adds to it."""
+        return self.checksums.read_bytes() if self.checksums.is_file() else b""
 
     def _empty(self) -> None:
         """Delete what a run writes, and nothing else.

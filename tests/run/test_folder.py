@@ -23,6 +23,22 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run", STATE).open(False)
 
 
+def test_what_was_read_before_another_process_ended_does_not_count(tmp_path: Path) -> None:
+    """A job that is started while the one before it is ending waits for no lock."""
+    ending, starting = RunFolder(tmp_path / "run", STATE), RunFolder(tmp_path / "run", STATE)
+    ending.check(False)
+    ending.open(False)
+    starting.check(False)
+    ending.write_report("a round more")
+    ending.lock.close()
+    with pytest.raises(ValueError, match="since this one began; give the same command again"):
+        starting.open(False)
+    starting.lock.close()
+    again = RunFolder(tmp_path / "run", STATE)
+    again.check(False)
+    again.open(False)
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda lock: lock.symlink_to("precious")])
 def test_only_a_file_is_a_lock(make: Callable[[Path], object], tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("data")
