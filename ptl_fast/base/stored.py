@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptl_fast.base import checksums, distributed
+from ptl_fast.base import checksums, distributed, own_folder
 from ptl_fast.base.atomic_files import (
     publish,
     sync,
@@ -202,6 +202,7 @@ class FilledFolder(Stored):
         fault: Exception | None = None
         if distributed.is_main():
             try:
+                own_folder.check(self.path)
                 check_space(self.path, needed_bytes)
                 with storing(self.path):
                     temporary = temporary_folder(self.path)
@@ -297,7 +298,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_here(path: Path, content: bytes) -> None:
-    """The same on this rank alone."""
+    """The same on this rank alone.
+
+    Raises:
+        ValueError: it lies in the run's folder, which somebody has deleted or moved.
+    """
+    own_folder.check(path)
     check_space(path, len(content))
     with storing(path):
         checksums.announce(path, checksums.of_bytes(content))

@@ -3,11 +3,12 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from ptl_fast.base import distributed
+from ptl_fast.base import distributed, own_folder
 from ptl_fast.base.atomic_files import nearest_folder
 from ptl_fast.base.checksums import LIST
 from ptl_fast.base.console import reason, say
@@ -27,6 +28,8 @@ from ptl_fast.pruning.plan import PruningPlan
 
 # version of this layout, kept in state.json
 FORMAT = 1
+# TensorBoard's logs of rounds, and their folders
+LOG_OF_ROUND = re.compile(r"log(/round-[\d.a-z-]+(/events\.out\.tfevents\.[^/]+)?)?")
 # fingerprints that older versions did not take
 LATER = ("model_files", "teacher_files", "tasks", "deepspeed")
 
@@ -94,12 +97,23 @@ class RunFolder(RunFiles):
                 " to; give another --output"
             )
         if not self._is_run():
-            if self.path.exists() and {file.name for file in self.path.iterdir()} - BEFORE_STATE:
+            if self.path.exists() and not self._is_as_good_as_empty():
                 raise ValueError(
                     f"{self.path} exists and is not a run of ptl_fast; give another --output"
                 )
             return {}
         return {} if overwrite else self._differences()
+
+    def _is_as_good_as_empty(self) -> bool:
+        """Whether the folder holds no more than a run that was killed before its first state.json
+        leaves, or one whose folder was deleted: TensorBoard goes on to write.
+        """
+        others = (file for file in self.path.iterdir() if file.name not in BEFORE_STATE)
+        return all(
+            LOG_OF_ROUND.fullmatch(file.relative_to(self.path).as_posix())
+            for other in others
+            for file in [other, *other.rglob("*")]
+        )
 
     def _differences(self) -> dict[str, tuple[Any, Any]]:
         """What ``check`` returns, or raises, for the run that state.json describes."""
@@ -205,6 +219,7 @@ class RunFolder(RunFiles):
             raise ValueError(
                 f"another process is working in {self.path}; wait for it, or give another --output"
             ) from error
+        own_folder.hold(self.lock_file, self.lock)
 
     def _nearest(self) -> Path:
         """The folder, or its nearest parent that exists."""
@@ -229,11 +244,8 @@ class RunFolder(RunFiles):
         """Raise ValueError if somebody has deleted or moved the folder since it was opened: a run
         would write into a new one, and lack the rest at its end.
         """
-        if distributed.is_main() and not self.lock_file.exists():
-            raise ValueError(
-                f"{self.path} was deleted or moved while the run was working in it; put it back and"
-                " the same command continues, or begins anew without it"
-            )
+        if distributed.is_main():
+            own_folder.check()
 
     def write_report(self, text: str) -> None:
         """Write report.md."""

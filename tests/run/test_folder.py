@@ -235,6 +235,16 @@ def test_crash_before_the_state_is_written_does_not_block(tmp_path: Path) -> Non
     RunFolder(tmp_path, STATE).check(False)
 
 
+def test_what_tensorboard_writes_into_a_deleted_folder_does_not_block(tmp_path: Path) -> None:
+    log = tmp_path / "log" / "round-01"
+    log.mkdir(parents=True)
+    (log / "events.out.tfevents.17.host.1.0").touch()
+    RunFolder(tmp_path, STATE).check(False)
+    (log / "notes.txt").touch()
+    with pytest.raises(ValueError, match="is not a run of ptl_fast"):
+        RunFolder(tmp_path, STATE).check(False)
+
+
 def test_damaged_state_is_named(tmp_path: Path) -> None:
     for content in ("{", "{}", "[]"):
         (tmp_path / "state.json").write_text(content)
