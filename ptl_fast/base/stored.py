@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptl_fast.base import checksums, distributed, own_folder
+from ptl_fast.base import checksums, distributed, json_text, own_folder
 from ptl_fast.base.atomic_files import (
     publish,
     sync,
@@ -98,7 +98,7 @@ class JsonFile(Stored):
         if distributed.is_main() and checksums.is_damaged(self.path):
             raise _damaged(self.path)
         try:
-            return json.loads(self.path.read_text()) if self.path.exists() else None
+            return json_text.loads(self.path.read_text()) if self.path.exists() else None
         except ValueError as error:
             raise ValueError(
                 f"{self.path} is damaged ({error}); delete it, or begin anew with --overwrite"
@@ -233,7 +233,7 @@ class MarkedFolder(FilledFolder):
     def is_whole(self) -> bool:
         marker = self.path / WHOLE
         try:
-            marked = json.loads(marker.read_text())
+            marked = json_text.loads(marker.read_text())
             # older versions kept no checksums
             has_sums = all(isinstance(each, list) for each in marked.values())
             sizes = {name: each[0] if has_sums else each for name, each in marked.items()}

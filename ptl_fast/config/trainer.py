@@ -1,11 +1,10 @@
 """What every training has: batches, learning rate, memory, DeepSpeed."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ptl_fast.base import trackers
+from ptl_fast.base import json_text, trackers
 from ptl_fast.config.checking import (
     FREE,
     ROUNDING,
@@ -110,9 +109,10 @@ def read_deepspeed(name: str) -> dict[str, Any]:
     Raises:
         ValueError: there is no such file, or it is no JSON object.
     """
+    file = deepspeed_file(name)
     try:
-        content = json.loads(deepspeed_file(name).read_text())
-    except json.JSONDecodeError as error:
+        content = json_text.loads(file.read_text())
+    except ValueError as error:
         raise ValueError(f"--deepspeed {name} is no JSON file: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"--deepspeed {name} holds no JSON object")

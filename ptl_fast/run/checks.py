@@ -5,11 +5,11 @@ lengths, and what is installed. Rules between settings alone are in ptl_fast.con
 """
 
 import importlib.util
-import os
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ptl_fast.base import distributed
 from ptl_fast.base.console import say
 from ptl_fast.baselines import SCORERS
 from ptl_fast.config.checking import flag, unknown
@@ -305,7 +305,7 @@ def check_stream(config: "Config", original: "PretrainedConfig") -> None:
         "--keep-optimizer-state": config.recovery.keep_optimizer_state,
         "--merge-adapter": config.model.merge_adapter,
         "experts": num_experts(original) > 0,
-        "several processes": int(os.environ.get("WORLD_SIZE", "1")) > 1,
+        "several processes": distributed.of_launcher("WORLD_SIZE", 1) > 1,
     }
     beyond = [each for each, is_given in given.items() if is_given]
     if beyond:

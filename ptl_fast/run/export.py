@@ -5,7 +5,6 @@ would misread is refused, and that its greedy tokens are compared with transform
 """
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from ptl_fast.base import json_text
 from ptl_fast.base.atomic_files import sync
 from ptl_fast.base.console import say
 from ptl_fast.base.disk import check_space
@@ -99,7 +99,7 @@ def model_folder(run: Path) -> Path:
 
 def to_gguf(model: Path, quantize: str | None, output: str | None, llama_cpp: str | None) -> Path:
     """Write a model folder as a GGUF file; arguments as in ``export``."""
-    config = json.loads((model / "config.json").read_text())
+    config = json_text.loads((model / "config.json").read_text())
     found = engines.misread_by(SimpleNamespace(**{"model_type": "", **config}), "llama.cpp")
     if found:
         raise ValueError(
