@@ -1,7 +1,7 @@
 """A run of the command line in a process of its own, with a fault at a chosen moment.
 
-Moments are counted by Python's audit events: every time that the run is about to open a file of
-its folder for writing, or to make, rename or delete one. Weights are written by safetensors' Rust,
+Moments are counted by Python's audit events: every time that the run is about to open a file in
+the folder for writing, or to make, rename or delete one. Weights are written by safetensors' Rust,
 which has no events, between the events around it.
 """
 
@@ -57,11 +57,20 @@ class Ended:
 
 
 def run(flags: list[str], folder: Path, fault: Fault | None = None, timeout: float = 300) -> Ended:
-    """``python -m ptl_fast.compress FLAGS --output FOLDER/run`` in ``folder``, which must exist."""
+    """``ptl-fast compress FLAGS --output FOLDER/run`` in ``folder``, which must exist."""
+    return run_command(
+        ["compress", *flags, "--output", str(folder / "run")], folder, fault, timeout
+    )
+
+
+def run_command(
+    words: list[str], folder: Path, fault: Fault | None = None, timeout: float = 300
+) -> Ended:
+    """``ptl-fast WORDS`` in ``folder``, whose changes are counted."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     fault = fault or Fault()
-    process = context.Process(target=_begin, args=(flags, folder, fault))
+    process = context.Process(target=_begin, args=(words, folder, fault))
     process.start()
     process.join(timeout if fault.seconds is None else fault.seconds)
     timed_out = process.is_alive()
@@ -114,13 +123,13 @@ def _kill(processes: list[int]) -> None:
             os.kill(process, signal.SIGKILL)
 
 
-def _begin(flags: list[str], folder: Path, fault: Fault) -> None:
+def _begin(words: list[str], folder: Path, fault: Fault) -> None:
     os.chdir(folder)
     for stream, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), stream)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     changes = os.open("changes", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    own, count = f"{folder / 'run'}{os.sep}", 0
+    own, count = f"{folder}{os.sep}", 0
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal count
@@ -134,9 +143,11 @@ def _begin(flags: list[str], folder: Path, fault: Fault) -> None:
             _happen(fault, str(arguments[0]), count)
 
     sys.addaudithook(watch)
-    from ptl_fast.run.command import main
+    from ptl_fast.run.subcommands import main
 
-    sys.exit(main([*flags, "--output", str(folder / "run")]))
+    code = main(words)
+    sys.stdout.flush()
+    sys.exit(code)
 
 
 def _happen(fault: Fault, path: str, count: int) -> None:

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.harness.environment import ROOT
-from benchmarks.torture import child, programs, spoilt
+from benchmarks.torture import child, commands, programs, spoilt
 from benchmarks.torture.child import Fault
 from benchmarks.torture.trial import RUNS, Inputs, empty, fault_of, result, shuffled
 
 SAME, LINE = "the undisturbed result", "one line"
-NUM_RANDOM_KILLS, NUM_RANK_KILLS = 100, 20
+NUM_RANDOM_KILLS, NUM_RANK_KILLS, NUM_COMMAND_KILLS = 100, 20, 10
 SECONDS_OF_AN_INPUT = 60.0
 
 
@@ -111,6 +111,50 @@ def ranks(bench: Bench) -> Iterator[Case]:
         ended = child.run_ranks(given, bench.folder)
         same = SAME if result(bench.folder) == whole else "another result"
         yield Case(f"after {after:.1f} s", same if ended.code == 0 else ended.told[-300:])
+
+
+def command_kills(bench: Bench) -> Iterator[Case]:
+    """Kills of commands that read a finished run: at every change of a file, and at random."""
+    child.run(bench.inputs.flags("cpt"), empty(bench.folder))
+    commands.make_tools(bench.folder)
+    generator = random.Random(bench.seed)
+    for name, words_of in commands.COMMANDS.items():
+        empty(bench.folder / "made")
+        words, start = words_of(bench.folder), time.monotonic()
+        ended, whole = child.run_command(words, bench.folder), commands.contents(bench.folder)
+        seconds = time.monotonic() - start
+        if ended.code:
+            raise RuntimeError(f"{name} does not run: {ended.told[-2000:]}")
+        faults = [Fault("kill", moment + 1) for moment in range(ended.num_changes)]
+        faults += [
+            Fault("kill", seconds=generator.uniform(0.05, 1) * seconds)
+            for _ in range(NUM_COMMAND_KILLS)
+        ]
+        for fault in faults:
+            yield Case(f"{name}, {fault}", _killed(bench.folder, words, fault, whole))
+
+
+def _killed(folder: Path, words: list[str], fault: Fault, whole: dict[str, bytes]) -> str:
+    """What a kill of a command, and the same command after it, come to.
+
+    Args:
+        whole: the folder's files after an undisturbed one.
+    """
+    empty(folder / "made")
+    child.run_command(words, folder, fault)
+    half = [
+        name
+        for name, content in commands.contents(folder).items()
+        if name.startswith(("run/", "made/")) and content != whole.get(name)
+    ]
+    if half:
+        return f"half of {', '.join(half)}"
+    ended = child.run_command(words, folder)
+    left = [file.name for file in (folder / "made").glob("*.tmp")]
+    if ended.code or left:
+        return f"exit code {ended.code}, left {left}: {ended.told[-300:]}"
+    found = commands.contents(folder)
+    return SAME if found == {**whole, "changes": found["changes"]} else "another result"
 
 
 def storage(bench: Bench) -> Iterator[Case]:
@@ -221,6 +265,11 @@ PARTS = {
         "a kill of two ranks (torchrun) at a random moment",
         "SIGKILL of all of their processes; then the same command",
         ranks,
+    ),
+    "commands": Part(
+        "a kill of `export`, `compare`, `report` or `inspect`",
+        "SIGKILL before each change of a file, and at random moments; then the same command",
+        command_kills,
     ),
     "storage": Part(
         "a disk that is full (ENOSPC) or broken (EIO)",

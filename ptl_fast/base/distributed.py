@@ -27,12 +27,34 @@ def join(device: str) -> None:
     Args:
         device: "cpu", or the rank's CUDA device.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and _group() is None:
+    if of_launcher("WORLD_SIZE", 1) > 1 and _group() is None:
         import torch
 
         # gloo on GPUs too: Python objects and CPU tensors are exchanged without the device
         backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
         torch.distributed.init_process_group(backend, timeout=TIMEOUT)
+
+
+def of_launcher(name: str, otherwise: int) -> int:
+    """A number that a launcher hands its processes in the environment.
+
+    Raises:
+        ValueError: it is none.
+    """
+    value = os.environ.get(name, "")
+    if value and not value.isdecimal():
+        raise ValueError(f"{name} is {value!r} in the environment, and no number; unset it")
+    return int(value) if value else otherwise
+
+
+def launched_rank() -> int:
+    """The rank that a launcher gave this process, which need not have joined its group yet; 0
+    without one, also where something else has set RANK alone.
+    """
+    try:
+        return of_launcher("RANK", 0) if of_launcher("WORLD_SIZE", 1) > 1 else 0
+    except ValueError:  # whoever joins is told
+        return 0
 
 
 def world_size() -> int:

@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any, TextIO, TypeVar
 
+from ptl_fast.base import distributed
+
 T = TypeVar("T")
 Share = Callable[[float, float | None], tuple[float, float | None]]
 """(seconds in the stage, seconds that its innermost loop still needs) -> (share of the run, seconds
@@ -173,7 +175,7 @@ class _Display:
 
     def start(self, stream: TextIO) -> None:
         # the launcher's variable, as the ranks have not joined yet
-        if self.stream is not None or os.environ.get("RANK", "0") != "0":
+        if self.stream is not None or distributed.launched_rank() != 0:
             return
         self.stream, self.began = stream, time.monotonic()
         self.last_line = self.began

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptl_fast.base import checksums, distributed
+from ptl_fast.base import checksums, distributed, json_text, own_folder
 from ptl_fast.base.atomic_files import (
     publish,
     sync,
@@ -98,7 +98,7 @@ class JsonFile(Stored):
         if distributed.is_main() and checksums.is_damaged(self.path):
             raise _damaged(self.path)
         try:
-            return json.loads(self.path.read_text()) if self.path.exists() else None
+            return json_text.loads(self.path.read_text()) if self.path.exists() else None
         except ValueError as error:
             raise ValueError(
                 f"{self.path} is damaged ({error}); delete it, or begin anew with --overwrite"
@@ -202,6 +202,7 @@ class FilledFolder(Stored):
         fault: Exception | None = None
         if distributed.is_main():
             try:
+                own_folder.check(self.path)
                 check_space(self.path, needed_bytes)
                 with storing(self.path):
                     temporary = temporary_folder(self.path)
@@ -232,7 +233,7 @@ class MarkedFolder(FilledFolder):
     def is_whole(self) -> bool:
         marker = self.path / WHOLE
         try:
-            marked = json.loads(marker.read_text())
+            marked = json_text.loads(marker.read_text())
             # older versions kept no checksums
             has_sums = all(isinstance(each, list) for each in marked.values())
             sizes = {name: each[0] if has_sums else each for name, each in marked.items()}
@@ -245,6 +246,11 @@ class MarkedFolder(FilledFolder):
 
     def _is_whole_or_says_why(self) -> bool:
         return self.is_whole()
+
+    @property
+    def was_complete(self) -> bool:
+        """Whether it was marked, whatever has become of it since."""
+        return (self.path / WHOLE).exists()
 
     def mark(self) -> None:
         """Mark the folder as complete, on the main rank, once every rank has come to this call."""
@@ -292,7 +298,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_here(path: Path, content: bytes) -> None:
-    """The same on this rank alone."""
+    """The same on this rank alone.
+
+    Raises:
+        ValueError: it lies in the run's folder, which somebody has deleted or moved.
+    """
+    own_folder.check(path)
     check_space(path, len(content))
     with storing(path):
         checksums.announce(path, checksums.of_bytes(content))

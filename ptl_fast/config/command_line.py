@@ -31,6 +31,8 @@ python -m ptl_fast.compress is the same command. Settings, by group:"""
 SIZES = ("keep", "drop_layers", "layers")
 """What goals are solved into."""
 GROUP_OF_GOALS = tuple(each.name for each in dataclasses.fields(GoalSettings))
+NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+DECIMAL = re.compile(r"[-+]?(0|[1-9][\d_]*)?(\.\d*)?(e[-+]?\d+)?|[-+]?\.(inf|nan)", re.IGNORECASE)
 MOST_BYTES, MOST_NESTED = 2**20, 10  # of a file of settings
 OnText = Callable[[str], bool]
 """Whether a value of --recovery trains on the data's text; ptl_fast.recovery has the function."""
@@ -157,6 +159,9 @@ def _read_file(name: str) -> dict[str, Any]:
     import yaml
 
     path = Path(name).expanduser()
+    # a shell's own pipe, <(...), has somebody who writes to it
+    if path.is_fifo() and path.absolute().parts[1] not in ("dev", "proc"):
+        raise ValueError(f"--config {name} is a pipe; give a file")
     try:
         with path.open(encoding="utf-8") as stream:
             # no size is asked for: of a device it is 0
@@ -195,6 +200,13 @@ def _check_yaml(text: str, name: str) -> None:
             )
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    for key, value in pairs:
+        # YAML's 010 is 8, and its 1:30 is 90
+        if value.tag in NUMBER_TAGS and not DECIMAL.fullmatch(value.value):
+            raise ValueError(
+                f"--config {name}: {key.value}: {value.value} is no decimal number; write it as"
+                " people do"
+            )
     # width-multiple and width_multiple are one setting
     keys = [str(key.value).replace("-", "_") for key, _ in pairs]
     for key in keys:

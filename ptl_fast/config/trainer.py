@@ -1,11 +1,10 @@
 """What every training has: batches, learning rate, memory, DeepSpeed."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ptl_fast.base import trackers
+from ptl_fast.base import json_text, trackers
 from ptl_fast.config.checking import (
     FREE,
     ROUNDING,
@@ -83,6 +82,11 @@ class TrainerSettings:
                 raise ValueError(unknown("--report-to", name, [*trackers.TRACKERS, trackers.NONE]))
 
 
+def is_shipped(name: str) -> bool:
+    """Whether --deepspeed names a file that comes with the package."""
+    return (DEEPSPEED_FOLDER / f"{name}.json").is_file()
+
+
 def deepspeed_file(name: str) -> Path:
     """The JSON file of --deepspeed: a shipped one by name, or a path.
 
@@ -90,9 +94,9 @@ def deepspeed_file(name: str) -> Path:
         ValueError: there is no such file.
     """
     choices = sorted(path.stem for path in DEEPSPEED_FOLDER.glob("*.json"))
-    for file in (DEEPSPEED_FOLDER / f"{name}.json", Path(name)):
-        if file.is_file():
-            return file
+    file = DEEPSPEED_FOLDER / f"{name}.json" if is_shipped(name) else Path(name)
+    if file.is_file():
+        return file
     raise ValueError(
         f"--deepspeed {name}: no such file; choose {', '.join(choices)} or give a JSON file"
         f"{nearest(name, choices) or nearest_file(Path(name))}"
@@ -105,9 +109,10 @@ def read_deepspeed(name: str) -> dict[str, Any]:
     Raises:
         ValueError: there is no such file, or it is no JSON object.
     """
+    file = deepspeed_file(name)
     try:
-        content = json.loads(deepspeed_file(name).read_text())
-    except json.JSONDecodeError as error:
+        content = json_text.loads(file.read_text())
+    except ValueError as error:
         raise ValueError(f"--deepspeed {name} is no JSON file: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"--deepspeed {name} holds no JSON object")

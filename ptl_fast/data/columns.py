@@ -7,6 +7,7 @@ import json
 import math
 from typing import Any, NamedTuple
 
+from ptl_fast.base import json_text
 from ptl_fast.config.checking import nearest
 from ptl_fast.data.documents import EXCHANGE, Chat, Document, Form
 
@@ -79,7 +80,7 @@ def _chat(row: dict, turns: list["Turn"] | None, has_question: bool, form: Form)
         tools = row.get("tools")
         # tables cannot hold schemas of different shapes as they are, so they are often JSON text
         with contextlib.suppress(ValueError):
-            tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
+            tools = json_text.loads(tools) if isinstance(tools, str) and tools.strip() else tools
         tools = tools if isinstance(tools, list) and all(isinstance(x, dict) for x in tools) else []
         last = _last_answer(turns)
         assert last is not None
@@ -216,7 +217,7 @@ def _call(call: Any) -> Any:
     if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
         return call
     with contextlib.suppress(ValueError):
-        function = {**function, "arguments": json.loads(function["arguments"])}
+        function = {**function, "arguments": json_text.loads(function["arguments"])}
     return {**call, "function": function}
 
 

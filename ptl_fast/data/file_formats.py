@@ -24,6 +24,7 @@ ROWS_IN_MEMORY = 1000  # rows per batch that is read from a parquet file
 csv.field_size_limit(2**24)
 # In characters: a larger row is no document, and a small compressed file can hold one without end.
 LONGEST_LINE, LARGEST_JSON = 2**27, 2**30
+MOST_BLANK_LINES = 10**6  # in a row, for the same reason
 
 
 def file_rows(path: Path) -> Rows:
@@ -83,7 +84,9 @@ class _TooLarge(ValueError):
 
 
 class _Text(io.TextIOWrapper):
-    """A text file that reads no line or content without end."""
+    """A text file that reads no line, content or blank lines without end."""
+
+    num_blank = 0
 
     def __next__(self) -> str:  # type: ignore[override]  # a text's stub is missing
         line = self.readline(LONGEST_LINE + 1)
@@ -91,6 +94,9 @@ class _Text(io.TextIOWrapper):
             raise StopIteration
         if len(line) > LONGEST_LINE:
             raise _TooLarge(f"has a line of more than {LONGEST_LINE:,} characters; divide it")
+        self.num_blank = self.num_blank + 1 if line.isspace() else 0
+        if self.num_blank > MOST_BLANK_LINES:
+            raise _TooLarge(f"has more than {MOST_BLANK_LINES:,} blank lines in a row; remove them")
         return line
 
     def read(self, size: int | None = -1, /) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ptl_fast.base import distributed
+from ptl_fast.base import distributed, json_text
 from ptl_fast.base.atomic_files import write_atomically
 from ptl_fast.base.progress import Steps
 from ptl_fast.base.run_files import TraceFolder
@@ -219,7 +219,7 @@ def read_part(folder: TraceFolder, source: int, number: int) -> list[Trace]:
     try:
         # not splitlines(), which also splits at separators inside texts
         lines = file.read_text("utf-8").split("\n") if distributed.is_main() else []
-        found = [Trace(**json.loads(line)) for line in lines if line]
+        found = [Trace(**json_text.loads(line)) for line in lines if line]
     except (OSError, ValueError, TypeError) as error:
         found = str(error)
     found = distributed.agree(found)

@@ -4,6 +4,7 @@ It never holds what the tests expect. Whatever the program does here, also to th
 change the values that it gives (remote_objects.py has the other side).
 """
 
+import copy
 import operator
 import os
 import random
@@ -19,7 +20,7 @@ PROGRAM = "program"
 """Name of the module that a program runs in, and of its file."""
 BUILTINS: tuple[Callable[..., Any], ...] = (
     *(getattr, setattr, delattr, isinstance, issubclass, iter, next, reversed, len, bool, hash),
-    *(str, repr, float, int, complex, round, abs, dir, divmod),
+    *(str, repr, float, int, complex, round, abs, dir, divmod, copy.copy, copy.deepcopy),
 )
 OPERATORS = (
     *("eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "mul", "matmul", "truediv", "floordiv"),

@@ -20,6 +20,8 @@ PLAIN = {base.__name__: base for base in BASES}
 WITH_PLAIN = ("add", "mul", "matmul", "floordiv", "mod", "pow", "and_", "or_", "xor")
 ORDER = ("lt", "le", "gt", "ge")
 ARITHMETIC = (*WITH_PLAIN, "sub", "truediv", "lshift", "rshift")
+# By these NumPy is told an address, which it would read in this process.
+ADDRESSES = ("__array_interface__", "__array_struct__")
 
 
 class JudgesLink(Link):
@@ -36,9 +38,18 @@ class JudgesLink(Link):
         super().__init__(reading, writing, table, {"call": self._called})
 
     def ask(self, operation: str, *given: Any, **named: Any) -> Any:
-        """As Link.ask; the end of the program's process is the end of this one."""
+        """As Link.ask; the end of the program's process is the end of this one.
+
+        Raises:
+            RuntimeError: also for StopIteration of what is no iterator, as from a generator: around
+                it, such as in ``all(map(...))``, it would end the tests before they were made.
+        """
         try:
             return super().ask(operation, *given, **named)
+        except StopIteration as stop:
+            if operation == "next":
+                raise
+            raise RuntimeError("the program raised StopIteration") from stop
         except Broken:
             # not an exception, which tests could catch
             os._exit(1)
@@ -79,6 +90,8 @@ class Remote:
         return self._ask("call", *given, **named)
 
     def __getattr__(self, name: str) -> Any:
+        if name in ADDRESSES:
+            raise AttributeError(name)
         return self._ask("getattr", name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -103,6 +116,12 @@ class Remote:
     def __hash__(self) -> int:
         plain = _plain(self)
         return self._ask("hash") if plain is None else hash(plain)
+
+    def __copy__(self) -> Any:
+        return self._ask("copy")
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self._ask("deepcopy")
 
     def __instancecheck__(self, value: Any) -> bool:
         return self._ask_about(value, "isinstance")

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import PretrainedConfig
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from ptl_fast.base import json_text
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -177,7 +179,7 @@ def read_tensors(folder: Path) -> "dict[str, Tensor]":
     for whole in ("model.safetensors", "pytorch_model.bin"):
         index, files = folder / f"{whole}.index.json", [folder / whole]
         if index.is_file():
-            shards = json.loads(index.read_text())["weight_map"].values()
+            shards = json_text.loads(index.read_text())["weight_map"].values()
             files = [folder / shard for shard in sorted(set(shards))]
         if not files[0].is_file():
             continue
@@ -258,7 +260,7 @@ def _adapter(name: str, revision: str | None) -> Adapter | None:
     file = file_of(name, ADAPTER_CONFIG, revision)
     if file is None:
         return None
-    config = json.loads(file.read_text())
+    config = json_text.loads(file.read_text())
     if not isinstance(config, dict):
         raise ValueError(f"{file} is not an adapter's settings")
     return Adapter(name=name, revision=revision, config=config)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from transformers import AutoTokenizer
 from transformers.utils import cached_file
 
+from ptl_fast.base import json_text
 from ptl_fast.model import loading
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ TRACES_OF_USE = ("transformers_version", "truncation", "padding")
 def _without_traces_of_use(content: bytes) -> bytes:
     """A JSON object without what says nothing of a result; anything else as it is."""
     try:
-        values = json.loads(content)
+        values = json_text.loads(content)
     except ValueError:
         return content
     if not isinstance(values, dict) or not any(each in values for each in TRACES_OF_USE):

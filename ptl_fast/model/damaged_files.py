@@ -9,6 +9,8 @@ from safetensors import SafetensorError, safe_open
 
 from ptl_fast.base.console import reason
 
+WEIGHTS = (".safetensors", ".bin")
+
 
 def blame(folder: Path | None) -> str:
     """Name the first file of the folder that cannot be read for what it is: ``"; FILE: why"``.
@@ -41,6 +43,8 @@ def _index(file: Path) -> str:
         known = isinstance(place, str) and "\0" not in place
         if not known or not (file.parent / place).is_file():
             return f"{name} is said to be in {place!r}, and there is no such file"
+        if Path(place).suffix not in WEIGHTS or Path(place).is_absolute():
+            return f"{name} is said to be in {place!r}, which is no file of weights in the folder"
     return ""
 
 

@@ -4,7 +4,6 @@ Everything outside the decoder layers that their inputs need, such as the embedd
 The language-model head is not: what goes layer by layer needs no predictions.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from operator import attrgetter
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ptl_fast.base import json_text
 from ptl_fast.model.families import decoder_layers, find_family
 from ptl_fast.model.precision import FLOAT_TYPES
 
@@ -82,7 +82,7 @@ def _places(file: Path) -> dict[str, _Place]:
         # damaged lengths are not taken at their word
         text = opened.read(length) if length < file.stat().st_size else b""
     try:
-        header = json.loads(text)
+        header = json_text.loads(text)
         header.pop("__metadata__", None)
         return {
             name: _Place(
@@ -106,7 +106,7 @@ def _files(folder: Path) -> list[Path]:
     if index.is_file():
         return [
             folder / name
-            for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            for name in sorted(set(json_text.loads(index.read_text())["weight_map"].values()))
         ]
     whole = folder / "model.safetensors"
     if not whole.is_file():

@@ -1,7 +1,6 @@
 """Load a model, its config and its tokenizer, with errors that name the flag and the fix."""
 
 import importlib.util
-import os
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 
+from ptl_fast.base import distributed
 from ptl_fast.base.console import reason
 from ptl_fast.config.checking import nearest
 from ptl_fast.model import padding, parts, tokenizer_trial, tying
@@ -41,7 +41,7 @@ def resolve_device(name: str) -> str:
         hint = nearest(name, ("auto", "cpu", "cuda"))
         raise ValueError(f"unknown --device {name}; choose auto, cpu, cuda or cuda:N{hint}")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    number = int(index or os.environ.get("LOCAL_RANK", "0"))
+    number = int(index) if index else distributed.of_launcher("LOCAL_RANK", 0)
     if number >= count:
         raise ValueError(
             f"--device {name} is not present (found {count} CUDA devices); use --device"

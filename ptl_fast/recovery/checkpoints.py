@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainingArguments
 
-from ptl_fast.base import distributed, interruption
+from ptl_fast.base import distributed, interruption, own_folder
 from ptl_fast.base.disk import check_space
 from ptl_fast.base.errors import StorageFailed
 from ptl_fast.base.run_files import Checkpoint, RecoveryFolder
@@ -45,7 +45,10 @@ class Checkpoints(TrainerCallback):
     ) -> None:
         due = time.monotonic() - self.last >= self.seconds
         # the ranks' clocks differ, and saving is a collective operation: the main rank decides
-        due, self.stop = distributed.agree((due, interruption.asked()))
+        due, self.stop, lost = distributed.agree((due, interruption.asked(), own_folder.is_lost()))
+        if lost:
+            own_folder.check()
+            raise StorageFailed("the run's folder was deleted or moved")  # of the other ranks
         if state.global_step >= self.end():
             # the round's weights are about to be saved instead, if there is time
             self.stop = 0

@@ -1,10 +1,9 @@
 """What the command line does with its flags, and how it tells what went wrong."""
 
-import os
 import signal
 import sys
 
-from ptl_fast.base import console, interruption, progress
+from ptl_fast.base import console, distributed, interruption, progress
 from ptl_fast.base.errors import OutOfMemory
 from ptl_fast.base.memory import is_out_of_memory
 from ptl_fast.run import failures, start
@@ -33,7 +32,7 @@ def main(arguments: list[str]) -> int:
                 raise
             lacks_memory = is_out_of_memory(error) or isinstance(error, OutOfMemory)
             # the other ranks say the same, but may alone have had too little memory
-            if os.environ.get("RANK", "0") == "0" or lacks_memory:
+            if distributed.launched_rank() == 0 or lacks_memory:
                 print(f"error: {failures.told(error)}", file=sys.stderr)
             return 2 if lacks_memory or failures.is_mendable(error) else 1
         except KeyboardInterrupt:

@@ -5,7 +5,6 @@ would misread is refused, and that its greedy tokens are compared with transform
 """
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -15,7 +14,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from ptl_fast.base import json_text
+from ptl_fast.base.atomic_files import sync
 from ptl_fast.base.console import say
+from ptl_fast.base.disk import check_space
+from ptl_fast.base.restricted_child import die_with_parent
 from ptl_fast.model import engines, parts
 from ptl_fast.run import engine_tokens, failures
 
@@ -96,7 +99,7 @@ def model_folder(run: Path) -> Path:
 
 def to_gguf(model: Path, quantize: str | None, output: str | None, llama_cpp: str | None) -> Path:
     """Write a model folder as a GGUF file; arguments as in ``export``."""
-    config = parts.with_text_fields(json.loads((model / "config.json").read_text()))
+    config = parts.with_text_fields(json_text.loads((model / "config.json").read_text()))
     found = engines.misread_by(SimpleNamespace(**{"model_type": "", **config}), "llama.cpp")
     if found:
         raise ValueError(
@@ -106,18 +109,25 @@ def to_gguf(model: Path, quantize: str | None, output: str | None, llama_cpp: st
     own = OUTTYPES.get(str(config.get("dtype", config.get("torch_dtype"))), "f16")
     name = model.parent.resolve().name if model.name == "final" else model.resolve().name
     file = Path(output) if output else model.parent / f"{name}-{quantize or own}.gguf"
+    # found before the conversion, which may take an hour
+    if file.is_dir() or not file.parent.is_dir():
+        raise ValueError(f"{file} is a folder, or in none: give --output a file's name")
     converter = _tool("convert_hf_to_gguf.py", llama_cpp, ("",))
     by_converter = quantize is None or QUANTIZATIONS[quantize].by_converter
-    # found before the conversion, which may take an hour
     quantizer = None if by_converter else _tool("llama-quantize", llama_cpp, ("build/bin", ""))
     partial = file.with_name(f"{file.name}.tmp")
     converted = partial if by_converter else file.with_name(f"{file.name}.{own}.tmp")
     outtype = quantize if by_converter and quantize else own
+    if outtype == own:
+        check_space(file, sum(each.stat().st_size for each in model.glob("*.safetensors")))
     try:
         _run([sys.executable, converter, model, "--outfile", converted, "--outtype", outtype])
         if quantizer is not None:
             _run([quantizer, converted, partial, str(quantize).upper()])
+        # without, a power failure may leave the name and not the content
+        sync(partial)
         os.replace(partial, file)
+        sync(file.parent)
     finally:
         for left in (partial, converted):
             left.unlink(missing_ok=True)
@@ -145,7 +155,10 @@ def _tool(name: str, llama_cpp: str | None, places: tuple[str, ...]) -> Path:
 def _run(command: list[Any]) -> None:
     """Run a tool, and show its output only if it fails."""
     words = [str(word) for word in command]
-    result = subprocess.run(words, capture_output=True, text=True, check=False)
+    # a killed export leaves no tool behind that goes on to write where the next one does
+    result = subprocess.run(
+        words, capture_output=True, text=True, check=False, preexec_fn=die_with_parent
+    )
     if result.returncode:
         last = (result.stderr or result.stdout).strip().splitlines()[-1:] or ["no message"]
         raise ValueError(

@@ -3,11 +3,12 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from ptl_fast.base import distributed
+from ptl_fast.base import distributed, own_folder
 from ptl_fast.base.atomic_files import nearest_folder
 from ptl_fast.base.checksums import LIST
 from ptl_fast.base.console import reason, say
@@ -27,8 +28,10 @@ from ptl_fast.pruning.plan import PruningPlan
 
 # version of this layout, kept in state.json
 FORMAT = 1
+# TensorBoard's logs of rounds, and their folders
+LOG_OF_ROUND = re.compile(r"log(/round-[\d.a-z-]+(/events\.out\.tfevents\.[^/]+)?)?")
 # fingerprints that older versions did not take
-LATER = ("model_files", "teacher_files", "tasks")
+LATER = ("model_files", "teacher_files", "tasks", "deepspeed")
 
 
 def read_plan(files: RoundFolder) -> PruningPlan:
@@ -55,6 +58,7 @@ class RunFolder(RunFiles):
     def __init__(self, path: Path, state: dict[str, Any] | None = None) -> None:
         super().__init__(path)
         self.state = {"format": FORMAT, **(state or {})}
+        self._seen: bytes | None = None
 
     def settings(self) -> dict[str, Any]:
         """The settings that the folder's run began with; empty if there is no run.
@@ -77,6 +81,7 @@ class RunFolder(RunFiles):
         Raises:
             ValueError: the folder holds another run, or other files, or cannot be written.
         """
+        self._seen = self._list()
         if self.path.is_symlink() and not self.path.exists():
             raise ValueError(
                 f"{self.path} is a link to {os.readlink(self.path)}, which is not there; make that"
@@ -92,12 +97,23 @@ class RunFolder(RunFiles):
                 " to; give another --output"
             )
         if not self._is_run():
-            if self.path.exists() and {file.name for file in self.path.iterdir()} - BEFORE_STATE:
+            if self.path.exists() and not self._is_as_good_as_empty():
                 raise ValueError(
                     f"{self.path} exists and is not a run of ptl_fast; give another --output"
                 )
             return {}
         return {} if overwrite else self._differences()
+
+    def _is_as_good_as_empty(self) -> bool:
+        """Whether the folder holds no more than a run that was killed before its first state.json
+        leaves, or one whose folder was deleted: TensorBoard goes on to write.
+        """
+        others = (file for file in self.path.iterdir() if file.name not in BEFORE_STATE)
+        return all(
+            LOG_OF_ROUND.fullmatch(file.relative_to(self.path).as_posix())
+            for other in others
+            for file in [other, *other.rglob("*")]
+        )
 
     def _differences(self) -> dict[str, tuple[Any, Any]]:
         """What ``check`` returns, or raises, for the run that state.json describes."""
@@ -130,18 +146,28 @@ class RunFolder(RunFiles):
         Call ``check`` first. The lock is held until the process ends.
 
         Raises:
-            ValueError: another process is working in the folder.
+            ValueError: another process is working in the folder, or has since ``check``: what this
+                one has read of it until now no longer holds.
         """
         # locked before anything is deleted: another process may be working on the old run
         if distributed.is_main():
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
+            if self._seen not in (None, self._list()):
+                raise ValueError(
+                    f"another process has worked in {self.path} since this one began; give the"
+                    " same command again to go on from there"
+                )
             if overwrite and self._is_run():
                 self._empty()
         distributed.barrier()
         # a resumed run may differ in settings that change only rounding: the newest are kept
         if distributed.agree(self.state_file.read()) != self.state:
             self.state_file.write(self.state)
+
+    def _list(self) -> bytes:
+        """What is listed of the folder's own files: every finished round adds to it."""
+        return self.checksums.read_bytes() if self.checksums.is_file() else b""
 
     def _empty(self) -> None:
         """Delete what a run writes, and nothing else.
@@ -193,6 +219,7 @@ class RunFolder(RunFiles):
             raise ValueError(
                 f"another process is working in {self.path}; wait for it, or give another --output"
             ) from error
+        own_folder.hold(self.lock_file, self.lock)
 
     def _nearest(self) -> Path:
         """The folder, or its nearest parent that exists."""
@@ -217,11 +244,8 @@ class RunFolder(RunFiles):
         """Raise ValueError if somebody has deleted or moved the folder since it was opened: a run
         would write into a new one, and lack the rest at its end.
         """
-        if distributed.is_main() and not self.lock_file.exists():
-            raise ValueError(
-                f"{self.path} was deleted or moved while the run was working in it; put it back and"
-                " the same command continues, or begins anew without it"
-            )
+        if distributed.is_main():
+            own_folder.check()
 
     def write_report(self, text: str) -> None:
         """Write report.md."""

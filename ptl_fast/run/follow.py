@@ -6,7 +6,6 @@ by the lock on its folder. Imports neither torch nor transformers.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ptl_fast.base import progress
+from ptl_fast.base import json_text, progress
 from ptl_fast.base.console import say
 from ptl_fast.base.run_files import RoundFolder, RunFiles
 
@@ -152,7 +151,7 @@ def _first(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 def _read(path: Path) -> Any:
     """A JSON file's content; None if it is missing, or is being written just now."""
     try:
-        return json.loads(path.read_text())
+        return json_text.loads(path.read_text())
     except (OSError, ValueError):
         return None
 

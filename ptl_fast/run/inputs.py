@@ -15,6 +15,7 @@ from ptl_fast.base import checksums
 from ptl_fast.base.console import say
 from ptl_fast.baselines import SCORERS, authors_rule
 from ptl_fast.config.model import ModelSettings
+from ptl_fast.config.trainer import is_shipped
 from ptl_fast.data import packing, readers, sampling, traces
 from ptl_fast.data.documents import Form
 from ptl_fast.evaluation import tasks as eval_tasks
@@ -150,8 +151,11 @@ def _files_fingerprint(config: "Config", tasks: "list[EvalTask]") -> dict[str, A
     """Hashes of the files beside the weights and the data on which a result depends."""
     assert config.model.model is not None
     own = ModelSettings(revision=config.distill.teacher_revision)
-    teacher = config.distill.teacher
+    teacher, deepspeed = config.distill.teacher, config.trainer.deepspeed
+    # a shipped one has the package's version
+    is_own_file = deepspeed is not None and not is_shipped(deepspeed)
     return {
+        **({"deepspeed": checksums.of_path(Path(str(deepspeed)))} if is_own_file else {}),
         "model_files": companions.fingerprint(config.model.model, config.model),
         "teacher_files": companions.fingerprint(teacher, own) if teacher is not None else {},
         # those of nll are compared document by document

@@ -236,6 +236,7 @@ def _open_folder(context: RunContext, chosen: dict[str, Any] | None) -> None:
     # before the folder is opened: a model that does not fit must not cost the run in it
     if num_finished < len(schedule):
         recover_step.check_ranks(context, schedule[num_finished])
+        recover_step.tell_damaged_checkpoints(context, schedule[num_finished])
         if config.model.stream:
             stream_step.check(context, num_finished)
             context.deferred = functools.partial(load_weights, context, num_finished)

@@ -113,6 +113,16 @@ def check_ranks(context: "RunContext", step: "Round") -> None:
         )
 
 
+def tell_damaged_checkpoints(context: "RunContext", step: "Round") -> None:
+    """Say which of the round's checkpoints were complete, and are not whole now: its training goes
+    on from another one, or begins again.
+    """
+    paths = sorted(context.folder.round(step.number).path.glob("**/checkpoint-*"))
+    for path in paths if distributed.is_main() else ():
+        if Checkpoint(path).was_complete and not Checkpoint(path).is_whole():
+            say(f"{path} {DAMAGED}: round {step.number}'s training goes on without it.")
+
+
 def _trained(by_deepspeed: bool, num_ranks: int) -> str:
     return f"with DeepSpeed on {num_ranks or 1} ranks" if by_deepspeed else "without DeepSpeed"
 

@@ -4,10 +4,9 @@ Importing this module imports neither torch nor transformers, which takes second
 preset's dry run and an error in the settings answer at once. Functions import them when needed.
 """
 
-import os
 from typing import TYPE_CHECKING, Any
 
-from ptl_fast.base import heartbeat, progress
+from ptl_fast.base import distributed, heartbeat, progress
 from ptl_fast.base.console import no_library_bars, quiet_libraries, quieted
 from ptl_fast.config import command_line
 from ptl_fast.recovery.registry import trains_on_text
@@ -126,7 +125,7 @@ def run(
         from ptl_fast.run.dry_run import dry_run
 
         # the launcher's variable: a dry run joins no process group, which would need torch
-        if os.environ.get("RANK", "0") == "0":
+        if distributed.launched_rank() == 0:
             print(dry_run(config))
         return {}
     # only now: it imports transformers, which a dry run may not need

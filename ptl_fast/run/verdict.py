@@ -12,6 +12,7 @@ from ptl_fast.evaluation import tasks as eval_tasks
 from ptl_fast.evaluation.chat import LoadedChat
 from ptl_fast.evaluation.nll import NLL
 from ptl_fast.recovery.registry import RECOVERIES
+from ptl_fast.run import metric_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,10 +99,12 @@ def sentence(record: dict[str, Any], task: str, metric: str) -> str:
         if worse["undone"]
         else "the trained model was kept (--undo-recovery false)"
     )
+    show = metric_names.reading(metric).show
     return (
-        f"Round {record['round']}: recovery made the model worse, {task} {metric}"
-        f" {record['eval_pruned'][task][metric]:.4g} before and"
-        f" {worse['eval'][task][metric]:.4g} after it ({record['recovery_steps']} optimizer steps):"
+        f"Round {record['round']}: recovery made the model worse,"
+        f" {metric_names.titled(task, metric)} {show(record['eval_pruned'][task][metric])} before"
+        f" and {show(worse['eval'][task][metric])} after it ({record['recovery_steps']} optimizer"
+        f" steps):"
         f" {kept}. Lower --learning-rate, give more --recovery-tokens or a smaller --global-batch,"
         " or train on more of what is evaluated."
     )

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from ptl_fast.base import distributed
@@ -59,3 +60,15 @@ def test_one_process_needs_no_group() -> None:
     assert distributed.gathered("own") == ["own"]
     assert distributed.largest(tensor).data_ptr() != tensor.data_ptr()
     subprocess.run([sys.executable, "-c", NO_TORCH], check=True)
+
+
+def test_a_rank_is_a_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Schedulers of jobs set RANK too; nothing would be printed."""
+    for size, rank, found in ((None, "5", 0), ("1", "5", 0), ("6", "5", 5), ("x", "5", 0)):
+        monkeypatch.delenv("WORLD_SIZE", raising=False)
+        if size is not None:
+            monkeypatch.setenv("WORLD_SIZE", size)
+        monkeypatch.setenv("RANK", rank)
+        assert distributed.launched_rank() == found
+    with pytest.raises(ValueError, match="WORLD_SIZE is 'x' in the environment, and no number"):
+        distributed.join("cpu")

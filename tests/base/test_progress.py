@@ -113,6 +113,7 @@ def test_silence_is_for_messages_too(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_other_ranks_show_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     stream = io.StringIO()
     with progress.shown(stream), progress.stage("scoring"):
         pass

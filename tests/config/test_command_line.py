@@ -2,6 +2,7 @@
 in words.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,8 @@ BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nkeep: [*b, *b]\n"
         ("keep: " + "[" * 5000 + "]" * 5000, "is nested too deep"),
         ("keep: 0.5\nrounds: 2\nkeep: 0.6\n", "sets keep more than once"),
         ("# " + "x" * 2**21, "it is too large"),
+        ("rounds: 010\n", "rounds: 010 is no decimal number"),
+        ("calibration_tokens: 1:30\n", "calibration_tokens: 1:30 is no decimal number"),
         ("prune:\n  keep: 0.5\n", r"settings.yaml: .*'prune.keep'"),
         ("1: 2\n", "settings.yaml: .*1"),
     ],
@@ -115,7 +118,19 @@ def test_files_that_would_take_long_or_say_two_things_are_refused(
         parse(["--config", str(file)])
 
 
-def test_a_file_without_end_is_refused() -> None:
+def test_numbers_that_people_write_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("keep: 0.5\nlearning_rate: 1.0e-4\ncalibration_tokens: 1_000\nseed: 0\n")
+    config = parse(["--config", str(file), "--model", "x", "--data", "x"])
+    assert config.trainer.learning_rate == 1e-4
+    assert config.score.calibration_tokens == 1000
+
+
+def test_a_file_without_end_is_refused(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match="is a pipe; give a file"):
+        parse(["--config", str(pipe)])
     with pytest.raises(ValueError, match="--config /dev/zero is no file of settings"):
         parse(["--config", "/dev/zero"])
 

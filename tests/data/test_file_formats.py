@@ -207,6 +207,7 @@ def test_a_parquet_file_with_text_that_is_not_utf8_is_named(tmp_path: Path) -> N
     [
         ("rows.jsonl.gz", "LONGEST_LINE", "a line of more than 8 characters; divide it"),
         ("rows.csv", "LONGEST_LINE", "a line of more than 8 characters; divide it"),
+        ("blank.jsonl.gz", "MOST_BLANK_LINES", "more than 8 blank lines in a row; remove them"),
         ("rows.json.gz", "LARGEST_JSON", "more than 8 characters, which are read at once"),
     ],
 )
@@ -214,6 +215,8 @@ def test_what_no_memory_should_hold_is_not_read(
     name: str, limit: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write(tmp_path / name)
+    if name.startswith("blank"):
+        file.write_bytes(gzip.compress(gzip.decompress(file.read_bytes()) + b"\n" * 9))
     assert len(list(file_rows(file))) == len(ROWS)
     monkeypatch.setattr(file_formats, limit, 8)
     with pytest.raises(ValueError, match=rf"{name} has {told}"):

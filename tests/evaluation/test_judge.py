@@ -164,6 +164,18 @@ WRONG = {
         SAY + 'say(message(b\'["value", ["yours", 0], []]\'))\nf = lambda x: 0',
         TESTS,
     ),
+    "an end of the tests' own loop": (
+        "def f(x): raise StopIteration",
+        "assert all(map(lambda case: f(case[0]) == case[1], [(2, 4), (3, 9)]))",
+    ),
+    "an address in the judge": (
+        "class Numbers:\n"
+        "    def __init__(self):\n"
+        "        self.__array_interface__ = {'shape': (1,), 'typestr': '<i8', 'version': 3,\n"
+        "                                    'data': (id(4) + 24, True)}\n"
+        "def f(x): return Numbers()",
+        "import numpy as np\nassert np.asarray(f(2)).dtype == np.int64",
+    ),
 }
 POINT = """
 class Point:
@@ -256,6 +268,11 @@ RIGHT_ONES = {
     "names of two underscores, and seeds": (
         "import random\ndef __f(): return random.random()",
         "random.seed(1)\nfirst = __f()\nrandom.seed(1)\nassert __f() == first",
+    ),
+    "copies": (
+        "class Box:\n    def __init__(self): self.content = [1]",
+        "import copy\nbox = Box()\ncopies = copy.copy(box), copy.deepcopy([box])[0]\n"
+        "box.content = [2]\nassert [each.content for each in copies] == [[1], [1]]",
     ),
     "what contains itself": (
         "def f():\n    own = [1]\n    own.append(own)\n    return own",

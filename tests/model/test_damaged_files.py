@@ -58,6 +58,7 @@ def load(folder: Path) -> None:
     ("damage", "file", "told"),
     [
         (lambda folder: lie(folder, None), "index.json", "lm_head.weight is said to be in None"),
+        (lambda folder: lie(folder, "/etc/passwd"), "index.json", "no file of weights in the"),
         (lambda folder: lie(folder, "\0"), "index.json", "there is no such file"),
         (lambda folder: shards(folder)[1].unlink(), "index.json", "there is no such file"),
         (lambda folder: shards(folder)[1].write_bytes(b""), "safetensors", "damaged or cut off"),

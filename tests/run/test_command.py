@@ -38,6 +38,7 @@ def test_only_the_main_rank_tells_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     failing(ValueError("one"), monkeypatch)
     assert main([]) == 2
     assert capsys.readouterr().err == ""

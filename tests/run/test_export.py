@@ -2,6 +2,10 @@
 
 import json
 import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -96,3 +100,42 @@ def test_a_folder_without_a_model_is_refused(
 ) -> None:
     assert export.main([str(tmp_path), "--to", "gguf"]) == 2
     assert "give a finished run's folder" in capsys.readouterr().err
+
+
+def test_a_killed_export_leaves_no_tool_at_work(llama_cpp: Path, tmp_path: Path) -> None:
+    waits = "import os, pathlib, time\npathlib.Path({!r}).write_text(str(os.getpid()))\n"
+    told = tmp_path / "process"
+    source = waits.format(f"{told}.tmp") + f"os.rename('{told}.tmp', '{told}')\ntime.sleep(60)\n"
+    (llama_cpp / "convert_hf_to_gguf.py").write_text(source)
+    words = [str(finished(tmp_path / "small")), "--to", "gguf", "--llama-cpp", str(llama_cpp)]
+    command = [sys.executable, "-c", f"from ptl_fast.run.export import main; main({words!r})"]
+    with subprocess.Popen(command) as process:
+        until(told.exists)
+        process.kill()
+    until(lambda: not lives(told.read_text()))
+
+
+def lives(process: str) -> bool:
+    """Whether a process is there, and not only waits for whoever asks how it ended."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait until something holds; an error if it does not within a minute."""
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("name", ["", "missing/model.gguf"])
+def test_a_file_that_cannot_be_is_refused_before_the_conversion(
+    name: str, llama_cpp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (llama_cpp / "convert_hf_to_gguf.py").write_text("raise SystemExit('it was converted')")
+    words = [str(finished(tmp_path / "small")), "--to", "gguf", "--llama-cpp", str(llama_cpp)]
+    assert export.main([*words, "--output", str(tmp_path / name)]) == 2
+    assert "give --output a file's name" in capsys.readouterr().err

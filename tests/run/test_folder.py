@@ -23,6 +23,22 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run", STATE).open(False)
 
 
+def test_what_was_read_before_another_process_ended_does_not_count(tmp_path: Path) -> None:
+    """A job that is started while the one before it is ending waits for no lock."""
+    ending, starting = RunFolder(tmp_path / "run", STATE), RunFolder(tmp_path / "run", STATE)
+    ending.check(False)
+    ending.open(False)
+    starting.check(False)
+    ending.write_report("a round more")
+    ending.lock.close()
+    with pytest.raises(ValueError, match="since this one began; give the same command again"):
+        starting.open(False)
+    starting.lock.close()
+    again = RunFolder(tmp_path / "run", STATE)
+    again.check(False)
+    again.open(False)
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda lock: lock.symlink_to("precious")])
 def test_only_a_file_is_a_lock(make: Callable[[Path], object], tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("data")
@@ -217,6 +233,16 @@ def test_crash_before_the_state_is_written_does_not_block(tmp_path: Path) -> Non
     (tmp_path / ".lock").touch()
     (tmp_path / "state.json.tmp").write_text("{")
     RunFolder(tmp_path, STATE).check(False)
+
+
+def test_what_tensorboard_writes_into_a_deleted_folder_does_not_block(tmp_path: Path) -> None:
+    log = tmp_path / "log" / "round-01"
+    log.mkdir(parents=True)
+    (log / "events.out.tfevents.17.host.1.0").touch()
+    RunFolder(tmp_path, STATE).check(False)
+    (log / "notes.txt").touch()
+    with pytest.raises(ValueError, match="is not a run of ptl_fast"):
+        RunFolder(tmp_path, STATE).check(False)
 
 
 def test_damaged_state_is_named(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ from ptl_fast import compress
 from ptl_fast.demo.problems import generate
 from ptl_fast.recovery import registry
 from ptl_fast.recovery.task import RecoveryResult, RecoveryTask
+from ptl_fast.run import inputs
 from support.recovery import with_training
 from support.runs import DEMO, SHORT, main
+from support.settings import settings
 
 
 def test_data_settings_reach_the_run_and_belong_to_its_folder(
@@ -106,3 +108,15 @@ def test_what_no_round_could_learn_from_is_refused_before_work_begins(
     with pytest.raises(ValueError, match="grpo needs a tokenizer with an end-of-sequence token"):
         compress(**settings, model=tmp_path / "endless", data="ptl-demo", width_multiple=8, **SHORT)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_own_deepspeed_file_is_an_input_and_a_shipped_one_is_not(tmp_path: Path) -> None:
+    file = tmp_path / "zero.json"
+    found = []
+    for content in ("{}", '{"zero_optimization": {"stage": 2}}'):
+        file.write_text(content)
+        config = settings(model="ptl-demo", deepspeed=str(file))
+        found.append(inputs._files_fingerprint(config, [])["deepspeed"])
+    assert found[0] != found[1]
+    shipped = settings(model="ptl-demo", deepspeed="zero2")
+    assert "deepspeed" not in inputs._files_fingerprint(shipped, [])

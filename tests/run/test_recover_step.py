@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from transformers import (
@@ -297,3 +297,19 @@ def test_an_optimizer_state_that_is_divided_otherwise_is_refused(
     step: Any = SimpleNamespace(number=1)
     with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
         recover_step.check_ranks(context, step)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("whole", "damaged", "unfinished"):
+        checkpoint = Checkpoint(tmp_path / "round-01" / "recovery" / name / "checkpoint-3")
+        checkpoint.path.mkdir(parents=True)
+        (checkpoint.path / "optimizer.pt").write_bytes(b"moments")
+        if name != "unfinished":
+            checkpoint.mark()
+        if name == "damaged":
+            (checkpoint.path / "optimizer.pt").write_bytes(b"moment5")
+    context: Any = SimpleNamespace(folder=RunFolder(tmp_path))
+    recover_step.tell_damaged_checkpoints(context, cast(Any, SimpleNamespace(number=1)))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert f"{tmp_path}/round-01/recovery/damaged/checkpoint-3 does not hold what" in line
+    assert line.endswith("round 1's training goes on without it.")

@@ -42,6 +42,7 @@ def test_a_dry_run_prints_on_the_main_rank_alone(
     assert start.run(config) == {}
     assert " dense | " in capsys.readouterr().out
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert start.run(config) == {}
     assert capsys.readouterr().out == ""
 
