@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 
 from ptl_fast.base import distributed, progress
@@ -21,7 +22,25 @@ def say(text: str) -> None:
     # flushed, as stdout is often a log file that somebody follows
     if distributed.is_main() and not _state.is_silent:
         with progress.printing():
-            print(text, flush=True)
+            print(wrapped(text, columns()), flush=True)
+
+
+def wrapped(text: str, width: int | None) -> str:
+    """Break a text's sentences between words, where a terminal would break inside them.
+
+    Lines of tables and of code are left as they are, and so are words longer than a line.
+
+    Args:
+        width: characters in a line; None breaks nothing.
+    """
+    if width is None:
+        return text
+    lines = []
+    for line in text.split("\n"):
+        is_text = len(line) > width and not line.startswith(("|", " "))
+        parts = textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
+        lines += parts if is_text else [line]
+    return "\n".join(lines)
 
 
 def columns() -> int | None:

@@ -106,14 +106,15 @@ def progress(
 
 
 @contextmanager
-def stage(name: str, share_of: Share | None = None) -> Iterator[None]:
+def stage(name: str, share_of: Share | None = None, lines: bool = True) -> Iterator[None]:
     """While this lasts, loops belong to the stage ``name``, such as "round 2 of 4: recovering".
 
     Args:
         share_of: how far the whole run is; without it only the stage is shown.
+        lines: whether it is told where there is no terminal.
     """
     outer = _display.stage
-    _display.begin(_Stage(name, share_of))
+    _display.begin(_Stage(name, share_of, lines))
     try:
         yield
     finally:
@@ -155,8 +156,9 @@ def duration(seconds: float) -> str:
 
 
 class _Stage:
-    def __init__(self, name: str, share_of: Share | None) -> None:
+    def __init__(self, name: str, share_of: Share | None, lines: bool) -> None:
         self.name, self.share_of, self.began = name, share_of, time.monotonic()
+        self.lines = lines
 
     def seconds(self) -> float:
         return time.monotonic() - self.began
@@ -223,6 +225,8 @@ class _Display:
     def _line(self, text: str) -> None:
         """One line for what is no terminal."""
         if self.stream is None or self.is_terminal or not text:
+            return
+        if self.stage is not None and not self.stage.lines:
             return
         self.last_line = time.monotonic()
         self._write(f"{time.strftime('%H:%M:%S')} {text}\n")

@@ -164,10 +164,14 @@ def run(trainer: Trainer, checkpoint: "Checkpoint | None", model: "PreTrainedMod
 
 
 class Progress(TrainerCallback):
-    """A progress bar over optimizer steps that shows the logged value ``shown`` (the loss)."""
+    """A progress bar over optimizer steps that shows the logged value ``shown`` (the loss).
+
+    Inside a step it counts micro-batches: on a CPU a step may take longer than a reader waits.
+    """
 
     def __init__(self, description: str, shown: str = "loss") -> None:
         self.description, self.shown, self.bar = description, shown, Steps(hidden=True)
+        self.logged = ""
 
     def on_train_begin(
         self,
@@ -179,6 +183,18 @@ class Progress(TrainerCallback):
         description = f"{self.description}: recover"
         self.bar = Steps(description, state.max_steps, initial=state.global_step)
 
+    def on_substep_end(
+        self,
+        args: TrainingArguments,
+        state: "TrainerState",
+        control: "TrainerControl",
+        **kwargs: Any,
+    ) -> None:
+        self.bar.update(1 / args.gradient_accumulation_steps)
+        done = round((self.bar.n - state.global_step) * args.gradient_accumulation_steps)
+        batches = f"batch {done}/{args.gradient_accumulation_steps}"
+        self.bar.note = ", ".join(filter(None, (self.logged, batches)))
+
     def on_log(
         self,
         args: TrainingArguments,
@@ -187,7 +203,8 @@ class Progress(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if self.shown in kwargs["logs"]:
-            self.bar.note = f"{self.shown} {float(kwargs['logs'][self.shown]):.4g}"
+            self.logged = f"{self.shown} {float(kwargs['logs'][self.shown]):.4g}"
+            self.bar.note = self.logged
             self.bar.update(state.global_step - self.bar.n)
 
     def on_train_end(

@@ -9,7 +9,6 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ptl_fast.base import distributed
 from ptl_fast.base.console import say
 from ptl_fast.baselines import SCORERS
 from ptl_fast.config.checking import flag, unknown

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ptl_fast.base import markdown, svg
+from ptl_fast.base import console, markdown, svg
 from ptl_fast.base.atomic_files import write_atomically
 from ptl_fast.base.html_page import card, cards, note, page, section, table
 from ptl_fast.base.run_files import RunFiles
@@ -21,6 +21,8 @@ from ptl_fast.run import metric_names, tables
 
 # Settings that say where a run is, and nothing of what it did.
 PLACES = {"output", "overwrite", "dry_run", "dry_run_gpus", "debug", "keep_rounds", "keep_sizes"}
+# Columns that go where the terminal is too narrow, one after the other.
+LESS_NEEDED = (["FLOPs/token"], ["seconds"], ["of dense"])
 Metric = tuple[str, str]
 """(task, metric)"""
 Reports = dict[str, dict[str, Any]]
@@ -36,17 +38,23 @@ def main(arguments: Sequence[str]) -> int:
     chosen = _parser().parse_args(arguments)
     try:
         reports = read(chosen.runs)
-        parts = [markdown.table(rows(reports)), _unlike(reports), settings_text(reports)]
-        text = "\n\n".join(part for part in parts if part)
         if chosen.markdown:
-            write_atomically(chosen.markdown, f"# Runs compared\n\n{text}\n".encode())
+            text = f"# Runs compared\n\n{to_text(reports)}\n"
+            write_atomically(chosen.markdown, text.encode())
         if chosen.html:
             write_atomically(chosen.html, to_html(reports).encode())
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(text)
+    print(console.wrapped(to_text(reports, console.columns()), console.columns()))
     return 0
+
+
+def to_text(reports: Reports, width: int | None = None) -> str:
+    """The comparison as markdown; of a table that is wider than ``width`` columns go."""
+    sizes = tables.fitted(rows(reports), width, LESS_NEEDED)
+    parts = [markdown.table(sizes), _unlike(reports), settings_text(reports)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,6 +16,7 @@ from ptl_fast.model.widths import ffn_width, num_active_experts, num_experts
 from ptl_fast.recovery import registry
 from ptl_fast.recovery.estimate import Estimate, Situation
 from ptl_fast.run import (
+    data_amount,
     goals,
     layer_choice,
     layers_left,
@@ -91,9 +92,11 @@ def dry_run(config: "Config") -> str:
         dense = AutoConfig.for_model(**vars(dense))
     schedule = make_schedule(config, dense)
     check_expert_rows(config, dense, schedule)
+    guess = data_amount.guess(config)
+    planned = config if guess is None else config.changed(recovery_tokens=guess)
     rows = [
         {"name": "dense", **predict(dense, dense, config, config.recovery.recoveries, 0)},
-        *predict_rounds(dense, config, schedule),
+        *predict_rounds(dense, planned, schedule),
     ]
     floor = ""
     if config.prune.threshold is not None:
@@ -108,6 +111,7 @@ def dry_run(config: "Config") -> str:
     _, device = chosen(config.run.dry_run_gpus)
     grams = pruning_memory.grams_line(dense, config, int(GIB * device.memory_gib))
     told += f"\n{grams}" if grams else ""
+    told += "" if guess is None else f"\n{data_amount.line(guess)}"
     if config.traces.traces:
         num_gpus, gpu = chosen(config.run.dry_run_gpus)
         speed = num_gpus * gpu.bandwidth_gbs * 1e9 * UTILISATION

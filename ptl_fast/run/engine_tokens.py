@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base.console import say
+from ptl_fast.base.progress import progress
 from ptl_fast.model import parts
 from ptl_fast.model.auto_classes import auto_class
 
@@ -124,7 +125,7 @@ def by_transformers(
     )
     loaded.eval()
     every, decided = [], []
-    for prompt in prompts:
+    for prompt in progress(prompts, "transformers: prompt"):
         tokens, sure = _greedy(loaded, torch.tensor([prompt]))
         every.append(tokens)
         decided.append(sure)
@@ -161,7 +162,7 @@ def by_llama_cpp_python(file: Path, prompts: list[list[int]], number: int) -> li
     threads, context = torch.get_num_threads(), max(map(len, prompts)) + number
     model = Llama(str(file), n_ctx=context, n_threads=threads, verbose=False)
     every = []
-    for prompt in prompts:
+    for prompt in progress(prompts, "llama.cpp: prompt"):
         tokens = model.generate(prompt, temp=0.0, top_k=1, repeat_penalty=1.0, reset=True)
         every.append([token for token, _ in zip(tokens, range(number), strict=False)])
     return every
@@ -184,7 +185,7 @@ def by_xllamacpp(file: Path, prompts: list[list[int]], number: int) -> list[list
     server = xllamacpp.Server(settings)
     asked = {"n_predict": number, "temperature": 0, "logprobs": 1, "ignore_eos": False}
     every = []
-    for prompt in prompts:
+    for prompt in progress(prompts, "llama.cpp: prompt"):
         answer = server.handle_completions({**asked, "prompt": prompt, "cache_prompt": False})
         content = answer["choices"][0]["logprobs"]["content"]
         every.append([token["id"] for token in content])

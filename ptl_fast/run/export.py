@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ptl_fast.base import json_text
+from ptl_fast.base import json_text, progress
 from ptl_fast.base.atomic_files import sync
 from ptl_fast.base.console import say
 from ptl_fast.base.disk import check_space
@@ -53,14 +53,18 @@ def main(arguments: list[str]) -> int:
         mend, told in one message.
     """
     options = _parser().parse_args(arguments)
+    run = Path(options.run)
     try:
-        file = export(
-            Path(options.run), options.to, options.quantize, options.output, options.llama_cpp
-        )
-        if options.no_check:
-            return 0
-        model = model_folder(Path(options.run))
-        return 0 if engine_tokens.check(model, file, options.quantize is not None) else 1
+        with progress.shown():
+            with progress.stage(f"writing {options.to}"):
+                file = export(run, options.to, options.quantize, options.output, options.llama_cpp)
+            if options.no_check:
+                return 0
+            with progress.stage("comparing tokens"):
+                is_right = engine_tokens.check(
+                    model_folder(run), file, options.quantize is not None
+                )
+        return 0 if is_right else 1
     except (ValueError, OSError, subprocess.CalledProcessError) as error:
         print(f"error: {failures.told(error)}", file=sys.stderr)
         return 2

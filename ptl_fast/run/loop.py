@@ -247,7 +247,8 @@ def _keep_better(context: "RunContext", step: "Round", recovered: dict[str, Any]
     load_weights(context, step.number - 1)
     _prune(context, step)
     context.now.optimizer_state = None
-    save_step.save_model(context, files.model(), context.model)
+    with narration.stage(context, step, "recover", "saving"):
+        save_step.save_model(context, files.model(), context.model)
     files.recovered().write(pruned)
     return pruned
 
@@ -271,7 +272,9 @@ def train(context: "RunContext", step: "Round", extension: int) -> None:
         _prune(context, step)
     recover = functools.partial(recover_step.recover_round, context, step, extension)
     _stage(context, step, "recover", recover)
-    save_step.save_model(context, saved, context.model)
+    # a large model takes a while to write, and to load again for the comparison
+    with narration.stage(context, step, "recover", "saving"):
+        save_step.save_model(context, saved, context.model)
     # only now: until the extension is saved, a resumed run needs the weights it started from
     if extension:
         files.model(extension - 1).remove()

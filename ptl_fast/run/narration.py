@@ -32,17 +32,23 @@ PRIOR = {"calibrate": 2.0, "compact": 1.0, "recover": 10.0, "evaluate": 4.0}
 IDLE_SHARE = 0.05
 
 
-def stage(context: "RunContext", step: "Round", label: str) -> "AbstractContextManager[None]":
-    """The stage of a round as the progress display names it, such as "round 2 of 4: recovering"."""
+def stage(
+    context: "RunContext", step: "Round", label: str, name: str | None = None
+) -> "AbstractContextManager[None]":
+    """The stage of a round as the progress display names it, such as "round 2 of 4: recovering".
+
+    Args:
+        name: what people read where only a part of the stage goes on; None: the stage's own.
+    """
     num_rounds = len(context.rounds.schedule)
     now = context.folder.round(step.number).seconds.found() or {}
-    name = f"round {step.number} of {num_rounds}: {NAMES[label]}"
+    told = f"round {step.number} of {num_rounds}: {name or NAMES[label]}"
     finished = [record["seconds"] for record in context.records]
     # a round that pruning has not hurt trains nothing, which says little about the next one
     if context.config.recovery.recovery_split == "until-recovered":
         finished = [_without_idle_recovery(each) for each in finished]
     prior = _prior(context, step)
-    return progress.stage(name, share_of(finished, now, label, num_rounds - step.number, prior))
+    return progress.stage(told, share_of(finished, now, label, num_rounds - step.number, prior))
 
 
 def share_of(

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ptl_fast.base.console import columns, wrapped
 from ptl_fast.base.run_files import RunFiles
 from ptl_fast.config.checking import nearest_file
 from ptl_fast.run import follow
@@ -25,7 +26,7 @@ def main(arguments: list[str]) -> int:
     folder = asked.run
     report = RunFiles(folder).report_text
     if report.is_file():
-        print(report.read_text())
+        print(wrapped(report.read_text(), columns()))
         return 0
     print(f"error: {why_none(folder)}", file=sys.stderr)
     return 2

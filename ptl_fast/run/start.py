@@ -7,7 +7,7 @@ preset's dry run and an error in the settings answer at once. Functions import t
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base import distributed, heartbeat, progress
-from ptl_fast.base.console import no_library_bars, quiet_libraries, quieted
+from ptl_fast.base.console import columns, no_library_bars, quiet_libraries, quieted, wrapped
 from ptl_fast.config import command_line
 from ptl_fast.recovery.registry import trains_on_text
 from ptl_fast.run import checks, early_checks, in_memory
@@ -126,7 +126,9 @@ def run(
 
         # the launcher's variable: a dry run joins no process group, which would need torch
         if distributed.launched_rank() == 0:
-            print(dry_run(config))
+            with progress.stage("planning", lines=False):
+                plan = dry_run(config)
+            print(wrapped(plan, columns()))
         return {}
     # only now: it imports transformers, which a dry run may not need
     with progress.stage("loading libraries"):

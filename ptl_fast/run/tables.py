@@ -1,5 +1,6 @@
 """Markdown tables: of a run's rounds so far, and of a dry run."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ptl_fast.base import markdown
@@ -153,10 +154,23 @@ def schedule_table(rows: list[dict[str, Any]], width: int | None = None) -> str:
     # nothing trains: --recovery none
     if all(row["recovery_tokens"] == 0 for row in rows[1:]):
         cells = _without(cells, *OF_TRAINING)
-    for names in (benchmarks, *([name] for name in (*LESS_NEEDED, "serve GiB"))):
+    less_needed = (benchmarks, *([name] for name in (*LESS_NEEDED, "serve GiB")))
+    return markdown.table(fitted(cells, width, less_needed))
+
+
+def fitted(
+    cells: list[list[str]], width: int | None, less_needed: Iterable[Sequence[str]]
+) -> list[list[str]]:
+    """The table without groups of its columns, in this order, as long as it is too wide.
+
+    Args:
+        cells: rows, the header first.
+        width: characters in a line; None for any number.
+    """
+    for names in less_needed:
         if width is not None and _width(cells) > width:
             cells = _without(cells, *names)
-    return markdown.table(cells)
+    return cells
 
 
 def _without(cells: list[list[str]], *names: str) -> list[list[str]]:

@@ -31,6 +31,16 @@ def test_first_line(error: Exception, line: str) -> None:
     assert first_line(error) == line
 
 
+def test_sentences_break_between_words_and_tables_do_not() -> None:
+    text = "One sentence of several words: longer-than-a-line.\n| a table | is left |\n    code too"
+    broken = (
+        "One sentence of\nseveral words:\nlonger-than-a-line.\n| a table | is left |\n    code too"
+    )
+    assert console.wrapped(text, 16) == broken
+    assert console.wrapped(text, None) == text
+    assert console.wrapped("fits\n\nas it   is", 10) == "fits\n\nas it   is"
+
+
 def test_quiet_libraries_say_nothing_below_an_error(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,6 +33,14 @@ def test_what_is_no_terminal_gets_a_line_with_the_time_for_each_event() -> None:
     assert stream.getvalue().replace("\n", "").isprintable()
 
 
+def test_a_stage_without_lines_is_for_terminals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    for stream, drawn in ((io.StringIO(), False), (Terminal(), True)):
+        with progress.shown(stream), progress.stage("planning", lines=False):
+            pass
+        assert ("planning" in stream.getvalue()) == drawn
+
+
 def test_a_long_stage_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     monkeypatch.setattr(progress, "DRAW_SECONDS", 0.01)

@@ -4,13 +4,16 @@ that is as it was before.
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerState
 
 from ptl_fast.base.run_files import RecoveryFolder
+from ptl_fast.recovery.trainer import Progress
 from support.mixtures import make_mixture
 from support.recovery import config, killed_at_step, packed, train
 
@@ -25,6 +28,29 @@ def test_nan_loss_names_the_step(llama: PreTrainedModel, tmp_path: Path) -> None
         llama.lm_head.weight[5] = float("nan")
     with pytest.raises(ValueError, match="loss is nan at step 1 of"):
         train(llama, packed(), 1500, config(), tmp_path / "round-01" / "recovery")
+
+
+def test_progress_moves_inside_a_step() -> None:
+    shown: Any = Progress("round-01")
+    arguments, state = SimpleNamespace(gradient_accumulation_steps=4), TrainerState(max_steps=9)
+    shown.on_train_begin(arguments, state, None)
+    told = []
+    for step in range(2):
+        state.global_step = step
+        for _ in range(3):  # the last micro-batch ends the step
+            shown.on_substep_end(arguments, state, None)
+        told.append(shown.bar.text())
+        assert shown.bar.n == step + 0.75
+        state.global_step += 1
+        shown.on_log(arguments, state, None, logs={"loss": 2.0})
+        told.append(shown.bar.text())
+    shown.on_train_end(arguments, state, None)
+    assert told == [
+        "round-01: recover 0/9 batch 3/4",
+        "round-01: recover 1/9 loss 2",
+        "round-01: recover 1/9 loss 2, batch 3/4",
+        "round-01: recover 2/9 loss 2",
+    ]
 
 
 def test_gradient_checkpointing_changes_nothing(llama: PreTrainedModel, tmp_path: Path) -> None:

@@ -46,6 +46,15 @@ def test_every_round_of_every_run_has_a_row(
     assert "dense models differ" not in text
 
 
+def test_a_table_that_is_too_wide_leaves_columns_out(tmp_path: Path) -> None:
+    reports = compare.read([write(tmp_path / "one", [1.25])])
+    whole, narrow = (compare.to_text(reports, width) for width in (None, 60))
+    assert "of dense" in whole
+    assert "FLOPs/token" in whole
+    assert "FLOPs/token" not in narrow
+    assert "loss on held-out answers" in narrow
+
+
 def test_files_have_the_same(tmp_path: Path) -> None:
     runs = [str(write(tmp_path / name, [1.25], keep=0.5)) for name in ("<i>", "b")]
     page, text = tmp_path / "out" / "c.html", tmp_path / "out" / "c.md"
