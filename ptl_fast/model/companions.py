@@ -25,9 +25,9 @@ TOKENIZER = re.compile(
     r"|vocab\.(json|txt|bpe)|merges\.txt|tekken\.json|[\w.-]+\.tiktoken"
     r"|(sentencepiece[\w.-]*|spiece|spm)\.model"
     r"|chat_template\.(jinja|json)|additional_chat_templates/[\w.-]+\.jinja"
-    # what makes pixels, or sound, of the files that a model of several parts takes beside text
-    r"|((pre|image_|video_|audio_)?processor|(video_|audio_)?preprocessor)_config\.json"
 )
+# What makes numbers of the images or sound that a model of several parts takes beside text.
+PROCESSOR = re.compile(r"(\w+_)?(pre)?processor_config\.json")
 LICENCE = re.compile(r"(licen[sc]e|notice|copying|copyright|use_policy)\b[\w .-]*", re.IGNORECASE)
 # What a model computes and answers, beside its weights.
 SETTINGS = ("config.json", "generation_config.json")
@@ -74,6 +74,14 @@ def write(name: str, folder: Path, settings: "ModelSettings | None" = None) -> N
         shutil.copyfile(source / file, target)
 
 
+def write_processors(name: str, folder: Path) -> None:
+    """Put the processors of a model alone into a folder, where its own files are at hand."""
+    source = source_folder(name) if name else None
+    for file in _files(source) if source is not None else []:
+        if PROCESSOR.fullmatch(file.as_posix()):
+            shutil.copyfile(source / file, folder / file)  # type: ignore[operator]
+
+
 def source_folder(name: str, settings: "ModelSettings | None" = None) -> Path | None:
     """The folder with a model's own files, in the hub's cache for one of the hub; None without."""
     revision = settings.revision if settings is not None else None
@@ -102,7 +110,7 @@ def fingerprint(name: str, settings: "ModelSettings") -> dict[str, str]:
     for folder in (loading.weights_folder(name, settings), loading.local_folder(name)):
         if folder is None:
             continue
-        files = [file for file in _files(folder) if TOKENIZER.fullmatch(file.as_posix())]
+        files = [file for file in _files(folder) if not LICENCE.fullmatch(file.as_posix())]
         for file in [*files, *map(Path, SETTINGS)]:
             if (folder / file).is_file():
                 content = _without_traces_of_use((folder / file).read_bytes())
@@ -133,7 +141,7 @@ def _files(source: Path) -> list[Path]:
         file
         for file in found
         if (source / file).is_file()
-        and (TOKENIZER.fullmatch(file.as_posix()) or LICENCE.fullmatch(file.as_posix()))
+        and any(kind.fullmatch(file.as_posix()) for kind in (TOKENIZER, PROCESSOR, LICENCE))
     )
 
 

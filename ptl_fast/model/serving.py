@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ptl_fast.model.flops import Weights, attention_widths, count_weights
+from ptl_fast.model.parts import parameters_beside
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -94,6 +95,9 @@ class Serving:
 
     @property
     def _read_bytes(self) -> int:
-        """The weights that a pass reads: of an embedding that is not the head, single rows."""
+        """The weights that a pass over text reads: of an embedding that is not the head, single
+        rows, and none of a vision tower.
+        """
         embedding = 0 if self.config.tie_word_embeddings else self.weights.head
-        return self.weight_bytes - embedding * self.item_bytes
+        unread = embedding + (parameters_beside(self.config) or 0)
+        return self.weight_bytes - unread * self.item_bytes

@@ -12,6 +12,7 @@ from ptl_fast.base.console import columns, quiet_libraries
 from ptl_fast.config.presets import shipped_config
 from ptl_fast.config.trainer import read_deepspeed
 from ptl_fast.model import flops
+from ptl_fast.model.parts import parameters_beside
 from ptl_fast.model.widths import ffn_width, num_active_experts, num_experts
 from ptl_fast.recovery import registry
 from ptl_fast.recovery.estimate import Estimate, Situation
@@ -314,11 +315,12 @@ def training_bytes(
 ) -> int:
     """Estimate the peak memory of recovery on one GPU, over all its recoveries.
 
-    Weights, gradients and Adam's state, divided over the GPUs as the ZeRO stage says; activations;
-    further models, such as --grpo-kl's reference model or opd's teacher. vLLM's engine is not
-    included.
+    Weights, gradients and Adam's state (not of a vision tower), divided over the GPUs as the ZeRO
+    stage says; activations; further models, such as --grpo-kl's reference model or opd's teacher.
+    vLLM's engine is not included.
     """
-    num_parameters = flops.count_weights(model).num_parameters
+    beside = parameters_beside(model) or 0
+    num_parameters = flops.count_weights(model).num_parameters - beside
     parts = estimates(model, original, config, config.recovery.all_recoveries, 0)
     num_teacher = flops.count_weights(original).num_parameters
     others = max(
@@ -326,7 +328,7 @@ def training_bytes(
     )
     return (
         _state_bytes(num_parameters, config, num_gpus)
-        + (4 if config.model.dtype == "float32" else 2) * others
+        + (4 if config.model.dtype == "float32" else 2) * (others + beside)
         + _activation_bytes(model, config)
     )
 

@@ -50,6 +50,9 @@ def on_disk(settings: dict[str, Any], tokenizer: Any = None) -> dict[str, Any]:
 def _write_model(model: Any, tokenizer: Any, folder: Path) -> Path:
     from transformers import AutoTokenizer, PreTrainedModel
 
+    from ptl_fast.model import companions
+    from ptl_fast.model.auto_classes import has_parts
+
     if not isinstance(model, PreTrainedModel):
         raise ValueError(
             f"model is a {type(model).__name__}; give a folder, a hub name or a loaded model of"
@@ -67,6 +70,8 @@ def _write_model(model: Any, tokenizer: Any, folder: Path) -> Path:
     with _written(folder) as new, no_library_bars():
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
+        if has_parts(model.config):
+            companions.write_processors(model.name_or_path, new)
     return folder
 
 

@@ -18,6 +18,8 @@ COPIED = {
     "LICENCE-MODEL.txt": b"but say so",
     "USE_POLICY.md": b"kindly",
     "NOTICE": b"",
+    "preprocessor_config.json": b"{}",
+    "video_preprocessor_config.json": b"{}",
 }
 LEFT = ("README.md", "model.safetensors", "pytorch_model.bin", "training.py")
 
@@ -41,6 +43,15 @@ def test_files_are_those_of_the_original(original: Path, tmp_path: Path) -> None
     assert (result / "tokenizer.json").read_bytes() == (original / "tokenizer.json").read_bytes()
     assert not any((result / name).exists() for name in LEFT)
     assert companions.difference(str(original), result) is None
+
+
+def test_processors_come_alone(original: Path, tmp_path: Path) -> None:
+    result = tmp_path / "result"
+    result.mkdir()
+    companions.write_processors(str(original), result)
+    names = sorted(file.name for file in result.iterdir())
+    assert names == ["preprocessor_config.json", "video_preprocessor_config.json"]
+    companions.write_processors("", result)
 
 
 def test_files_of_the_hub_are_those_of_its_cache(

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, PreTrainedModel
 
-from ptl_fast.model import flops
+from ptl_fast.model import flops, parts
 from ptl_fast.model.serving import Peaks, Serving, Work
 from support.models import DEMO_MODEL
+from support.wholes import whole_config
 
 CONFIG = AutoConfig.from_pretrained(DEMO_MODEL)
 WIDE = Peaks(flops=1e12, bytes=1e30)
@@ -48,3 +49,11 @@ def test_a_file_is_as_large_as_predicted_or_smaller(
     size = (tmp_path / "model.safetensors").stat().st_size
     model = Serving(any_model.config, 4)
     assert model.weight_bytes < size <= model.file_bytes
+
+
+def test_a_pass_over_text_reads_no_vision_tower() -> None:
+    config = parts.decoder_config(whole_config("gemma3"))
+    work, slow = Work(batch=1, prompt=4, new_tokens=2), Peaks(flops=1e30, bytes=1e3)
+    seconds = Serving(config, 2).seconds(work, slow)
+    delattr(config, parts.BESIDE)
+    assert seconds == Serving(config, 2).seconds(work, slow)

@@ -4,12 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ptl_fast import CompressConfig, compress
 from ptl_fast.demo.problems import generate
 from ptl_fast.run.in_memory import on_disk
 from support.runs import RUN, without_seconds
+from support.wholes import make_whole
 
 ROWS = generate(400, 9, "training")
 SHORT: dict[str, Any] = {**RUN, "rounds": 2, "recovery_tokens": 3000, "eval_limit": 4}
@@ -67,3 +73,14 @@ def test_settings_come_as_a_config_or_one_by_one() -> None:
         compress(config)
     with pytest.raises(ValueError, match="config holds all settings, and rounds is given beside"):
         compress(config, rounds=2)
+
+
+def test_a_loaded_whole_is_written_with_its_processors(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    make_whole("gemma3").save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole" / "preprocessor_config.json").write_text("{}")
+    whole = AutoModelForImageTextToText.from_pretrained(tmp_path / "whole")
+    given = on_disk({"model": whole, "output": str(tmp_path / "run")}, tokenizer)
+    written = {file.name for file in Path(given["model"]).iterdir()}
+    assert {"config.json", "tokenizer.json", "preprocessor_config.json"} <= written
