@@ -229,7 +229,7 @@ def load_model(
         if keys:
             raise ValueError(
                 f"{flag} {name}: weights and config.json do not belong together, they differ in"
-                f" {min(map(str, keys))}"
+                f" {min(map(_told, keys))}"
             )
     set_attention_(model, settings, device)
     tying.correct_loaded_(model)
@@ -237,6 +237,14 @@ def load_model(
     model.to(device).eval()
     _align_parameters_(model)
     return model
+
+
+def _told(key: Any) -> str:
+    """An entry of transformers' loading info: a tensor's name, or with the shapes that differ."""
+    if isinstance(key, str):
+        return key
+    name, stored, wanted = key
+    return f"{name}, which is stored as {list(stored)}, and by the config {list(wanted)}"
 
 
 def set_attention_(model: "PreTrainedModel", settings: "ModelSettings", device: str) -> None:
