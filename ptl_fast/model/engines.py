@@ -1,8 +1,9 @@
-"""What inference engines cannot say of a model whose layers were dropped.
+"""What inference engines cannot say of a model whose layers were dropped, or that has experts.
 
 transformers reads from config.json which layers attend to a window, and which have no positions.
 Some engines do not: they take it from a layer's number, as the family's original has it. Without
-some layers the others have other numbers, and the engine computes another model without a word.
+some layers the others have other numbers, and the engine computes another model without a word. So
+it is with the layers that have experts, and with how a router's weights are made.
 
 Where an engine follows config.json there is no entry here, and none where nobody looked: the table
 has what was read in the sources that it names.
@@ -102,18 +103,119 @@ ASSUMPTIONS: dict[str, tuple[Assumption, ...]] = {
 """{model_type: what engines assume about its layers}."""
 
 
+@dataclass(frozen=True)
+class Routing:
+    """What an engine takes for granted about the experts of a type."""
+
+    wrong: Callable[[Any], str | None]
+    """From a config, what it assumes ("assumes that ...") and how this model differs; None: it does
+    not.
+    """
+    remedy: str
+    source: str
+    engine: str = "llama.cpp"
+
+
+OTHER_ENGINE = "The original has this too: serve both by another engine"
+
+
+SCORES = ("scoring_func", "score_function", "score_func")
+"""Fields in which llama.cpp's converter looks for the function of a router's logits."""
+
+
+def _has_dense_layers(config: Any) -> str | None:
+    step = getattr(config, "decoder_sparse_step", None) or 1
+    if getattr(config, "mlp_only_layers", None) or step > 1:
+        return "every layer has experts, and here some have none"
+    return None
+
+
+def _weights_sum(to_one: bool) -> Callable[[Any], str | None]:
+    def wrong(config: Any) -> str | None:
+        if bool(getattr(config, "norm_topk_prob", False)) == to_one:
+            return None
+        words = ("are not scaled to a sum of 1", "are scaled to a sum of 1")
+        return (
+            f"the weights of a token's experts {words[to_one]}, and here they {words[not to_one]}"
+        )
+
+    return wrong
+
+
+def _says_no_sigmoid(config: Any) -> str | None:
+    if any(getattr(config, name, None) == "sigmoid" for name in SCORES):
+        return None
+    return (
+        "a router's weights are a softmax unless config.json says scoring_func sigmoid, and here it"
+        " does not"
+    )
+
+
+def _other_interleave(config: Any) -> str | None:
+    step, own = config.interleave_moe_layer_step, getattr(config, "moe_layers", None)
+    if own is None or list(own) == list(range(step - 1, config.num_hidden_layers, step)):
+        return None
+    return (
+        f"the layers that have experts are numbers {step - 1}, {2 * step - 1} and so on, and here"
+        f" they are {list(own)}"
+    )
+
+
+def _of_qwen(source: str, sums_to_one: bool) -> tuple[Routing, ...]:
+    return (
+        Routing(_has_dense_layers, OTHER_ENGINE, source),
+        Routing(_weights_sum(sums_to_one), OTHER_ENGINE, source),
+    )
+
+
+ROUTINGS: dict[str, tuple[Routing, ...]] = {
+    "deepseek_v3": (
+        Routing(
+            _says_no_sigmoid,
+            'Add "scoring_func": "sigmoid" to config.json, which transformers does not read',
+            "conversion/base.py and src/models/deepseek2.cpp",
+        ),
+    ),
+    "llama4_text": (
+        Routing(
+            _other_interleave,
+            "Compress again with --layers that go in groups of this period",
+            "src/models/llama4.cpp: (i + 1) % n_moe_layer_step == 0",
+        ),
+    ),
+    "olmoe": (Routing(_weights_sum(False), OTHER_ENGINE, "src/models/olmoe.cpp"),),
+    "qwen2_moe": _of_qwen("src/models/qwen2moe.cpp", sums_to_one=False),
+    "qwen3_moe": _of_qwen("src/models/qwen3moe.cpp", sums_to_one=True),
+}
+"""{model_type: what engines assume about its experts}."""
+
+
 def misread_by(config: Any, engine: str | None = None) -> list[str]:
     """Say in one sentence each what engines would compute wrongly for a model of this config.
 
     Args:
         config: of the finished model, with its own lists.
-        engine: only this one; None: all in the table.
+        engine: only this one; None: all in the tables.
     """
+    return misread_layers(config, engine) + [told for told, _ in misrouted(config, engine)]
+
+
+def misread_layers(config: Any, engine: str | None = None) -> list[str]:
+    """The same of its layers alone, for which a config need have no more than their lists."""
     return [
         f"{each.engine} cannot represent this model: it assumes that {each.words}, and here layer"
         f" {layer} is different."
         for each in ASSUMPTIONS.get(config.model_type, ())
         if engine in (None, each.engine) and (layer := _first_wrong(config, each)) is not None
+    ]
+
+
+def misrouted(config: Any, engine: str | None = None) -> list[tuple[str, str]]:
+    """The same of its experts alone: (the sentence, what helps)."""
+    return [
+        (f"{each.engine} cannot represent this model: it assumes that {wrong}.", each.remedy)
+        for each in ROUTINGS.get(config.model_type, ())
+        if engine in (None, each.engine) and (wrong := each.wrong(config)) is not None
     ]
 
 

@@ -231,7 +231,7 @@ def load_model(
         if keys:
             raise ValueError(
                 f"{flag} {name}: weights and config.json do not belong together, they differ in"
-                f" {min(map(str, keys))}"
+                f" {min(map(_told, keys))}"
             )
     set_attention_(model, settings, device)
     tying.correct_loaded_(model)
@@ -244,6 +244,14 @@ def load_model(
     except ValueError as error:
         raise ValueError(_cannot_be_loaded(flag, checkpoint, error)) from error
     return decoder
+
+
+def _told(key: Any) -> str:
+    """An entry of transformers' loading info: a tensor's name, or with the shapes that differ."""
+    if isinstance(key, str):
+        return key
+    name, stored, wanted = key
+    return f"{name}, which is stored as {list(stored)}, and by the config {list(wanted)}"
 
 
 def set_attention_(model: "PreTrainedModel", settings: "ModelSettings", device: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ptl_fast.base.console import reason
 from ptl_fast.model import layers, parts
 from ptl_fast.model.families import Family, find_family, find_layers
-from ptl_fast.model.widths import num_experts
+from ptl_fast.model.widths import expert_limits, num_experts
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -110,6 +110,20 @@ def _cannot_be_built(look: Skeleton) -> str | None:
     return None
 
 
+def _cannot_route(look: Skeleton) -> str | None:
+    """Numbers of experts with which its router fails at the first token."""
+    limits, chosen = expert_limits(look.config), getattr(look.config, "topk_group", None) or 0
+    if not limits.number:
+        return None
+    if limits.active > limits.number:
+        return f"its config sends a token to {limits.active} of {limits.number} experts"
+    if limits.number % limits.groups:
+        return f"its config has {limits.number} experts in {limits.groups} groups"
+    if limits.groups > 1 and chosen > limits.groups:
+        return f"its config has a router choose {chosen} of {limits.groups} groups of experts"
+    return None
+
+
 def _has_no_layers(look: Skeleton) -> str | None:
     return find_layers(look.model)[1]
 
@@ -156,6 +170,10 @@ CHECKS = (
     ),
     Check(find=_lacks_sizes, remedy="give a model whose config has them"),
     Check(find=_cannot_be_built, remedy="mend config.json, or copy the model again"),
+    Check(
+        find=_cannot_route,
+        remedy="correct the numbers of experts in config.json, or copy the model again",
+    ),
     Check(find=_has_no_layers, remedy="give a decoder with one list of layers"),
     Check(
         find=_has_no_ffns,

@@ -104,12 +104,7 @@ def model_folder(run: Path) -> Path:
 def to_gguf(model: Path, quantize: str | None, output: str | None, llama_cpp: str | None) -> Path:
     """Write a model folder as a GGUF file; arguments as in ``export``."""
     config = parts.with_text_fields(json_text.loads((model / "config.json").read_text()))
-    found = engines.misread_by(SimpleNamespace(**{"model_type": "", **config}), "llama.cpp")
-    if found:
-        raise ValueError(
-            f"{found[0]} Compress again with --keep-attention-pattern true and a"
-            " --layers-per-round of the pattern's period, or with --layers that keep it"
-        )
+    _check_representable(SimpleNamespace(**{"model_type": "", **config}))
     own = OUTTYPES.get(str(config.get("dtype", config.get("torch_dtype"))), "f16")
     name = model.parent.resolve().name if model.name == "final" else model.resolve().name
     file = Path(output) if output else model.parent / f"{name}-{quantize or own}.gguf"
@@ -137,6 +132,17 @@ def to_gguf(model: Path, quantize: str | None, output: str | None, llama_cpp: st
             left.unlink(missing_ok=True)
     say(f"{file}: {file.stat().st_size / 2**20:,.1f} MiB")
     return file
+
+
+def _check_representable(config: SimpleNamespace) -> None:
+    """Raise ValueError if llama.cpp would compute something else, or its converter stop."""
+    if found := engines.misread_layers(config, "llama.cpp"):
+        raise ValueError(
+            f"{found[0]} Compress again with --keep-attention-pattern true and a"
+            " --layers-per-round of the pattern's period, or with --layers that keep it"
+        )
+    for told, remedy in engines.misrouted(config, "llama.cpp"):
+        raise ValueError(f"{told} {remedy}")
 
 
 FORMATS = {"gguf": to_gguf}

@@ -78,7 +78,7 @@ def engine_notes(prune: "PruneSettings", original: "PretrainedConfig") -> list[s
         attention_chunk_size=getattr(original, "attention_chunk_size", None),
     )
     known = frozenset({"layer_types"})
-    return engines.misread_by(follows) + engines.may_misread(original, known)
+    return engines.misread_layers(follows) + engines.may_misread(original, known)
 
 
 def as_named(context: "RunContext", step: "Round") -> "Tensor":

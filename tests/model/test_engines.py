@@ -1,4 +1,6 @@
-"""What engines take from a layer's number is held against what a config says of its layers."""
+"""What engines take for granted is held against what a config says of its layers and experts."""
+
+import re
 
 import pytest
 from transformers import AutoConfig, PretrainedConfig
@@ -57,3 +59,30 @@ def test_families_without_an_entry_and_models_without_a_window_are_read_right() 
     no_window = without("gemma2", 0)
     no_window.sliding_window = None
     assert not engines.misread_by(no_window)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "right", "wrong", "named"),
+    [
+        ("qwen3_moe", {"norm_topk_prob": True}, {"mlp_only_layers": [1]}, "layer has experts"),
+        ("qwen2_moe", {}, {"decoder_sparse_step": 2}, "every layer has experts"),
+        ("qwen3_moe", {"norm_topk_prob": True}, {"norm_topk_prob": False}, "here they are not"),
+        ("olmoe", {}, {"norm_topk_prob": True}, "here they are scaled to a sum of 1"),
+        ("deepseek_v3", {"scoring_func": "sigmoid"}, {"scoring_func": None}, "are a softmax"),
+        (
+            "llama4_text",
+            {"interleave_moe_layer_step": 2, "moe_layers": [1, 3]},
+            {"moe_layers": [0, 2]},
+            r"1, 3 and so on, and here they are \[0, 2\]",
+        ),
+    ],
+)
+def test_experts_that_llama_cpp_takes_for_others_are_told(
+    model_type: str, right: dict, wrong: dict, named: str
+) -> None:
+    fits = AutoConfig.for_model(model_type, num_hidden_layers=4, **right)
+    assert not engines.misrouted(fits)
+    (line,) = engines.misread_by(
+        AutoConfig.for_model(model_type, num_hidden_layers=4, **{**right, **wrong})
+    )
+    assert re.search(f"^llama.cpp cannot represent this model: it assumes that .*{named}", line)

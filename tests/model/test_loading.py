@@ -13,8 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ptl_fast.model import loading
 from support.files import write_data
+from support.mixtures import make_mixture
 from support.models import make_model
 from support.runs import main
+from support.settings import settings
 
 
 @pytest.mark.parametrize("problem", ["missing", "truncated", "more-layers", "fewer-layers"])
@@ -50,6 +52,16 @@ def test_weights_that_do_not_fit_are_refused(
     assert message.startswith("error: --model model")
     assert ("do not belong together" in message) == (problem != "truncated")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_routers_missing_row_is_told_with_both_shapes(tmp_path: Path) -> None:
+    make_mixture("mixtral").save_pretrained(tmp_path)
+    file, name = tmp_path / "model.safetensors", "model.layers.1.block_sparse_moe.gate.weight"
+    weights = load_file(file)
+    save_file({**weights, name: weights[name][:3].clone()}, file, metadata={"format": "pt"})
+    told = r"mlp.gate.weight, which is stored as \[3, 32\], and by the config \[4, 32\]$"
+    with pytest.raises(ValueError, match=told):
+        loading.load_model(str(tmp_path), settings().model, "cpu")
 
 
 @pytest.mark.parametrize(

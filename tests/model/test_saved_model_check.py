@@ -16,6 +16,7 @@ from ptl_fast.model import precision
 from ptl_fast.model.families import find_family
 from ptl_fast.model.saved_model_check import difference, structure_difference
 from ptl_fast.pruning.compact import compact_
+from support.mixtures import make_mixture
 from support.models import FAMILIES, make_model
 from support.plans import layer_plan, random_plan
 
@@ -95,6 +96,85 @@ def test_a_fault_in_the_weights_is_named(
     folder = save(model, tmp_path)
     edit, named = FAULTS[fault]
     edit_weights(folder, edit)
+    found = difference(folder, model, torch.float32, input_ids)
+    with pytest.raises(AssertionError, match=named):
+        assert found is None, found
+
+
+EXPERTS = "model.layers.2.block_sparse_moe"
+# as config.json and the files of a mixture could be wrong, one thing at a time
+MIXTURE_FAULTS: dict[str, tuple[str, Callable[[dict[str, torch.Tensor]], Any], str]] = {
+    "experts-swapped-with-their-rows": (
+        "mixtral",
+        lambda tensors: [swap(tensors, name) for name in ("w1", "w2", "w3", "gate")],
+        "model.layers.2.mlp.* has other values",
+    ),
+    "router-row-missing": (
+        "mixtral",
+        lambda tensors: tensors.update(
+            {f"{EXPERTS}.gate.weight": tensors[f"{EXPERTS}.gate.weight"][1:].contiguous()}
+        ),
+        "model.layers.2.mlp.gate.weight has another shape",
+    ),
+    "expert-missing": (
+        "mixtral",
+        lambda tensors: tensors.pop(f"{EXPERTS}.experts.3.w2.weight"),
+        "model.layers.2.mlp.experts.down_proj has another shape",
+    ),
+    "dropped-bias": (
+        "gpt_oss",
+        lambda tensors: tensors.pop("model.layers.1.mlp.experts.down_proj_bias"),
+        "model.layers.1.mlp.experts.down_proj_bias is missing",
+    ),
+    "shifted-correction": (
+        "deepseek_v3",
+        lambda tensors: tensors["model.layers.1.mlp.gate.e_score_correction_bias"].add_(1e-3),
+        "model.layers.1.mlp.gate.e_score_correction_bias has other values",
+    ),
+}
+
+
+def swap(tensors: dict[str, torch.Tensor], name: str) -> None:
+    """Exchange the experts 0 and 1 of a layer, or their rows of its router."""
+    if name == "gate":
+        rows = tensors[f"{EXPERTS}.gate.weight"]
+        rows[:2] = rows[[1, 0]].clone()
+        return
+    first, second = (f"{EXPERTS}.experts.{expert}.{name}.weight" for expert in (0, 1))
+    tensors[first], tensors[second] = tensors[second], tensors[first]
+
+
+@pytest.mark.parametrize("fault", MIXTURE_FAULTS)
+def test_a_fault_in_a_mixtures_weights_is_named(
+    fault: str, input_ids: torch.Tensor, tmp_path: Path
+) -> None:
+    """Also one that changes no logit."""
+    model_type, edit, named = MIXTURE_FAULTS[fault]
+    model = make_mixture(model_type)
+    folder = save(model, tmp_path)
+    edit_weights(folder, edit)
+    found = difference(folder, model, torch.float32, input_ids)
+    with pytest.raises(AssertionError, match=named):
+        assert found is None, found
+
+
+@pytest.mark.parametrize(
+    ("model_type", "values", "named"),
+    [
+        ("qwen3_moe", {"mlp_only_layers": [0]}, r"model.layers.\d.mlp.* is missing"),
+        ("deepseek_v3", {"first_k_dense_replace": 2}, r"model.layers.1.mlp.* is missing"),
+        ("mixtral", {"num_experts_per_tok": 1}, "num_experts_per_tok|computes something else"),
+        ("deepseek_v3", {"topk_group": 2}, "topk_group|computes something else"),
+        ("qwen3_moe", {"norm_topk_prob": True}, "norm_topk_prob True, and was measured with False"),
+        ("mixtral", {"num_local_experts": 3}, "another shape than the config says"),
+    ],
+)
+def test_a_fault_in_a_mixtures_config_is_named(
+    model_type: str, values: dict[str, Any], named: str, input_ids: torch.Tensor, tmp_path: Path
+) -> None:
+    model = make_mixture(model_type)
+    folder = save(model, tmp_path)
+    edit_config(folder, **values)
     found = difference(folder, model, torch.float32, input_ids)
     with pytest.raises(AssertionError, match=named):
         assert found is None, found

@@ -57,6 +57,23 @@ def test_experts_that_can_go_are_supported() -> None:
     check_support(make_mixture("gpt_oss").config, "it", needs_neurons=False, drops_experts=True)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "others", "reason"),
+    [
+        ("mixtral", {"num_experts_per_tok": 9}, "sends a token to 9 of 4 experts; correct the"),
+        ("deepseek_v3", {"n_group": 3}, "has 4 experts in 3 groups"),
+        ("deepseek_v3", {"topk_group": 3}, "choose 3 of 2 groups of experts"),
+    ],
+)
+def test_a_router_that_fails_at_the_first_token_is_told(
+    model_type: str, others: dict, reason: str
+) -> None:
+    """It can be built, and its layers could go."""
+    config = make_mixture(model_type, **others).config
+    with pytest.raises(ValueError, match=f"is not supported: its config .*{reason}"):
+        check_support(config, "it", needs_neurons=False)
+
+
 def test_layers_are_offered_only_where_they_can_go() -> None:
     with pytest.raises(ValueError, match="neurons cannot be removed") as error:
         check_support(tiny_config("bitnet", num_hidden_layers=1), "it", needs_neurons=True)

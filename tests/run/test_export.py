@@ -85,6 +85,17 @@ def test_a_model_that_llama_cpp_would_misread_is_refused(
     assert [file.name for file in run.iterdir()] == ["final"]
 
 
+def test_experts_that_the_converter_has_no_place_for_are_refused_before_it_begins(
+    llama_cpp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished(tmp_path / "small", model_type="qwen3_moe", mlp_only_layers=[1])
+    assert export.main([str(run), "--to", "gguf", "--llama-cpp", str(llama_cpp)]) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1
+    assert "every layer has experts, and here some have none. The original has this too" in told[0]
+    assert [file.name for file in run.iterdir()] == ["final"]
+
+
 def test_a_tool_that_fails_is_named_with_its_last_word(
     llama_cpp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
