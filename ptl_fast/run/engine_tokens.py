@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptl_fast.base.console import say
+from ptl_fast.base.console import no_library_bars, say
 from ptl_fast.base.progress import progress
 
 if TYPE_CHECKING:
@@ -117,9 +117,10 @@ def by_transformers(
     import torch
     from transformers import AutoModelForCausalLM
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        model, dtype=torch.float32, trust_remote_code=False
-    )
+    with no_library_bars():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model, dtype=torch.float32, trust_remote_code=False
+        )
     loaded.eval()
     every, decided = [], []
     for prompt in progress(prompts, "transformers: prompt"):
