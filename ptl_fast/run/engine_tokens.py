@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptl_fast.base.console import say
+from ptl_fast.base.console import no_library_bars, say
 from ptl_fast.base.progress import progress
 from ptl_fast.model import parts
 from ptl_fast.model.auto_classes import auto_class
@@ -119,10 +119,11 @@ def by_transformers(
     import torch
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    loaded: Any = auto_class(config).from_pretrained(
-        model, dtype=torch.float32, trust_remote_code=False
-    )
+    with no_library_bars():
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        loaded: Any = auto_class(config).from_pretrained(
+            model, dtype=torch.float32, trust_remote_code=False
+        )
     loaded.eval()
     every, decided = [], []
     for prompt in progress(prompts, "transformers: prompt"):

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,14 +12,17 @@ import yaml
 from ptl_fast.base import markdown
 from ptl_fast.config.checking import flag
 from ptl_fast.config.config import Config
+from ptl_fast.config.goal import GoalSettings
 from ptl_fast.evaluation.chat import COSTS
 from ptl_fast.model import engines
 from ptl_fast.recovery.registry import RECOVERIES
 from ptl_fast.run import verdict
 from ptl_fast.run.tables import leading_metric, show, table
 
-# Settings that are about this machine, and not about what comes out.
-NOT_TO_REPEAT = {"output", "overwrite", "dry_run", "dry_run_gpus", "debug", "preset", "push_to_hub"}
+# Settings that are about this machine, and not about what comes out. Goals are repeated by what
+# they were solved into, --keep and --drop-layers, beside which they would be refused.
+OF_THIS_MACHINE = ("output", "overwrite", "dry_run", "dry_run_gpus", "debug", "preset")
+NOT_TO_REPEAT = {*OF_THIS_MACHINE, "push_to_hub", *(each.name for each in fields(GoalSettings))}
 VERSIONS = ("ptl_fast", "torch", "transformers", "trl", "lm_eval")
 PATH = re.compile(r"[^\s,=@]*/[^\s,=@]+")
 

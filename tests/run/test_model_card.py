@@ -102,6 +102,9 @@ def test_the_command_repeats_the_settings() -> None:
     assert words[:3] == ["python", "-m", "ptl_fast.compress"]
     parsed = start.parse(words[3:]).flat()
     assert parsed == config.flat()
+    # keep is what the goal was solved into, and beside it a goal is refused
+    solved = config.changed(target_params="65%")
+    assert model_card.command(solved.flat()) == model_card.command(config.flat())
 
 
 def test_a_model_that_an_engine_misreads_says_so(report: dict[str, Any]) -> None:
