@@ -74,12 +74,14 @@ def write(name: str, folder: Path, settings: "ModelSettings | None" = None) -> N
         shutil.copyfile(source / file, target)
 
 
-def write_processors(name: str, folder: Path) -> None:
+def write_processors(name: str | None, folder: Path) -> None:
     """Put the processors of a model alone into a folder, where its own files are at hand."""
     source = source_folder(name) if name else None
-    for file in _files(source) if source is not None else []:
+    if source is None:
+        return
+    for file in _files(source):
         if PROCESSOR.fullmatch(file.as_posix()):
-            shutil.copyfile(source / file, folder / file)  # type: ignore[operator]
+            shutil.copyfile(source / file, folder / file)
 
 
 def source_folder(name: str, settings: "ModelSettings | None" = None) -> Path | None:

@@ -53,7 +53,7 @@ def _with_head(base: Any, of_text: Any) -> Any:
     from transformers import GenerationMixin
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
-    class TextForCausalLM(base.__base__, GenerationMixin):  # type: ignore[misc,name-defined]
+    class TextForCausalLM(base.__base__, GenerationMixin):
         config_class = of_text
         base_model_prefix = "model"
         _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
