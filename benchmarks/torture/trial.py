@@ -26,11 +26,12 @@ COMMON = {
     "checkpoint-minutes": 0.0,
     "gradient-checkpointing": "false",
 }
-# {what is trained and kept: its flags beside COMMON}
+# {what is trained and kept: its flags beside COMMON; a model by its folder among the inputs}
 RUNS: dict[str, dict[str, Any]] = {
     "cpt": {},
     "optimizer state": {"keep-optimizer-state": "true"},
     "distill": {"recovery": "distill"},
+    "experts": {"model": "mixture", "keep-experts": 0.5, "rounds": 1},
     "guard": {"gate": "nll:nll", "max-drop": 0.5},
     # a random model seldom ends an answer: hot, and with room for it
     "traces": {
@@ -53,30 +54,34 @@ LINE = "error: "
 
 @dataclass(frozen=True)
 class Inputs:
-    """A tiny model and arithmetic problems on disk."""
+    """Tiny models and arithmetic problems on disk."""
 
     folder: Path
 
     @classmethod
     def make(cls, folder: Path) -> "Inputs":
         """Write them into ``folder``."""
-        from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         from ptl_fast.demo.problems import generate
         from ptl_fast.model.checkpoint import DEMO, bundled
 
         tokenizer = AutoTokenizer.from_pretrained(bundled(DEMO), trust_remote_code=False)
-        config = LlamaConfig(
-            vocab_size=384,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-        )
-        LlamaForCausalLM(config).save_pretrained(folder / "model", max_shard_size="40KB")
-        tokenizer.save_pretrained(folder / "model")
+        shape: dict[str, Any] = {
+            "vocab_size": 384,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
+        }
+        experts = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2}
+        for name, kind, own in (("model", "llama", {}), ("mixture", "qwen3_moe", experts)):
+            config = AutoConfig.for_model(kind, **shape, **own)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model.save_pretrained(folder / name, max_shard_size="40KB")
+            tokenizer.save_pretrained(folder / name)
         for name, number, seed in (("data", 300, 9), ("test", 4, 10)):
             lines = [json.dumps(row) + "\n" for row in generate(number, seed, "training")]
             (folder / f"{name}.jsonl").write_text("".join(lines))
@@ -85,11 +90,12 @@ class Inputs:
     def flags(self, kind: str, **changed: Any) -> list[str]:
         """The command line of a run of RUNS, without its output folder."""
         own = {
-            "model": self.folder / "model",
+            "model": "model",
             "data": self.folder / "data.jsonl",
             "eval-tasks": f"nll={self.folder / 'test.jsonl'}",
         }
         settings = {**own, **COMMON, **RUNS[kind], **changed}
+        settings["model"] = self.folder / settings["model"]
         return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
 
 
