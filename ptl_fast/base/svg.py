@@ -13,6 +13,7 @@ from html import escape
 WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 28, 44  # the upper margin has the y axis's title
 ROW = 22  # height of a row of bars
+LETTER = 7  # at most about the mean width of one in a label
 NUM_COLOURS = 6
 
 Point = tuple[float, float]
@@ -133,23 +134,24 @@ def heat_map(rows: Sequence[tuple[str, Sequence[float]]], *, title: str, x_title
     """
     height = max(6, min(ROW, 400 // max(1, len(rows))))
     every = max(1, math.ceil(11 / height))  # labels that do not overlap
-    step = (WIDTH - RIGHT - LEFT) / max(1, max((len(values) for _, values in rows), default=1))
+    left = max(LEFT, 6 + LETTER * max((len(label) for label, _ in rows), default=0))
+    step = (WIDTH - RIGHT - left) / max(1, max((len(values) for _, values in rows), default=1))
     parts = []
     for number, (label, values) in enumerate(rows):
         y = number * height
         if number % every == 0:
-            parts.append(_text(LEFT - 6, y + height / 2 + 4, label, "end"))
+            parts.append(_text(left - 6, y + height / 2 + 4, label, "end"))
         for column, value in enumerate(values):
             told = escape(f"{label}: {value:.0%}")
             parts.append(
-                f'<rect class="cell" x="{LEFT + column * step:.1f}" y="{y}" width="{step:.2f}"'
+                f'<rect class="cell" x="{left + column * step:.1f}" y="{y}" width="{step:.2f}"'
                 f' height="{height}" fill-opacity="{value:.2f}"><title>{told}</title></rect>'
             )
     bottom = height * len(rows)
     parts.append(
-        f'<rect class="frame" x="{LEFT}" y="0" width="{WIDTH - RIGHT - LEFT}" height="{bottom}"/>'
+        f'<rect class="frame" x="{left}" y="0" width="{WIDTH - RIGHT - left}" height="{bottom}"/>'
     )
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, bottom + 18, x_title, "middle"))
+    parts.append(_text((left + WIDTH - RIGHT) / 2, bottom + 18, x_title, "middle"))
     return figure(title, bottom + 26, parts)
 
 
