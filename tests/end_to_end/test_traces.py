@@ -41,7 +41,7 @@ def traced(tmp_path: Path) -> dict[str, Any]:
         "model": "ptl-demo",
         "data": write_rows(tmp_path / "data.jsonl", *generate(900, 0, "training")),
         "traces": True,
-        "traces_temperature": 1.5,
+        "traces_temperature": 2.0,
         "traces_keep": "right",
         "traces_every_round": True,
         # the answers' tokens alone: the model's, the renewed ones too
