@@ -102,12 +102,8 @@ class RecoverySettings:
 
     def _check_sequence(self, name: str) -> None:
         names = _names(getattr(self, name) or "")
-        lonely = "none" in names and (len(names) > 1 or name == "final_recovery")
-        if len(set(names)) < len(names) or lonely:
-            raise ValueError(
-                f"{flag(name)} {','.join(names)}: name each recovery once, and none only as"
-                " --recovery none"
-            )
+        if len(set(names)) < len(names):
+            raise ValueError(f"{flag(name)} {','.join(names)}: name each recovery once")
 
 
 def _names(text: str) -> list[str]:

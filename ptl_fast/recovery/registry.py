@@ -157,6 +157,16 @@ def trains(names: Sequence[str]) -> bool:
     return any(each.train is not _train_nothing for each in find(names))
 
 
+def check_idle(own_flag: str, names: Sequence[str], is_final: bool) -> None:
+    """Raise ValueError for a method that does not train beside others, or as the final recovery."""
+    idle = [name for name in names if not trains([name])]
+    if idle and (is_final or len(names) > 1):
+        raise ValueError(
+            f"{own_flag} {','.join(names)}: {idle[0]} trains nothing; give it only as --recovery"
+            f" {idle[0]}"
+        )
+
+
 def trains_on_text(recovery: str) -> bool:
     """Whether a value of --recovery, NAME[,NAME...], has a method that trains on the data's text.
 

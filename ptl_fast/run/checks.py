@@ -47,6 +47,8 @@ def check_methods(config: "Config") -> None:
         if name not in choices:
             raise ValueError(unknown(own_flag, name, choices))
     # only now: these look the names up
+    registry.check_idle("--recovery", recovery.recoveries, is_final=False)
+    registry.check_idle("--final-recovery", recovery.final_recoveries, is_final=True)
     _check_training(config)
     _check_teacher(config)
     _check_scoring(config)

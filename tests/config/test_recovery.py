@@ -11,8 +11,6 @@ from ptl_fast.config.recovery import RecoverySettings
     ("values", "message"),
     [
         ({"recovery": "cpt,cpt"}, "name each recovery once"),
-        ({"recovery": "none,grpo"}, "none only as --recovery none"),
-        ({"final_recovery": "none"}, "none only as --recovery none"),
         ({"recovery_tokens": 0}, "--recovery-tokens 0 must be at least 1"),
         ({"recovery_growth": float("nan")}, "--recovery-growth nan must be a finite number"),
         ({"recovery_growth": float("inf")}, "--recovery-growth inf must be a finite number"),

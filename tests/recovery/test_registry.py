@@ -1,5 +1,6 @@
 """Recoveries one after another: what is finished is not run again."""
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable
@@ -101,3 +102,19 @@ def test_unknown_names_list_the_choices() -> None:
     given = ("grpo", "none", "cpt,grpo", "grpo, distill", "hope", "opd")
     on_text = [False, False, True, True, True, False]
     assert [registry.trains_on_text(each) for each in given] == on_text
+
+
+@pytest.mark.parametrize(
+    ("names", "is_final", "allowed"),
+    [
+        (["none"], False, True),
+        (["cpt", "grpo"], False, True),
+        (["none", "grpo"], False, False),
+        (["none"], True, False),
+        (["cpt"], True, True),
+        ([], True, True),
+    ],
+)
+def test_what_trains_nothing_stands_alone(names: list[str], is_final: bool, allowed: bool) -> None:
+    with contextlib.nullcontext() if allowed else pytest.raises(ValueError, match="none trains no"):
+        registry.check_idle("--recovery", names, is_final)
