@@ -37,9 +37,10 @@ def wrapped(text: str, width: int | None) -> str:
         return text
     lines = []
     for line in text.split("\n"):
-        is_text = len(line) > width and not line.startswith(("|", " "))
-        parts = textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
-        lines += parts if is_text else [line]
+        if len(line) > width and not line.startswith(("|", " ")):
+            lines += textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
+        else:
+            lines.append(line)
     return "\n".join(lines)
 
 

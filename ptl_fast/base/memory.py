@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ptl_fast.base import distributed
 from ptl_fast.base.console import first_line
 from ptl_fast.base.errors import OutOfMemory
 
@@ -51,7 +52,7 @@ def free(device: "torch.device | str") -> int:
         # what torch holds and does not use is free for torch alone
         left = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - used
     else:
-        num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        num_ranks = distributed.of_launcher("LOCAL_WORLD_SIZE", 1)
         used = _resident()
         left = min(min(_available(), _left_in_cgroup()) // num_ranks, _left_of_limits())
     return max(0, min(left, _limit - used))

@@ -115,7 +115,7 @@ def _generate(
     Answers that have ended are computed on with the others, to no purpose, until all have. So the
     batch stops when ENDED_SHARE of them has, and goes on without these, from its key-value cache.
     """
-    longest = max(map(len, prompts))
+    longest, ends_E = max(map(len, prompts)), torch.tensor(ends, device=model.device)
     rows = [[ends[0]] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     real = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     tokens_BT = torch.tensor(rows, device=model.device)
@@ -124,7 +124,7 @@ def _generate(
     produced: list[list[int]] = [[] for _ in prompts]
     left = torch.arange(len(prompts), device=model.device)
     while len(left):
-        ended = _Ended(longest, ends, sampling.stop_repeating)
+        ended = _Ended(longest, ends_E, sampling.stop_repeating)
         made = model.generate(  # type: ignore[operator]
             tokens_BT,
             attention_mask=mask_BT,
@@ -196,18 +196,16 @@ def _repeating_rows(tokens: Tensor) -> Tensor:
 class _Ended(StoppingCriteria):
     """Which answers have ended, or repeat themselves; all stop when these are ENDED_SHARE."""
 
-    def __init__(self, prompt_length: int, ends: Sequence[int], stop_repeating: bool) -> None:
-        self.prompt_length, self.ends, self.stop_repeating = prompt_length, ends, stop_repeating
+    def __init__(self, prompt_length: int, ends_E: Tensor, stop_repeating: bool) -> None:
+        self.prompt_length, self.ends_E, self.stop_repeating = prompt_length, ends_E, stop_repeating
         self.rows_B = torch.empty(0, dtype=torch.bool)
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        answers = input_ids[:, self.prompt_length :]
-        ends = torch.tensor(self.ends, device=answers.device)
-        self.rows_B = torch.isin(answers, ends).any(1)
+        # what has ended is padded with an end
+        self.rows_B = torch.isin(input_ids[:, -1], self.ends_E)
         if self.stop_repeating:
-            self.rows_B |= _repeating_rows(answers)
-        enough = self.rows_B.sum() >= ENDED_SHARE * len(self.rows_B)
-        return torch.ones_like(self.rows_B) if enough else self.rows_B
+            self.rows_B |= _repeating_rows(input_ids[:, self.prompt_length :])
+        return self.rows_B | (self.rows_B.sum() >= ENDED_SHARE * len(self.rows_B))
 
 
 def _generation_config(sampling: Sampling, ends: list[int], prompt_length: int) -> GenerationConfig:

@@ -5,8 +5,10 @@ those inside the whole. So whatever becomes of the decoder has become of the who
 saved; its other parts stay as they were loaded. Of any other model, the whole is the decoder.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptl_fast.base import json_text
 from ptl_fast.base.console import reason
 from ptl_fast.model.auto_classes import auto_class, has_parts
 from ptl_fast.model.decoders import pack_positions_, provide_class
@@ -74,8 +76,9 @@ def loader(config: "PretrainedConfig") -> str:
     return getattr(config, LOADER, "AutoModelForCausalLM")
 
 
-def with_text_fields(saved: dict[str, Any]) -> dict[str, Any]:
-    """The content of a config.json; what its text decoder's config says comes first."""
+def saved_fields(folder: Path) -> dict[str, Any]:
+    """What a model's config.json says; what its text decoder's config says comes first."""
+    saved = json_text.loads((folder / "config.json").read_text())
     return {**saved, **(saved.get("text_config") or {})}
 
 

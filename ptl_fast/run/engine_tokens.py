@@ -6,7 +6,6 @@ UNDECIDED), rounding decides, and what follows in that prompt is not compared.
 """
 
 import importlib.util
-import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,7 +93,7 @@ def make_prompts(model: Path) -> list[list[int]]:
     """Token ids of arithmetic, longer than the window in the model's config."""
     from transformers import AutoTokenizer
 
-    config = parts.with_text_fields(json.loads((model / "config.json").read_text()))
+    config = parts.saved_fields(model)
     window = config.get("sliding_window") or config.get("attention_chunk_size")
     length = window + BEYOND if window else WITHOUT_WINDOW
     most = config.get("max_position_embeddings", length + NUM_TOKENS) - NUM_TOKENS

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ptl_fast.base import json_text, progress
+from ptl_fast.base import progress
 from ptl_fast.base.atomic_files import sync
 from ptl_fast.base.console import say
 from ptl_fast.base.disk import check_space
@@ -103,7 +103,7 @@ def model_folder(run: Path) -> Path:
 
 def to_gguf(model: Path, quantize: str | None, output: str | None, llama_cpp: str | None) -> Path:
     """Write a model folder as a GGUF file; arguments as in ``export``."""
-    config = parts.with_text_fields(json_text.loads((model / "config.json").read_text()))
+    config = parts.saved_fields(model)
     _check_representable(SimpleNamespace(**{"model_type": "", **config}))
     own = OUTTYPES.get(str(config.get("dtype", config.get("torch_dtype"))), "f16")
     name = model.parent.resolve().name if model.name == "final" else model.resolve().name

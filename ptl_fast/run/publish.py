@@ -1,6 +1,5 @@
 """Write a run's results: report.* and sizes/ after every round, and the last model in final/."""
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base import distributed
@@ -156,7 +155,7 @@ def _card(context: "RunContext", content: dict[str, Any], source: "ModelFolder")
         _needed_import(context, len(content["rounds"])),
         card_metadata.read(name, settings),
         card_metadata.hub_name(name),
-        parts.with_text_fields(json.loads((source.path / "config.json").read_text())),
+        parts.saved_fields(source.path),
         parts.loader(context.original),
         parts.parameters_beside(context.original),
     )
