@@ -75,6 +75,8 @@ class Part:
     fault: str
     how: str
     cases: Callable[[Bench], Iterator[Case]]
+    share: float
+    """Of the time: in proportion to the other parts'."""
     allowed: frozenset[str] = frozenset({SAME})
 
 
@@ -257,40 +259,52 @@ PARTS = {
         "a kill at a change of the run's folder",
         "SIGKILL at the audit event before it; then the same command",
         kills,
+        share=24,
     ),
     "random-kills": Part(
-        "a kill at a random moment", "SIGKILL; then the same command", random_kills
+        "a kill at a random moment", "SIGKILL; then the same command", random_kills, share=10
     ),
     "ranks": Part(
         "a kill of two ranks (torchrun) at a random moment",
         "SIGKILL of all of their processes; then the same command",
         ranks,
+        share=14,
     ),
     "commands": Part(
         "a kill of `export`, `compare`, `report` or `inspect`",
         "SIGKILL before each change of a file, and at random moments; then the same command",
         command_kills,
+        share=3,
     ),
     "storage": Part(
         "a disk that is full (ENOSPC) or broken (EIO)",
         "every opening, rename and deletion from a change of the folder on; then the same command",
         storage,
+        share=24,
     ),
     "damage": Part(
         "a byte flipped, and half of the file gone, in a file of a finished or killed run",
         "the same command",
         damage,
-        ALSO_LINE,
+        share=10,
+        allowed=ALSO_LINE,
     ),
     "models": Part(
-        "changed config.json, index, tokenizer, weights", "a seeded mutation", models, INPUTS
+        "changed config.json, index, tokenizer, weights",
+        "a seeded mutation",
+        models,
+        share=12,
+        allowed=INPUTS,
     ),
-    "data": Part("changed data files", "a seeded mutation", data_files, INPUTS),
-    "flags": Part("odd values of flags, also in YAML", "seeded; a dry run", flags, INPUTS),
+    "data": Part("changed data files", "a seeded mutation", data_files, share=10, allowed=INPUTS),
+    "flags": Part(
+        "odd values of flags, also in YAML", "seeded; a dry run", flags, share=7, allowed=INPUTS
+    ),
     "programs": Part(
         "hostile programs in the sandbox",
         "[programs](../benchmarks/torture/programs.py)",
         hostile,
-        frozenset({"refused"}),
+        share=1,
+        allowed=frozenset({"refused"}),
     ),
 }

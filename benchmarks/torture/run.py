@@ -2,9 +2,10 @@
 
     python -m benchmarks.torture.run [--only PART ...] [--seconds N] [--inputs N] [--json FILE]
 
-Every outcome must be the undisturbed result or one line of ours. The rows are kept in a file, and a
-part that is run again replaces its own row. docs/reliability.md shows them: python -m
-benchmarks.documents.reliability_table writes it from them.
+Every outcome must be the undisturbed result or one line of ours. Two parts run side by side, on two
+cores. The rows are kept in a file, and a part that is run again replaces its own row.
+docs/reliability.md shows them: python -m benchmarks.documents.reliability_table writes it from
+them.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import collections
 import json
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from benchmarks.harness.results import write_json
 from benchmarks.torture.parts import LINE, PARTS, Bench, Case
 from benchmarks.torture.trial import Inputs
 
+LANES = 2  # parts that run side by side: their runs are processes of one thread each
 FILE = ROOT / "benchmarks" / "results" / "torture_cpu.json"
 
 
@@ -31,7 +34,10 @@ def main(arguments: list[str] | None = None) -> None:
         "--only", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="PART"
     )
     parser.add_argument(
-        "--seconds", type=float, default=5400, help="for all parts together; each gets its share"
+        "--seconds",
+        type=float,
+        default=5400,
+        help="for all parts together; each gets its share of it",
     )
     parser.add_argument("--inputs", type=int, default=2500, help="at most, of each kind of input")
     parser.add_argument("--seed", type=int, default=0)
@@ -41,18 +47,32 @@ def main(arguments: list[str] | None = None) -> None:
     from benchmarks.harness.environment import environment
 
     rows = json.loads(options.json.read_text())["rows"] if options.json.exists() else {}
-    end = time.monotonic() + options.seconds
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(LANES) as lanes:
         (Path(folder) / "inputs").mkdir()
         inputs = Inputs.make(Path(folder) / "inputs")
-        bench = Bench(inputs, Path(folder) / "work", options.seed, options.inputs)
-        for number, name in enumerate(options.only):
-            share = (end - time.monotonic()) / (len(options.only) - number)
-            rows[name] = row(name, bench, share)
+        running = {}
+        # the longest first, so that both lanes end at about the same time
+        for name, seconds in sorted(_times(options).items(), key=lambda each: -each[1]):
+            work = Path(folder) / name / "work"
+            work.mkdir(parents=True)
+            bench = Bench(inputs, work, options.seed, options.inputs)
+            running[lanes.submit(row, name, bench, seconds)] = name
+        for ended in as_completed(running):
+            rows[running[ended]] = ended.result()
             write_json(options.json, {"environment": environment("cpu"), "rows": rows})
     lost = {name: rows[name]["lost"] for name in options.only if rows[name]["lost"]}
     if lost:
         raise SystemExit(f"lost: {json.dumps(lost, indent=1)}")
+
+
+def _times(options: argparse.Namespace) -> dict[str, float]:
+    """Seconds of each part that was asked for: what both lanes have, in proportion to the parts'
+    shares. A part alone has no more than its lane has.
+    """
+    total = sum(PARTS[name].share for name in options.only)
+    return {
+        name: options.seconds * min(1.0, LANES * PARTS[name].share / total) for name in options.only
+    }
 
 
 def row(name: str, bench: Bench, seconds: float) -> dict[str, Any]:
