@@ -34,6 +34,7 @@ import torch
 from benchmarks.harness.environment import ROOT
 from benchmarks.harness.results import errors_in_one_line
 from benchmarks.methods import reasoning_cells, reasoning_problems, reasoning_results
+from benchmarks.methods.one_calibration import one_calibration
 from benchmarks.methods.reasoning_cells import DENSE, METHODS, Cell, Plan
 from benchmarks.methods.reasoning_problems import PROBLEM_SETS, Problems
 from benchmarks.methods.reasoning_run import Bench, progress, run_cell
@@ -67,10 +68,11 @@ def main(arguments: list[str] | None = None) -> int:
     failed = 0
     tried: set[str] = set()
     try:
-        # asked again after each: which methods lead after pruning is known only then
-        while (cell := _next(options, tried)) is not None and not out_of_time():
-            tried.add(cell.name)
-            failed += not _run(cell, bench, out_of_time)
+        with one_calibration():
+            # asked again after each: which methods lead after pruning is known only then
+            while (cell := _next(options, tried)) is not None and not out_of_time():
+                tried.add(cell.name)
+                failed += not _run(cell, bench, out_of_time)
     except KeyboardInterrupt:
         print("interrupted; the same command continues from here", file=sys.stderr)
         return 130
