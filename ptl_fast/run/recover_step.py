@@ -148,7 +148,8 @@ def tokens_left(context: "RunContext") -> list[int]:
         )
     else:
         left = [0] * (len(own) - len(spent))
-    if recovery.final_recovery is None:
+    # it may be finished, and the run killed before its result was published
+    if recovery.final_recovery is None or len(context.records) == len(schedule):
         return left
     # the tokens of --final-recovery come on top of the other rounds'
     total = recovery.recovery_tokens

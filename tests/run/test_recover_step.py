@@ -5,6 +5,7 @@ and its extensions.
 import contextlib
 import gc
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,6 +116,10 @@ def test_final_recovery_is_not_judged_and_stays_last(
         assert positions["round-03"] == (steps, 0), "the run's schedule ends with the last pruning"
         assert positions["round-04"] is None
     assert "4 final" in (tmp_path / "report.md").read_text()
+    # killed after its last round, and before the result was published
+    (tmp_path / "report.json").unlink()
+    shutil.rmtree(tmp_path / "final")
+    assert compress(**settings)["rounds"] == records
 
 
 def test_reinforcement_is_extended_in_steps_and_split_with_its_problems(
