@@ -41,7 +41,7 @@ last. Of older versions it has the sizes alone.
 
 COPIES = "copies"
 """Folder of the second copies of files that no stage can make again."""
-DAMAGED = "does not hold what the run wrote (damaged, changed or lost)"
+DAMAGED = "does not hold what this run wrote there (damaged, changed, lost, or another run's)"
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,15 @@ class Stored:
             ValueError: it was written, and is damaged or lost.
         """
         if self.is_damaged():
-            raise _damaged(self.path)
+            raise self._damaged()
         return self.exists()
+
+    def _damaged(self) -> ValueError:
+        return ValueError(
+            f"{checksums.difference(self.path)} {DAMAGED}, and cannot be made again from what is"
+            " left; put its content back from a copy, delete the folders of its round and of later"
+            " ones to compute these again, or begin anew with --overwrite"
+        )
 
     def is_whole(self) -> bool:
         """The same, as this rank alone sees it."""
@@ -96,7 +103,7 @@ class JsonFile(Stored):
         """
         # the list is the main rank's: a network file system may show others an older one
         if distributed.is_main() and checksums.is_damaged(self.path):
-            raise _damaged(self.path)
+            raise self._damaged()
         try:
             return json_text.loads(self.path.read_text()) if self.path.exists() else None
         except ValueError as error:
@@ -147,6 +154,13 @@ class TwiceStored(JsonFile):
         super().write(content)
         self.copy.write(content)
 
+    def _damaged(self) -> ValueError:
+        return ValueError(
+            f"{self.path} and its copy, {self.copy.path}, do not hold what this run wrote there"
+            " (damaged, changed, lost, or another run's), and nothing else has it: put one of them"
+            " back, or begin anew with --overwrite"
+        )
+
     def remove(self) -> None:
         remove(self.path, self.copy.path)
 
@@ -163,7 +177,7 @@ class TensorFile(Stored):
         from safetensors.torch import load_file
 
         if distributed.is_main() and checksums.is_damaged(self.path):
-            raise _damaged(self.path)
+            raise self._damaged()
         return load_file(self.path)
 
     def write(self, tensors: "dict[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
@@ -234,7 +248,10 @@ class MarkedFolder(FilledFolder):
         marker = self.path / WHOLE
         try:
             marked = json_text.loads(marker.read_text())
-            # older versions kept no checksums
+            # older versions did not say of which run it is, and kept no checksums
+            of, own = marked.pop(WHOLE, None), checksums.owner(self.path.parent)
+            if None not in (of, own) and of != own:
+                return False
             has_sums = all(isinstance(each, list) for each in marked.values())
             sizes = {name: each[0] if has_sums else each for name, each in marked.items()}
         except (OSError, ValueError, AttributeError, IndexError):
@@ -269,10 +286,13 @@ class MarkedFolder(FilledFolder):
         super().fill(write_and_mark, needed_bytes)
 
     def _mark_here(self) -> None:
-        marked = {
+        marked: dict[str, Any] = {
             name: [size, checksums.of_file(self.path / name)]
             for name, size in self._sizes().items()
         }
+        own = checksums.owner(self.path.parent)
+        if own is not None:
+            marked[WHOLE] = own  # no other file's name
         with storing(self.path):
             write_atomically(self.path / WHOLE, json.dumps(marked).encode())
 
@@ -309,14 +329,6 @@ def write_here(path: Path, content: bytes) -> None:
         checksums.announce(path, checksums.of_bytes(content))
         write_atomically(path, content)
         checksums.confirm(path)
-
-
-def _damaged(path: Path) -> ValueError:
-    return ValueError(
-        f"{checksums.difference(path)} {DAMAGED}, and cannot be made again from what is left;"
-        " put its content back from a copy, delete the folders of its round and of later ones to"
-        " compute these again, or begin anew with --overwrite"
-    )
 
 
 def remove(*paths: Path) -> None:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ptl_fast.base import distributed, json_text
-from ptl_fast.base.atomic_files import write_atomically
 from ptl_fast.base.progress import Steps
 from ptl_fast.base.run_files import TraceFolder
+from ptl_fast.base.stored import write_here
 from ptl_fast.data.answers import BOXED_REQUEST, checkable_answer
 from ptl_fast.data.chats import prompt_messages
 from ptl_fast.data.documents import Document
@@ -205,7 +205,7 @@ class Tracer:
 def write_part(folder: TraceFolder, source: int, number: int, traces: Sequence[Trace]) -> None:
     """Write a part atomically, on whichever rank calls this."""
     lines = [json.dumps(trace._asdict(), ensure_ascii=False) + "\n" for trace in traces]
-    write_atomically(folder.part(source, number).path, "".join(lines).encode())
+    write_here(folder.part(source, number).path, "".join(lines).encode())
 
 
 def read_part(folder: TraceFolder, source: int, number: int) -> list[Trace]:

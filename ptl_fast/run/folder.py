@@ -8,15 +8,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ptl_fast.base import distributed, own_folder
+from ptl_fast.base import checksums, distributed, own_folder
 from ptl_fast.base.atomic_files import nearest_folder
 from ptl_fast.base.checksums import LIST
 from ptl_fast.base.console import reason, say
-from ptl_fast.base.run_files import BEFORE_STATE, WRITTEN, RoundFolder, RunFiles
+from ptl_fast.base.run_files import BEFORE_STATE, COPIES, WRITTEN, RoundFolder, RunFiles
 from ptl_fast.base.stored import (
     FilledFolder,
     ModelFolder,
-    Stored,
     remove,
     rename,
     write_bytes,
@@ -58,15 +57,18 @@ class RunFolder(RunFiles):
     def __init__(self, path: Path, state: dict[str, Any] | None = None) -> None:
         super().__init__(path)
         self.state = {"format": FORMAT, **(state or {})}
+        if state is not None:
+            self.state["run"] = _name(state)
         self._seen: bytes | None = None
 
     def settings(self) -> dict[str, Any]:
-        """The settings that the folder's run began with; empty if there is no run.
-
-        Raises:
-            ValueError: state.json is damaged.
+        """The settings that the folder's run began with; empty if there is no run, or they are
+        lost, which is for ``check`` to judge.
         """
-        return self._state_on_disk()["config"] if self._is_run() else {}
+        checksums.hold(self.path, None)
+        state = (self._kept_state() if self._is_run() else None) or {"config": {}}
+        checksums.hold(self.path, state.get("run"))
+        return state["config"]
 
     def check(self, overwrite: bool) -> dict[str, tuple[Any, Any]]:
         """Check that the folder is new or empty, or holds this run. Writes nothing.
@@ -96,13 +98,29 @@ class RunFolder(RunFiles):
                 f"{self.path} cannot be written: {self._nearest()} is no folder that you may write"
                 " to; give another --output"
             )
+        # whose it is, state.json says
+        checksums.hold(self.path, None)
         if not self._is_run():
+            if self.path.exists() and self._has_rounds():
+                raise ValueError(
+                    f"{self.path} has rounds of a run, and its state.json, {COPIES}/ and {LIST} are"
+                    " lost, without which nobody can say of which run: put one of them back, or"
+                    " give another --output"
+                )
             if self.path.exists() and not self._is_as_good_as_empty():
                 raise ValueError(
                     f"{self.path} exists and is not a run of ptl_fast; give another --output"
                 )
-            return {}
-        return {} if overwrite else self._differences()
+        differing = self._differences() if self._is_run() and not overwrite else {}
+        self._hold()
+        return differing
+
+    def _hold(self) -> None:
+        """What is in the folder counts from now on only if this run wrote it."""
+        checksums.hold(self.path, self.state.get("run"))
+
+    def _has_rounds(self) -> bool:
+        return any(RoundFolder(path).plan.path.exists() for path in self.path.glob("round-*"))
 
     def _is_as_good_as_empty(self) -> bool:
         """Whether the folder holds no more than a run that was killed before its first state.json
@@ -118,6 +136,8 @@ class RunFolder(RunFiles):
     def _differences(self) -> dict[str, tuple[Any, Any]]:
         """What ``check`` returns, or raises, for the run that state.json describes."""
         before, now = self._state_on_disk(), self.state
+        # an older version gave it no name, and a name stays when a newer version has more settings
+        now["run"] = before.setdefault("run", now.get("run"))
         differing = {}
         # the run does not read what its own settings leave out, whatever an older version kept
         unread = FIELDS.keys() - now["config"].keys()
@@ -149,6 +169,7 @@ class RunFolder(RunFiles):
             ValueError: another process is working in the folder, or has since ``check``: what this
                 one has read of it until now no longer holds.
         """
+        self._hold()
         # locked before anything is deleted: another process may be working on the old run
         if distributed.is_main():
             self.path.mkdir(parents=True, exist_ok=True)
@@ -162,7 +183,7 @@ class RunFolder(RunFiles):
                 self._empty()
         distributed.barrier()
         # a resumed run may differ in settings that change only rounding: the newest are kept
-        if distributed.agree(self.state_file.read()) != self.state:
+        if distributed.agree(self._kept_state()) != self.state:
             self.state_file.write(self.state)
 
     def _list(self) -> bytes:
@@ -189,15 +210,35 @@ class RunFolder(RunFiles):
         # last: until then it says what state.json holds
         self.checksums.unlink(missing_ok=True)
 
-    def _state_on_disk(self) -> dict[str, Any]:
-        """The content of state.json; raises ValueError if it is not what a run writes."""
+    def _kept_state(self) -> dict[str, Any] | None:
+        """The content of state.json, or of its copy; None if neither is what a run writes."""
         try:
             state = self.state_file.read()
             return {**state, "config": dict(state["config"])}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{self.path}/state.json is damaged; give another --output, or --overwrite"
-            ) from error
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def _state_on_disk(self) -> dict[str, Any]:
+        """The content of state.json. Where it is lost with its copy, that of this command, if the
+        folder's checksums name the same run.
+
+        Raises:
+            ValueError: it is lost, and they do not.
+        """
+        state = self._kept_state()
+        if state is not None:
+            return state
+        lost = (
+            f"{self.state_file.path} and its copy, {self.state_file.copy.path}, are damaged or lost"
+        )
+        if self.state.get("run") in checksums.runs_in(self.path):
+            say(f"{lost}: they are made again, as {LIST} says that this command's run is here.")
+            return self.state
+        raise ValueError(
+            f"{lost}, and {LIST} does not say that this command's run, on its data and weights, is"
+            " here; put one of them back, give the command that began the run, another --output, or"
+            " --overwrite"
+        )
 
     def _lock(self) -> None:
         """Lock the folder for this process; raises ValueError if another one holds it."""
@@ -227,7 +268,8 @@ class RunFolder(RunFiles):
 
     def _is_run(self) -> bool:
         """Whether the folder holds a run, of whatever settings."""
-        return self.state_file.path.exists() or self.state_file.copy.path.exists()
+        kept = self.state_file.path, self.state_file.copy.path
+        return any(path.exists() for path in kept) or checksums.is_damaged(kept[0])
 
     def check_disk(self, needed_bytes: int) -> None:
         """Raise ValueError if fewer than ``needed_bytes`` are free on the folder's file system."""
@@ -298,7 +340,7 @@ class RunFolder(RunFiles):
         and the renames of logs are done again; once it has its new name nothing is done.
         """
         own, failed = self.round(number), self.failed(number, attempt)
-        if not Stored(failed.path).exists():
+        if not distributed.agree(failed.path.exists()):
             light = {*own.path.glob("*.json"), own.path / LIST, own.statistics.path}
             # with --anticipate the next round has a plan already, made for this round's model
             heavy = [path for path in own.path.glob("*") if path not in light]
@@ -320,6 +362,12 @@ class RunFolder(RunFiles):
         old += [each.optimizer_state().path for each in finished[:-1]]
         old += [each.streamed.path for each in finished]
         remove(*old, *(each.recovery_folder().path for each in finished))
+
+
+def _name(state: dict[str, Any]) -> str:
+    """A run's name: a hash of its settings, without those of rounding, and of its inputs."""
+    config = {k: v for k, v in state.get("config", {}).items() if k not in RESUME_ROUNDING}
+    return checksums.of_bytes(json.dumps({**state, "config": config}, sort_keys=True).encode())[:16]
 
 
 def _different(before: Any, now: Any, name: str = "state.json") -> list[str]:

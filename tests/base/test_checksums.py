@@ -1,6 +1,7 @@
 """What is listed is right until it is replaced, and damage to it shows."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,53 @@ def test_a_pipe_in_place_of_the_list_is_not_waited_for(tmp_path: Path) -> None:
     assert checksums.is_whole(tmp_path / "file")
     with pytest.raises(OSError, match=checksums.LIST):
         write(tmp_path / "file", b"content")
+
+
+def test_what_another_run_wrote_is_not_this_run_s(tmp_path: Path) -> None:
+    for name in ("own", "other"):
+        checksums.hold(tmp_path / name, name)
+        for place in ("round-01", "round-02"):
+            write(tmp_path / name / place / "plan", name.encode())
+    (tmp_path / "run").symlink_to("own")  # the folder may be moved
+    checksums.hold(tmp_path / "run", "own")
+    first, second = (tmp_path / "run" / name for name in ("round-01", "round-02"))
+    assert checksums.is_whole(first / "plan")
+    # a file without its list, a whole folder, and a folder of another round
+    shutil.copy(tmp_path / "other" / "round-01" / "plan", first / "pruned")
+    shutil.rmtree(second)
+    shutil.copytree(tmp_path / "other" / "round-02", second)
+    for file in (first / "pruned", second / "plan"):
+        assert not checksums.is_whole(file)
+        assert checksums.is_damaged(file)
+    shutil.rmtree(second)
+    shutil.copytree(first, second)
+    assert checksums.is_damaged(second / "plan")
+    # what takes its place counts
+    write(second / "plan", b"made again")
+    assert checksums.is_whole(second / "plan")
+    checksums.hold(tmp_path, None)
+    assert checksums.is_whole(first / "pruned")  # for those who only read
+
+
+def test_a_folder_is_this_run_s_under_the_names_that_a_run_gives_it(tmp_path: Path) -> None:
+    checksums.hold(tmp_path, "own")
+    write(tmp_path / "round-01" / "plan", b"content")
+    (tmp_path / "round-01").rename(tmp_path / "round-01.failed-1")
+    assert checksums.is_whole(tmp_path / "round-01.failed-1" / "plan")
+    assert checksums.runs_in(tmp_path / "round-01.failed-1") == {"own"}
+
+
+def test_of_a_run_from_before_names_all_counts(tmp_path: Path) -> None:
+    write(tmp_path / "plan", b"unnamed")
+    (tmp_path / "pruned").write_bytes(b"unlisted")
+    checksums.hold(tmp_path, "own")
+    write(tmp_path / "later", b"named")
+    assert all(checksums.is_whole(tmp_path / name) for name in ("plan", "pruned", "later"))
+
+
+def test_a_list_that_is_damaged_makes_no_file_foreign(tmp_path: Path) -> None:
+    checksums.hold(tmp_path, "own")
+    for name in ("plan", "pruned"):
+        write(tmp_path / name, b"content")
+    DAMAGES["halve"](tmp_path / checksums.LIST)
+    assert checksums.is_whole(tmp_path / "pruned")

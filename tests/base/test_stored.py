@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ptl_fast.base import checksums
 from ptl_fast.base.stored import FilledFolder, JsonFile, MarkedFolder, TensorFile, remove, rename
 
 
@@ -86,6 +87,17 @@ def test_a_folder_is_replaced_by_one_that_is_whole(tmp_path: Path) -> None:
     folder.fill(lambda new: (new / "weights").write_bytes(b"12") and None)
     assert folder.exists()
     assert {file.name for file in folder.path.iterdir()} == {"weights", "complete"}
+
+
+def test_a_marked_folder_of_another_run_is_not_whole(tmp_path: Path) -> None:
+    checksums.hold(tmp_path, "other")
+    folder = MarkedFolder(tmp_path / "checkpoint-1")
+    folder.fill(lambda path: (path / "weights").write_bytes(b"new") and None)
+    assert folder.is_whole()
+    checksums.hold(tmp_path, "own")
+    assert not folder.is_whole()
+    (folder.path / "complete").write_text('{"weights": 3}')  # an older version's
+    assert folder.is_whole()
 
 
 def test_renaming_again_after_a_crash_completes_it(tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_documents_are_asked_until_there_are_enough_tokens_and_no_part_twice(
     made = collect(folder, 3, PROBLEMS, tracer, **amounts)
     tokens = [each.num_tokens for each in made if each.right]
     assert sum(tokens) >= 900 > sum(tokens[:-8])
-    files = sorted(folder.path.iterdir())
+    files = folder.parts()
     assert [file.name for file in files] == [f"03-{n:05d}.jsonl" for n in range(len(made) // 8)]
     assert len(made) % 8 == 0
     assert json.loads(files[0].read_text().split("\n")[1]) == made[1]._asdict()

@@ -248,8 +248,46 @@ def test_what_tensorboard_writes_into_a_deleted_folder_does_not_block(tmp_path: 
 def test_damaged_state_is_named(tmp_path: Path) -> None:
     for content in ("{", "{}", "[]"):
         (tmp_path / "state.json").write_text(content)
-        with pytest.raises(ValueError, match=r"state\.json is damaged"):
+        with pytest.raises(ValueError, match=r"state\.json and its copy, .* are damaged or lost"):
             RunFolder(tmp_path, STATE).check(False)
+
+
+def test_a_lost_state_is_made_again_for_the_command_that_began_the_run(tmp_path: Path) -> None:
+    begun = {"config": {"keep": 0.5, "micro_batch": 4}, "inputs": {"data": "abc"}}
+    first = RunFolder(tmp_path, begun)
+    first.open(False)
+    first.round(1).plan.write(1)
+    first.lock.close()
+    for file in (first.state_file.path, first.state_file.copy.path):
+        file.unlink()
+    # it is of rounding alone
+    same = {**begun, "config": {**begun["config"], "micro_batch": 2}}
+    for other in ({**begun, "inputs": {"data": "abd"}}, {**begun, "config": {"keep": 0.6}}):
+        with pytest.raises(ValueError, match=r"give the command that began the run, another --out"):
+            RunFolder(tmp_path, other).check(False)
+    again = RunFolder(tmp_path, same)
+    assert again.settings() == {}
+    again.check(False)
+    again.open(False)
+    assert again.round(1).plan.exists()
+    assert RunFolder(tmp_path).settings() == same["config"]
+
+
+def test_rounds_of_which_nothing_says_whose_they_are_are_not_begun_again(tmp_path: Path) -> None:
+    (tmp_path / "round-01").mkdir()
+    (tmp_path / "round-01" / "plan.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"has rounds of a run, and its state\.json, copies/ and"):
+        RunFolder(tmp_path, STATE).check(True)
+
+
+def test_lost_decisions_are_named_with_their_copy(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, STATE)
+    run.open(False)
+    run.decisions.write([])
+    for file in (run.decisions.path, run.decisions.copy.path):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"decisions\.json and its copy, .*put one of them back"):
+        run.decisions.read()
 
 
 def test_full_disk_is_noticed_before_work_begins(tmp_path: Path) -> None:
