@@ -235,7 +235,8 @@ def test_documents_are_asked_until_there_are_enough_tokens_and_no_part_twice(
     assert fingerprint(folder) == before
     files[1].write_text("{")
     with pytest.raises(ValueError, match=r"03-00001\.jsonl is missing or damaged"):
-        collect(folder, 3, PROBLEMS, tracer, **amounts)
+        collect(folder, 3, PROBLEMS, None, **amounts)
+    assert collect(folder, 3, PROBLEMS, tracer, **amounts) == made
 
 
 def test_without_an_amount_every_document_is_asked(
