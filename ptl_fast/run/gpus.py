@@ -11,7 +11,7 @@ THIS = "this"
 # Assumed shares of the peak that work reaches: a model's passes on a GPU, and on a CPU, where the
 # peak is measured; least squares; and single large products. Those of a CPU are measured
 # (docs/scale.md).
-UTILISATION, ON_CPU, OF_SOLVING, OF_PRODUCTS = 0.4, 0.5, 0.4, 0.8
+UTILISATION, ON_CPU, OF_SOLVING, OF_PRODUCTS = 0.4, 0.6, 0.4, 0.8
 # up to this width least squares are in fp64 everywhere (base.positive_definite)
 NARROW = 2048
 

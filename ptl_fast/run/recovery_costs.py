@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # What Python takes on a CPU for a batch of training, and for each of its layers, whatever their
 # size.
-BATCH_SECONDS, LAYER_SECONDS = 0.01, 0.0015
+BATCH_SECONDS, LAYER_SECONDS = 0.01, 0.0025
 
 
 def itemsize(config: "Config", device: Gpu) -> int:
