@@ -17,7 +17,9 @@ def test_a_stage_has_what_happens_inside_it_and_its_own_peak() -> None:
     with stages.timed("two"):
         pass
     assert stages.taken.keys() == {"one", "two"}
-    assert stages.taken["one"]["wall"] >= 0.05 > stages.taken["one"]["processor"] - 0.3
+    # sleeping takes no processor
+    assert stages.taken["one"]["processor"] < stages.taken["one"]["wall"] - 0.03
+    assert stages.taken["one"]["wall"] >= 0.05
     # the mark was set back: what the first had is not the second's
     assert stages.taken["two"]["peak_gib"] < stages.taken["one"]["peak_gib"] - 0.2
 
