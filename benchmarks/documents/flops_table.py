@@ -17,7 +17,7 @@ from ptl_fast.config.config import Config
 from ptl_fast.config.presets import shipped_config
 from ptl_fast.model import flops
 from ptl_fast.pruning.schedule import Round
-from ptl_fast.run import dry_run
+from ptl_fast.run import dry_run, gpus
 from ptl_fast.run.rounds import make_schedule
 from ptl_fast.run.start import parse
 
@@ -163,7 +163,7 @@ def hours_table() -> Table:
             sum(row[name] for row in rounds) for name in ("recovery_hours", "recovery_tokens")
         )
         # hours go with 1 / utilisation
-        needed = f"{dry_run.UTILISATION * predicted / paper:.0%}"
+        needed = f"{gpus.UTILISATION * predicted / paper:.0%}"
         row = [
             preset.removesuffix("-paper"),
             settings.run.dry_run_gpus,

@@ -6,12 +6,14 @@ A Llama-shaped 8B model of random bf16 weights is written to DIR in shards (16 G
 for the next call). A child process whose memory is limited then prunes it from there with
 ``run.streamed.prune_layers``, by the default scorer, with compensation, into DIR/pruned.
 
-Elimination at a width of 14,336 takes minutes a layer on one CPU thread, and is the same in every
-layer. So the first --layers-measured layers are done in one child, and a second one goes on where
-that stopped, as after a crash, with a scorer that costs nothing (the norm of the activation,
-without compensation). So every layer is read, run, made smaller and written within the limit, and
-the folder is a whole checkpoint; the hours of the default scorer for all layers and for more tokens
-are computed from the measured ones, and the result keeps the two apart.
+After every layer what it took is written to DIR/pruned/measured.json; with --go-on a call that was
+killed goes on with the layer that it was at. --layers stops before the last one. When all are done,
+the folder is a whole checkpoint: the shape of every tensor is compared with its config's model, and
+where the memory that is free allows it, the model is loaded and run on a few tokens.
+
+Every part has its seconds by the clock and those of the processor, which other processes do not
+lengthen. The hours for more tokens are computed from the processor's, and the result keeps the two
+apart.
 
 The limit is RLIMIT_DATA: all memory of the process that is private and writable, also where it was
 never touched (heap, stacks, torch's tensors). Not in it are libraries' code, and files that are
@@ -20,15 +22,17 @@ much as the limit allows and must not get it. The peak of the resident memory is
 """
 
 import argparse
+import copy
 import json
+import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness import models
@@ -53,11 +57,15 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 SHARD_BYTES = 2**31
+MEASURED = "measured.json"
 # parts of a layer's time that grow with the tokens; the others do not
 BY_TOKEN = ("statistics", "gram")
 # parts that are no layer's
 OUTSIDE = ("embed", "finish")
 FULL_TOKENS = 131_072
+CLOCKS: dict[str, Callable[[], float]] = {"wall": perf_counter, "processor": process_time}
+Seconds = dict[str, dict[str, float]]
+"""By part, and then by clock."""
 
 
 class Enough(Exception):
@@ -109,41 +117,64 @@ def _random(shape: Any, generator: Any) -> "Tensor":
 
 @dataclass(kw_only=True)
 class MeasuredWork(StreamedWork):
-    """Keeps the seconds of every layer by itself, and stops before the layer after the last."""
+    """Keeps the seconds of every layer by itself, and writes them when its shard is written."""
 
+    file: Path
     last: int
-    layers: list[dict[str, float]] = field(default_factory=list)
+    """Stop before this layer."""
+    record: dict[str, Any]
+    """What the file holds."""
+    number: int = -1
+    parts: Seconds = field(default_factory=dict)
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
         if part == "load":
-            if len(self.layers) == self.last:
-                raise Enough
-            self.layers.append({})
-        own = self.seconds if part in OUTSIDE or not self.layers else self.layers[-1]
-        start = perf_counter()
+            self._begin_layer()
+        own = self.record["outside"] if part in OUTSIDE else self.parts
+        starts = {name: clock() for name, clock in CLOCKS.items()}
         yield
-        own[part] = own.get(part, 0.0) + perf_counter() - start
+        taken = own.setdefault(part, dict.fromkeys(CLOCKS, 0.0))
+        for name, clock in CLOCKS.items():
+            taken[name] += clock() - starts[name]
+        if part == "save":
+            self.record["layers"][str(self.number)] = self.parts
+        if part in ("save", "finish"):
+            peak = max(self.record["peak_resident_gib"], peak_gib())
+            write_json(self.file, self.record | {"peak_resident_gib": peak})
+
+    def _begin_layer(self) -> None:
+        self.number += 1
+        if self.number == self.last:
+            raise Enough
+        self.parts = {}
 
 
-def prune(source: Path, output: Path, num_tokens: int, last: int, by_activation: bool) -> Any:
-    """Prune up to ``last`` layers of a checkpoint; what the finished ones took, as JSON."""
+def prune(source: Path, output: Path, num_tokens: int, last: int) -> None:
+    """Prune a checkpoint up to layer ``last``, and write what the layers took to ``output``."""
     import torch
     from transformers import AutoConfig
 
+    from benchmarks.harness.environment import environment
     from ptl_fast.baselines import SCORERS
     from ptl_fast.model.layers_on_disk import LayersOnDisk
     from ptl_fast.run import streamed
     from ptl_fast.scoring import gram
 
     config: LlamaConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    file = output / MEASURED
+    record = json.loads(file.read_text()) if file.exists() else {"layers": {}, "processes": 0}
+    record.setdefault("peak_resident_gib", 0.0)
+    record |= {"environment": environment("cpu"), "outside": {}}
+    record["processes"] += 1
     work = MeasuredWork(
-        scorer=SCORERS["activation" if by_activation else "reconstruction"],
+        scorer=SCORERS["reconstruction"],
         tokens=_tokens(config, num_tokens),
         batch_size=1,
         width=_kept(config),
-        compensate=not by_activation,
+        file=file,
         last=last,
+        record=record,
     )
     add_products_ = gram.add_products_
 
@@ -160,9 +191,6 @@ def prune(source: Path, output: Path, num_tokens: int, last: int, by_activation:
         pass
     finally:
         gram.add_products_ = add_products_
-    for each in work.layers:
-        each["statistics"] = each.pop("forward", 0.0) - each.get("gram", 0.0)
-    return {"outside": work.seconds, "layers": work.layers}
 
 
 def _kept(config: Any) -> int:
@@ -185,116 +213,160 @@ def _tokens(config: "LlamaConfig", num_tokens: int) -> Any:
     return pack(documents.tolist(), length, 1)
 
 
-def check(output: Path, config: Any) -> dict[str, Any]:
-    """Raise AssertionError unless the pruned folder holds each tensor of its config's model."""
+def check(output: Path, config: Any, num_done: int) -> dict[str, Any]:
+    """What the pruned folder holds.
+
+    Raises AssertionError unless each tensor of the finished layers, and of the whole model if all
+    are, has the shape that its config's model gives it, and the whole model's logits are finite.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from ptl_fast.model.layers_on_disk import StoredTensors
+    from ptl_fast.model.families import resize_config
 
-    pruned = AutoConfig.from_pretrained(output, trust_remote_code=False)
-    assert pruned.intermediate_size == _kept(config)
+    whole, pruned = num_done == config.num_hidden_layers, copy.deepcopy(config)
+    resize_config(pruned, _kept(config), list(range(config.num_hidden_layers)))
+    if whole:
+        pruned = AutoConfig.from_pretrained(output, trust_remote_code=False)
+        assert pruned.intermediate_size == _kept(config)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(pruned, trust_remote_code=False)
-    stored = StoredTensors(output).places
+    stored = _stored_shapes(output)
     shapes = {name: list(each.shape) for name, each in empty.named_parameters()}
-    assert {name: each.shape for name, each in stored.items()} == shapes
+    done = [f"model.layers.{number}." for number in range(num_done)]
+    wanted = {
+        name: shape for name, shape in shapes.items() if whole or name.startswith(tuple(done))
+    }
+    # a process that was killed may have written one more layer than it has recorded
+    assert {name: each for name, each in stored.items() if whole or name in wanted} == wanted
+    num_parameters = sum(math.prod(shape) for shape in wanted.values())
     return {
         "width": pruned.intermediate_size,
-        "parameters": sum(each.numel() for each in empty.parameters()),
-        "bytes": sum(each.num_bytes for each in stored.values()),
+        "parameters": num_parameters,
+        "bytes": 2 * num_parameters,
+        "logits": _logits(output, 2 * num_parameters) if whole else "not tried: layers are missing",
     }
 
 
-def extrapolated(measured: Any, rest: Any, num_tokens: int, full_tokens: int) -> dict[str, float]:
-    """Seconds of the whole model by the default scorer with more tokens, by part.
+def _stored_shapes(folder: Path) -> dict[str, list[int]]:
+    """Of every tensor in the shards that are there."""
+    from safetensors import safe_open
 
-    Statistics and Gram matrices grow with the tokens; the rest is that of a measured layer, times
-    the number of layers, and what is outside the layers as it was.
+    shapes: dict[str, list[int]] = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            names = tensors.keys()
+            shapes |= {name: tensors.get_slice(name).get_shape() for name in names}
+    return shapes
+
+
+def _logits(output: Path, num_bytes: int) -> str:
+    """Whether the model runs, where there is memory for it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from ptl_fast.base import memory
+
+    left = memory.free("cpu")
+    if left < num_bytes + memory.GIB:
+        return f"not tried: {memory.in_words(left)} were free"
+    model: Any = AutoModelForCausalLM.from_pretrained(output, dtype="auto", trust_remote_code=False)
+    with torch.inference_mode():
+        logits = model(input_ids=torch.arange(2, 10)[None]).logits
+    assert logits.isfinite().all()
+    return "finite, of 8 tokens"
+
+
+def by_part(layer: Seconds) -> Seconds:
+    """A layer's seconds; the Gram matrix is collected inside the forward pass, and taken out."""
+    parts = {part: each for part, each in layer.items() if part != "forward"}
+    forward, gram = layer["forward"], layer["gram"]
+    return {**parts, "statistics": {name: forward[name] - gram[name] for name in CLOCKS}}
+
+
+def means(layers: list[Seconds], clock: str) -> dict[str, float]:
+    """The mean layer's seconds by part."""
+    return {part: sum(each[part][clock] for each in layers) / len(layers) for part in layers[0]}
+
+
+def extrapolated(record: Any, num_layers: int, num_tokens: int, tokens: int) -> dict[str, float]:
+    """Processor seconds of all layers with so many tokens, by part.
+
+    Statistics, Gram matrices and the embedding grow with the tokens; the rest is that of the mean
+    layer, times the number of layers, and what is outside the layers as it was.
     """
-    growth = full_tokens / num_tokens
-    # the second child went through the measured layers again
-    num_layers, means = len(rest["layers"]), _means(measured["layers"])
-    inside = {
+    growth = tokens / num_tokens
+    mean = means(list(map(by_part, record["layers"].values())), "processor")
+    parts = {
         part: seconds * num_layers * (growth if part in BY_TOKEN else 1)
-        for part, seconds in means.items()
+        for part, seconds in mean.items()
     }
-    outside = {
-        "embed": measured["outside"]["embed"] * growth,
-        "finish": rest["outside"]["finish"],
-    }
-    parts = {**inside, **outside}
+    parts["embed"] = record["outside"]["embed"]["processor"] * growth
+    if "finish" in record["outside"]:
+        parts["finish"] = record["outside"]["finish"]["processor"]
     return {**parts, "total": sum(parts.values())}
-
-
-def _means(layers: list[dict[str, float]]) -> dict[str, float]:
-    parts = dict.fromkeys(part for each in layers for part in each)
-    return {part: sum(each.get(part, 0.0) for each in layers) / len(layers) for part in parts}
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """The whole measurement, its children included; what the result file holds."""
     from transformers import AutoConfig
 
-    from benchmarks.harness.environment import environment
-
     source, output = options.folder / "dense", options.folder / "pruned"
-    start = perf_counter()
     if not (source / "model.safetensors.index.json").exists():
         make_checkpoint(SHAPES[options.shape], source)
-    made = perf_counter() - start
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     if not options.go_on:
         shutil.rmtree(output, ignore_errors=True)
-    measured = _child(options, options.layers_measured, "default")
-    rest = _child(options, config.num_hidden_layers, "activation")
+    num_layers = config.num_hidden_layers
+    options.layers = min(options.layers or num_layers, num_layers)
+    if len(_record(output)["layers"]) < options.layers:
+        _child(options)
+    record = _record(output)
+    layers = list(map(by_part, record["layers"].values()))
     return {
-        "environment": environment("cpu"),
+        "environment": record["environment"],
         "shape": SHAPES[options.shape],
         "limit_gib": options.memory_gib,
         "limit": "RLIMIT_DATA",
         "tokens": options.tokens,
         "measured": {
-            "seconds_to_make_the_checkpoint": made,
-            "by_default_scorer": measured,
-            "other_layers_by_activation": rest,
-            "result": check(output, config),
+            "layers_done": len(layers),
+            "processes": record["processes"],
+            "peak_resident_gib": record["peak_resident_gib"],
+            "result": check(output, config, len(layers)),
+            "outside": record["outside"],
+            "mean_layer": {name: means(layers, name) for name in CLOCKS},
             "tokens_per_second_and_layer": {
-                part: options.tokens / seconds
-                for part, seconds in _means(measured["layers"]).items()
-                if part in BY_TOKEN
+                name: {part: options.tokens / means(layers, name)[part] for part in BY_TOKEN}
+                for name in CLOCKS
             },
+            "layers": layers,
         },
         "computed": {
-            f"{tokens} tokens": extrapolated(measured, rest, options.tokens, tokens)
+            f"{tokens} tokens": extrapolated(record, num_layers, options.tokens, tokens)
             for tokens in (options.tokens, FULL_TOKENS)
         },
     }
 
 
-def _child(options: argparse.Namespace, last: int, scorer: str) -> Any:
-    """Run ``child`` in a process of its own, and return what it wrote; a file that is there already
-    is that of a call with --go-on.
-    """
-    found = options.folder / "pruned" / f"measured-{scorer}.json"
-    if not found.exists():
-        command = [sys.executable, "-m", __spec__.name, "--folder", options.folder]
-        command += ["--tokens", options.tokens, "--memory-gib", options.memory_gib]
-        command += ["--child", scorer, "--layers-measured", last]
-        subprocess.run(list(map(str, command)), check=True)
-    return json.loads(found.read_text())
+def _record(output: Path) -> Any:
+    file = output / MEASURED
+    return json.loads(file.read_text()) if file.exists() else {"layers": {}}
+
+
+def _child(options: argparse.Namespace) -> None:
+    command = [sys.executable, "-m", __spec__.name, "--folder", options.folder, "--child"]
+    command += ["--tokens", options.tokens, "--memory-gib", options.memory_gib]
+    command += ["--layers", options.layers]
+    subprocess.run(list(map(str, command)), check=True)
 
 
 def child(options: argparse.Namespace) -> None:
-    """Prune within the limit, and write what it took."""
+    """Prune within the limit."""
     if options.memory_gib:
         limit_memory(int(options.memory_gib * 2**30))
-    start = perf_counter()
-    source, output = options.folder / "dense", options.folder / "pruned"
-    scorer = options.child
-    taken = prune(source, output, options.tokens, options.layers_measured, scorer != "default")
-    taken |= {"seconds": perf_counter() - start, "peak_resident_gib": peak_gib()}
-    write_json(output / f"measured-{scorer}.json", taken)
+    folder = options.folder
+    prune(folder / "dense", folder / "pruned", options.tokens, options.layers)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -306,9 +378,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--shape", choices=SHAPES, default="8b")
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--memory-gib", type=float, default=6.0, help="0: no limit")
-    parser.add_argument("--layers-measured", type=int, default=1)
+    parser.add_argument("--layers", type=int, default=0, help="stop behind so many; 0: all")
     parser.add_argument("--go-on", action="store_true", help="with what an earlier call has left")
-    parser.add_argument("--child", choices=("default", "activation"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
         child(options)

@@ -43,7 +43,7 @@ class RunSettings:
     dry_run_gpus: str = field(default="this", metadata=FREE)
     """What --dry-run predicts memory and hours for: this machine (its GPUs, if they are of those
     named here, or its CPU, whose speed is tried), or GPUs as COUNTxNAME: A100-40GB, A100-80GB,
-    H100-80GB or H200.
+    H100-80GB, H200 or RTX-4090.
     """
 
     push_to_hub: str | None = field(default=None, metadata=FREE)

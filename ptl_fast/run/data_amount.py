@@ -27,10 +27,16 @@ def guess(config: "Config") -> int | None:
     on_text = any(each.on_text for each in recoveries)
     if config.recovery.recovery_tokens is not None or config.traces.traces or not on_text:
         return None
+    size = num_bytes(config)
+    return None if size is None else max(1, size // BYTES_PER_TOKEN)
+
+
+def num_bytes(config: "Config") -> int | None:
+    """Bytes of the text files of --data; None where it is not in such files."""
     sources = [] if config.data.data is None else parse(config.data.data)[0]
     if not sources or not all(_is_plain(source.name) for source in sources):
         return None
-    return max(1, sum(os.path.getsize(source.name) for source in sources) // BYTES_PER_TOKEN)
+    return sum(os.path.getsize(source.name) for source in sources)
 
 
 def line(num_tokens: int) -> str:

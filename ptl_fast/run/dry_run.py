@@ -10,12 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ptl_fast.base.console import columns, quiet_libraries
 from ptl_fast.config.presets import shipped_config
-from ptl_fast.config.trainer import read_deepspeed
 from ptl_fast.model import flops
-from ptl_fast.model.parts import parameters_beside
-from ptl_fast.model.widths import ffn_width, num_active_experts, num_experts
 from ptl_fast.recovery import registry
-from ptl_fast.recovery.estimate import Estimate, Situation
 from ptl_fast.run import (
     data_amount,
     goals,
@@ -24,12 +20,13 @@ from ptl_fast.run import (
     pruning_memory,
     size_folders,
     sizes,
+    stage_costs,
     tables,
     text,
     trace_report,
 )
 from ptl_fast.run.checks import check_expert_rows, check_lengths, check_stream, check_support
-from ptl_fast.run.gpus import Gpu
+from ptl_fast.run.recovery_costs import estimates, hours, training_bytes, training_hours
 from ptl_fast.run.rounds import kind_of, make_schedule
 from ptl_fast.run.this_machine import chosen, named
 
@@ -48,8 +45,6 @@ PROMPT_TOKENS = {
     "qwen2": {"GSM8K": 676, "Minerva Math": 617, "MATH-500": 617, "MBPP": 199},
 }
 
-# Assumed model FLOPs utilisation (MFU) of training.
-UTILISATION = 0.4
 # Tokens in the KV cache of the serving estimate.
 SERVED_CONTEXT = 4096
 GIB = 2**30
@@ -110,12 +105,13 @@ def dry_run(config: "Config") -> str:
     said = "".join(f"{note}\n\n" for note in notes)
     told = f"{said}{tables.schedule_table(rows, columns())}\n\n{floor}{assumptions(config, rows)}"
     _, device = chosen(config.run.dry_run_gpus)
-    grams = pruning_memory.grams_line(dense, config, int(GIB * device.memory_gib))
+    told += f"\n{stage_costs.line(stage_costs.of_run(costed(dense, planned, schedule)), device)}"
+    grams = pruning_memory.grams_line(dense, config, device)
     told += f"\n{grams}" if grams else ""
     told += "" if guess is None else f"\n{data_amount.line(guess)}"
     if config.traces.traces:
         num_gpus, gpu = chosen(config.run.dry_run_gpus)
-        speed = num_gpus * gpu.bandwidth_gbs * 1e9 * UTILISATION
+        speed = num_gpus * gpu.bandwidth_gbs * 1e9 * gpu.utilisation
         told += f"\n{trace_report.prediction(config, schedule, dense, speed)}"
     return told
 
@@ -158,7 +154,6 @@ def predict(
     prompts = PROMPT_TOKENS.get(model.model_type, PROMPT_TOKENS["llama"])
     parts = estimates(model, original, config, recoveries, num_tokens)
     known = all(part.num_tokens is not None for part in parts)
-    work = sum((part.num_tokens or 0) * part.flops_per_token for part in parts)
     return {
         # FLOPs per token at the mean number of preceding tokens
         **flops.model_size(model, config.data.sequence_length // 2),
@@ -170,47 +165,43 @@ def predict(
         "serving_bytes": serving_bytes(model),
         "training_bytes": training_bytes(model, original, config, num_gpus),
         "recovery_tokens": round(sum(part.num_tokens or 0 for part in parts)) if known else None,
-        "recovery_hours": hours(work, num_gpus, gpu) if known else None,
+        "recovery_hours": training_hours(parts, model, config, num_gpus, gpu),
     }
-
-
-def estimates(
-    model: "PretrainedConfig",
-    original: "PretrainedConfig",
-    config: "Config",
-    names: list[str],
-    num_tokens: int | None,
-) -> list[Estimate]:
-    """Estimate the cost of each named recovery of a round; arguments as in ``predict``."""
-    recoveries = registry.find(names)
-    num_on_text = sum(each.on_text for each in recoveries)
-    situation = Situation(
-        config=model,
-        original=original,
-        num_tokens=None if num_tokens is None or not num_on_text else num_tokens / num_on_text,
-        sequence_length=config.data.sequence_length,
-        gradient_checkpointing=config.trainer.gradient_checkpointing,
-        grpo=config.grpo,
-        opd=config.opd,
-        vllm=config.trainer.rollouts == "vllm",
-    )
-    return [each.estimate(situation) for each in recoveries]
 
 
 def predict_rounds(
     original: "PretrainedConfig", config: "Config", schedule: "list[Round]"
 ) -> list[dict[str, Any]]:
     """Return ``predict`` for each round's model, with the round's name under ``name``."""
-    rows, total = [], config.recovery.recovery_tokens
+    return [
+        {
+            "name": f"{step.number} {step.kind}",
+            **predict(each.after, original, config, each.names, each.num_tokens),
+        }
+        for step, each in zip(schedule, costed(original, config, schedule), strict=True)
+    ]
+
+
+def costed(
+    original: "PretrainedConfig", config: "Config", schedule: "list[Round]"
+) -> list[stage_costs.Round]:
+    """What the costs of each round follow from."""
+    total, before, found = config.recovery.recovery_tokens, original, []
     for step in schedule:
-        num_tokens = None if total is None else round(step.recovery_share * total)
         kept = layers_left.planned(config.prune, original, step)
-        smaller = sizes.config_after(original, step, kept)
+        after = sizes.config_after(original, step, kept)
         own = config.recovery
-        names = own.final_recoveries if kind_of(step).is_final else own.recoveries
-        predicted = predict(smaller, original, config, names, num_tokens)
-        rows.append({"name": f"{step.number} {step.kind}", **predicted})
-    return rows
+        one = stage_costs.Round(
+            before=before,
+            after=after,
+            original=original,
+            config=config,
+            names=own.final_recoveries if kind_of(step).is_final else own.recoveries,
+            num_tokens=None if total is None else round(step.recovery_share * total),
+        )
+        found.append(one)
+        before = after
+    return found
 
 
 def assumptions(config: "Config", rows: list[dict[str, Any]]) -> str:
@@ -259,7 +250,7 @@ def assumptions(config: "Config", rows: list[dict[str, Any]]) -> str:
         lines.append(
             (
                 f"Recovery: {tables.show_hours(total)} hours on {named(config.run.dry_run_gpus)},"
-                f" assuming {UTILISATION:.0%} of {gpu.tflops:.3g} TFLOP/s each"
+                f" assuming {gpu.utilisation:.0%} of {gpu.tflops:.3g} TFLOP/s each"
             )
             + (
                 ", generating the rollouts not counted, and each as long as it may be."
@@ -310,29 +301,6 @@ def _weighing(config: "Config", rows: list[dict[str, Any]]) -> str:
     )
 
 
-def training_bytes(
-    model: "PretrainedConfig", original: "PretrainedConfig", config: "Config", num_gpus: int
-) -> int:
-    """Estimate the peak memory of recovery on one GPU, over all its recoveries.
-
-    Weights, gradients and Adam's state (not of a vision tower), divided over the GPUs as the ZeRO
-    stage says; activations; further models, such as --grpo-kl's reference model or opd's teacher.
-    vLLM's engine is not included.
-    """
-    beside = parameters_beside(model) or 0
-    num_parameters = flops.count_weights(model).num_parameters - beside
-    parts = estimates(model, original, config, config.recovery.all_recoveries, 0)
-    num_teacher = flops.count_weights(original).num_parameters
-    others = max(
-        part.num_weight_copies * num_parameters + part.with_teacher * num_teacher for part in parts
-    )
-    return (
-        _state_bytes(num_parameters, config, num_gpus)
-        + (4 if config.model.dtype == "float32" else 2) * (others + beside)
-        + _activation_bytes(model, config)
-    )
-
-
 def serving_bytes(model: "PretrainedConfig") -> int:
     """bf16 weights and the KV cache of one sequence of SERVED_CONTEXT tokens."""
     key_value = flops.attention_widths(model)[1]
@@ -341,54 +309,3 @@ def serving_bytes(model: "PretrainedConfig") -> int:
         2 * flops.count_weights(model).num_parameters
         + 4 * key_value * model.num_hidden_layers * SERVED_CONTEXT
     )
-
-
-def hours(num_flops: float, num_gpus: int, gpu: Gpu) -> float:
-    """Hours for this many FLOPs at UTILISATION of the GPUs' peak."""
-    return num_flops / (num_gpus * gpu.tflops * 1e12 * UTILISATION) / 3600
-
-
-def _state_bytes(num_parameters: int, config: "Config", num_gpus: int) -> int:
-    """Bytes of weights, gradients and optimizer state per GPU, by table 1 of arXiv 1910.02054.
-
-    With DeepSpeed in half precision: 2 N weights, 2 N gradients, and 12 N for float32 master
-    weights and Adam's two moments. In float32, or without DeepSpeed, there are no separate master
-    weights: 4 N + 4 N + 8 N. ZeRO stage 1 divides the optimizer state over the GPUs, stage 2 the
-    gradients as well, stage 3 also the weights.
-
-    Raises:
-        ValueError: the DeepSpeed file's ZeRO stage is not 0, 1, 2 or 3 (such as "auto").
-    """
-    if config.trainer.deepspeed is None:
-        return 16 * num_parameters
-    zero = read_deepspeed(config.trainer.deepspeed).get("zero_optimization", {})
-    stage = zero.get("stage", 0) if isinstance(zero, dict) else zero
-    if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
-        raise ValueError(
-            f"--deepspeed {config.trainer.deepspeed}: its ZeRO stage is {stage}; for --dry-run,"
-            " write 0, 1, 2 or 3 there"
-        )
-    # bytes per parameter; ``whole`` is what every GPU holds in full
-    weights, gradients, optimizer = (4, 4, 8) if config.model.dtype == "float32" else (2, 2, 12)
-    whole = {0: weights + gradients + optimizer, 1: weights + gradients, 2: weights, 3: 0}[stage]
-    divided = weights + gradients + optimizer - whole
-    return round(num_parameters * (whole + divided / num_gpus))
-
-
-def _activation_bytes(model: "PretrainedConfig", config: "Config") -> int:
-    """Bytes of activations that backward needs for one micro-batch, logits included.
-
-    Per token, a decoder layer keeps in half precision 6 tensors of the hidden size, 2 each of the
-    queries' and the keys' width, and 4 of the FFN width, with experts for each that a token goes to
-    (shared ones are not counted); FlashAttention or SDPA store no attention
-    matrix. With gradient checkpointing each layer keeps its input alone, except the one being
-    recomputed. Logits take 10 bytes an element: half precision, a float32 copy and its gradient.
-    """
-    tokens = config.trainer.micro_batch * config.data.sequence_length
-    query, key_value = flops.attention_widths(model)
-    width = ffn_width(model) * (num_active_experts(model) if num_experts(model) else 1)
-    layer = 2 * (6 * model.hidden_size + 2 * query + 2 * key_value + 4 * width)
-    layers = model.num_hidden_layers * layer
-    if config.trainer.gradient_checkpointing:
-        layers = model.num_hidden_layers * 2 * model.hidden_size + layer
-    return tokens * (layers + 10 * model.vocab_size)

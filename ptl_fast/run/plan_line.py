@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from ptl_fast.base import distributed
 from ptl_fast.base.progress import duration
 from ptl_fast.model import flops
-from ptl_fast.run import dry_run, recover_step, sizes, this_machine
+from ptl_fast.run import recover_step, recovery_costs, sizes, this_machine
 from ptl_fast.run.tables import short
 
 if TYPE_CHECKING:
@@ -33,23 +33,28 @@ def line(context: "RunContext") -> str | None:
 
 def _training(context: "RunContext") -> str:
     """How long the rounds that are left train on this machine."""
-    parts = []
+    rounds = []
     left = context.rounds.schedule[len(context.records) :]
     for step, num_tokens in zip(left, recover_step.tokens_left(context), strict=True):
         smaller, names = sizes.config_after(context.original, step), context.recoveries(step)
-        parts += dry_run.estimates(smaller, context.original, context.config, names, num_tokens)
-    if any(each.num_tokens is None for each in parts):
+        costs = (smaller, context.original, context.config, names, num_tokens)
+        rounds.append((recovery_costs.estimates(*costs), smaller))
+    parts = [part for each, _ in rounds for part in each]
+    if any(part.num_tokens is None for part in parts):
         return "How long it trains depends on the problems in the data."
-    work = sum((each.num_tokens or 0) * each.flops_per_token for each in parts)
-    if not work:
+    if not any((part.num_tokens or 0) * part.flops_per_token for part in parts):
         return "Nothing is trained; scoring and evaluation take the time."
     found = this_machine.of_device(context.device)
     if found is None:
         return "How long it trains is not known: this GPU is none of those that are known here."
-    count, device = found
+    number, device = found
     # every rank is a process with a device of its own
-    seconds = 3600 * dry_run.hours(work, min(count, distributed.world_size()), device)
+    devices = min(number, distributed.world_size()), device
+    hours = sum(
+        recovery_costs.training_hours(own, smaller, context.config, *devices) or 0
+        for own, smaller in rounds
+    )
     return (
-        f"Training takes about {duration(seconds)} on this machine ({device.name}), by its FLOPs;"
-        " scoring and evaluation come on top."
+        f"Training takes about {duration(3600 * hours)} on this machine ({device.name}), by its"
+        " FLOPs; scoring and evaluation come on top."
     )

@@ -14,8 +14,8 @@ import numpy as np
 
 from ptl_fast.run.gpus import GPUS, THIS, Gpu, parse_gpus
 
-# A trial is the best of some products of square matrices, a few milliseconds each: on a machine
-# that others use the best is nearest to what it can do.
+# A trial is the best of some products of square matrices, a few milliseconds each, in the time of
+# the processors: other processes do not lengthen that.
 TRIAL_SIZE, NUM_TRIALS = 768, 8
 COPIED_BYTES = 2**26
 MIB_PER_GIB = 1024
@@ -25,6 +25,7 @@ KNOWN = (
     ("A100", 30, "A100-40GB"),
     ("H100", 70, "H100-80GB"),
     ("H200", 130, "H200"),
+    ("RTX 4090", 20, "RTX-4090"),
 )
 
 
@@ -105,11 +106,15 @@ def cpu() -> Gpu:
     cores = len(os.sched_getaffinity(0))
     threads = os.environ.get("OMP_NUM_THREADS", "")
     count = int(threads) if threads.isdigit() and int(threads) else cores
-    tflops = _product_flops() / 1e12
+    at_once = min(count, cores)
+    tflops, tflops64 = (_product_flops(each, at_once) / 1e12 for each in (np.float32, np.float64))
     return Gpu(
         tflops=tflops,
         memory_gib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**30,
         bandwidth_gbs=_copied_bytes() / 1e9,
+        tflops32=tflops,
+        tflops64=tflops64,
+        is_cpu=True,
         name=(
             f"CPU, {count} thread{'s' if count > 1 else ''}, {1000 * tflops:.0f} GFLOP/s in float32"
             " in a trial just now"
@@ -117,10 +122,10 @@ def cpu() -> Gpu:
     )
 
 
-def _product_flops() -> float:
-    """FLOPs a second of a product of float32 matrices."""
-    matrix = np.ones((TRIAL_SIZE, TRIAL_SIZE), np.float32)
-    return 2 * TRIAL_SIZE**3 / _best(lambda: matrix @ matrix)
+def _product_flops(dtype: type[np.floating], threads: int) -> float:
+    """FLOPs a second of a product of matrices of this type, with so many cores to itself."""
+    matrix = np.ones((TRIAL_SIZE, TRIAL_SIZE), dtype)
+    return 2 * TRIAL_SIZE**3 * threads / _best(lambda: matrix @ matrix)
 
 
 def _copied_bytes() -> float:
@@ -131,10 +136,10 @@ def _copied_bytes() -> float:
 
 
 def _best(work: Callable[[], object]) -> float:
-    """Seconds of the fastest of some calls."""
+    """Processor seconds of the fastest of some calls."""
     seconds = []
     for _ in range(NUM_TRIALS):
-        start = time.perf_counter()
+        start = time.process_time()
         work()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return min(seconds)

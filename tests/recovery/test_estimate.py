@@ -7,14 +7,14 @@ import pytest
 from ptl_fast.config.config import Config
 from ptl_fast.config.presets import shipped_config
 from ptl_fast.model import flops
-from ptl_fast.run import dry_run
+from ptl_fast.run import recovery_costs
 from ptl_fast.run.start import parse
 from support.recovery import grpo_config, opd_config
 
 
 def per_token(model: Any, settings: Config, recovery: str) -> float:
     """FLOPs that a recovery executes for one token."""
-    return dry_run.estimates(model, model, settings, [recovery], 1)[0].flops_per_token
+    return recovery_costs.estimates(model, model, settings, [recovery], 1)[0].flops_per_token
 
 
 def test_training_flops_count_the_recomputed_decoder_but_not_the_head_again() -> None:
@@ -32,7 +32,7 @@ def test_training_flops_count_the_recomputed_decoder_but_not_the_head_again() ->
 def counted(settings: Config, num_tokens: int | None, names: list[str]) -> list[float | None]:
     """Tokens that each of these recoveries trains on, in the demo's dry run."""
     demo: Any = shipped_config("ptl-demo")
-    parts = dry_run.estimates(demo, demo, settings, names, num_tokens)
+    parts = recovery_costs.estimates(demo, demo, settings, names, num_tokens)
     return [part.num_tokens for part in parts]
 
 
@@ -53,7 +53,7 @@ def test_dry_run_counts_growing_answers_and_their_judge() -> None:
     assert counted(opd_config("teacher", opd_steps=None), 1000, ["opd"]) == [None]
     demo: Any = shipped_config("ptl-demo")
     smaller: Any = flops.resized(demo, 192, 4)
-    (one,) = dry_run.estimates(smaller, demo, settings, ["opd"], None)
+    (one,) = recovery_costs.estimates(smaller, demo, settings, ["opd"], None)
     student, teacher = (
         flops.flops_per_sample(each, 72, causal=True) / 72 for each in (smaller, demo)
     )

@@ -2,6 +2,8 @@
 
 import pytest
 
+from ptl_fast.base import positive_definite
+from ptl_fast.run import gpus
 from ptl_fast.run.gpus import GPUS, device_peaks, parse_gpus
 
 
@@ -28,3 +30,7 @@ def test_peaks_of_a_name_or_given() -> None:
     for text in ("A100", "1/", "0/5", "nan/1", "1/2/3"):
         with pytest.raises(ValueError, match=f"--target-device {text}: choose A100-40GB"):
             device_peaks("--target-device", text)
+
+
+def test_the_width_up_to_which_all_is_float64_is_that_of_the_solver() -> None:
+    assert gpus.NARROW == positive_definite.NARROW

@@ -1,12 +1,13 @@
 """A run says first what it is going to do, and how long this machine takes for it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ptl_fast.run import loop, this_machine
-from ptl_fast.run.gpus import Gpu
+from ptl_fast.run.gpus import GPUS
 from support.runs import RUN, as_flags, kill_at, main
 
 
@@ -16,7 +17,7 @@ def test_a_run_begins_with_its_plan_and_goes_on_with_what_is_left(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    slow = Gpu(tflops=1e-4, memory_gib=1, bandwidth_gbs=1, name="CPU, 1 thread")
+    slow = replace(GPUS["H200"], tflops=1e-4, name="CPU, 1 thread")
     monkeypatch.setattr(this_machine, "cpu", lambda: slow)
     flags = as_flags({**tiny_run, **RUN, "rounds": 2, "output": tmp_path / "run"})
     kill_at("recovered", loop, 2, flags)

@@ -8,6 +8,7 @@ from transformers import LlamaConfig
 
 from ptl_fast.base import memory
 from ptl_fast.run import pruning_memory
+from ptl_fast.run.gpus import GPUS
 from support.settings import settings
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -19,7 +20,7 @@ def test_the_estimate_for_8b_is_near_what_was_measured() -> None:
     found = json.loads((RESULTS / "layer_by_layer_8b_cpu.json").read_text())
     original = LlamaConfig(**found["shape"], tie_word_embeddings=False)
     config = settings(calibration_tokens=found["tokens"])
-    measured = found["measured"]["by_default_scorer"]["peak_resident_gib"] - PROCESS_GIB
+    measured = found["measured"]["peak_resident_gib"] - PROCESS_GIB
     estimated = pruning_memory.streaming_bytes(original, config) / memory.GIB
     assert estimated == pytest.approx(measured, rel=0.15)
     assert f"about {estimated:.1f} GiB" in pruning_memory.line(original, config)
@@ -41,10 +42,10 @@ def test_gram_matrices_that_do_not_fit_beside_the_model_take_more_passes() -> No
         intermediate_size=14336, num_hidden_layers=32, num_key_value_heads=8, vocab_size=128_256
     )
     config = settings(keep=0.5)
-    line = pruning_memory.grams_line(original, config, 80 * memory.GIB)
+    line = pruning_memory.grams_line(original, config, GPUS["H100-80GB"])
     assert "32 of 1.5 GiB, 32 at a time" in line
     assert ": 1 pass over" in line
-    small = pruning_memory.grams_line(original, config, 24 * memory.GIB)
+    small = pruning_memory.grams_line(original, config, GPUS["RTX-4090"])
     assert "passes over --calibration-tokens to score, and again to compensate" in small
     none = settings(keep=0.5, scorer="activation", compensate=False)
-    assert pruning_memory.grams_line(original, none, 80 * memory.GIB) == ""
+    assert pruning_memory.grams_line(original, none, GPUS["H100-80GB"]) == ""

@@ -1,27 +1,37 @@
 """The measurement of a model that does not fit in memory, rehearsed on a tiny one."""
 
 import json
+import shutil
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.scale import layer_by_layer
-from benchmarks.scale.layer_by_layer import SHAPES, child, extrapolated, make_checkpoint
+from benchmarks.scale.layer_by_layer import MEASURED, SHAPES, child, extrapolated, make_checkpoint
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both children's work, in this process and so without a limit."""
+    """The work of two children, the second after the first had stopped behind a layer; in this
+    process and so without a limit.
+    """
     folder = tmp_path_factory.mktemp("scale")
     make_checkpoint(SHAPES["tiny"], folder / "dense", shard_bytes=20_000)
-    for scorer, last in (("default", 1), ("activation", 3)):
-        child(
-            Namespace(folder=folder, tokens=128, layers_measured=last, child=scorer, memory_gib=0.0)
-        )
+    for layers in (1, 3):
+        child(Namespace(folder=folder, tokens=128, layers=layers, memory_gib=0.0))
+        if layers == 1:
+            first = json.loads((folder / "pruned" / MEASURED).read_text())
+            assert first["layers"].keys() == {"0"}
+            assert first["outside"].keys() == {"embed"}
     return folder
+
+
+def record(folder: Path) -> Any:
+    return json.loads((folder / "pruned" / MEASURED).read_text())
 
 
 def test_the_checkpoint_has_shards_of_the_shape_asked_for(folder: Path) -> None:
@@ -32,26 +42,37 @@ def test_the_checkpoint_has_shards_of_the_shape_asked_for(folder: Path) -> None:
     assert 0.018 < float(model.model.layers[1].mlp.up_proj.weight.detach().std()) < 0.022
 
 
-def test_all_layers_are_pruned_and_the_parts_of_the_first_measured(folder: Path) -> None:
-    result = layer_by_layer.check(folder / "pruned", json_config(folder))
-    assert result["width"] < SHAPES["tiny"]["intermediate_size"]
-    first = json.loads((folder / "pruned" / "measured-default.json").read_text())
-    assert len(first["layers"]) == 1
-    parts = {"load", "statistics", "gram", "score", "compensate", "compact", "save"}
-    assert first["layers"][0].keys() == parts
-    assert all(seconds > 0 for seconds in first["layers"][0].values())
-    second = json.loads((folder / "pruned" / "measured-activation.json").read_text())
-    # the finished layer is run, and not scored again
-    assert ["score" in each for each in second["layers"]] == [False, True, True]
+def test_every_layer_has_the_seconds_of_the_process_that_pruned_it(folder: Path) -> None:
+    found = record(folder)
+    assert found["processes"] == 2
+    assert found["layers"].keys() == {"0", "1", "2"}
+    assert found["outside"].keys() == {"embed", "finish"}
+    parts = {"load", "forward", "gram", "score", "compensate", "compact", "save"}
+    for layer in found["layers"].values():
+        assert layer.keys() == parts
+        assert all(seconds["wall"] > 0 for seconds in layer.values())
 
 
-def json_config(folder: Path) -> object:
-    return Namespace(**json.loads((folder / "dense" / "config.json").read_text()))
+def test_the_pruned_checkpoint_is_checked_and_runs(folder: Path, tmp_path: Path) -> None:
+    config = AutoConfig.from_pretrained(folder / "dense")
+    found = layer_by_layer.check(folder / "pruned", config, 3)
+    assert found["width"] < SHAPES["tiny"]["intermediate_size"]
+    assert found["logits"] == "finite, of 8 tokens"
+    partly = layer_by_layer.check(folder / "pruned", config, 2)
+    assert partly["parameters"] < found["parameters"]
+    assert partly["logits"].startswith("not tried")
+    shutil.copytree(folder / "pruned", tmp_path / "pruned")
+    next((tmp_path / "pruned").glob("model-00001-*")).unlink()
+    with pytest.raises(AssertionError):
+        layer_by_layer.check(tmp_path / "pruned", config, 2)
 
 
 def test_only_what_reads_tokens_grows_with_them() -> None:
-    measured = {"layers": [{"gram": 1.0, "score": 5.0}, {"gram": 3.0, "score": 5.0}]}
-    measured["outside"] = {"embed": 0.5}  # type: ignore[assignment]
-    rest = {"layers": [{}] * 4, "outside": {"finish": 7.0}}
-    found = extrapolated(measured, rest, 100, 1000)
-    assert found == {"gram": 80.0, "score": 20.0, "embed": 5.0, "finish": 7.0, "total": 112.0}
+    def layer(gram: float) -> Any:
+        parts = {"forward": gram + 0.5, "gram": gram, "score": 5.0}
+        return {part: {"wall": 99.0, "processor": each} for part, each in parts.items()}
+
+    outside = {name: {"wall": 99.0, "processor": each} for name, each in (("embed", 0.5),)}
+    measured = {"layers": {"0": layer(1.0), "1": layer(3.0)}, "outside": outside}
+    found = extrapolated(measured, 4, 100, 1000)
+    assert found == {"gram": 80.0, "statistics": 20.0, "score": 20.0, "embed": 5.0, "total": 125.0}
