@@ -42,14 +42,16 @@ def _training(context: "RunContext") -> str:
         return "How long it trains depends on the problems in the data."
     work = sum((each.num_tokens or 0) * each.flops_per_token for each in parts)
     if not work:
-        return "Nothing is trained; scoring and evaluation take the time."
+        others = "scoring and evaluation take" if context.tasks else "scoring takes"
+        return f"Nothing is trained; {others} the time."
     found = this_machine.of_device(context.device)
     if found is None:
         return "How long it trains is not known: this GPU is none of those that are known here."
     count, device = found
     # every rank is a process with a device of its own
     seconds = 3600 * dry_run.hours(work, min(count, distributed.world_size()), device)
+    others = "scoring and evaluation come" if context.tasks else "scoring comes"
     return (
         f"Training takes about {duration(seconds)} on this machine ({device.name}), by its FLOPs;"
-        " scoring and evaluation come on top."
+        f" {others} on top."
     )
