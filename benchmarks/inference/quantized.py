@@ -20,7 +20,6 @@ import torch
 from benchmarks.harness.environment import environment
 from benchmarks.harness.markdown import to_markdown
 from benchmarks.harness.results import errors_in_one_line, write_json
-from ptl_fast.config.model import ModelSettings
 from ptl_fast.data import readers
 from ptl_fast.data.documents import Form
 from ptl_fast.evaluation.nll import NLL_MAX_LENGTH, answer_nll
@@ -47,6 +46,7 @@ def variants(named: Path, schemes: list[str]) -> Iterator[tuple[str, int, "PreTr
 
     Raises:
         ValueError: there is no such folder or file.
+        OSError: the folder holds no model.
         ImportError: torchao is missing, and a scheme of it asked for.
     """
     # transformers takes seconds to import
@@ -60,7 +60,7 @@ def variants(named: Path, schemes: list[str]) -> Iterator[tuple[str, int, "PreTr
         return
     if not named.is_dir():
         raise ValueError(f"there is no folder or file {named}")
-    model = loading.load_model(str(named), ModelSettings(dtype="auto"), "cpu")
+    model = AutoModelForCausalLM.from_pretrained(named, dtype="auto", trust_remote_code=False)
     yield str(model.dtype).removeprefix("torch."), weights_bytes(named), model
     for scheme in schemes:
         yield (scheme, *quantized(named, scheme))
@@ -82,18 +82,15 @@ def quantized(folder: Path, scheme: str) -> tuple[int, "PreTrainedModel"]:
 
 def measure(
     models: list[Path], schemes: list[str], documents: list["Document"], batch: int
-) -> list[dict[str, Any]]:
-    """A row for each form of each model, in the order of bytes."""
-    rows = []
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each form of each model."""
     for named in models:
         folder = named.parent if named.is_file() else named
         for form, num_bytes, model in variants(named, schemes):
             loss = answer_nll(
                 model, loading.load_tokenizer(str(folder)), documents, batch, NLL_MAX_LENGTH
             )
-            rows.append({"model": str(folder), "weights": form, "bytes": num_bytes, **loss})
-            print(rows[-1], flush=True)
-    return sorted(rows, key=lambda row: -row["bytes"])
+            yield {"model": str(folder), "weights": form, "bytes": num_bytes, **loss}
 
 
 def cells(row: dict[str, Any]) -> list[str]:
@@ -112,13 +109,15 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with errors_in_one_line():
         documents = readers.load_documents(options.data, Form(), options.limit)
-        rows = measure(options.models, options.torchao, documents, options.batch)
-    print(to_markdown([COLUMNS, *map(cells, rows)]))
-    if options.json:
-        write_json(
-            options.json,
-            {**environment("cpu"), "data": options.data, "limit": options.limit, "rows": rows},
-        )
+        about = {**environment("cpu"), "data": options.data, "limit": options.limit}
+        rows: list[dict[str, Any]] = []
+        # after each, as all of them may take an hour
+        for row in measure(options.models, options.torchao, documents, options.batch):
+            rows.append(row)
+            if options.json:
+                write_json(options.json, {**about, "rows": rows})
+    by_bytes = sorted(rows, key=lambda row: -row["bytes"])
+    print(to_markdown([COLUMNS, *map(cells, by_bytes)]))
 
 
 if __name__ == "__main__":
