@@ -104,6 +104,7 @@ def dry_run(config: "Config") -> str:
     notes += layers_left.note(config.prune, dense, schedule)
     said = "".join(f"{note}\n\n" for note in notes)
     told = f"{said}{tables.schedule_table(rows, columns())}\n\n{floor}{assumptions(config, rows)}"
+    told += f"\n{size_folders.prediction(config, rows, goals.item_bytes(config, dense))}"
     _, device = chosen(config.run.dry_run_gpus)
     told += f"\n{stage_costs.line(stage_costs.of_run(costed(dense, planned, schedule)), device)}"
     grams = pruning_memory.grams_line(dense, config, device)
@@ -229,7 +230,6 @@ def assumptions(config: "Config", rows: list[dict[str, Any]]) -> str:
             else ""
         ),
         text.prediction(config),
-        size_folders.prediction(config, rows),
     ]
     if config.score.weighs_tokens:
         lines.append(_weighing(config, rows))

@@ -22,11 +22,15 @@ from ptl_fast.base.restricted_child import die_with_parent
 from ptl_fast.model import engines, parts
 from ptl_fast.run import engine_tokens, failures
 
-INSTALL = """llama.cpp's converter is needed, once:
-    git clone --depth 1 https://github.com/ggml-org/llama.cpp
-    pip install -r llama.cpp/requirements/requirements-convert_hf_to_gguf.txt
-    cmake -S llama.cpp -B llama.cpp/build && cmake --build llama.cpp/build --target llama-quantize
-then give its folder: --llama-cpp llama.cpp (or set LLAMA_CPP)"""
+# one line, as messages are
+INSTALL = (
+    "llama.cpp's converter is needed, once:"
+    " git clone --depth 1 https://github.com/ggml-org/llama.cpp &&"
+    " pip install -r llama.cpp/requirements/requirements-convert_hf_to_gguf.txt;"
+    " for llama-quantize also: cmake -S llama.cpp -B llama.cpp/build &&"
+    " cmake --build llama.cpp/build --target llama-quantize;"
+    " then give its folder: --llama-cpp llama.cpp (or set LLAMA_CPP)"
+)
 # What a model's own type is called by the converter; it has no other for what it does not know.
 OUTTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
@@ -41,6 +45,8 @@ class Quantization:
 
 QUANTIZATIONS = {
     "q8_0": Quantization(by_converter=True),
+    # groups of 32, so that it fits widths that q4_k_m's 256 do not divide
+    "q4_0": Quantization(by_converter=False),
     "q4_k_m": Quantization(by_converter=False),
 }
 

@@ -18,6 +18,7 @@ from ptl_fast.model.widths import ffn_width
 from ptl_fast.pruning.schedule import Round
 from ptl_fast.run import layers_left
 from ptl_fast.run.gpus import device_peaks
+from ptl_fast.run.tables import show_bytes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -81,7 +82,7 @@ MEASURES = {
         name=lambda goal: "weights on disk",
         of=lambda model, config: model.file_bytes,
         limit=lambda goal, original: goal.num_bytes("target_size_on_disk"),
-        write=lambda value, original: _size(value),
+        write=lambda value, original: show_bytes(value),
     ),
     "target_memory": Measure(
         name=lambda goal: (
@@ -91,7 +92,7 @@ MEASURES = {
             config.goal.target_batch, config.goal.target_context
         ),
         limit=lambda goal, original: goal.num_bytes("target_memory"),
-        write=lambda value, original: _size(value),
+        write=lambda value, original: show_bytes(value),
     ),
     "target_speedup": Measure(
         name=lambda goal: (
@@ -267,13 +268,3 @@ def _first(sizes: list[Solution], reaches: Callable[[Solution], bool]) -> Soluti
         middle = (low + high) // 2
         low, high = (low, middle) if reaches(sizes[middle]) else (middle + 1, high)
     return sizes[low] if low < len(sizes) else None
-
-
-def _size(num_bytes: float) -> str:
-    """Bytes for readers, in the units of --target-size-on-disk."""
-    for name, unit in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if num_bytes >= unit:
-            return f"{num_bytes / unit:.4g} {name}" + (
-                f" ({num_bytes / 2**30:.3g} GiB)" if name == "GB" else ""
-            )
-    return f"{num_bytes:.0f} B"

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ptl_fast.base import progress
@@ -82,7 +83,8 @@ def run(config: "Config", callbacks: "Sequence[Callback]" = ()) -> dict[str, Any
     ):
         if line is not None:
             say(line)
-    with progress.stage("evaluating the original model"):
+    measures = context.tasks or context.inputs.checked_documents
+    with progress.stage("evaluating the original model") if measures else nullcontext():
         context.dense = context.folder.dense.once(lambda: _measure_dense(context))
     track_step.log_new(context)
     # killed after a round and before its report: the round's weights would soon be deleted

@@ -5,6 +5,7 @@ estimates: the rounds to come take as long as the last finished one or, before t
 as the stages so far and PRIOR suggest.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,12 @@ def stage(
 
     Args:
         name: what people read where only a part of the stage goes on; None: the stage's own.
+
+    A stage that has nothing to do, such as evaluation with --eval-tasks none, is not told of.
     """
+    prior = _prior(context, step)
+    if name is None and not prior[label]:
+        return contextlib.nullcontext()
     num_rounds = len(context.rounds.schedule)
     now = context.folder.round(step.number).seconds.found() or {}
     told = f"round {step.number} of {num_rounds}: {name or NAMES[label]}"
@@ -47,7 +53,6 @@ def stage(
     # a round that pruning has not hurt trains nothing, which says little about the next one
     if context.config.recovery.recovery_split == "until-recovered":
         finished = [_without_idle_recovery(each) for each in finished]
-    prior = _prior(context, step)
     return progress.stage(told, share_of(finished, now, label, num_rounds - step.number, prior))
 
 
@@ -88,9 +93,10 @@ def share_of(
 
 
 def _prior(context: "RunContext", step: "Round") -> Mapping[str, float]:
-    """PRIOR, without a recovery where the round has none."""
+    """PRIOR, with nothing for a recovery or an evaluation that the round does not have."""
     trains = registry.trains(context.recoveries(step)) and step.recovery_share > 0
-    return PRIOR if trains else {**PRIOR, "recover": 0.0}
+    has = {"recover": trains, "evaluate": bool(context.tasks)}
+    return {name: seconds if has.get(name, True) else 0.0 for name, seconds in PRIOR.items()}
 
 
 def _without_idle_recovery(seconds: dict[str, float]) -> dict[str, float]:

@@ -43,7 +43,8 @@ def _training(context: "RunContext") -> str:
     if any(part.num_tokens is None for part in parts):
         return "How long it trains depends on the problems in the data."
     if not any((part.num_tokens or 0) * part.flops_per_token for part in parts):
-        return "Nothing is trained; scoring and evaluation take the time."
+        others = "scoring and evaluation take" if context.tasks else "scoring takes"
+        return f"Nothing is trained; {others} the time."
     found = this_machine.of_device(context.device)
     if found is None:
         return "How long it trains is not known: this GPU is none of those that are known here."
@@ -54,7 +55,8 @@ def _training(context: "RunContext") -> str:
         recovery_costs.training_hours(own, smaller, context.config, *devices) or 0
         for own, smaller in rounds
     )
+    others = "scoring and evaluation come" if context.tasks else "scoring comes"
     return (
         f"Training takes about {duration(3600 * hours)} on this machine ({device.name}), by its"
-        " FLOPs; scoring and evaluation come on top."
+        f" FLOPs; {others} on top."
     )

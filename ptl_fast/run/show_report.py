@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ptl_fast.base import markdown
 from ptl_fast.base.console import columns, wrapped
 from ptl_fast.base.run_files import RunFiles
 from ptl_fast.config.checking import nearest_file
@@ -26,7 +27,8 @@ def main(arguments: list[str]) -> int:
     folder = asked.run
     report = RunFiles(folder).report_text
     if report.is_file():
-        print(wrapped(report.read_text(), columns()))
+        text, width = report.read_text(), columns()
+        print(text if width is None else wrapped(markdown.fitted(text, width), width))
         return 0
     print(f"error: {why_none(folder)}", file=sys.stderr)
     return 2

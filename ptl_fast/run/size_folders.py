@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 HEADER = ["model", "parameters", "of dense", "FLOPs/token", "of dense", "MiB on disk"]
 MIB = 2**20
-BYTES_PER_WEIGHT = 2  # of what a dry run foretells: bf16
 
 
 def entries(context: "RunContext") -> list[dict[str, Any]]:
@@ -117,16 +116,20 @@ def missing_weights(context: "RunContext", num_parameters: list[int]) -> int:
     )
 
 
-def prediction(config: "Config", rows: list[dict[str, Any]]) -> str:
+def prediction(config: "Config", rows: list[dict[str, Any]], item_bytes: int) -> str:
     """A dry run's line: the disk space of the results.
 
     Args:
         rows: the dry run's: the dense model, then each round.
+        item_bytes: of a saved weight.
     """
-    *others, last = [BYTES_PER_WEIGHT * row["num_parameters"] / 2**30 for row in rows[1:]]
+    *others, last = [item_bytes * row["num_parameters"] for row in rows[1:]]
+    told = f"Results on disk, in {item_bytes} bytes a weight: {tables.show_bytes(last)}"
     if not config.run.keep_sizes:
-        return f"Results on disk, in bf16: {last:.1f} GiB (--keep-sizes false: the last round's)."
+        return f"{told} (--keep-sizes false: the last round's)."
+    if not others:
+        return f"{told} in final/."
     return (
-        f"Results on disk, in bf16: {last:.1f} GiB in final/, and {sum(others):.1f} GiB of the"
-        " rounds before in sizes/ (--keep-sizes false leaves these out)."
+        f"{told} in final/, and {tables.show_bytes(sum(others))} of the rounds before in sizes/"
+        " (--keep-sizes false leaves these out)."
     )

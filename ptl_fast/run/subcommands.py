@@ -10,7 +10,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
+from ptl_fast.base.ending import leave
 from ptl_fast.config.checking import nearest
 from ptl_fast.run import failures
 
@@ -66,6 +68,11 @@ SUBCOMMANDS = {
         help='complete subcommands and flags with TAB: eval "$(ptl-fast completion bash)"',
     ),
 }
+
+
+def command() -> NoReturn:
+    """The installed command ptl-fast: a process that is this and nothing else."""
+    leave(main())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

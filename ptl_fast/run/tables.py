@@ -215,3 +215,13 @@ def short(count: float) -> str:
             return f"{count:.4g}{unit}"
         count /= 1000
     raise AssertionError
+
+
+def show_bytes(num_bytes: float) -> str:
+    """Bytes for readers, in the units of --target-size-on-disk."""
+    for name, unit in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if num_bytes >= unit:
+            return f"{num_bytes / unit:.4g} {name}" + (
+                f" ({num_bytes / 2**30:.3g} GiB)" if name == "GB" else ""
+            )
+    return f"{num_bytes:.0f} B"

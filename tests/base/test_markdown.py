@@ -11,3 +11,20 @@ def test_table_by_hand() -> None:
 
 def test_a_table_of_a_header_alone() -> None:
     assert markdown.table([["a"]]) == "| a |\n|--:|"
+
+
+def test_titles_of_a_table_that_is_too_wide_get_lines() -> None:
+    given = markdown.table([["round", "exact_match/number pruned"], ["dense", "1.0000"]])
+    text = f"before\n\n{given}\nafter"
+    assert markdown.fitted(text, 100) == text
+    assert markdown.fitted(text, 20).splitlines() == [
+        "before",
+        "",
+        "|       | exact_ |",
+        "|       | match/ |",
+        "|       | number |",
+        "| round | pruned |",
+        "|------:|-------:|",
+        "| dense | 1.0000 |",
+        "after",
+    ]

@@ -49,6 +49,9 @@ def finished(folder: Path, **config: object) -> Path:
         pytest.param([], "small-bf16.gguf", "GGUF bf16", id="own-type"),
         pytest.param(["--quantize", "q8_0"], "small-q8_0.gguf", "GGUF q8_0", id="by-the-converter"),
         pytest.param(
+            ["--quantize", "q4_0"], "small-q4_0.gguf", "GGUF bf16 as Q4_0", id="in-groups-of-32"
+        ),
+        pytest.param(
             ["--quantize", "q4_k_m"], "small-q4_k_m.gguf", "GGUF bf16 as Q4_K_M", id="by-quantize"
         ),
     ],

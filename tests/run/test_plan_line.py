@@ -30,13 +30,29 @@ def test_a_run_begins_with_its_plan_and_goes_on_with_what_is_left(
     assert "Plan:" not in capsys.readouterr().out, "nothing is left"
 
 
-@pytest.mark.parametrize("settings", [{"recovery": "none"}])
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"recovery": "none"}, "Nothing is trained; scoring and evaluation take the time."),
+        (
+            {"recovery": "none", "eval_tasks": "none"},
+            "Nothing is trained; scoring takes the time.",
+        ),
+    ],
+)
 def test_without_training_there_is_nothing_to_estimate(
     settings: dict[str, Any],
+    told: str,
     tiny_run: dict[str, str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     given = {**tiny_run, **RUN, "rounds": 1, "output": tmp_path / "run", **settings}
     assert main(as_flags(given)) == 0
-    assert "Nothing is trained; scoring and evaluation take the time." in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert told in printed.out
+    # what there is nothing to do for is no stage
+    stages = printed.out + printed.err
+    assert "round 1 of 1: scoring" in stages
+    assert "recovering" not in stages
+    assert ("evaluating" in stages) == ("eval_tasks" not in settings)

@@ -131,10 +131,12 @@ def test_only_tasks_that_every_row_has_are_columns() -> None:
 
 def test_dry_run_says_what_the_results_take() -> None:
     rows = [{"num_parameters": count} for count in (2**31, 2**30, 2**29)]
-    assert "1.0 GiB in final/, and 2.0 GiB" in size_folders.prediction(settings(), rows)
-    assert "1.0 GiB (--keep-sizes false" in size_folders.prediction(
-        settings(keep_sizes=False), rows
-    )
+    told = size_folders.prediction(settings(), rows, 2)
+    assert "in 2 bytes a weight: 1.074 GB (1 GiB) in final/, and 2.147 GB (2 GiB)" in told
+    assert "4.295 GB (4 GiB) in final/, and" in size_folders.prediction(settings(), rows, 8)
+    assert size_folders.prediction(settings(), rows[:2], 2).endswith("(2 GiB) in final/.")
+    alone = size_folders.prediction(settings(keep_sizes=False), rows, 2)
+    assert "1.074 GB (1 GiB) (--keep-sizes false" in alone
 
 
 def test_weights_of_every_format_count(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ptl_fast.run import start
+from ptl_fast.run import start, subcommands
 from ptl_fast.run.subcommands import SUBCOMMANDS, main, version
 from support.runs import main as compress
 
@@ -99,3 +99,11 @@ def test_a_reader_that_stops_early_gets_no_traceback(tmp_path: Path) -> None:
         assert process.stdout.readline() == b"line\n"
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+def test_the_installed_command_leaves_with_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(subcommands, "leave", codes.append)
+    monkeypatch.setattr("sys.argv", ["ptl-fast", "compres"])
+    subcommands.command()
+    assert codes == [2]
