@@ -1,10 +1,9 @@
 """``ptl-fast report RUN``: print what a run has written about itself so far, or follow it."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from ptl_fast.base.console import columns, wrapped
+from ptl_fast.base.console import columns, tell_error, wrapped
 from ptl_fast.base.run_files import RunFiles
 from ptl_fast.config.checking import nearest_file
 from ptl_fast.run import follow
@@ -28,7 +27,7 @@ def main(arguments: list[str]) -> int:
     if report.is_file():
         print(wrapped(report.read_text(), columns()))
         return 0
-    print(f"error: {why_none(folder)}", file=sys.stderr)
+    tell_error(why_none(folder))
     return 2
 
 
