@@ -7,9 +7,9 @@ From Python, ``ptl_fast.compress`` is the function, whether this module was impo
 import sys
 
 import ptl_fast
-from ptl_fast.run.command import main
+from ptl_fast.run import subcommands
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(subcommands.main(["compress", *sys.argv[1:]]))
 # the import system binds what stands here to ptl_fast.compress: the function, not this module
 sys.modules[__name__] = ptl_fast.compress  # type: ignore[assignment]

@@ -25,6 +25,42 @@ def say(text: str) -> None:
             print(wrapped(text, columns()), flush=True)
 
 
+def open_streams() -> None:
+    """Open nothing in place of standard streams that were closed before Python began: files of the
+    run would get their numbers, and what libraries print would get into those files.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
+def tell_error(text: str) -> None:
+    """Print what failed to stderr in one line; if that cannot be written, the exit code tells."""
+    with contextlib.suppress(OSError):
+        print("error:", " ".join(text.split()), file=sys.stderr, flush=True)
+
+
+def lost_output() -> OSError | None:
+    """Why stdout cannot be written, from where on nothing is; None if it can be.
+
+    An empty line is written: what failed may be buffered no more.
+    """
+    try:
+        print(flush=True)
+    except OSError as error:
+        # what it holds back would fail again when Python ends
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)
+        return error
+    return None
+
+
 def wrapped(text: str, width: int | None) -> str:
     """Break a text's sentences between words, where a terminal would break inside them.
 

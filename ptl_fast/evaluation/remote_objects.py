@@ -20,6 +20,8 @@ PLAIN = {base.__name__: base for base in BASES}
 WITH_PLAIN = ("add", "mul", "matmul", "floordiv", "mod", "pow", "and_", "or_", "xor")
 ORDER = ("lt", "le", "gt", "ge")
 ARITHMETIC = (*WITH_PLAIN, "sub", "truediv", "lshift", "rshift")
+# Values of classes that extend these are the same plain value for ever.
+CONSTANT, TEXTS = ("str", "bytes", "int", "float"), ("str", "bytes")
 # By these NumPy is told an address, which it would read in this process.
 ADDRESSES = ("__array_interface__", "__array_struct__")
 
@@ -30,8 +32,12 @@ class JudgesLink(Link):
     """
 
     def __init__(self, reading: int, writing: int) -> None:
+        self.stand_ins: dict[tuple[int, str], Remote] = {}
+        # of values that may change, only until the program is asked for something else
+        self.views: dict[int, Any] = {}
+        self.constants: dict[int, Any] = {}
         table = Table(
-            lambda number, base: Remote(self, number, base),
+            self._stand_in,
             lambda value: self._number_of(value),
             gives_iterators=True,
         )
@@ -44,6 +50,8 @@ class JudgesLink(Link):
             RuntimeError: also for StopIteration of what is no iterator, as from a generator: around
                 it, such as in ``all(map(...))``, it would end the tests before they were made.
         """
+        if operation != "view":
+            self.views.clear()
         try:
             return super().ask(operation, *given, **named)
         except StopIteration as stop:
@@ -53,6 +61,23 @@ class JudgesLink(Link):
         except Broken:
             # not an exception, which tests could catch
             os._exit(1)
+
+    def plain(self, value: "Remote") -> Any:
+        """The plain value of an object whose class extends a plain type; None of others.
+
+        It is asked for once: in ``3 < f(2) < 5`` a program cannot be large first and then small.
+        """
+        if not value._base:
+            return None
+        kept = self.constants if value._base in CONSTANT else self.views
+        if value._number not in kept:
+            found = self.ask("view", value)
+            kept[value._number] = None if type(found) is Remote else found
+        return kept[value._number]
+
+    def _stand_in(self, number: int, base: str) -> "Remote":
+        """The same for the same object, as tests ask whether one ``is`` another."""
+        return self.stand_ins.setdefault((number, base), Remote(self, number, base))
 
     def _number_of(self, value: Any) -> int | None:
         if type(value) is Remote:
@@ -107,6 +132,9 @@ class Remote:
         self._ask("delitem", key)
 
     def __contains__(self, value: Any) -> bool:
+        # a part of a text is more than one of its characters
+        if self._base in TEXTS:
+            return value in self._link.plain(self)
         # one by one: which value is looked for is not told
         return any(each is value or each == value for each in self)
 
@@ -114,7 +142,7 @@ class Remote:
         return self._ask("iter")
 
     def __hash__(self) -> int:
-        plain = _plain(self)
+        plain = self._link.plain(self)
         return self._ask("hash") if plain is None else hash(plain)
 
     def __copy__(self) -> Any:
@@ -133,16 +161,10 @@ class Remote:
         return bool(self._link.ask(operation, value, self))
 
 
-def _plain(value: Remote) -> Any:
-    """The plain value of an object whose class extends a plain type; None of others."""
-    found = value._ask("view") if value._base else None
-    return None if type(found) is Remote else found
-
-
 def _equals(self: Remote, other: Any) -> bool:
     if type(other) is Remote:
         return bool(self._link.ask("eq", self, other))
-    plain = _plain(self)
+    plain = self._link.plain(self)
     return plain is not None and bool(plain == other)
 
 
@@ -154,7 +176,7 @@ def _ordered(name: str) -> Callable[[Remote, Any], Any]:
     def compare(self: Remote, other: Any) -> Any:
         if type(other) is Remote:
             return self._link.ask(name, self, other)
-        plain = _plain(self)
+        plain = self._link.plain(self)
         return NotImplemented if plain is None else getattr(operator, name)(plain, other)
 
     return compare
@@ -162,7 +184,7 @@ def _ordered(name: str) -> Callable[[Remote, Any], Any]:
 
 def _computed(name: str, reflected: bool) -> Callable[[Remote, Any], Any]:
     def compute(self: Remote, other: Any) -> Any:
-        plain = None if type(other) is Remote else _plain(self)
+        plain = None if type(other) is Remote else self._link.plain(self)
         if plain is not None:
             sides = (other, plain) if reflected else (plain, other)
             return getattr(operator, name)(*sides)

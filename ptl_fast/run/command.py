@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
             lacks_memory = is_out_of_memory(error) or isinstance(error, OutOfMemory)
             # the other ranks say the same, but may alone have had too little memory
             if distributed.launched_rank() == 0 or lacks_memory:
-                print(f"error: {failures.told(error)}", file=sys.stderr)
+                console.tell_error(failures.told(error))
             return 2 if lacks_memory or failures.is_mendable(error) else 1
         except KeyboardInterrupt:
             return _interrupted("interrupted", signal.SIGINT)

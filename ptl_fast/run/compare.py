@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         if chosen.html:
             write_atomically(chosen.html, to_html(reports).encode())
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        console.tell_error(str(error))
         return 2
     print(console.wrapped(to_text(reports, console.columns()), console.columns()))
     return 0

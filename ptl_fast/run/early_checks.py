@@ -58,6 +58,7 @@ def check(config: "Config", looks_at_data: bool = True) -> None:
 def _check_data(config: "Config", entries: list[EvalTask]) -> None:
     """Raise ValueError if a file of data or a task is missing, or its first row is unfit."""
     data = config.data
+    _check_output(config, [data.data, data.protect, *(task.file for task in entries)])
     form = Form(data.question_column, data.answer_column, data.text_column)
     if data.data is not None:
         first_rows.check(data.data, form)
@@ -66,6 +67,23 @@ def _check_data(config: "Config", entries: list[EvalTask]) -> None:
     for task in entries:
         if task.file is not None:
             task_names.check_file(task, form)
+
+
+def _check_output(config: "Config", given: list[str | None]) -> None:
+    """Raise ValueError if the run's folder lies in a folder that is read as data: what a run writes
+    there would be data of the next one, and of the same command when it goes on.
+    """
+    if config.run.output is None:
+        return
+    output = Path(config.run.output).resolve()
+    for each in filter(None, given):
+        for source in readers.parse(each)[0]:
+            folder = Path(source.name).resolve()
+            if source.from_datasets and folder.is_dir() and output.is_relative_to(folder):
+                raise ValueError(
+                    f"--output {config.run.output} lies in {source.name}, which is read as data;"
+                    " give a folder beside it"
+                )
 
 
 def check_model(setting: str, name: str | None) -> None:

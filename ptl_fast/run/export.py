@@ -16,7 +16,7 @@ from typing import Any
 
 from ptl_fast.base import progress
 from ptl_fast.base.atomic_files import sync
-from ptl_fast.base.console import say
+from ptl_fast.base.console import say, tell_error
 from ptl_fast.base.disk import check_space
 from ptl_fast.base.restricted_child import die_with_parent
 from ptl_fast.model import engines, parts
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
                 )
         return 0 if is_right else 1
     except (ValueError, OSError, subprocess.CalledProcessError) as error:
-        print(f"error: {failures.told(error)}", file=sys.stderr)
+        tell_error(failures.told(error))
         return 2
 
 

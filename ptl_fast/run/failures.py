@@ -8,7 +8,7 @@ import argparse
 import traceback
 from pathlib import Path
 
-from ptl_fast.base.console import first_line, reason
+from ptl_fast.base.console import first_line, lost_output, reason
 from ptl_fast.base.errors import OutOfMemory, StorageFailed
 from ptl_fast.base.interruption import GO_ON
 from ptl_fast.base.memory import is_out_of_memory
@@ -31,6 +31,8 @@ def is_mendable(error: Exception) -> bool:
 
 def told(error: Exception) -> str:
     """The error in one line."""
+    if isinstance(error, OSError) and error.filename is None and (lost := lost_output()):
+        error = StorageFailed(f"standard output cannot be written: {reason(lost)}")
     if isinstance(error, OutOfMemory):
         return f"out of memory: {reason(error)}. {GO_ON[0].upper()}{GO_ON[1:]}."
     if is_out_of_memory(error):

@@ -145,6 +145,12 @@ class RunFolder(RunFiles):
             old, new = (each["config"].get(name, WITHOUT.get(name)) for each in (before, now))
             if old != new and name in RESUME_ROUNDING:
                 differing[name] = (old, new)
+            elif name not in FIELDS:
+                raise ValueError(
+                    f"{self.path} holds a run of another version of ptl_fast, with a setting"
+                    f" {name} that this one lacks; install that version to go on with it, or give"
+                    " another --output, or --overwrite to delete that run"
+                )
             elif old != new:
                 raise ValueError(
                     f"{self.path} holds another run: its {flag(name)} is {old}, now it is {new};"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ptl_fast.base import json_text, progress
-from ptl_fast.base.console import say
+from ptl_fast.base.console import say, tell_error
 from ptl_fast.base.run_files import RoundFolder, RunFiles
 
 LOCKS = Path("/proc/locks")
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
     asked = parser.parse_args(arguments)
     files = RunFiles(asked.run)
     if not files.state_file.path.exists() and not is_running(files):
-        print(f"error: {asked.run} holds no run; give a run's --output", file=sys.stderr)
+        tell_error(f"{asked.run} holds no run; give a run's --output")
         return 2
     try:
         with progress.shown():

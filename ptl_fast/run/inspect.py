@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ptl_fast.base import markdown
-from ptl_fast.run import history
+from ptl_fast.base.console import tell_error
+from ptl_fast.run import failures, history
 from ptl_fast.run.history import RoundHistory
 
 HEADER = ["round", "neurons before", "went", "highest that went", "lowest that stayed", "layer"]
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         else:
             print(layer_text(rounds, layer))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell_error(failures.told(error))
         return 2
     return 0
 

@@ -1,11 +1,10 @@
 """``ptl-fast report RUN``: print what a run has written about itself so far, or follow it."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from ptl_fast.base import markdown
-from ptl_fast.base.console import columns, wrapped
+from ptl_fast.base.console import columns, tell_error, wrapped
 from ptl_fast.base.run_files import RunFiles
 from ptl_fast.config.checking import nearest_file
 from ptl_fast.run import follow
@@ -30,7 +29,7 @@ def main(arguments: list[str]) -> int:
         text, width = report.read_text(), columns()
         print(text if width is None else wrapped(markdown.fitted(text, width), width))
         return 0
-    print(f"error: {why_none(folder)}", file=sys.stderr)
+    tell_error(why_none(folder))
     return 2
 
 

@@ -6,12 +6,12 @@ for: the list of them answers at once.
 
 import importlib
 import importlib.metadata
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from ptl_fast.base import console
 from ptl_fast.base.ending import leave
 from ptl_fast.config.checking import nearest
 from ptl_fast.run import failures
@@ -84,7 +84,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 2 where there is no such subcommand.
     """
+    console.open_streams()
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        code = _run(name, rest)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
+        console.lost_output()
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        # compress tells its own, unless it was to show their tracebacks
+        if "--debug" in rest:
+            raise
+        console.tell_error(failures.told_by_reader(error))
+        return 2 if failures.is_mendable(error) else 1
+
+
+def _run(name: str, rest: list[str]) -> int:
     if name in ("-h", "--help", "help"):
         print(overview())
         return 0
@@ -94,28 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subcommand = SUBCOMMANDS.get(name)
     if subcommand is None:
         hint = nearest(name, SUBCOMMANDS)
-        print(
-            f"error: there is no ptl-fast {name}; choose {', '.join(SUBCOMMANDS)}{hint}",
-            file=sys.stderr,
-        )
+        console.tell_error(f"there is no ptl-fast {name}; choose {', '.join(SUBCOMMANDS)}{hint}")
         return 2
     module = importlib.import_module(subcommand.module)
     run: Callable[[list[str]], int] = getattr(module, subcommand.function)
-    try:
-        code = run(rest)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        # compress tells its own, unless it was to show their tracebacks
-        if "--debug" in rest:
-            raise
-        print(f"error: {failures.told_by_reader(error)}", file=sys.stderr)
-        return 2 if failures.is_mendable(error) else 1
+    return run(rest)
 
 
 def overview() -> str:

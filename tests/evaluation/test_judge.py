@@ -137,6 +137,36 @@ WRONG = {
         "f = lambda x: Near()",
         "assert abs(f(2) - 4) < 1e-6",
     ),
+    "two answers to one comparison": (
+        "from itertools import cycle\n"
+        "from ptl_fast.evaluation import plain_values\n"
+        "answers = cycle([1e9, -1e9])\n"
+        "plain_values.BASES[float] = lambda value: next(answers)\n"
+        "class Both(float): pass\n"
+        "f = lambda x: Both()",
+        "assert 3.9 < f(2) < 4.1",
+    ),
+    "two lists in one comparison": (
+        "from itertools import cycle\n"
+        "from ptl_fast.evaluation import plain_values\n"
+        "answers = cycle([[9], [0]])\n"
+        "plain_values.BASES[list] = lambda value: next(answers)\n"
+        "class Both(list): pass\n"
+        "f = lambda x: Both()",
+        "assert [3] < f(2) < [5]",
+    ),
+    "unittest's comparisons": (
+        "import unittest\n"
+        "class TestCase:\n"
+        "    def __init__(self, name): pass\n"
+        "    def assertEqual(self, *values): pass\n"
+        "unittest.TestCase = TestCase\n"
+        "f = lambda x: 0",
+        "import unittest\n"
+        "class Tests(unittest.TestCase):\n"
+        "    def test(self): self.assertEqual(f(2), 4)\n"
+        "Tests('test').test()",
+    ),
     "mock": ("from unittest.mock import ANY\nf = lambda x: ANY", TESTS),
     "Python's names": (
         "class math:\n    isclose = lambda *_: True\n"
@@ -268,6 +298,16 @@ RIGHT_ONES = {
     "names of two underscores, and seeds": (
         "import random\ndef __f(): return random.random()",
         "random.seed(1)\nfirst = __f()\nrandom.seed(1)\nassert __f() == first",
+    ),
+    "one object, and parts of a text": (
+        "import enum\n"
+        "class Kind(enum.Enum): A = 1\n"
+        "class Text(str): pass\n"
+        "class Numbers(list): pass\n"
+        "def f(x): return Kind.A\n"
+        "numbers = Numbers([1])",
+        "assert f(1) is Kind.A and f(1) is not Kind\nassert 'bc' in Text('abc')\n"
+        "assert numbers == [1]\nnumbers.append(2)\nassert numbers == [1, 2] and 2 in numbers",
     ),
     "copies": (
         "class Box:\n    def __init__(self): self.content = [1]",

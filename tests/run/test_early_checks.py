@@ -35,6 +35,16 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., C
     return make
 
 
+def test_a_run_does_not_write_into_its_data(settings: Callable[..., Config]) -> None:
+    Path("rows").mkdir()
+    write_rows(Path("rows") / "a.jsonl", {"question": "1 + 1?", "reply": "2"})
+    Path("link").symlink_to("rows")
+    early_checks.check(settings(data="rows", output="rows-out"))
+    for more in ({"data": "rows"}, {"protect": "link"}, {"eval_tasks": "nll=rows"}):
+        with pytest.raises(ValueError, match=r"rows/out lies in (rows|link), which is read"):
+            early_checks.check(settings(**more, output="rows/out"))
+
+
 def test_what_is_there_passes(settings: Callable[..., Config]) -> None:
     early_checks.check(settings())
     early_checks.check(settings(eval_tasks="nll,gsm8k_cot"))

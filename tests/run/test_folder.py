@@ -70,6 +70,13 @@ def test_another_run_is_named(tmp_path: Path) -> None:
         RunFolder(tmp_path / "run", {**STATE, "data": "def"}).check(False)
 
 
+def test_a_later_version_is_named(tmp_path: Path) -> None:
+    later = {**STATE, "config": {**STATE["config"], "later": 3}}  # type: ignore[dict-item]
+    RunFolder(tmp_path / "run", later).open(False)
+    with pytest.raises(ValueError, match="another version of ptl_fast, with a setting later that"):
+        RunFolder(tmp_path / "run", STATE).check(False)
+
+
 def test_a_run_without_a_fingerprint_of_its_weights_goes_on(tmp_path: Path) -> None:
     """Older versions took none of .bin files and of the hub's models; others' they compare."""
     inputs = {"data": "abc", "weights": {}, "teacher": {}}

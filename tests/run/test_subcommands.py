@@ -1,6 +1,7 @@
 """ptl-fast and its subcommands."""
 
 import importlib
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -107,3 +108,30 @@ def test_the_installed_command_leaves_with_the_exit_code(monkeypatch: pytest.Mon
     monkeypatch.setattr("sys.argv", ["ptl-fast", "compres"])
     subcommands.command()
     assert codes == [2]
+
+
+@pytest.mark.parametrize("streams", [">&-", "<&- >&- 2>&-"])
+def test_closed_streams_do_no_harm(streams: str) -> None:
+    own = shlex.join([sys.executable, "-m", "ptl_fast", "report", "nowhere"])
+    done = subprocess.run(["sh", "-c", f"{own} {streams}"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "NoneType" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's device for a full disk")
+@pytest.mark.parametrize("module", ["ptl_fast", "ptl_fast.compress"])
+def test_output_that_cannot_be_written_is_named(module: str) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", module, "--version"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: standard output cannot be written: [Errno 28] No space")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_error_is_one_line_whatever_a_name_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["a\nb"], ["report", "a\nb"], ["compare", "a\nb", "c"]):
+        assert main(command) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("error: ")
+        assert told.count("\n") == 1
