@@ -83,7 +83,7 @@ def child(options: argparse.Namespace) -> None:
             yield
 
     progress.stage = measured
-    from ptl_fast.compress import main as compress
+    from ptl_fast.run.command import main as compress
 
     code = compress(options.settings)
     if code:

@@ -1,7 +1,11 @@
 """The commands that read a finished run, some of which write a file of their own beside it."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+
+# lines that say when a stage began and ended
+NARRATION = re.compile(rb"^\d\d:\d\d:\d\d .*\n", re.MULTILINE)
 
 # Stands for llama.cpp's converter: the weights in pieces, so that a kill finds half a file. Its
 # output is what a killed one leaves, and so does not depend on the process.
@@ -38,6 +42,12 @@ def make_tools(folder: Path) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """{path: content} of the files in a folder; those that are being written are left out."""
+    """{path: content} of the files in a folder, without those that are being written, and without
+    the times at which a command was at its stages.
+    """
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix != ".tmp")
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+    found = {str(file.relative_to(folder)): file.read_bytes() for file in files}
+    return {
+        name: NARRATION.sub(b"", content) if name == "stdout" else content
+        for name, content in found.items()
+    }

@@ -22,5 +22,6 @@ def test_what_stands_for_the_converter_writes_all_weights(tmp_path: Path) -> Non
     commands.make_tools(tmp_path)
     assert export.main(commands.COMMANDS["export"](tmp_path)[1:]) == 0
     (tmp_path / "made" / "page.md.tmp").touch()  # as a kill leaves it
+    (tmp_path / "made" / "stdout").write_text("14:40:11 writing gguf\nmodel.gguf: 0.1 MiB\n")
     found = commands.contents(tmp_path / "made")
-    assert found == {"model.gguf": bytes(range(203))}
+    assert found == {"model.gguf": bytes(range(203)), "stdout": b"model.gguf: 0.1 MiB\n"}
