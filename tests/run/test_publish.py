@@ -77,7 +77,9 @@ def test_a_damaged_result_is_put_aside_and_made_again(
         compress(**settings)
         assert contents(final) == whole
         assert (tmp_path / "run" / f"final.changed-{number}" / "config.json").exists()
-        assert "final/model.safetensors does not hold what the run wrote" in capsys.readouterr().out
+        assert (
+            "final/model.safetensors does not hold what this run wrote" in capsys.readouterr().out
+        )
     shutil.rmtree(final)
     compress(**settings)
     assert contents(final) == whole
