@@ -12,8 +12,9 @@ A cell is a model: the dense one, or what a method leaves of it at a share of it
 calibrated and pruned in float32, then answers 150 problems of GSM8K and 150 of MBPP, greedily, in
 its chat template. DATA holds gsm8k/ and mbpp/ as train.jsonl, test.jsonl and (MBPP)
 validation.jsonl. Cells run in the order of their importance; interrupted, the same command goes on
-where it was, also inside a cell. --traces are rows {messages: [user, assistant]} of the model's own
-answers to training problems; without them the model answers some itself first.
+where it was, also inside a cell. --traces are rows of the model's own answers to training problems,
+{messages: [user, assistant]} or {problem, answer} with the problem's number in the training file;
+without them the model answers some itself first.
 
 Test problems are the first rows of the test files. For choices use --development: rows of GSM8K's
 training file from 7000 on, and MBPP's validation file; its results are in a folder of their own.
@@ -136,14 +137,16 @@ def make_bench(options: argparse.Namespace) -> Bench:
     """
     kind = "development" if options.development else "test"
     load = functools.partial(reasoning_problems.load_problems, options.data)
-    problems = load(kind, options.problems)
+    problems, training = load(kind, options.problems), load("training", None)
     positions = getattr(loading.load_config(options.model), "max_position_embeddings", None)
     work = options.work / Path(options.model).name
     unseen = [*problems.values(), *load("development" if kind == "test" else "test", None).values()]
     exchanges = {}
     for name in PROBLEM_SETS:
         written = reasoning_problems.written_exchanges(options.data, name)
-        traces = reasoning_problems.read_traces(_traces(options, name, work))
+        traces = reasoning_problems.read_traces(
+            _traces(options, name, work), training[name].questions
+        )
         for kind_of_answers, found in (("written", written), ("traces", traces)):
             file = work / "data" / f"{name}-{kind_of_answers}.jsonl"
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -114,20 +114,25 @@ def written_exchanges(data: Path, name: str) -> list[Exchange]:
     ]
 
 
-def read_traces(file: Path) -> list[Exchange]:
-    """The model's own answers, from rows {messages: [user, assistant]}; answers that were cut off
-    (``finished`` is false) are left out, since they would be read as ending there.
+def read_traces(file: Path, questions: Sequence[str]) -> list[Exchange]:
+    """The model's own answers, from rows {messages: [user, assistant]}, or {problem, answer} with
+    the problem's place among ``questions``; answers that were cut off (``finished`` is false) are
+    left out, since they would be read as ending there.
 
     Raises:
-        ValueError: a row has no such messages, or none is left.
+        ValueError: a row has another form, or none is left.
     """
     found = []
     for number, (_, row) in enumerate(file_rows(file), start=1):
         try:
-            question, answer = (message["content"] for message in row["messages"])
-        except (KeyError, TypeError, ValueError) as error:
+            if "problem" in row:
+                question, answer = questions[row["problem"]], row["answer"]
+            else:
+                question, answer = (message["content"] for message in row["messages"])
+        except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ValueError(
-                f"{file}: row {number} is not of the form {{messages: [user, assistant]}}"
+                f"{file}: row {number} is neither {{messages: [user, assistant]}} nor {{problem,"
+                " answer}} of a training problem"
             ) from error
         if row.get("finished", True):
             found.append({"question": question, "answer": answer})

@@ -3,7 +3,6 @@ benchmarks.methods.reasoning where no --traces are given.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +22,11 @@ def make_traces(
     batch_size: int,
     max_tokens: int,
 ) -> None:
-    """Answer every problem greedily, and write rows {problem, messages: [user, assistant],
-    num_tokens, finished}.
+    """Answer every problem greedily, and write rows {problem, answer, num_tokens, finished}.
 
     The file is replaced after every batch; one that was interrupted goes on behind its last batch.
     """
-    prompts, questions = problems.prompts(tokenizer), problems.questions
+    prompts = problems.prompts(tokenizer)
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     sampling = Sampling(max_new_tokens=max_tokens)
     for indices in by_length(prompts, batch_size)[len(done) // batch_size :]:
@@ -38,17 +36,10 @@ def make_traces(
             done.append(
                 {
                     "problem": index,
-                    "messages": _messages(questions[index], text),
+                    "answer": text,
                     "num_tokens": len(answer.tokens),
                     "finished": answer.finished,
                 }
             )
         write_text(file, "".join(json.dumps(row) + "\n" for row in done))
         print(f"{file.name}: {len(done)} of {len(prompts)} problems answered", flush=True)
-
-
-def _messages(question: str, answer: str) -> Sequence[dict[str, str]]:
-    return [
-        {"role": "user", "content": question},
-        {"role": "assistant", "content": answer},
-    ]

@@ -36,13 +36,18 @@ def test_traces_that_were_cut_off_are_left_out(tmp_path: Path) -> None:
     said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
     file = tmp_path / "traces.jsonl"
     write_rows(file, {"messages": said}, {"messages": said, "finished": False})
-    assert problems.read_traces(file) == [{"question": "?", "answer": "!"}]
+    assert problems.read_traces(file, ["1 + 1?"]) == [{"question": "?", "answer": "!"}]
+    write_rows(file, {"problem": 0, "answer": "2"})
+    assert problems.read_traces(file, ["1 + 1?"]) == [{"question": "1 + 1?", "answer": "2"}]
+    write_rows(file, {"messages": said}, {"problem": 1, "answer": "of no question"})
+    with pytest.raises(ValueError, match="row 2 is neither"):
+        problems.read_traces(file, ["1 + 1?"])
     write_rows(file, {"messages": said}, {"messages": said[:1]})
-    with pytest.raises(ValueError, match=r"row 2 is not of the form \{messages"):
-        problems.read_traces(file)
+    with pytest.raises(ValueError, match=r"row 2 is neither \{messages"):
+        problems.read_traces(file, ["1 + 1?"])
     write_rows(file, {"messages": said, "finished": False})
     with pytest.raises(ValueError, match="no finished answer"):
-        problems.read_traces(file)
+        problems.read_traces(file, ["1 + 1?"])
 
 
 def test_a_line_separator_inside_a_text_ends_no_row(tmp_path: Path) -> None:
@@ -51,7 +56,7 @@ def test_a_line_separator_inside_a_text_ends_no_row(tmp_path: Path) -> None:
     said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}]
     file = tmp_path / "traces.jsonl"
     file.write_text(json.dumps({"messages": said}, ensure_ascii=False) + "\n")
-    assert problems.read_traces(file) == [{"question": "?", "answer": text}]
+    assert problems.read_traces(file, ["1 + 1?"]) == [{"question": "?", "answer": text}]
 
 
 def test_calibration_on_a_problem_that_is_measured_is_refused(
