@@ -125,7 +125,7 @@ TRACKERS = {
 
 
 def check(names: Iterable[str]) -> None:
-    """Raise ValueError if a tracker's package is missing, or nobody is logged in to it."""
+    """Raise ValueError if a tracker's package is missing, does not work, or nobody is logged in."""
     for name in names:
         package = TRACKERS[name].package
         if importlib.util.find_spec(package) is None:
@@ -133,4 +133,11 @@ def check(names: Iterable[str]) -> None:
                 f"--report-to {name}: {package} is not installed; pip install {package}, or leave"
                 " it out (--report-to none reports nothing)"
             )
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ValueError(
+                f"--report-to {name}: {package} cannot be imported ({error}); install it again with"
+                " what it needs, or leave it out (--report-to none reports nothing)"
+            ) from error
         TRACKERS[name].check()

@@ -74,6 +74,16 @@ def test_a_missing_package_is_told_with_how_to_install_it(monkeypatch: pytest.Mo
         trackers.check(["wandb"])
 
 
+def test_a_package_that_lacks_another_is_told_before_work_begins(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "trackio.py").write_text("import a_client_of_it")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "trackio", raising=False)
+    with pytest.raises(ValueError, match="trackio cannot be imported .*'a_client_of_it'"):
+        trackers.check(["trackio"])
+
+
 @pytest.mark.parametrize(("mode", "refused"), [(None, True), ("offline", False)])
 def test_nobody_logged_in_is_told_before_work_begins(
     mode: str | None, refused: bool, monkeypatch: pytest.MonkeyPatch
