@@ -80,7 +80,7 @@ def test_a_package_that_lacks_another_is_told_before_work_begins(
     (tmp_path / "trackio.py").write_text("import a_client_of_it")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "trackio", raising=False)
-    with pytest.raises(ValueError, match="trackio cannot be imported .*'a_client_of_it'"):
+    with pytest.raises(ValueError, match=r"trackio cannot be imported .*'a_client_of_it'"):
         trackers.check(["trackio"])
 
 
