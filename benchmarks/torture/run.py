@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.environment import ROOT
+from benchmarks.harness.environment import ROOT, short_commit
 from benchmarks.harness.results import write_json
 from benchmarks.torture.parts import LINE, PARTS, Bench, Case
 from benchmarks.torture.trial import Inputs
@@ -95,6 +95,7 @@ def row(name: str, bench: Bench, seconds: float) -> dict[str, Any]:
         "num_cases": len(done),
         "whole": whole,
         "seed": bench.seed,
+        "commit": short_commit(),
         "seconds": round(time.monotonic() - start),
     }
 
