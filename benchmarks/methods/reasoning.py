@@ -145,7 +145,7 @@ def make_bench(options: argparse.Namespace) -> Bench:
     for name in PROBLEM_SETS:
         written = reasoning_problems.written_exchanges(options.data, name)
         traces = reasoning_problems.read_traces(
-            _traces(options, name, work), training[name].questions
+            _traces(options, name, work, training[name]), training[name].questions
         )
         for kind_of_answers, found in (("written", written), ("traces", traces)):
             file = work / "data" / f"{name}-{kind_of_answers}.jsonl"
@@ -188,14 +188,12 @@ def make_bench(options: argparse.Namespace) -> Bench:
     )
 
 
-def _traces(options: argparse.Namespace, name: str, work: Path) -> Path:
+def _traces(options: argparse.Namespace, name: str, work: Path, training: Problems) -> Path:
     """The file of the model's own answers to training problems of a benchmark."""
     if name in options.traces:
         return Path(options.traces[name])
     file = work / "traces" / f"{name}.jsonl"
-    problems: Problems = reasoning_problems.load_problems(
-        options.data, "training", options.num_traced
-    )[name]
+    problems = Problems(training.task, training.rows[: options.num_traced])
     num_made = len(file.read_text().splitlines()) if file.is_file() else 0
     if num_made < len(problems.rows):
         file.parent.mkdir(parents=True, exist_ok=True)
