@@ -119,7 +119,8 @@ def finish(context: "RunContext") -> dict[str, Any]:
     content = write_report(context, {name: last[name] for name in SIZE if name in last})
     name, settings = context.config.model.model, context.config.model
     assert name is not None
-    if not folder.final.exists():
+    # what has become of a damaged one was said before the first stage
+    if not distributed.agree(distributed.is_main() and folder.final.is_whole()):
         source = folder.round(number).model()
         # the quality gate let no round pass: the result is the original, saved as round 0's model
         if not number:

@@ -30,8 +30,7 @@ def usable_rounds(folder: "RunFolder", keeps_optimizer_state: bool) -> int:
         ValueError: more than one round would have to be computed again; says how to have that.
     """
     finished = folder.num_finished_rounds()
-    # a whole result needs no weights any more
-    if not finished or folder.final.exists():
+    if not finished or _has_result_of(folder, finished):
         return finished
     wrong = _lacks(folder.round(finished), False)
     if wrong is None:
@@ -49,6 +48,16 @@ def usable_rounds(folder: "RunFolder", keeps_optimizer_state: bool) -> int:
         f"{what}. The newest weights that are whole are those of {start}: to compute the rounds"
         f" after it again, delete {folders}, and give the same command"
     )
+
+
+def _has_result_of(folder: "RunFolder", finished: int) -> bool:
+    """Whether final/ is whole, so that no weights are needed any more, and no round after the
+    finished ones is lost: a user may have deleted its folder, and is told what that takes.
+    """
+    if not folder.final.exists():
+        return False
+    report = folder.report.found() or {}
+    return len(report.get("rounds", [])) <= finished
 
 
 def _lacks(files: "RoundFolder", needs_optimizer_state: bool) -> Stored | None:

@@ -46,6 +46,16 @@ def test_more_than_one_round_is_computed_again_only_if_the_user_wants(
     assert without_seconds(report) == without_seconds(undisturbed)
 
 
+def test_a_finished_runs_deleted_last_round_is_not_taken_for_one_to_come(
+    stopped: tuple[Path, Path], tiny_run: dict[str, str], tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(stopped[0], tmp_path / "run"))
+    shutil.rmtree(run / "round-03")
+    with pytest.raises(ValueError, match="are those of the original model") as told:
+        compress(**tiny_run, **SETTINGS, output=run)
+    assert f"delete {run}/round-01, {run}/round-02, and give the same command" in str(told.value)
+
+
 def test_a_round_whose_start_was_kept_is_computed_again(
     tiny_run: dict[str, str], stopped: tuple[Path, Path], tmp_path: Path
 ) -> None:
