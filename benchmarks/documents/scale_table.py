@@ -50,7 +50,10 @@ MORE = [2**power for power in range(1, 11)]
 DEVICES_A_MACHINE = 8
 # CUDA's context and what the allocator loses: assumed
 LOST_GIB = 1
-SETTINGS = "--keep 0.65 --rounds 1 --width-multiple 128 --recovery-tokens 100000000 --micro-batch 1"
+SETTINGS = (
+    "--keep 0.65 --rounds 1 --width-multiple 128 --recovery-tokens 100000000 --micro-batch 1"
+    " --eval-tasks none"
+)
 PRUNING = {"in memory": [], "`--stream`": ["--stream"]}
 ZERO = {"one process": [], "`zero2`": ["--deepspeed", "zero2"], "`zero3`": ["--deepspeed", "zero3"]}
 PARTS = {

@@ -55,13 +55,32 @@ def why_not(
     except Exception as error:  # torch and the model classes raise many types
         helps = expert_rows.remedy(model, dtype) or "give --save-dtype float32"
         return f"it does not run in {name}: {first_line(error)}; {helps}"
-    if not found_STV.isfinite().all():
-        return f"its logits overflow in {name}; give --save-dtype float32, or bfloat16"
-    apart = _apart(found_STV, _logits(model, input_ids_ST))
-    limit = UNITS * max(torch.finfo(each).eps for each in (dtype, computed_in(model)))
+    return why_apart(found_STV, _logits(model, input_ids_ST), dtype, computed_in(model))
+
+
+def why_apart(
+    found: Tensor,
+    measured: Tensor,
+    dtype: torch.dtype,
+    computed: torch.dtype,
+    what: str = "logits",
+) -> str | None:
+    """Say why results in the type of a file are not those that were measured; None: they are, but
+    for rounding.
+
+    Args:
+        found: in the saved type; a vector for each token, in the last dimension.
+        measured: in the type of the computation.
+        what: they are.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if not found.isfinite().all():
+        return f"its {what} overflow in {name}; give --save-dtype float32, or bfloat16"
+    apart = _apart(found.float(), measured.float())
+    limit = UNITS * max(torch.finfo(each).eps for each in (dtype, computed))
     if apart > limit:
         return (
-            f"in {name} it computes something else: the median token's logits are {apart:.2g} of"
+            f"in {name} it computes something else: the median token's {what} are {apart:.2g} of"
             f" their norm away, and rounding explains {limit:.2g}; give --save-dtype float32"
         )
     return None
@@ -73,7 +92,7 @@ def _logits(model: "PreTrainedModel", input_ids_ST: Tensor) -> Tensor:
     return model(input_ids=ids_ST, use_cache=False).logits.float()
 
 
-def _apart(found_STV: Tensor, measured_STV: Tensor) -> float:
-    """The median over tokens of the difference's norm, as a part of the measured logits' norm."""
-    away_ST = (found_STV - measured_STV).norm(dim=-1)
-    return float((away_ST / measured_STV.norm(dim=-1).clamp_min(1e-30)).median())
+def _apart(found: Tensor, measured: Tensor) -> float:
+    """The median over tokens of the difference's norm, as a part of the measured vector's norm."""
+    away = (found - measured).norm(dim=-1)
+    return float((away / measured.norm(dim=-1).clamp_min(1e-30)).median())

@@ -150,7 +150,7 @@ def _tensor_difference(model: "PreTrainedModel", rebuilt: "PreTrainedModel") -> 
                 f"{name} is {_name(other.dtype)} {list(other.shape)}, and was measured as"
                 f" {_name(own.dtype)} {list(own.shape)}"
             )
-        if not _same_bits(own, other.to(own.device)):
+        if not same_bits(own, other.to(own.device)):
             return f"{name} has other values"
         if isinstance(other, nn.Parameter):
             other.data = own.data
@@ -301,7 +301,7 @@ def _alike(own: Tensor, other: Tensor, part: float) -> bool:
     return torch.allclose(own, other, rtol=0.0, atol=limit, equal_nan=True)
 
 
-def _same_bits(own: Tensor, other: Tensor) -> bool:
+def same_bits(own: Tensor, other: Tensor) -> bool:
     """Whether two tensors of the same type hold the same numbers; NaN is equal to NaN."""
     return torch.equal(own, other) or torch.equal(own.nan_to_num(), other.nan_to_num())
 

@@ -20,6 +20,7 @@ from ptl_fast.base.errors import Diverged
 from ptl_fast.base.stored import remove
 from ptl_fast.model import loading, precision
 from ptl_fast.model.widths import ffn_width
+from ptl_fast.recovery.task import RecoveryResult
 from ptl_fast.run import (
     gate_step,
     narration,
@@ -30,6 +31,7 @@ from ptl_fast.run import (
     recover_step,
     report,
     save_step,
+    save_streamed,
     stream_step,
     tables,
     trace_step,
@@ -40,7 +42,7 @@ from ptl_fast.run.evaluate_step import evaluate, measure_dense
 from ptl_fast.run.folder import read_plan
 from ptl_fast.run.prepare import prepare
 from ptl_fast.run.rounds import kind_of
-from ptl_fast.run.weights import load_weights
+from ptl_fast.run.weights import load_later, load_weights
 
 if TYPE_CHECKING:
     from ptl_fast.config.config import Config
@@ -113,10 +115,10 @@ def _measure_dense(context: "RunContext") -> dict[str, Any]:
     finished = len(context.records)
     if not finished:
         return measure_dense(context)
-    load_weights(context, 0)
+    # with --stream and nothing to measure, nothing asks for the weights
+    load_later(context, 0)
     dense = measure_dense(context)
-    if finished < len(context.rounds.schedule):
-        load_weights(context, finished)
+    load_later(context, finished)
     return dense
 
 
@@ -264,7 +266,15 @@ def train(context: "RunContext", step: "Round", extension: int) -> None:
     files = context.folder.round(step.number)
     saved, recovery = files.model(extension), files.recovery(extension)
     # without a record of the training, training again makes both
-    if saved.exists() and recovery.exists():
+    on_disk = stream_step.stays_on_disk(context, step)
+    is_done = saved.exists() and recovery.exists()
+    if on_disk:
+        if not is_done:
+            _leave_on_disk(context, step)
+        # a callback, or a round of another kind, may ask for it
+        load_later(context, step.number)
+        return
+    if is_done:
         load_weights(context, step.number, extension)
         return
     if extension:
@@ -280,6 +290,18 @@ def train(context: "RunContext", step: "Round", extension: int) -> None:
     # only now: until the extension is saved, a resumed run needs the weights it started from
     if extension:
         files.model(extension - 1).remove()
+
+
+def _leave_on_disk(context: "RunContext", step: "Round") -> None:
+    """Do ``train`` for a round that trains and measures nothing behind --stream: its shards become
+    the round's model, which no memory holds.
+    """
+    files = context.folder.round(step.number)
+    _stage(context, step, "compact", functools.partial(stream_step.write, context, step))
+    files.pruned.write({})
+    recover_step.write_result(files.recovery(), RecoveryResult())
+    with narration.stage(context, step, "recover", "saving"):
+        save_streamed.save(context, step, files.model(), files.streamed)
 
 
 def _prune(context: "RunContext", step: "Round") -> None:

@@ -4,7 +4,6 @@ Settings, model, data, disk space and the folder's content are checked, and the 
 before anything is written: a run that is refused leaves the folder as it was.
 """
 
-import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +40,7 @@ from ptl_fast.run import (
 )
 from ptl_fast.run.context import RunContext
 from ptl_fast.run.folder import RunFolder
-from ptl_fast.run.weights import load_weights
+from ptl_fast.run.weights import load_later, load_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -239,7 +238,7 @@ def _open_folder(context: RunContext, chosen: dict[str, Any] | None) -> None:
         recover_step.tell_damaged_checkpoints(context, schedule[num_finished])
         if config.model.stream:
             stream_step.check(context, num_finished)
-            context.deferred = functools.partial(load_weights, context, num_finished)
+            load_later(context, num_finished)
         else:
             load_weights(context, num_finished)
     folder.open(overwrite)

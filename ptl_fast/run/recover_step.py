@@ -19,7 +19,7 @@ from ptl_fast.model import families
 from ptl_fast.recovery import optimizer_state, registry, token_budget
 from ptl_fast.recovery.continual_pretraining import last_part, num_steps
 from ptl_fast.recovery.registry import RECOVERIES
-from ptl_fast.recovery.task import HeldOutText, RecoveryTask, TrainingOptions
+from ptl_fast.recovery.task import HeldOutText, RecoveryResult, RecoveryTask, TrainingOptions
 from ptl_fast.run import inputs, prune_step, rollout_report, track_step
 from ptl_fast.run.evaluate_step import checked_nll
 from ptl_fast.run.rounds import kind_of
@@ -27,6 +27,7 @@ from ptl_fast.scoring.statistics import StatisticsCollector, collecting
 from ptl_kernels import fused_ffns
 
 if TYPE_CHECKING:
+    from ptl_fast.base.stored import JsonFile
     from ptl_fast.data.packing import PackedTokens
     from ptl_fast.pruning.schedule import Round
     from ptl_fast.run.context import RunContext
@@ -62,13 +63,18 @@ def recover_round(context: "RunContext", step: "Round", extension: int) -> None:
     for name, details in result.details.items():
         if RECOVERIES[name].is_rewarded and details["always_zero"]:
             say(rollout_report.unrewarded_line(step.number, details, extension))
+    write_result(files.recovery(extension), result)
+
+
+def write_result(recovery: "JsonFile", result: RecoveryResult) -> None:
+    """Write what a training took: recovery.json."""
     took = {
         "recovery_tokens": result.num_tokens,
         "recovery_steps": result.num_steps,
         "checks": result.checks,
         **result.details,
     }
-    files.recovery(extension).write(took)
+    recovery.write(took)
 
 
 def has_trained(recovery: dict[str, Any]) -> bool:

@@ -53,35 +53,40 @@ def save_model(context: "RunContext", folder: "ModelFolder", model: "PreTrainedM
     def write(path: Path) -> None:
         with precision.stored_as(model, context.saved_dtype):
             model.save_pretrained(path)
-        companions.write(_name(context), path, context.config.model)
-        _check(context, path, model)
+        companions.write(name(context), path, context.config.model)
+        saved = (path, model, context.saved_dtype, _tokens(context))
+        found = saved_model_check.difference(*saved)
+        check(context, path, found, None if found else as_users_run_it.why_not(*saved))
 
     folder.fill(write, model_bytes(model, context.saved_dtype.itemsize))
 
 
-def _check(context: "RunContext", path: Path, model: "PreTrainedModel") -> None:
-    """Raise ValueError unless what was saved is the model in memory, and runs in its own type."""
-    saved = (path, model, context.saved_dtype, _tokens(context))
-    found = saved_model_check.difference(*saved)
-    found = found or companions.difference(_name(context), path, context.config.model)
+def check(context: "RunContext", path: Path, found: str | None, why_not: str | None) -> None:
+    """Raise ValueError unless what was saved is what was measured, and runs in its own type.
+
+    Args:
+        found: how its weights or its config differ; None if they do not.
+        why_not: it does not run in the type of its file; None if it does.
+    """
+    found = found or companions.difference(name(context), path, context.config.model)
     if found is not None:
         raise ValueError(
             f"the model that was saved, {path}, is not the one that was measured: {found}. It is"
             " not published; what came before is kept, so that the same command goes on from"
             " there once this is mended"
         )
-    if (found := as_users_run_it.why_not(*saved)) is not None:
+    if why_not is not None:
         raise ValueError(
-            f"the model that was saved, {path}, cannot be used as it is: {found}, and another"
+            f"the model that was saved, {path}, cannot be used as it is: {why_not}, and another"
             " --output. It is not published"
         )
 
 
-def _name(context: "RunContext") -> str:
+def name(context: "RunContext") -> str:
     """The original's name."""
-    name = context.config.model.model
-    assert name is not None
-    return name
+    given = context.config.model.model
+    assert given is not None
+    return given
 
 
 def _tokens(context: "RunContext") -> "Tensor":

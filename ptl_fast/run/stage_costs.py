@@ -222,16 +222,24 @@ def _placed(stage: str, each: Round, seconds: float, own: int) -> Cost:
     size = recovery_costs.itemsize(each.config, device)
     own = pruning_memory.streaming_bytes(each.before, each.config, size)
     # weights go through the host, a tensor or a layer at a time
-    host = max(pruning_memory.layer_bytes(each.before, size), _embedding(each.before) * size)
-    if stage == PRUNING:
+    host = _piece(each.before, size)
+    if stage == PRUNING and not _stays_on_disk(each):
         # then the smaller model is loaded whole
         whole = _weights(each.after, size)
         own, host = max(own, whole), max(host, whole)
     return _cost(stage, seconds, device, own, host)
 
 
-def _embedding(config: "PretrainedConfig") -> int:
-    return config.vocab_size * config.hidden_size
+def _piece(config: "PretrainedConfig", itemsize: int) -> int:
+    """Bytes of what is in memory of a model whose layers are on disk: a layer, or the embedding."""
+    embedding = config.vocab_size * config.hidden_size * itemsize
+    return max(pruning_memory.layer_bytes(config, itemsize), embedding)
+
+
+def _stays_on_disk(each: Round) -> bool:
+    """Whether nothing loads the smaller model: as ``stream_step.stays_on_disk``, from settings."""
+    measures = each.config.evaluation.tasks
+    return each.config.model.stream and not measures and not registry.trains(each.names)
 
 
 def _recovery(each: Round) -> Cost:
@@ -247,7 +255,14 @@ def _recovery(each: Round) -> Cost:
 
 
 def _saving(each: Round) -> Cost:
-    """The smaller model is written, and loaded again to be compared with what is in memory."""
+    """The smaller model is written, and loaded again to be compared with what is in memory; or a
+    tensor and a layer at a time, from the disk.
+    """
     _, device = chosen(each.config.run.dry_run_gpus)
-    size = _weights(each.after, recovery_costs.itemsize(each.config, device))
-    return _cost(SAVING, 3 * size / BYTES_PER_SECOND, device, size, 2 * size)
+    itemsize = recovery_costs.itemsize(each.config, device)
+    size = _weights(each.after, itemsize)
+    seconds = 3 * size / BYTES_PER_SECOND
+    if _stays_on_disk(each):
+        piece = _piece(each.after, itemsize)
+        return _cost(SAVING, seconds, device, piece, 2 * piece)
+    return _cost(SAVING, seconds, device, size, 2 * size)

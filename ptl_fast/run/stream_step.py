@@ -1,8 +1,8 @@
 """The first half of a round with --stream: planned and pruned layer by layer, from the disk.
 
 ``run.streamed`` does both at once, so planning a round writes the pruned checkpoint too, into the
-round's folder; pruning then loads it. While layers are walked no other model is in memory. Plan,
-statistics and weights are those of ``run.prune_step``.
+round's folder; pruning then loads it, where anything needs the whole model. While layers are walked
+no other model is in memory. Plan, statistics and weights are those of ``run.prune_step``.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from ptl_fast.baselines import SCORERS
 from ptl_fast.model import loading, precision
 from ptl_fast.model.layers_on_disk import LayersOnDisk
 from ptl_fast.pruning.round_kinds import neuron_scores
+from ptl_fast.recovery import registry
 from ptl_fast.run import prune_step, streamed
 from ptl_fast.run.rounds import kind_of
 from ptl_fast.run.weights import check_embeddings, load_folder
@@ -59,13 +60,26 @@ def plan_round(context: "RunContext", step: "Round") -> dict[str, Any]:
     return dataclasses.asdict(plan)
 
 
-def prune(context: "RunContext", step: "Round") -> None:
-    """Load the pruned checkpoint; if it was lost or damaged, it is made again."""
-    files = context.folder.round(step.number).streamed
-    if not files.is_complete():
+def stays_on_disk(context: "RunContext", step: "Round") -> bool:
+    """Whether nothing runs the whole model that such a round leaves: it is neither trained nor
+    measured.
+    """
+    measures = context.tasks or context.inputs.checked_documents
+    trains = registry.trains(context.recoveries(step))
+    return applies(context, step) and not measures and not trains
+
+
+def write(context: "RunContext", step: "Round") -> None:
+    """Write the pruned checkpoint, unless it is there and whole."""
+    if not context.folder.round(step.number).streamed.is_complete():
         _walk(context, step)
     context.release()
-    load_folder(context, files.path)
+
+
+def prune(context: "RunContext", step: "Round") -> None:
+    """Load the pruned checkpoint; if it was lost or damaged, it is made again."""
+    write(context, step)
+    load_folder(context, context.folder.round(step.number).streamed.path)
 
 
 def _walk(context: "RunContext", step: "Round") -> list[streamed.Choice]:

@@ -1,6 +1,7 @@
 """Load the weights of a round, or of the original, into the context."""
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING
 
 from ptl_fast.base import memory
@@ -29,6 +30,12 @@ def load_weights(context: "RunContext", number: int, extension: int = 0) -> None
             or an activation is not finite.
     """
     load_folder(context, context.folder.round(number).model(extension).path if number else None)
+
+
+def load_later(context: "RunContext", number: int) -> None:
+    """The same, when something asks for the model: until then none is in memory."""
+    context.release()
+    context.deferred = functools.partial(load_weights, context, number)
 
 
 def load_folder(context: "RunContext", folder: "Path | None") -> None:

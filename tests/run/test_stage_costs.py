@@ -79,6 +79,18 @@ def test_streaming_needs_a_layer_and_then_the_smaller_model() -> None:
     assert streamed["pruning"].device_bytes == streamed["saving"].device_bytes == weights
 
 
+def test_what_stays_on_disk_needs_a_layer_to_the_end() -> None:
+    """An embedding is larger than a layer here; saving has two copies of a tensor on the host."""
+    found = costs("--stream", "--recovery", "none", "--eval-tasks", "none")
+    embedding, weights = 2 * 128256 * 4096, 2 * flops.count_weights(WIDE).num_parameters
+    assert found["saving"].device_bytes == embedding
+    assert found["saving"].host_bytes < 2 * embedding + 2**30
+    assert found["pruning"].device_bytes == found["scoring"].device_bytes
+    for measured in (["--recovery", "cpt", "--eval-tasks", "none"], ["--recovery", "none"]):
+        whole = costs("--stream", *measured)["saving"]
+        assert whole.device_bytes > 0.6 * weights
+
+
 def test_rounds_add_up_and_the_largest_counts() -> None:
     one, two = costs(), costs(rounds=2)
     assert seconds(two["scoring"]) > 1.5 * seconds(one["scoring"])

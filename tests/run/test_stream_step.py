@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from ptl_fast import compress
 from ptl_fast.base.run_files import StreamedFolder
-from ptl_fast.run import checks, loop, streamed, weights
+from ptl_fast.model import loading
+from ptl_fast.run import checks, loop, recover_step, save_streamed, streamed, weights
 from ptl_fast.run.start import make_config
 from support.ranks import run_ranks
 from support.runs import RUN, plans
@@ -46,7 +48,8 @@ def test_the_result_is_that_of_the_run_in_memory(
     loaded: list[int] = []
     load = weights.load_weights
     monkeypatch.setattr(
-        "ptl_fast.run.prepare.load_weights",
+        weights,
+        "load_weights",
         lambda context, number: loaded.append(number) or load(context, number),
     )
     compress(**{**tiny_run, **TWO}, stream=True, output=tmp_path)
@@ -88,6 +91,64 @@ def test_a_killed_run_goes_on_and_makes_again_what_was_damaged_meanwhile(
     again()
     assert len(fitted) == 8 + 4 + 1
     assert_same(in_memory, tmp_path)
+
+
+@pytest.fixture
+def no_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a whole model is loaded")
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", refuse)
+    monkeypatch.setattr(loading, "load_stored", refuse)
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        key: each for file in folder.glob("*.safetensors") for key, each in load_file(file).items()
+    }
+
+
+def test_without_recovery_no_whole_model_is_loaded_and_the_result_is_the_same(
+    tiny_run: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    # saved in another type than that of the computation, so it is tried in both
+    given = {**tiny_run, **TWO, "recovery": "none", "save_dtype": "bfloat16"}
+    compress(**given, output=tmp_path / "memory")
+    request.getfixturevalue("no_whole_model")
+    compress(**given, stream=True, output=tmp_path / "disk")
+    for result in ("final", "sizes/round-01"):
+        one, other = tmp_path / "memory" / result, tmp_path / "disk" / result
+        own, others = tensors(one), tensors(other)
+        assert own.keys() == others.keys()
+        for key in own:
+            assert own[key].dtype == others[key].dtype
+            assert torch.equal(own[key], others[key]), (result, key)
+        # the same files beside the weights, with the same content, the card apart: it has seconds
+        for file in one.glob("*"):
+            if file.suffix not in (".safetensors", ".md"):
+                assert (other / file.name).read_text() == file.read_text()
+        assert len((other / "README.md").read_text().splitlines()) > 20
+    assert not list(tmp_path.glob("disk/round-*/streamed"))
+
+
+@pytest.mark.usefixtures("no_whole_model")
+@pytest.mark.parametrize("place", ["save", "write_result"])
+def test_a_killed_run_goes_on_without_a_whole_model(
+    place: str, tiny_run: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {**tiny_run, **TWO, "recovery": "none", "rounds": 1, "stream": True}
+    compress(**given, output=tmp_path / "whole")
+    module: Any = save_streamed if place == "save" else recover_step
+    with monkeypatch.context() as patch:
+        patch.setattr(module, place, _die)
+        with pytest.raises(KeyboardInterrupt):
+            compress(**given, output=tmp_path / "killed")
+    # what is complete is not pruned again
+    monkeypatch.setattr(streamed, "prune_layers", _die)
+    compress(**given, output=tmp_path / "killed")
+    own, others = (tensors(tmp_path / name / "final") for name in ("whole", "killed"))
+    assert own.keys() == others.keys()
+    assert all(torch.equal(own[key], others[key]) for key in own)
 
 
 def test_two_ranks_divide_the_tokens_and_come_to_the_same(

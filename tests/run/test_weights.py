@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ptl_fast.run import weights
+from ptl_fast.run.context import LoadedModel, RunContext
 
 
 def test_ids_without_an_embedding_are_named_with_the_model() -> None:
@@ -34,3 +35,34 @@ def test_a_round_is_loaded_from_its_own_folder(
     context: Any = SimpleNamespace(folder=SimpleNamespace(round=of_round))
     weights.load_weights(context, number, extension)
     assert loaded == [None if folder is None else Path(folder)]
+
+
+def test_weights_that_are_loaded_later_are_loaded_when_something_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fields: Any = dict.fromkeys(
+        [
+            "config",
+            "device",
+            "original",
+            "saved_dtype",
+            "folder",
+            "rounds",
+            "data",
+            "inputs",
+            "tasks",
+        ]
+    )
+    context, loaded = RunContext(**fields), list[int]()
+
+    def load(context: RunContext, number: int) -> None:
+        loaded.append(number)
+        context.loaded = LoadedModel(model="it", family=None)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(weights, "load_weights", load)
+    context.loaded = LoadedModel(model="another", family=None)  # type: ignore[arg-type]
+    weights.load_later(context, 3)
+    assert not loaded
+    assert context.loaded is None
+    assert [context.model, context.model] == ["it", "it"]
+    assert loaded == [3]
