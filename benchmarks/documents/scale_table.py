@@ -146,8 +146,7 @@ def _more_devices(original: "PretrainedConfig", device: str, left: float) -> str
         for way in _ways(number):
             if _recovery(original, f"{number}x{device}", way).device_bytes <= left:
                 return f"does not fit: {way} on {number}"
-    least = _recovery(original, f"{MORE[-1]}x{device}", "`zero3`").device_bytes / GIB
-    return f"does not fit: devices of {least:.0f} GiB, for the whole smaller model on each"
+    return f"does not fit on {MORE[-1]} either"
 
 
 def _pruning(original: "PretrainedConfig", devices: str, way: str) -> Need:

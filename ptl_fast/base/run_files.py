@@ -30,6 +30,8 @@ round-01/recovery/               until the round is finished, what its recovery 
   start/                         with --rollouts vllm: the model that vLLM loads
   cpt/, grpo/                    with several methods: all of this for each of them, or
     weights.pt, result.json      of a finished one, what it left; with complete
+round-01/trained/                with --stream and zero3, until the round is finished: the model
+                                 after recovery, in the same files
 round-01/recovery.json           recovery's steps and tokens, checks of held-out text, rewards
 round-01/next_statistics.safetensors   with --score-during-recovery: statistics for the next round
 round-01/optimizer.safetensors   with --keep-optimizer-state: Adam moments, until the next round is
@@ -258,6 +260,7 @@ class RoundFolder:
         self.record = JsonFile(path / "record.json")
         self.traces = TraceFolder(path / "traces")
         self.streamed = StreamedFolder(path / "streamed")
+        self.trained = StreamedFolder(path / "trained")
 
     def recovered(self, extension: int = 0) -> JsonFile:
         """The evaluation after training; empty if it diverged."""

@@ -49,8 +49,8 @@ class ModelSettings:
     """Prune neurons layer by layer: one decoder layer at a time is read from the disk, scored,
     compensated, made smaller and written, so that a model that does not fit in memory can be
     pruned. The result is the same. A whole model is loaded only for what follows: the smaller one,
-    for recovery and evaluation; and the original, if there are --eval-tasks. Without those it is
-    chosen by itself where the model does not fit."""
+    for evaluation and for recovery (but for cpt with --deepspeed zero3); and the original, if there
+    are --eval-tasks. Without those it is chosen by itself where the model does not fit."""
 
     memory: str | None = field(default=None, metadata=FREE)
     """Use at most so much of the device's memory, such as 20GiB (default: what is free, a

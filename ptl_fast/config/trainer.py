@@ -103,6 +103,12 @@ def deepspeed_file(name: str) -> Path:
     )
 
 
+def zero_stage(name: str | None) -> Any:
+    """The stage of ZeRO that --deepspeed names; 0 without one."""
+    zero = {} if name is None else read_deepspeed(name).get("zero_optimization", {})
+    return zero.get("stage", 0) if isinstance(zero, dict) else zero
+
+
 def read_deepspeed(name: str) -> dict[str, Any]:
     """What the JSON file of --deepspeed says.
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ptl_fast.base import json_text
 from ptl_fast.model.families import decoder_layers, find_family
 from ptl_fast.model.precision import FLOAT_TYPES
+from ptl_fast.model.saved_model_check import on_this_rank_alone
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -179,13 +180,25 @@ class LayersOnDisk:
         """
         layer = decoder_layers(self.model, self.family)[number]
         with timed("load"):
-            for name, _ in list(layer.named_parameters()):
-                self._load(layer, name, f"{self.prefix}{number}.{name}")
+            self.load(number)
         try:
             yield layer
         finally:
             for name, parameter in list(layer.named_parameters()):
                 _put(layer, name, torch.empty_like(parameter, device="meta"))
+
+    def load(self, number: int) -> None:
+        """Read a decoder layer's weights, for as long as the model lives."""
+        layer = decoder_layers(self.model, self.family)[number]
+        for name, _ in list(layer.named_parameters()):
+            self._load(layer, name, f"{self.prefix}{number}.{name}")
+
+    def load_head(self) -> None:
+        """The same for the language-model head, its own or the embedding."""
+        name = _head(self.model)
+        if name in self.stored.places:
+            self._load(self.model, name, name)
+        self.model.tie_weights()
 
     def forget_embedding(self) -> None:
         """Give back the memory of the token embedding, a gibibyte of an 8B model: once the tokens'
@@ -225,7 +238,12 @@ def _empty(
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+    # after a training with ZeRO-3, too, which would have it divided
+    with (
+        on_this_rank_alone(),
+        torch.random.fork_rng(devices=[]),
+        init_empty_weights(include_buffers=False),
+    ):
         model: Any = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
         )

@@ -308,9 +308,9 @@ def same_bits(own: Tensor, other: Tensor) -> bool:
 
 @contextlib.contextmanager
 def on_this_rank_alone() -> Iterator[None]:
-    """Have transformers load whole weights also after a training with ZeRO-3: while its settings
-    live, it spreads every model that it loads over the ranks, and the main rank would wait for
-    ranks that load none.
+    """Have transformers build and load whole models also after a training with ZeRO-3: while its
+    settings live, it spreads every model over the ranks, and the main rank would wait for ranks
+    that load none.
     """
     kept = deepspeed._hf_deepspeed_config_weak_ref
     deepspeed.unset_hf_deepspeed_config()

@@ -2,12 +2,14 @@
 
 import contextlib
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from transformers import Trainer
+
+from ptl_fast.model import divided
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,7 +21,8 @@ def borrowed(model: "PreTrainedModel", with_deepspeed: bool) -> Iterator[None]:
 
     The body must end with ``tear_down``. Without DeepSpeed, half-precision weights are float32
     inside the context (master weights for training under autocast), which takes twice their
-    memory; DeepSpeed keeps master weights of its own.
+    memory; DeepSpeed keeps master weights of its own. A model that ZeRO-3 has divided before is not
+    restored.
     """
     dtype, use_cache = model.dtype, model.config.use_cache
     # transformers keeps single parameters in float32, such as the router's in some models
@@ -30,7 +33,10 @@ def borrowed(model: "PreTrainedModel", with_deepspeed: bool) -> Iterator[None]:
     if dtype != torch.float32 and not with_deepspeed:
         # an update of 1e-5 vanishes in bf16's 8 bits of mantissa
         renew_parameters_(model, dict.fromkeys(types, torch.float32))
+    comes_divided = divided.is_divided(model)
     yield
+    if comes_divided:
+        return
     renew_parameters_(model, types)
     # DeepSpeed casts buffers too, and rotary frequencies must stay float32
     for name, buffer in buffers.items():
@@ -45,15 +51,23 @@ def borrowed(model: "PreTrainedModel", with_deepspeed: bool) -> Iterator[None]:
     model.config.use_cache = use_cache
 
 
-def tear_down(trainer: Trainer, model: "PreTrainedModel") -> None:
+def tear_down(
+    trainer: Trainer, model: "PreTrainedModel", leave: Callable[[], None] | None = None
+) -> None:
     """Detach the model from the Trainer: no wrappers, hooks, gradients or optimizer memory remain.
 
     The weights stay as trained. Every rank must call this, as ZeRO-3 gathers its shards here.
+
+    Args:
+        leave: writes the weights of a model that was divided when it came, and is of no use
+            afterwards: they are not gathered.
     """
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     if trainer.is_deepspeed_enabled:
         # gathered before the engine goes, which knows where the shards are
-        whole = _whole_weights(model)
+        whole = {} if leave is not None else _whole_weights(model)
+        if leave is not None:
+            leave()
         trainer.model_wrapped.destroy()  # type: ignore[operator]
         _leave_zero3_(model, whole)
     trainer.accelerator.free_memory()
@@ -75,15 +89,13 @@ def _whole_weights(model: nn.Module) -> dict[int, torch.Tensor]:
 
     Empty after other ZeRO stages, which do not shard parameters.
     """
-    # DeepSpeed gives every parameter that it shards a ds_id
-    spread = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
-    if not spread:
+    if not divided.is_divided(model):
         return {}
     import deepspeed
 
     whole = {}
     # one at a time: gathering all at once would hold the full model twice
-    for parameter in spread:
+    for parameter in model.parameters():
         with deepspeed.zero.GatheredParameters([parameter]):
             whole[id(parameter)] = parameter.detach().clone()
     return whole

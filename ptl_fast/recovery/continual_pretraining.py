@@ -115,7 +115,7 @@ def train(
             _restore(checkpoint, closing, options.statistics)
         run(trainer, checkpoint, model)
         result = _result(trainer, model, closing, task)
-        tear_down(trainer, model)
+        tear_down(trainer, model, task.leave)
     return result
 
 

@@ -42,6 +42,8 @@ class Recovery:
     """Whether it learns from a teacher model's predictions."""
     teacher_on_disk: bool = False
     """Whether those are computed ahead and stored, for which training needs the logits."""
+    takes_divided: bool = False
+    """Whether it trains a model that ZeRO-3 has divided before (``RecoveryTask.leave``)."""
     reads_start: Callable[[GrpoSettings], bool] = lambda settings: False
     """Whether it needs the weights it started from as a reference, also after a resume."""
     shortened: Callable[[RecoveryTask, float, dict[str, Any]], RecoveryTask] = (
@@ -105,7 +107,9 @@ def _less_opd(task: RecoveryTask, share: float, details: dict[str, Any]) -> Reco
 
 RECOVERIES = {
     "none": Recovery(train=_train_nothing, estimate=estimate.nothing, on_text=False),
-    "cpt": Recovery(train=_continual_pretraining, estimate=estimate.on_text, on_text=True),
+    "cpt": Recovery(
+        train=_continual_pretraining, estimate=estimate.on_text, on_text=True, takes_divided=True
+    ),
     "distill": Recovery(
         train=_distillation,
         estimate=estimate.distillation,
@@ -150,6 +154,11 @@ def rollouts_of(names: Sequence[str], grpo: GrpoSettings, opd: OpdSettings) -> l
     """What each of these methods samples, of those that let the model answer questions."""
     functions = [each.rollouts for each in find(names)]
     return [function(grpo, opd) for function in functions if function is not None]
+
+
+def takes_divided(names: Sequence[str]) -> bool:
+    """Whether a model can be divided before these methods, as long as they are one."""
+    return len(names) == 1 and find(names)[0].takes_divided
 
 
 def trains(names: Sequence[str]) -> bool:

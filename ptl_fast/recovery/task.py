@@ -119,6 +119,11 @@ class RecoveryTask:
     options: TrainingOptions = field(default_factory=TrainingOptions)
     trains_on_template: bool = True
     """Whether any recovery of the run trains on --template's text; prompts must then match it."""
+    leave: "Callable[[], None] | None" = None
+    """Writes the trained weights of a model that ZeRO-3 has divided over the ranks before, which is
+    of no use afterwards; None: they stay in the model. Only for methods that know it
+    (``Recovery.takes_divided``).
+    """
     has_own_ffn: bool = False
     """Whether the model has ptl_kernels' fused FFN, so that Liger must not replace the FFN."""
 

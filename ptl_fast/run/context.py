@@ -41,6 +41,8 @@ class LoadedModel:
     family: "Family"
     optimizer_state: "OptimizerState | None" = None
     """Adam moments that --keep-optimizer-state carries from one round to the next."""
+    leave: "Callable[[], None] | None" = None
+    """Of a model that ZeRO-3 has divided over the ranks: writes it after its training."""
     grams: "GramMatrices | None" = None
     """Gram matrices from scoring that compensation uses again; None once the weights change."""
 

@@ -366,7 +366,7 @@ class RunFolder(RunFiles):
         # the newest weights always stay (keep_rounds is at least 1): the next round needs them
         old = [each.model().path for each in finished[:-keep_rounds]]
         old += [each.optimizer_state().path for each in finished[:-1]]
-        old += [each.streamed.path for each in finished]
+        old += [path for each in finished for path in (each.streamed.path, each.trained.path)]
         remove(*old, *(each.recovery_folder().path for each in finished))
 
 

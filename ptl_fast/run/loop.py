@@ -20,6 +20,7 @@ from ptl_fast.base.errors import Diverged
 from ptl_fast.base.stored import remove
 from ptl_fast.model import loading, precision
 from ptl_fast.model.widths import ffn_width
+from ptl_fast.recovery import registry
 from ptl_fast.recovery.task import RecoveryResult
 from ptl_fast.run import (
     gate_step,
@@ -293,15 +294,23 @@ def train(context: "RunContext", step: "Round", extension: int) -> None:
 
 
 def _leave_on_disk(context: "RunContext", step: "Round") -> None:
-    """Do ``train`` for a round that trains and measures nothing behind --stream: its shards become
-    the round's model, which no memory holds.
+    """Do ``train`` for a round of which no process has the whole model: shards become the round's
+    model, those of pruning or those that a training divided over the ranks has left.
     """
     files = context.folder.round(step.number)
     _stage(context, step, "compact", functools.partial(stream_step.write, context, step))
     files.pruned.write({})
-    recover_step.write_result(files.recovery(), RecoveryResult())
+    left = files.streamed
+    if not registry.trains(context.recoveries(step)):
+        recover_step.write_result(files.recovery(), RecoveryResult())
+    else:
+        left = files.trained
+        # what the training takes is written behind its weights
+        if not (files.recovery().exists() and left.is_complete()):
+            stream_step.divide(context, step)
+            _stage(context, step, "recover", lambda: recover_step.recover_round(context, step, 0))
     with narration.stage(context, step, "recover", "saving"):
-        save_streamed.save(context, step, files.model(), files.streamed)
+        save_streamed.save(context, step, files.model(), left)
 
 
 def _prune(context: "RunContext", step: "Round") -> None:

@@ -206,6 +206,7 @@ def _task(
         ),
         trains_on_template=inputs.trains_on_template(config, context.inputs.tokenizer),
         has_own_ffn=_has_own_ffn(context),
+        leave=context.now.leave,
     )
     return _extended(context, task, step, extension) if extension else task
 

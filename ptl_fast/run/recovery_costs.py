@@ -5,7 +5,7 @@ N is the number of parameters.
 
 from typing import TYPE_CHECKING
 
-from ptl_fast.config.trainer import read_deepspeed
+from ptl_fast.config.trainer import zero_stage
 from ptl_fast.model import flops
 from ptl_fast.model.parts import parameters_beside
 from ptl_fast.model.widths import ffn_width, num_active_experts, num_experts
@@ -72,10 +72,20 @@ def training_bytes(
     size = itemsize(config, chosen(config.run.dry_run_gpus)[1])
     state = _state_bytes(num_parameters, config, num_gpus, size)
     training = _activation_bytes(model, config, size)
-    if config.trainer.deepspeed is not None and _zero_stage(config) == 3:
+    divides = config.trainer.deepspeed is not None and _zero_stage(config) == 3
+    if divides and not stays_divided(config, config.recovery.all_recoveries, num_gpus):
         # at the end every rank gathers the whole model, beside its part of the state
         training = max(training, size * num_parameters)
     return state + size * (others + beside) + training
+
+
+def stays_divided(config: "Config", names: list[str], num_gpus: int) -> bool:
+    """Whether no rank has the whole model before and after ZeRO-3 divides it, if nothing else runs
+    it: its layers come from the disk.
+    """
+    divides = num_gpus > 1 and zero_stage(config.trainer.deepspeed) == 3
+    streams = config.model.stream and not config.evaluation.tasks
+    return streams and divides and registry.takes_divided(names)
 
 
 def hours(num_flops: float, num_gpus: int, gpu: Gpu) -> float:
@@ -125,8 +135,7 @@ def _zero_stage(config: "Config") -> int:
         ValueError: the DeepSpeed file's is not 0, 1, 2 or 3 (such as "auto").
     """
     assert config.trainer.deepspeed is not None
-    zero = read_deepspeed(config.trainer.deepspeed).get("zero_optimization", {})
-    stage = zero.get("stage", 0) if isinstance(zero, dict) else zero
+    stage = zero_stage(config.trainer.deepspeed)
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         raise ValueError(
             f"--deepspeed {config.trainer.deepspeed}: its ZeRO stage is {stage}; for --dry-run,"

@@ -19,6 +19,7 @@ from ptl_fast.model import (
     loading,
     padding,
     precision,
+    saved_model_check,
     saved_shards_check,
 )
 from ptl_fast.model.layers import on_meta
@@ -50,6 +51,7 @@ def save(
     name = save_step.name(context)
     shards = sorted(pruned.path.glob("*.safetensors"))
 
+    @saved_model_check.on_this_rank_alone()
     def write(path: Path) -> None:
         for file in (*shards, pruned.index.path, pruned.path / "config.json"):
             shutil.copyfile(file, path / file.name)

@@ -237,9 +237,11 @@ def _piece(config: "PretrainedConfig", itemsize: int) -> int:
 
 
 def _stays_on_disk(each: Round) -> bool:
-    """Whether nothing loads the smaller model: as ``stream_step.stays_on_disk``, from settings."""
-    measures = each.config.evaluation.tasks
-    return each.config.model.stream and not measures and not registry.trains(each.names)
+    """Whether no process has the smaller model: as ``stream_step.stays_on_disk``, from settings."""
+    config, (num_devices, _) = each.config, chosen(each.config.run.dry_run_gpus)
+    if registry.trains(each.names):
+        return recovery_costs.stays_divided(config, each.names, num_devices)
+    return config.model.stream and not config.evaluation.tasks
 
 
 def _recovery(each: Round) -> Cost:
@@ -251,7 +253,10 @@ def _recovery(each: Round) -> Cost:
     found = recovery_costs.training_hours(parts, each.after, each.config, num_devices, device)
     args = (each.after, each.original, each.config, num_devices)
     own = recovery_costs.training_bytes(*args)
-    return _cost(RECOVERY, None if found is None else 3600 * found, device, own, 0)
+    # read and written a layer or a tensor at a time
+    size = recovery_costs.itemsize(each.config, device)
+    host = _piece(each.after, size) if _stays_on_disk(each) else 0
+    return _cost(RECOVERY, None if found is None else 3600 * found, device, own, host)
 
 
 def _saving(each: Round) -> Cost:

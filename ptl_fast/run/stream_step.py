@@ -6,16 +6,20 @@ no other model is in memory. Plan, statistics and weights are those of ``run.pru
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptl_fast.base import distributed
 from ptl_fast.base.console import say
 from ptl_fast.baselines import SCORERS
-from ptl_fast.model import loading, precision
+from ptl_fast.config.trainer import zero_stage
+from ptl_fast.model import divided, families, loading, precision
 from ptl_fast.model.layers_on_disk import LayersOnDisk
 from ptl_fast.pruning.round_kinds import neuron_scores
 from ptl_fast.recovery import registry
 from ptl_fast.run import prune_step, streamed
+from ptl_fast.run.context import LoadedModel
 from ptl_fast.run.rounds import kind_of
 from ptl_fast.run.weights import check_embeddings, load_folder
 from ptl_fast.scoring import ridge
@@ -61,12 +65,13 @@ def plan_round(context: "RunContext", step: "Round") -> dict[str, Any]:
 
 
 def stays_on_disk(context: "RunContext", step: "Round") -> bool:
-    """Whether nothing runs the whole model that such a round leaves: it is neither trained nor
-    measured.
+    """Whether no process has the whole model that such a round leaves: it is not measured, and not
+    trained, or as ZeRO-3 divides it over the ranks.
     """
-    measures = context.tasks or context.inputs.checked_documents
-    trains = registry.trains(context.recoveries(step))
-    return applies(context, step) and not measures and not trains
+    measures, names = context.tasks or context.inputs.checked_documents, context.recoveries(step)
+    trainer, divides = context.config.trainer, distributed.world_size() > 1
+    divides = divides and zero_stage(trainer.deepspeed) == 3 and registry.takes_divided(names)
+    return applies(context, step) and not measures and (divides or not registry.trains(names))
 
 
 def write(context: "RunContext", step: "Round") -> None:
@@ -74,6 +79,24 @@ def write(context: "RunContext", step: "Round") -> None:
     if not context.folder.round(step.number).streamed.is_complete():
         _walk(context, step)
     context.release()
+
+
+def divide(context: "RunContext", step: "Round") -> None:
+    """Load the pruned checkpoint divided over the ranks; its training leaves it in ``trained``."""
+    files, settings = context.folder.round(step.number), context.config.model
+    context.release()
+    config = loading.load_config(str(files.streamed.path))
+    computed = precision.as_computed(settings, context.device, context.original)
+    dtype = loading.computed_dtype(computed, context.device, config)
+    model = divided.load(files.streamed.path, config, dtype, context.device)
+    loading.set_attention_(model, settings, context.device)
+    context.loaded = LoadedModel(
+        model=model,
+        family=families.find_family(model),
+        leave=functools.partial(
+            divided.write, model, files.streamed, files.trained, context.saved_dtype
+        ),
+    )
 
 
 def prune(context: "RunContext", step: "Round") -> None:

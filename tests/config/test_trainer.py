@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ptl_fast.config.trainer import TrainerSettings, read_deepspeed
+from ptl_fast.config.trainer import TrainerSettings, read_deepspeed, zero_stage
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,8 @@ def test_several_trackers_are_named_with_commas(report_to: str, names: list[str]
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
 def test_shipped_deepspeed_files_are_found_by_name(name: str) -> None:
     assert read_deepspeed(name)["zero_optimization"]["stage"] == int(name[-1])
+    assert zero_stage(name) == int(name[-1])
+    assert zero_stage(None) == 0
 
 
 @pytest.mark.parametrize(

@@ -118,3 +118,9 @@ def test_unknown_names_list_the_choices() -> None:
 def test_what_trains_nothing_stands_alone(names: list[str], is_final: bool, allowed: bool) -> None:
     with contextlib.nullcontext() if allowed else pytest.raises(ValueError, match="none trains no"):
         registry.check_idle("--recovery", names, is_final)
+
+
+def test_only_one_method_that_knows_it_takes_a_divided_model() -> None:
+    assert registry.takes_divided(["cpt"])
+    for names in (["none"], ["distill"], ["cpt", "grpo"], []):
+        assert not registry.takes_divided(names)

@@ -91,6 +91,18 @@ def test_what_stays_on_disk_needs_a_layer_to_the_end() -> None:
         assert whole.device_bytes > 0.6 * weights
 
 
+def test_what_stays_divided_is_never_whole_on_a_device() -> None:
+    """On 64 devices a whole 8B model is more than what one has of its training."""
+    many = ["--dry-run-gpus", "64xH100-80GB", "--stream", "--deepspeed", "zero3"]
+    divided, whole = costs(*many, "--eval-tasks", "none"), costs(*many)
+    weights = 2 * flops.count_weights(flops.resized(WIDE, 9344, 32)).num_parameters
+    assert whole["recovery"].device_bytes > weights > 2 * divided["recovery"].device_bytes
+    assert divided["saving"].host_bytes < weights < whole["saving"].host_bytes
+    # distillation has its teacher, and its method does not take a divided model
+    distilled = costs(*many, "--eval-tasks", "none", "--recovery", "distill")
+    assert distilled["recovery"].device_bytes > weights
+
+
 def test_rounds_add_up_and_the_largest_counts() -> None:
     one, two = costs(), costs(rounds=2)
     assert seconds(two["scoring"]) > 1.5 * seconds(one["scoring"])
