@@ -265,6 +265,8 @@ def _needed_bytes(context: RunContext) -> int:
     # an extension of recovery needs the model it starts from until its own is saved
     num_models = config.run.keep_rounds + 1 + (context.rounds.gate_on is not None)
     num_models += 1  # final/
+    # the shards of pruning, and those of a training that was divided
+    num_models += 2 * config.model.stream
     size = sizes.predicted_size(context.original, None, config.data.sequence_length)
     weights = size["num_parameters"] * 4 * (num_models + 3 + num_moments)
     planned = [

@@ -91,5 +91,6 @@ def line(original: "PretrainedConfig", config: "Config") -> str:
     needed = streaming_bytes(original, config) / memory.GIB
     return (
         f"--stream: pruning needs about {needed:.1f} GiB (bf16, one layer at a time; an estimate),"
-        " however many layers there are; evaluation and recovery need the smaller model."
+        " however many layers there are; evaluation needs the smaller model, and so does"
+        " recovery, but for cpt with zero3 on several ranks."
     )
