@@ -1,8 +1,6 @@
 """``python -m ptl_fast``: lists and runs the subcommands, as the command ptl-fast does."""
 
-import sys
-
-from ptl_fast.run.subcommands import main
+from ptl_fast.run.subcommands import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

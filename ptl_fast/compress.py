@@ -10,6 +10,6 @@ import ptl_fast
 from ptl_fast.run import subcommands
 
 if __name__ == "__main__":
-    sys.exit(subcommands.main(["compress", *sys.argv[1:]]))
+    subcommands.command(["compress", *sys.argv[1:]])
 # the import system binds what stands here to ptl_fast.compress: the function, not this module
 sys.modules[__name__] = ptl_fast.compress  # type: ignore[assignment]

@@ -70,9 +70,11 @@ SUBCOMMANDS = {
 }
 
 
-def command() -> NoReturn:
-    """The installed command ptl-fast: a process that is this and nothing else."""
-    leave(main())
+def command(arguments: Sequence[str] | None = None) -> NoReturn:
+    """``main`` in a process that is this and nothing else, which it ends: the installed command
+    ptl-fast, ``python -m``, and each rank of a launcher.
+    """
+    leave(main(arguments))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from ptl_fast.run import subcommands
+
 # Three rounds of a tiny random model.
 RUN = {
     "device": "cpu",
@@ -53,6 +55,7 @@ def main(arguments: list[str]) -> Any:
     """``python -m ptl_fast.compress ARGUMENTS`` in this process; returns the exit code."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["ptl_fast.compress", *arguments])
+        patch.setattr(subcommands, "leave", sys.exit)  # it would end this process
         with pytest.raises(SystemExit) as ended:
             runpy.run_module("ptl_fast.compress", run_name="__main__")
     return ended.value.code
