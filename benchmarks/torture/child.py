@@ -98,6 +98,8 @@ def run_ranks(flags: list[str], folder: Path, seconds: float | None = None) -> E
             stdout=said,
             stderr=told,
             start_new_session=True,
+            # an abort in a library says where it was
+            env={**os.environ, "PYTHONFAULTHANDLER": "1"},
         )
         try:
             process.wait(600 if seconds is None else seconds)

@@ -18,6 +18,8 @@ from benchmarks.torture.child import Fault
 from benchmarks.torture.trial import RUNS, Inputs, empty, fault_of, result, shuffled
 
 SAME, LINE = "the undisturbed result", "one line"
+# of what ranks told before they were lost: torchrun's summary comes last, and is 1,000 long
+TOLD = 6000
 NUM_RANDOM_KILLS, NUM_RANK_KILLS, NUM_COMMAND_KILLS = 100, 20, 10
 SECONDS_OF_AN_INPUT = 60.0
 
@@ -112,7 +114,7 @@ def ranks(bench: Bench) -> Iterator[Case]:
         child.run_ranks(given, empty(bench.folder), after)
         ended = child.run_ranks(given, bench.folder)
         same = SAME if result(bench.folder) == whole else "another result"
-        yield Case(f"after {after:.1f} s", same if ended.code == 0 else ended.told[-300:])
+        yield Case(f"after {after:.1f} s", same if ended.code == 0 else ended.told[-TOLD:])
 
 
 def command_kills(bench: Bench) -> Iterator[Case]:
