@@ -24,8 +24,8 @@ NUM_PROMPTS, NUM_TOKENS = 6, 12
 BEYOND = 64  # tokens of a prompt beyond the window
 WITHOUT_WINDOW = 256  # tokens of a prompt for a model without one
 UNDECIDED = 0.05  # nats between the two likeliest tokens; bf16 moves logits by about as much
-Greedy = Callable[[Path, list[list[int]], int], list[list[int]]]
-"""(file, prompts, number of tokens) -> the greedy tokens of each prompt."""
+Greedy = Callable[[list[int], int], list[int]]
+"""(prompt, number of tokens) -> at most so many greedy tokens after it, by a loaded engine."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,9 @@ def check(model: Path, file: Path, quantized: bool) -> bool:
         return True
     prompts = make_prompts(model)
     expected, decided = by_transformers(model, prompts)
-    found = compare(expected, decided, ENGINES[engine](file, prompts, NUM_TOKENS))
+    greedy = ENGINES[engine](file, max(map(len, prompts)) + NUM_TOKENS)
+    made = [greedy(prompt, NUM_TOKENS) for prompt in progress(prompts, "llama.cpp: prompt")]
+    found = compare(expected, decided, made)
     say(
         f"Greedy tokens equal to transformers': {found.num_equal} of {found.num_compared}, after"
         f" {len(prompts)} prompts of {len(prompts[0])} tokens ({engine})."
@@ -154,28 +156,28 @@ def _greedy(model: Any, ids: "Tensor") -> tuple[list[int], list[bool]]:
     return tokens, sure
 
 
-def by_llama_cpp_python(file: Path, prompts: list[list[int]], number: int) -> list[list[int]]:
-    """Greedy tokens by llama-cpp-python."""
+def load_llama_cpp_python(file: Path, context: int) -> Greedy:
+    """A GGUF file in llama-cpp-python, for prompts and answers of at most ``context`` tokens."""
     import torch
     from llama_cpp import Llama
 
-    threads, context = torch.get_num_threads(), max(map(len, prompts)) + number
-    model = Llama(str(file), n_ctx=context, n_threads=threads, verbose=False)
-    every = []
-    for prompt in progress(prompts, "llama.cpp: prompt"):
+    model = Llama(str(file), n_ctx=context, n_threads=torch.get_num_threads(), verbose=False)
+
+    def greedy(prompt: list[int], number: int) -> list[int]:
         tokens = model.generate(prompt, temp=0.0, top_k=1, repeat_penalty=1.0, reset=True)
-        every.append([token for token, _ in zip(tokens, range(number), strict=False)])
-    return every
+        return [token for token, _ in zip(tokens, range(number), strict=False)]
+
+    return greedy
 
 
-def by_xllamacpp(file: Path, prompts: list[list[int]], number: int) -> list[list[int]]:
-    """Greedy tokens by xllamacpp, llama.cpp's server in this process."""
+def load_xllamacpp(file: Path, context: int) -> Greedy:
+    """The same in xllamacpp, llama.cpp's server in this process."""
     import torch
     import xllamacpp
 
     settings = xllamacpp.CommonParams()
     settings.model.path = str(file)
-    settings.n_ctx = max(map(len, prompts)) + number
+    settings.n_ctx = context
     settings.n_parallel = 1
     settings.warmup = False
     settings.verbosity = 0
@@ -183,14 +185,17 @@ def by_xllamacpp(file: Path, prompts: list[list[int]], number: int) -> list[list
     settings.cpuparams.n_threads = torch.get_num_threads()
     settings.cpuparams_batch.n_threads = torch.get_num_threads()
     server = xllamacpp.Server(settings)
-    asked = {"n_predict": number, "temperature": 0, "logprobs": 1, "ignore_eos": False}
-    every = []
-    for prompt in progress(prompts, "llama.cpp: prompt"):
-        answer = server.handle_completions({**asked, "prompt": prompt, "cache_prompt": False})
-        content = answer["choices"][0]["logprobs"]["content"]
-        every.append([token["id"] for token in content])
-    return every
+    asked = {"temperature": 0, "logprobs": 1, "ignore_eos": False, "cache_prompt": False}
+
+    def greedy(prompt: list[int], number: int) -> list[int]:
+        answer = server.handle_completions({**asked, "prompt": prompt, "n_predict": number})
+        return [token["id"] for token in answer["choices"][0]["logprobs"]["content"]]
+
+    return greedy
 
 
-ENGINES: dict[str, Greedy] = {"llama_cpp": by_llama_cpp_python, "xllamacpp": by_xllamacpp}
-"""{module: greedy tokens by it}."""
+ENGINES: dict[str, Callable[[Path, int], Greedy]] = {
+    "llama_cpp": load_llama_cpp_python,
+    "xllamacpp": load_xllamacpp,
+}
+"""{module: (file, tokens of a prompt and its answer) -> the engine with that file loaded}."""

@@ -68,7 +68,7 @@ def test_other_tokens_fail_only_where_weights_are_exact(
     make_model("llama").save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     # an engine's module that is always there
-    engine = {"json": lambda file, prompts, number: [[-1] * number for _ in prompts]}
+    engine = {"json": lambda file, context: lambda prompt, number: [-1] * number}
     monkeypatch.setattr(engine_tokens, "ENGINES", engine)
     monkeypatch.setattr(engine_tokens, "UNDECIDED", 0.0)
     assert engine_tokens.check(tmp_path, tmp_path / "x.gguf", quantized) is passes
