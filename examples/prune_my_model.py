@@ -11,12 +11,14 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from ptl_kernels import collect_statistics, compact_ffn_, find_gated_ffns
 
 DEMO = Path(__file__).parents[1] / "ptl_fast" / "demo" / "model"
 TEXTS = ["Question: 3 + 4 * 2?\nAnswer: 3 + 4 * 2 = 3 + 8 = 11", "Question: 7 - 5?\nAnswer: 2"]
 KEEP = 0.5
+logging.disable_progress_bar()
 
 
 def main(name: str, output: str) -> None:

@@ -28,3 +28,9 @@ def test_titles_of_a_table_that_is_too_wide_get_lines() -> None:
         "| dense | 1.0000 |",
         "after",
     ]
+    # nothing is left to break: the spaces go
+    assert markdown.fitted(text, 15).splitlines()[-3:] == [
+        "|----:|-----:|",
+        "|dense|1.0000|",
+        "after",
+    ]
