@@ -1,9 +1,11 @@
 """Runs that prune the same model on the same tokens calibrate once: the sizes of one method differ
-in how many neurons go, not in what is measured, nor in the order of elimination.
+in how many neurons go, not in what is measured, nor in the order of elimination, and methods read
+different statistics of the same activations.
 
 What a run computes is what it computes alone, bit for bit; statistics, Gram matrices and the prices
 of neurons are kept in memory from the run before, where that had the same weights, tokens and
-arguments.
+arguments. A pass without Gram matrices or gradients takes every other statistic, whatever was asked
+for, so that the next method needs none.
 """
 
 import copy
@@ -20,7 +22,7 @@ import xxhash
 
 from ptl_fast.scoring import reconstruction, statistics
 from ptl_fast.scoring.gram import GramMatrices
-from ptl_fast.scoring.statistics import Statistics
+from ptl_fast.scoring.statistics import BACKWARD, NOTHING, Extra, Statistics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,6 +30,12 @@ if TYPE_CHECKING:
 # what a GramMatrices object has once all layers' matrices are finished
 FINISHED = ("taken", "choices", "means", "num_rows", "at_once")
 MOST_STATISTICS = 16  # small beside the Gram matrices, of which there is one set
+# what a forward pass can take besides, and the fields that it fills
+FORWARD: dict[Extra, tuple[str, ...]] = {
+    "sums": ("sum_LI", "absolute_LI", "maximum_LI"),
+    "angles": ("angle_L",),
+    "documents": ("document_LI", "num_documents"),
+}
 
 
 @dataclass
@@ -53,20 +61,33 @@ def one_calibration() -> Iterator[None]:
     solved: list[Solved] = []
     begun: WeakKeyDictionary[GramMatrices, tuple[str, Statistics]] = WeakKeyDictionary()
 
-    def collect_once(model: "PreTrainedModel", *given: Any, **named: Any) -> Statistics:
-        if any(isinstance(each, GramMatrices) for each in (*given, *named.values())):
-            return collect(model, *given, **named)
-        key = _key(model, given, named)
+    def collect_once(
+        model: "PreTrainedModel",
+        family: Any,
+        tokens: Any,
+        batch_size: int,
+        description: str = "calibrate",
+        extra: frozenset[Extra] = NOTHING,
+        grams: GramMatrices | None = None,
+    ) -> Statistics:
+        if grams is not None:
+            return collect(model, family, tokens, batch_size, description, extra, grams)
+        taken = extra if BACKWARD & extra else frozenset(FORWARD)
+        key = _key(model, (tokens, batch_size, taken))
         if key not in measured:
-            measured[key] = collect(model, *given, **named)
+            measured[key] = collect(model, family, tokens, batch_size, description, taken)
             for oldest in list(measured)[:-MOST_STATISTICS]:
                 del measured[oldest]
-        return copy.deepcopy(measured[key])
+        found = copy.deepcopy(measured[key])
+        for unasked in taken - extra:
+            for name in FORWARD[unasked]:
+                setattr(found, name, None)
+        return found
 
     def with_grams_once(
         model: "PreTrainedModel", family: Any, tokens: Any, batch_size: int, *given: Any
     ) -> tuple[Statistics, GramMatrices]:
-        key = _key(model, (tokens, batch_size, *given), {})
+        key = _key(model, (tokens, batch_size, *given))
         for each in solved:
             if each.key == key:
                 # protected text and ridge are the last three arguments
@@ -98,13 +119,13 @@ def one_calibration() -> Iterator[None]:
         yield
 
 
-def _key(model: "PreTrainedModel", given: tuple[Any, ...], named: dict[str, Any]) -> str:
+def _key(model: "PreTrainedModel", given: tuple[Any, ...]) -> str:
     """A digest of the weights and of the arguments of a pass."""
     digest = xxhash.xxh3_128()
     for name, weight in model.state_dict().items():
         digest.update(name.encode())
         _add(digest, weight)
-    for each in (*given, *(part for pair in sorted(named.items()) for part in pair)):
+    for each in given:
         _add(digest, each)
     return digest.hexdigest()
 

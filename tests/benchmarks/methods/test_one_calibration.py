@@ -14,7 +14,11 @@ from ptl_fast.scoring import reconstruction, statistics
 from support.reasoning import SETTINGS
 
 SIZES: list[dict[str, Any]] = [{"keep": 0.75}, {"keep": 0.5}, {"keep": 0.5, "scorer": "random"}]
-PEER: dict[str, Any] = {"scorer": "wanda", "compensate": False}
+PEERS: list[dict[str, Any]] = [
+    {"keep": keep, "scorer": name, "compensate": False}
+    for name, keep in (("wanda", 0.75), ("wanda", 0.5), ("flap", 0.5), ("minitron", 0.5))
+]
+LAYERS: dict[str, Any] = {"keep": 1.0, "drop_layers": 1, "compensate_layers": False}
 
 
 @pytest.fixture
@@ -46,21 +50,25 @@ def counted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[Non
 def test_sizes_and_scorers_of_one_calibration_are_those_of_runs_of_their_own(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cases = [*SIZES, {"keep": 0.75, **PEER}, {"keep": 0.5, **PEER}, {"keep": 0.5, "seed": 1}]
-    passes = counted(monkeypatch, statistics, "collect_with_grams")
+    layers = [{**LAYERS, "layer_scorer": name} for name in ("block-influence", "angular")]
+    cases = [*SIZES, *PEERS, *layers, {"keep": 0.5, "seed": 1}]
+    with_grams = counted(monkeypatch, statistics, "collect_with_grams")
+    passes = counted(monkeypatch, statistics, "collect")
     eliminations = counted(monkeypatch, reconstruction, "prices")
     found: list[list[bytes]] = []
     numbers = []
     for context in (contextlib.nullcontext(), one_calibration()):
-        passes.clear()
-        eliminations.clear()
+        for calls in (with_grams, passes, eliminations):
+            calls.clear()
         with context:
             folder = tmp_path / str(len(found))
             found.append(
                 [weights(bench, folder / str(each), case) for each, case in enumerate(cases)]
             )
-        numbers.append((len(passes), len(eliminations)))
+        numbers.append((len(with_grams), len(passes) - len(with_grams), len(eliminations)))
     assert found[0] == found[1]
-    assert len(set(found[0])) == len(cases), "all of them differ"
-    # of the sizes one has measured for all; another seed draws other tokens
-    assert numbers == [(4, 3), (2, 2)]
+    different = len(cases) - len(layers)
+    assert len(set(found[0])) >= different, "two layer scores may name the same layer"
+    # one has measured for all, with and without Gram matrices; another seed draws other tokens.
+    # every run also looks whether one short sequence passes the model: 10 passes, of which 2 differ
+    assert numbers == [(4, 16, 3), (2, 3, 2)]
