@@ -162,7 +162,7 @@ class RunFolder(RunFiles):
         if before != now:
             raise ValueError(
                 f"{self.path} holds a run on other data or weights"
-                f" ({', '.join(_different(before, now))}); give another --output, or --overwrite"
+                f" ({', '.join(different(before, now))}); give another --output, or --overwrite"
             )
         return differing
 
@@ -376,12 +376,12 @@ def _name(state: dict[str, Any]) -> str:
     return checksums.of_bytes(json.dumps({**state, "config": config}, sort_keys=True).encode())[:16]
 
 
-def _different(before: Any, now: Any, name: str = "state.json") -> list[str]:
+def different(before: Any, now: Any, name: str = "state.json") -> list[str]:
     """The names of what differs in two nested dicts."""
     if not isinstance(before, dict) or not isinstance(now, dict):
         return [] if before == now else [name]
     names = dict.fromkeys([*before, *now])
-    return [each for key in names for each in _different(before.get(key), now.get(key), key)]
+    return [each for key in names for each in different(before.get(key), now.get(key), key)]
 
 
 def _without_untaken(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ before anything is written: a run that is refused leaves the folder as it was.
 """
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from ptl_fast.run import (
     layers_left,
     model_memory,
     quality_gate,
+    rank_agreement,
     recover_step,
     repair,
     rounds,
@@ -99,7 +101,9 @@ def prepare(config: "Config") -> RunContext:
     read, data = inputs.load(config, tasks, plan.schedule, original.get_text_config().vocab_size)
     checks.check_answers(read.loaded_tasks, original)
     # a folder continues only a run with the same settings and the same inputs
-    folder = RunFolder(output, {"config": identity, "inputs": read.fingerprint})
+    state = {"config": identity, "inputs": read.fingerprint}
+    rank_agreement.check({**state, "plan": [asdict(step) for step in plan.schedule]})
+    folder = RunFolder(output, state)
     context = RunContext(
         config=config,
         device=device,

@@ -5,6 +5,7 @@ start them.
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -139,6 +140,36 @@ def test_two_ranks_spend_the_budget_as_one_does(
     for name in ("recovery_tokens", "recovery_steps"):
         assert [each[name] for each in one] == [each[name] for each in two]
     assert_alike(tmp_path / "one", tmp_path / "two")
+
+
+def test_two_nodes_that_meet_by_rendezvous_equal_one(
+    tiny_run: dict[str, str], environment: dict[str, str], python: str, tmp_path: Path
+) -> None:
+    """Two launchers of one rank each, on one machine."""
+    settings = {**tiny_run, **RUN, "rounds": 1, "recovery_tokens": 4000}
+    run_ranks({**settings, "output": "one"}, tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = f"127.0.0.1:{free.getsockname()[1]}"
+    node = ["torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    node += ["--rdzv-backend", "c10d", "--rdzv-endpoint", meeting, "-m"]
+    nodes = [
+        subprocess.Popen(
+            command(node, {**settings, "output": "two"}),
+            cwd=tmp_path,
+            env={**environment, "PYTHON_EXEC": python},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    ended = [each.communicate(timeout=600) for each in nodes]
+    assert [each.returncode for each in nodes] == [0, 0], ended
+    told = "".join(out for out, _ in ended)
+    assert told.count("Result: two/final") == 1, "only one rank reports"
+    runs = [tmp_path / run / "final" / "model.safetensors" for run in ("one", "two")]
+    assert runs[0].read_bytes() == runs[1].read_bytes()
 
 
 @pytest.fixture
