@@ -2,8 +2,8 @@
 
 Rank 0 is the main rank, which alone writes files and prints. Without a process group, every
 function answers for a single process and torch is not imported, so that commands which only print
-start quickly. join, barrier, agree, gathered, summed and largest are collective: every rank must
-call them.
+start quickly. join, barrier, agree, gathered, divided, summed and largest are collective: every
+rank must call them.
 """
 
 import datetime
@@ -12,11 +12,14 @@ import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from torch import Tensor
 
 T = TypeVar("T")
+R = TypeVar("R")
 
-# Of a collective: the other ranks wait while one evaluates, which can take hours. PyTorch's
+# Of a collective: the other ranks wait while one judges answers, which can take hours. PyTorch's
 # default, at most half an hour, would end the run.
 TIMEOUT = datetime.timedelta(hours=24)
 
@@ -103,6 +106,20 @@ def gathered(value: T) -> list[T]:
     values: list[Any] = [None] * group.get_world_size()
     group.all_gather_object(values, value)
     return values
+
+
+def divided(compute: "Callable[[Sequence[T]], Sequence[R]]", items: "Sequence[T]") -> "list[R]":
+    """Return every item's result on every rank, in the items' order; each rank computes those of
+    every world_size-th item. The results are pickled.
+
+    Args:
+        compute: some items to their results, one each.
+    """
+    num_ranks = world_size()
+    results: list[Any] = [None] * len(items)
+    for each, part in enumerate(gathered(compute(items[rank() :: num_ranks]))):
+        results[each::num_ranks] = part
+    return results
 
 
 def summed(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":

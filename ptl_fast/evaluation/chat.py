@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ptl_fast.base import distributed
 from ptl_fast.base.progress import progress
 from ptl_fast.data.answers import BOXED_REQUEST
 from ptl_fast.evaluation import kept_answers
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ptl_fast.config.evaluation import EvaluationSettings
-    from ptl_fast.data.generation import Answer
+    from ptl_fast.data.generation import Answer, Sampling
 
 Row = dict[str, Any]
 """A problem, in the columns that its task's loader makes."""
@@ -216,9 +217,10 @@ def run(
     mean; ``cut_off``, ``repeating``: shares of the answers; ``seconds_per_answer``: wall-clock
     time of generation, in batches of ``batch_size``.
 
-    The answers depend on the model and the settings alone: the seed is fixed.
+    The answers depend on the model and the settings alone: the seed is fixed. Each rank answers and
+    judges a share of the batches, and all must call this; the seconds of all ranks are added.
     """
-    from ptl_fast.data.generation import Sampling, answer_all
+    from ptl_fast.data.generation import Sampling
 
     samples: list[list[Judged]] = []
     kept: list[KeptAnswer] = []
@@ -227,13 +229,38 @@ def run(
         sampling = Sampling(
             max_new_tokens=loaded.max_tokens, temperature=loaded.temperature, seed=number
         )
-        start = time.perf_counter()
-        answers = answer_all(model, tokenizer, loaded.prompts, sampling, batch_size, description)
-        seconds += time.perf_counter() - start
+        answers, taken = _answer(model, tokenizer, loaded, sampling, batch_size, description)
+        seconds += taken
         judged = judge_all(tokenizer, loaded.task, loaded.problems, answers, description)
         samples.append(judged)
         kept = kept or _kept(tokenizer, loaded, answers, judged)
     return Measured(summary(samples, seconds), kept)
+
+
+def _answer(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    loaded: LoadedChat,
+    sampling: "Sampling",
+    batch_size: int,
+    description: str,
+) -> "tuple[list[Answer], float]":
+    """One answer to each problem, and the seconds that they took, those of all ranks added."""
+    from ptl_fast.data.generation import answer_batch, by_length
+
+    def answer(batch: Sequence[int]) -> "tuple[list[Answer], float]":
+        start = time.perf_counter()
+        found = answer_batch(model, tokenizer, [loaded.prompts[index] for index in batch], sampling)
+        return found, time.perf_counter() - start
+
+    batches = by_length(loaded.prompts, batch_size)
+    found = distributed.divided(
+        lambda some: [answer(batch) for batch in progress(some, description)], batches
+    )
+    answers: dict[int, Answer] = {}
+    for batch, (given, _) in zip(batches, found, strict=True):
+        answers.update(zip(batch, given, strict=True))
+    return [answers[index] for index in range(len(answers))], sum(taken for _, taken in found)
 
 
 def _kept(
@@ -266,9 +293,13 @@ def judge_all(
     answers: "Sequence[Answer]",
     description: str,
 ) -> list[Judged]:
-    """Judge one answer to each problem, in the problems' order."""
-    pairs = progress(zip(problems, answers, strict=True), f"{description}: judge", len(problems))
-    return [judge(tokenizer, task, row, answer) for row, answer in pairs]
+    """Judge one answer to each problem, in the problems' order; each rank a share of them."""
+
+    def judge_some(pairs: "Sequence[tuple[Row, Answer]]") -> list[Judged]:
+        shown = progress(pairs, f"{description}: judge")
+        return [judge(tokenizer, task, row, answer) for row, answer in shown]
+
+    return distributed.divided(judge_some, list(zip(problems, answers, strict=True)))
 
 
 def judge(

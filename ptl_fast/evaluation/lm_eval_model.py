@@ -7,7 +7,7 @@ twice. That is what its memory goes to, and it knows no limit: on a CPU the proc
 import contextlib
 import copy
 import os
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
 import lm_eval.api.model
@@ -16,6 +16,7 @@ import lm_eval.models.huggingface
 import torch
 from lm_eval.models.huggingface import HFLM
 
+from ptl_fast.base import distributed
 from ptl_fast.base.progress import Steps
 
 if TYPE_CHECKING:
@@ -24,12 +25,50 @@ if TYPE_CHECKING:
 # Of the device's memory, what the logits of a batch may take. Of all of it, not of what is free, so
 # that a run has the same batches, and rounds alike, each time.
 LOGITS_SHARE = 1 / 8
+BLOCK = 32  # at most so many neighbouring requests are one rank's
 
 
 class SizedModel(HFLM):
-    """lm-eval's model, whose batches of log-likelihoods are as large as asked for, or as fit."""
+    """lm-eval's model, whose batches of log-likelihoods are as large as asked for, or as fit, and
+    whose requests all ranks answer a share of: see ``divided``.
+    """
 
-    def _loglikelihood_tokens(
+    def _loglikelihood_tokens(self, requests: list[Any], *given: Any, **named: Any) -> list[Any]:
+        return self._divide("_own_loglikelihoods", requests, given, named)
+
+    def generate_until(self, requests: list[Any], *given: Any, **named: Any) -> list[str]:
+        return self._divide("_own_texts", requests, given, named)
+
+    def _divide(self, *asked: Any) -> list[Any]:
+        """On the main rank: have all ranks answer."""
+        distributed.agree(asked)
+        return self._answer(*asked)
+
+    def _answer(
+        self, method: str, requests: list[Any], given: tuple[Any, ...], named: dict[str, Any]
+    ) -> list[Any]:
+        """Every request's answer, on all ranks; each answers a share of them."""
+
+        def answer(blocks: Sequence[list[Any]]) -> list[list[Any]]:
+            own = [request for block in blocks for request in block]
+            found = iter(getattr(self, method)(own, *given, **named) if own else ())
+            return [[next(found) for _ in block] for block in blocks]
+
+        # of neighbours, as the answers to choose from often share their forward pass
+        size = min(BLOCK, -(-len(requests) // distributed.world_size())) or 1
+        blocks = [requests[first : first + size] for first in range(0, len(requests), size)]
+        return [each for block in distributed.divided(answer, blocks) for each in block]
+
+    def serve(self) -> None:
+        """On every other rank: answer a share of what the main rank asks, until it has finished."""
+        while (asked := distributed.agree(None)) is not None:
+            self._answer(*asked)
+
+    def _own_texts(self, requests: list[Any], *given: Any, **named: Any) -> list[str]:
+        texts: list[str] = super().generate_until(requests, *given, **named)
+        return texts
+
+    def _own_loglikelihoods(
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         asked: int = self.batch_size_per_gpu  # type: ignore[has-type]  # lm-eval leaves it out
@@ -94,6 +133,20 @@ def reporting(description: str) -> Iterator[None]:
     finally:
         for module, own in zip(modules, before, strict=True):
             module.tqdm = own
+
+
+@contextlib.contextmanager
+def divided(model: SizedModel) -> Iterator[SizedModel]:
+    """The model to evaluate on the main rank; on the others, which have answered their share of its
+    requests, the body has nothing left to do.
+    """
+    if not distributed.is_main():
+        model.serve()
+    try:
+        yield model
+    finally:
+        if distributed.is_main():
+            distributed.agree(None)
 
 
 def make(

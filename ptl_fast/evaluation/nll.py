@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ptl_fast.base import distributed
 from ptl_fast.base.progress import progress
 from ptl_fast.data import chats as chats_module
 from ptl_fast.data.batching import pad_right
@@ -28,6 +29,8 @@ def answer_nll(
     batch_size: int,
     max_length: int,
     description: str = NLL,
+    *,
+    divide: bool = False,
 ) -> dict[str, float]:
     """Return {"nll": mean negative log-likelihood per answer token, in nats}.
 
@@ -35,37 +38,54 @@ def answer_nll(
     Of a chat all turns of the assistant count, each with the token that ends it.
     Documents are truncated to ``max_length`` tokens. Logits of a batch exist a part at a time.
 
+    Args:
+        divide: whether each rank takes a share of the batches, to the same result bit for bit; all
+            must call this, with whole models.
+
     Raises:
         ValueError: no document has an answer token within ``max_length`` tokens.
     """
     model.eval()
-    total, count = torch.zeros((), dtype=torch.float64), 0
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     # by length: a batch then has little padding
     ordered = sorted(documents, key=lambda document: len(document.text))
-    for first in progress(range(0, len(ordered), batch_size), description):
-        batch = ordered[first : first + batch_size]
-        encoded = _encoded(tokenizer, batch)
-        input_ids = pad_right([ids for ids, _ in encoded], pad)
-        counted = pad_right([answers for _, answers in encoded], 0).bool()
-        # position t predicts token t + 1
-        counted = counted[:, 1:max_length].to(model.device)
-        input_ids = input_ids[:, :max_length].to(model.device)
-        following = input_ids[:, 1:][counted]
-        # after the last token there is nothing to predict
-        wanted = torch.nn.functional.pad(counted, (0, 1))
-        for logits, part in wanted_logits(model, input_ids, wanted):
-            loss = torch.nn.functional.cross_entropy(
-                logits.float(), following[part], reduction="sum"
-            )
-            total += loss.double().cpu()
-        count += int(counted.sum())
+    batches = [ordered[first : first + batch_size] for first in range(0, len(ordered), batch_size)]
+
+    def losses_of(some: Sequence[Sequence["Document"]]) -> list[tuple[list[float], int]]:
+        shown = progress(some, description)
+        return [_batch_losses(model, tokenizer, batch, max_length) for batch in shown]
+
+    found = distributed.divided(losses_of, batches) if divide else losses_of(batches)
+    total, count = sum(loss for losses, _ in found for loss in losses), sum(n for _, n in found)
     if not count:
         raise ValueError(
             f"evaluation task {description}: the documents hold no answer tokens within"
             f" {max_length} tokens"
         )
-    return {NLL: (total / count).item()}
+    return {NLL: total / count}
+
+
+def _batch_losses(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    batch: Sequence["Document"],
+    max_length: int,
+) -> tuple[list[float], int]:
+    """The sums of the answer tokens' losses, a part of the batch each, and how many these are."""
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    encoded = _encoded(tokenizer, batch)
+    input_ids = pad_right([ids for ids, _ in encoded], pad)
+    counted = pad_right([answers for _, answers in encoded], 0).bool()
+    # position t predicts token t + 1
+    counted = counted[:, 1:max_length].to(model.device)
+    input_ids = input_ids[:, :max_length].to(model.device)
+    following = input_ids[:, 1:][counted]
+    # after the last token there is nothing to predict
+    wanted = torch.nn.functional.pad(counted, (0, 1))
+    losses = []
+    for logits, part in wanted_logits(model, input_ids, wanted):
+        loss = torch.nn.functional.cross_entropy(logits.float(), following[part], reduction="sum")
+        losses.append(loss.item())
+    return losses, int(counted.sum())
 
 
 def _encoded(

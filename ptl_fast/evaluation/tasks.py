@@ -154,8 +154,10 @@ def run_tasks(
     limit: int | None,
     description: str,
 ) -> tuple[dict[str, dict[str, float]], dict[str, list[KeptAnswer]]]:
-    """Evaluate the model on the main rank, and return on every rank {label: {metric: value}} and,
-    of the tasks that ask for answers, {label: answers to the first problems}.
+    """Evaluate the model, and return on every rank {label: {metric: value}} and, of the tasks that
+    ask for answers, {label: answers to the first problems}.
+
+    All ranks must call this, with whole models: each takes a share of what is to be answered.
 
     Args:
         nll_documents: {label: documents} of the tasks that are ``nll``.
@@ -169,12 +171,13 @@ def run_tasks(
     """
     results: dict[str, dict[str, float]] = {}
     answers: dict[str, list[KeptAnswer]] = {}
-    for task in tasks if distributed.is_main() else []:
+    for task in tasks:
         label, named = task.label, f"{description}: {task.label}"
         own = loaded.get(label)
         if own is None:
+            documents = nll_documents[label]
             results[label] = answer_nll(
-                model, tokenizer, nll_documents[label], batch_size, NLL_MAX_LENGTH, named
+                model, tokenizer, documents, batch_size, NLL_MAX_LENGTH, named, divide=True
             )
             continue
         if isinstance(own, LoadedChat):
@@ -184,7 +187,7 @@ def run_tasks(
         results[label] = measured.metrics
         if measured.answers:
             answers[label] = measured.answers
-    # shared before the check, so that every rank raises and none waits for ever
+    # the seconds differ, and the others of an lm-eval task know nothing of its metrics
     results, answers = distributed.agree((results, answers))
     for label, values in results.items():
         for metric, value in values.items():
@@ -204,7 +207,11 @@ def run_lm_eval(
     limit: int | None,
     description: str = "",
 ) -> Measured:
-    """Run one loaded lm-eval task; return {metric: value}, accuracies in [0, 1], and answers."""
+    """Run one loaded lm-eval task; return {metric: value}, accuracies in [0, 1], and answers.
+
+    lm-eval runs on the main rank, whose model has the others answer a share of its requests: all
+    must call this, and the others return nothing.
+    """
     # here, as importing lm-eval takes seconds
     from lm_eval.evaluator import evaluate
 
@@ -212,9 +219,14 @@ def run_lm_eval(
 
     (task,) = loaded["tasks"].values()
     generates = task.OUTPUT_TYPE == "generate_until"
-    with lm_eval_model.reporting(description):
+    with (
+        lm_eval_model.reporting(description),
+        lm_eval_model.divided(lm_eval_model.make(model, tokenizer, batch_size)) as answering,
+    ):
+        if not distributed.is_main():
+            return Measured({}, [])
         results = evaluate(
-            lm=lm_eval_model.make(model, tokenizer, batch_size),
+            lm=answering,
             task_dict=loaded,
             limit=limit,
             bootstrap_iters=0,  # no standard errors, which are left out below

@@ -115,7 +115,7 @@ def common_arguments(model: "PreTrainedModel", task: "RecoveryTask") -> dict[str
         "seed": task.seed,
         "use_cpu": on_cpu,
         "dataloader_pin_memory": not on_cpu,
-        # hours: ranks wait in a collective while the main rank evaluates
+        # hours: the other ranks wait in a collective while the main rank judges answers
         "ddp_timeout": int(distributed.TIMEOUT.total_seconds()),
         "deepspeed": deepspeed_settings(task.trainer.deepspeed, on_cpu),
         "disable_tqdm": True,  # the Progress callback has its own bar

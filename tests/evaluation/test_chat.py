@@ -150,13 +150,13 @@ def test_samples_are_drawn_anew_even_one_by_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made: list[list[Answer]] = []
-    original = generation.answer_all
+    original = generation.answer_batch
 
     def noted(*arguments: Any) -> list[Answer]:
         made.append(original(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(generation, "answer_all", noted)
+    monkeypatch.setattr(generation, "answer_batch", noted)
     chats = with_template(tokenizer, TEMPLATE, adds_tokens=False)
     loaded = load(
         f"ptl_gsm8k_chat={gsm8k_file(tmp_path / 'a.jsonl', 2)}",
@@ -166,8 +166,9 @@ def test_samples_are_drawn_anew_even_one_by_one(
         eval_temperature=5.0,
     )
     found, kept = chat.run(demo_model, chats, loaded, 1, "test")
-    first = [tokenizer.decode(each.tokens, skip_special_tokens=True) for each in made[0]]
+    # a batch of one problem each, twice for every sample
+    first = [tokenizer.decode(batch[0].tokens, skip_special_tokens=True) for batch in made[:2]]
     assert [each["answer"] for each in kept] == first, "of several answers the first are kept"
     assert {name for name in found if name.startswith("pass")} == {"pass@1", "pass@2", "pass@3"}
-    assert len({tuple(sample[0].tokens) for sample in made}) == 3
+    assert len({tuple(batch[0].tokens) for batch in made[::2]}) == 3
     assert EvaluationSettings(eval_samples=3).sampling_temperature == 0.6
