@@ -35,7 +35,7 @@ svg text{fill:var(--fg)}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.2rem 1rem;padding:0;margin:.3rem 0;
 font-size:.85rem}
 .key{display:inline-block;width:.8em;height:.8em;border-radius:.2em;margin-right:.4em}
-.dashed{height:0;border-top:2px dashed var(--fg);border-radius:0;vertical-align:middle}
+.dashed{height:0;width:1.6em;border-top:2px dashed var(--fg);border-radius:0;vertical-align:middle}
 .k0{background:var(--c0)}.k1{background:var(--c1)}.k2{background:var(--c2)}
 .k3{background:var(--c3)}.k4{background:var(--c4)}.k5{background:var(--c5)}
 pre.said{white-space:pre-wrap;padding:0;margin:0}

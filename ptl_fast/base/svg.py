@@ -16,6 +16,7 @@ ROW = 22  # height of a row of bars
 LETTER = 7  # at most about the mean width of one in a label
 NUM_COLOURS = 6
 LARGEST_DOT, SMALLEST_DOT = 6.0, 3.0  # radius
+AWAY = 9  # between an axis and its numbers, where a dot may lie on it
 
 Point = tuple[float, float]
 
@@ -239,13 +240,13 @@ def _axes(x_scale: _Scale, y_scale: _Scale) -> str:
         parts.append(
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
-        parts.append(_text(LEFT - 6, y + 4, short(tick), "end"))
+        parts.append(_text(LEFT - AWAY, y + 4, short(tick), "end"))
     for tick in x_scale.ticks:
-        parts.append(_text(x_scale(tick), bottom + 16, short(tick), "middle"))
+        parts.append(_text(x_scale(tick), bottom + AWAY + 9, short(tick), "middle"))
     parts.append(
         f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>'
     )
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, bottom + 34, x_scale.title, "middle"))
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, bottom + 36, x_scale.title, "middle"))
     parts.append(_text(2, 12, y_scale.title, "start"))
     return "".join(parts)
 
