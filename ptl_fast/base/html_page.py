@@ -22,8 +22,7 @@ table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums
 th,td{padding:.25rem .6rem;border-bottom:1px solid var(--rule);text-align:right;vertical-align:top}
 th:first-child,td:first-child{text-align:left}
 td.text{text-align:left}
-svg{display:block;width:100%;max-width:27rem;margin:0 auto;height:auto;
-font:12px system-ui,sans-serif}
+svg{display:block;width:100%;max-width:30rem;height:auto;font:12px system-ui,sans-serif}
 svg text{fill:var(--fg)}
 .grid{stroke:var(--rule)}.axis{stroke:var(--soft)}
 .guide{stroke:var(--fg);stroke-dasharray:4 3}.frame{fill:none;stroke:var(--rule)}
