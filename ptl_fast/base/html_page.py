@@ -14,14 +14,15 @@ font:16px/1.5 system-ui,sans-serif;overflow-wrap:break-word}
 h1{font-size:1.6rem;line-height:1.2}h2{font-size:1.2rem;margin-top:2rem}
 h3{font-size:1rem;margin:0 0 .3rem}section>h3{margin-top:1.2rem}
 p.how{color:var(--soft);font-size:.9rem;margin:.3rem 0}
-.grid2{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr))}
+.grid2{display:grid;gap:1rem;align-items:start;
+grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr))}
 .card{background:var(--box);border-radius:.5rem;padding:.8rem;min-width:0}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .6rem;border-bottom:1px solid var(--rule);text-align:right;vertical-align:top}
 th:first-child,td:first-child{text-align:left}
 td.text{text-align:left}
-svg{display:block;width:100%;height:auto;font:12px system-ui,sans-serif}
+svg{display:block;width:100%;max-width:30rem;height:auto;font:12px system-ui,sans-serif}
 svg text{fill:var(--fg)}
 .grid{stroke:var(--rule)}.axis{stroke:var(--soft)}
 .guide{stroke:var(--fg);stroke-dasharray:4 3}.frame{fill:none;stroke:var(--rule)}
@@ -33,6 +34,7 @@ svg text{fill:var(--fg)}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.2rem 1rem;padding:0;margin:.3rem 0;
 font-size:.85rem}
 .key{display:inline-block;width:.8em;height:.8em;border-radius:.2em;margin-right:.4em}
+.dashed{height:0;width:1.6em;border-top:2px dashed var(--fg);border-radius:0;vertical-align:middle}
 .k0{background:var(--c0)}.k1{background:var(--c1)}.k2{background:var(--c2)}
 .k3{background:var(--c3)}.k4{background:var(--c4)}.k5{background:var(--c5)}
 pre.said{white-space:pre-wrap;padding:0;margin:0}

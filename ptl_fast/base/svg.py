@@ -15,6 +15,8 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 12, 28, 44  # the upper margin has the y axis's t
 ROW = 22  # height of a row of bars
 LETTER = 7  # at most about the mean width of one in a label
 NUM_COLOURS = 6
+LARGEST_DOT, SMALLEST_DOT = 6.0, 3.0  # radius
+AWAY = 9  # between an axis and its numbers, where a dot may lie on it
 
 Point = tuple[float, float]
 
@@ -28,62 +30,83 @@ class Series:
     joined: bool = True
 
 
+@dataclass(frozen=True)
+class Axis:
+    """What a chart's axis counts or measures."""
+
+    title: str
+    is_count: bool = False
+    """Whether its values are whole numbers from 0 on, so that only such are written at it."""
+    most: float | None = None
+    """What a value can be at most, such as 100 of a percentage."""
+
+
 def plot(
     series: Sequence[Series],
     *,
     title: str,
-    x_title: str,
-    y_title: str,
+    x: Axis,
+    y: Axis,
     guide: tuple[str, float] | None = None,
-    most: float | None = None,
 ) -> str:
-    """A chart of points.
+    """A chart of points; later series have smaller dots, so that they cover no earlier one.
 
     Args:
         title: what a reader of the screen hears.
         guide: (name, y) of a dashed line across.
-        most: what y can be at most, such as 100 of a percentage.
     """
     points = [point for each in series for point in each.points]
-    heights = [y for _, y in points] + ([guide[1]] if guide else [])
-    x_scale = _Scale([x for x, _ in points], LEFT, WIDTH - RIGHT)
-    y_scale = _Scale(heights, HEIGHT - BOTTOM, TOP, most)
-    parts = [_axes(x_scale, y_scale, x_title, y_title)]
+    heights = [up for _, up in points] + ([guide[1]] if guide else [])
+    x_scale = _Scale([left for left, _ in points], LEFT, WIDTH - RIGHT, x)
+    y_scale = _Scale(heights, HEIGHT - BOTTOM, TOP, y)
+    parts = [_axes(x_scale, y_scale)]
     for number, each in enumerate(series):
         parts.append(_points(each, number, x_scale, y_scale))
     # above the lines that it is compared with
     if guide:
-        y = y_scale(guide[1])
+        height = f"{y_scale(guide[1]):.1f}"
         parts.append(
-            f'<line class="guide" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<line class="guide" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height}" y2="{height}"/>'
         )
-        parts.append(_text(WIDTH - RIGHT, y - 4, guide[0], "end"))
-    return figure(title, HEIGHT, parts) + legend([each.name for each in series])
+    names = [each.name for each in series]
+    return figure(title, HEIGHT, parts) + legend(names, guide[0] if guide else None)
 
 
 def _points(series: Series, number: int, x_scale: "_Scale", y_scale: "_Scale") -> str:
     places = [(x_scale(x), y_scale(y)) for x, y in series.points]
     colour, parts = number % NUM_COLOURS, []
+    radius = max(SMALLEST_DOT, LARGEST_DOT - 1.5 * number)
     if series.joined:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline class="line c{colour}" points="{path}"/>')
     for (x, y), (left, up) in zip(places, series.points, strict=True):
         told = escape(f"{series.name}: {short(left)}, {short(up)}")
         parts.append(
-            f'<circle class="dot c{colour}" cx="{x:.1f}" cy="{y:.1f}" r="4">'
+            f'<circle class="dot c{colour}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}">'
             f"<title>{told}</title></circle>"
         )
     return "".join(parts)
 
 
 def histogram(
-    counts: Sequence[int], low: float, high: float, *, title: str, x_title: str, cut: float | None
+    counts: Sequence[int],
+    low: float,
+    high: float,
+    *,
+    title: str,
+    x_title: str,
+    counted: str,
+    cut: float | None,
 ) -> str:
-    """Columns of equal width over [low, high], with a dashed line at ``cut``."""
-    x_scale = _Scale([low, high], LEFT, WIDTH - RIGHT)
-    y_scale = _Scale([0, *counts], HEIGHT - BOTTOM, TOP)
+    """Columns of equal width over [low, high], with a dashed line at ``cut``.
+
+    Args:
+        counted: what there are so many of.
+    """
+    x_scale = _Scale([low, high], LEFT, WIDTH - RIGHT, Axis(x_title))
+    y_scale = _Scale([0, *counts], HEIGHT - BOTTOM, TOP, Axis(counted, is_count=True))
     step = (WIDTH - RIGHT - LEFT) / max(1, len(counts))
-    parts = [_axes(x_scale, y_scale, x_title, "neurons")]
+    parts = [_axes(x_scale, y_scale)]
     for number, count in enumerate(counts):
         y = y_scale(count)
         parts.append(
@@ -95,7 +118,8 @@ def histogram(
         parts.append(
             f'<line class="guide" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
         )
-        parts.append(_text(x + 4, TOP + 10, "cut", "start"))
+        # over the columns, which would make it hard to read
+        parts.append(_text(x, TOP - 4, "cut", "middle"))
     return figure(title, HEIGHT, parts)
 
 
@@ -164,38 +188,44 @@ def figure(title: str, height: float, parts: Sequence[str]) -> str:
     )
 
 
-def legend(names: Sequence[str]) -> str:
-    """The colours' names, in the order of the series."""
+def legend(names: Sequence[str], guide: str | None = None) -> str:
+    """The colours' names, in the order of the series, and the dashed line's."""
     items = [
         f'<li><span class="key k{number % NUM_COLOURS}"></span>{escape(name)}</li>'
         for number, name in enumerate(names)
     ]
+    if guide is not None:
+        items.append(f'<li><span class="key dashed"></span>{escape(guide)}</li>')
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
 class _Scale:
     """A linear map from values to places, with round numbers to write at the axis."""
 
-    def __init__(
-        self, values: Sequence[float], start: float, end: float, most: float | None = None
-    ) -> None:
+    def __init__(self, values: Sequence[float], start: float, end: float, axis: Axis) -> None:
         low, high = min(values, default=0.0), max(values, default=1.0)
         # one value alone has room around it
         if high - low <= 1e-12 * max(abs(high), abs(low), 1e-30):
             margin = abs(high) / 10 or 1.0
             low, high = low - margin, high + margin
-            high = high if most is None else min(high, most)
+            low = max(low, 0.0) if axis.is_count else low
+            high = high if axis.most is None else min(high, axis.most)
         self.low, self.high, self.start, self.end = low, high, start, end
-        self.ticks = [each for each in _ticks(low, high) if most is None or each <= most]
+        self.title = axis.title
+        self.ticks = [
+            each
+            for each in _ticks(low, high, least_step=1 if axis.is_count else 0)
+            if axis.most is None or each <= axis.most
+        ]
 
     def __call__(self, value: float) -> float:
         share = (value - self.low) / (self.high - self.low)
         return self.start + share * (self.end - self.start)
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Two to six round numbers in [low, high]."""
-    rough = (high - low) / 4
+def _ticks(low: float, high: float, least_step: float = 0) -> list[float]:
+    """Two to six round numbers in [low, high]; fewer if it is no longer than ``least_step``."""
+    rough = max((high - low) / 4, least_step)
     power = 10 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
@@ -203,21 +233,21 @@ def _ticks(low: float, high: float) -> list[float]:
     return [number * step for number in range(first, last + 1)]
 
 
-def _axes(x_scale: _Scale, y_scale: _Scale, x_title: str, y_title: str) -> str:
+def _axes(x_scale: _Scale, y_scale: _Scale) -> str:
     bottom, parts = HEIGHT - BOTTOM, []
     for tick in y_scale.ticks:
         y = y_scale(tick)
         parts.append(
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
-        parts.append(_text(LEFT - 6, y + 4, short(tick), "end"))
+        parts.append(_text(LEFT - AWAY, y + 4, short(tick), "end"))
     for tick in x_scale.ticks:
-        parts.append(_text(x_scale(tick), bottom + 16, short(tick), "middle"))
+        parts.append(_text(x_scale(tick), bottom + AWAY + 9, short(tick), "middle"))
     parts.append(
         f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>'
     )
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, bottom + 34, x_title, "middle"))
-    parts.append(_text(2, 12, y_title, "start"))
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, bottom + 36, x_scale.title, "middle"))
+    parts.append(_text(2, 12, y_scale.title, "start"))
     return "".join(parts)
 
 

@@ -15,7 +15,7 @@ from ptl_fast.base import console, markdown, svg
 from ptl_fast.base.atomic_files import write_atomically
 from ptl_fast.base.html_page import card, cards, note, page, section, table
 from ptl_fast.base.run_files import RunFiles
-from ptl_fast.base.svg import Series
+from ptl_fast.base.svg import Axis, Series
 from ptl_fast.config.config import WITHOUT
 from ptl_fast.run import metric_names, tables
 
@@ -185,9 +185,8 @@ def _chart(reports: Reports, metric: Metric) -> str:
     chart = svg.plot(
         series,
         title=f"{name}, by size",
-        x_title="parameters",
-        y_title=f"{read_as.name}, %" if read_as.is_share else read_as.name,
-        most=100.0 if read_as.is_share else None,
+        x=Axis("parameters", is_count=True),
+        y=Axis(f"{read_as.name}, %", most=100.0) if read_as.is_share else Axis(read_as.name),
     )
     return card(f"{name}, by size", chart, read_as.how)
 

@@ -14,9 +14,17 @@ from ptl_fast.base.html_page import (
     section,
     table,
 )
-from ptl_fast.base.svg import Series
+from ptl_fast.base.svg import Axis, Series
 from ptl_fast.evaluation.chat import COSTS, SECONDS
-from ptl_fast.run import example_answers, metric_names, score_charts, summary, tables, verdict
+from ptl_fast.run import (
+    example_answers,
+    metric_names,
+    recover_step,
+    score_charts,
+    summary,
+    tables,
+    verdict,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +33,14 @@ if TYPE_CHECKING:
 
 Metric = tuple[str, str]
 """(task, metric)"""
+
+COLUMNS = [
+    "dense: the original model, before anything went; of dense: the share of its parameters or"
+    " FLOPs that is left.",
+    "FLOPs a token: additions and multiplications that the model needs for each token.",
+    "MiB: its weights on disk. seconds: what the round took on this machine, evaluation included.",
+]
+ROUND = Axis("round", is_count=True)
 
 
 def to_html(report: dict[str, Any], rounds: "Sequence[RoundHistory]", text: str) -> str:
@@ -43,6 +59,7 @@ def to_html(report: dict[str, Any], rounds: "Sequence[RoundHistory]", text: str)
         told.insert(0, report["stopped"])
     lessons = {metric_names.reading(metric).name: metric for _, metric in found}
     how = [f"{name}: {metric_names.reading(each).how}" for name, each in lessons.items()]
+    how += COLUMNS
     return page(
         f"{report['config']['model']}, compressed",
         [
@@ -123,11 +140,10 @@ def _scaled(metric: Metric, value: float) -> float:
     return 100 * value if metric_names.reading(metric[1]).is_share else value
 
 
-def _axis(metric: Metric) -> dict[str, Any]:
+def _axis(metric: Metric) -> Axis:
     """The y axis of a metric's chart."""
-    is_share = metric_names.reading(metric[1]).is_share
-    name = metric_names.reading(metric[1]).name
-    return {"y_title": f"{name}, %" if is_share else name, "most": 100.0 if is_share else None}
+    read = metric_names.reading(metric[1])
+    return Axis(f"{read.name}, %", most=100.0) if read.is_share else Axis(read.name)
 
 
 def _by_round(report: dict[str, Any], metric: Metric) -> str:
@@ -136,16 +152,37 @@ def _by_round(report: dict[str, Any], metric: Metric) -> str:
         return ""
     dense = report["dense"]["eval"][metric[0]][metric[1]]
     chart = svg.plot(
-        [
-            Series("after pruning", _points(records, "round", "eval_pruned", metric)),
-            Series("after recovery", _points(records, "round", "eval", metric)),
-        ],
+        _before_and_after(records, metric),
         title=f"{name} by round",
-        x_title="round",
+        x=ROUND,
+        y=_axis(metric),
         guide=("dense model", _scaled(metric, dense)),
-        **_axis(metric),
     )
-    return card(f"{name}, by round", chart, metric_names.reading(metric[1]).how)
+    how = f"{metric_names.reading(metric[1]).how} The dense model is the original."
+    return card(f"{name}, by round", chart, how)
+
+
+def _before_and_after(records: list[dict[str, Any]], metric: Metric) -> list[Series]:
+    """A metric before and after recovery, by round.
+
+    A round that trained nothing, or whose training was undone, has the pruned model's evaluation
+    as its own: that is no measurement after recovery.
+    """
+    trained = [each for each in records if _has_trained(each)]
+    undone = [each for each in trained if each.get("worse_recovery", {}).get("undone")]
+    stayed = [each for each in trained if each not in undone]
+    worse = [{"round": each["round"], "eval": each["worse_recovery"]["eval"]} for each in undone]
+    series = [
+        Series("after pruning", _points(records, "round", "eval_pruned", metric)),
+        Series("after recovery", _points(stayed, "round", "eval", metric)),
+        Series("after a recovery that was undone", _points(worse, "round", "eval", metric), False),
+    ]
+    return [each for each in series if each.points]
+
+
+def _has_trained(record: dict[str, Any]) -> bool:
+    """Whether the round's recovery, or an extension of it, changed the model."""
+    return any(map(recover_step.has_trained, [record, *record.get("extra_recovery", [])]))
 
 
 def _by_size(report: dict[str, Any], metric: Metric) -> str:
@@ -159,8 +196,8 @@ def _by_size(report: dict[str, Any], metric: Metric) -> str:
             Series("dense", _points([dense], "num_parameters", "eval", metric)),
         ],
         title=f"size against {name}",
-        x_title="parameters",
-        **_axis(metric),
+        x=Axis("parameters", is_count=True),
+        y=_axis(metric),
     )
     how = "Each dot is a model of this run. Pick the smallest whose quality you can accept."
     return card(f"{name}, by size", chart, how)
@@ -178,7 +215,7 @@ def _shrinking(dense: dict[str, Any], records: list[dict[str, Any]]) -> str:
         for name, key in (("parameters", "num_parameters"), ("FLOPs a token", "flops_per_token"))
     ]
     name = "Size by round"
-    chart = svg.plot(series, title=name, x_title="round", y_title="% of dense")
+    chart = svg.plot(series, title=name, x=ROUND, y=Axis("% of dense"))
     return card(name, chart, "Lower is smaller and cheaper; round 0 is the dense model.")
 
 
@@ -194,7 +231,7 @@ def _speed(report: dict[str, Any]) -> str:
     ]
     if not series:
         return ""
-    chart = svg.plot(series, title="Seconds an answer", x_title="round", y_title="seconds")
+    chart = svg.plot(series, title="Seconds an answer", x=ROUND, y=Axis("seconds"))
     how = "Measured here while evaluating, in the evaluation's batches. Lower is faster."
     return card("Seconds an answer", chart, how)
 
@@ -208,7 +245,11 @@ def _time(records: list[dict[str, Any]]) -> str:
         (f"round {each['round']}", [each["seconds"][name] for name in names]) for each in records
     ]
     chart = svg.stacked_bars(rows, names, title="Seconds by stage")
-    return card("Seconds by stage", chart, "Where the run's time went, on this machine.")
+    how = (
+        "Where the run's time went, on this machine: calibrate scores on the data what may go,"
+        " compact removes it, recover trains, evaluate measures."
+    )
+    return card("Seconds by stage", chart, how)
 
 
 def _why(rounds: "Sequence[RoundHistory]") -> list[str]:

@@ -32,13 +32,14 @@ def distributions(rounds: Sequence[RoundHistory]) -> list[str]:
         counts = values.histc(NUM_BINS, low, high).int().tolist()
         what = "log10(score / its layer's cut)" if is_logarithm else "score less its layer's cut"
         name = f"Scores of round {each.number}"
-        chart = svg.histogram(counts, low, high, title=name, x_title=what, cut=0.0)
-        what = "Neurons" if each.plan.kept_experts is None else "Experts"
+        counted = "neurons" if each.plan.kept_experts is None else "experts"
+        chart = svg.histogram(counts, low, high, title=name, x_title=what, counted=counted, cut=0.0)
         charts.append(
             card(
                 name,
                 chart,
-                f"{what} of all layers. Left of the line went, right of it stayed: a valley at the"
+                f"{counted.capitalize()} of all layers; a score estimates how much the model needs"
+                " each. Left of the line went, right of it stayed: a valley at the"
                 " line is an easy choice, a peak a hard one.",
             )
         )

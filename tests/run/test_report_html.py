@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from ptl_fast import compress
-from ptl_fast.run import publish
+from ptl_fast.run import publish, report_html
 from support.runs import RUN, as_flags, kill_at
 
 
@@ -46,6 +46,89 @@ def test_a_page_of_every_kind_of_run(
         assert name in text
         assert str(value) in text
     assert ("Scores of round 1" in text) is (options.get("keep") != 1.0)
+
+
+def quality_dots(page: ElementTree.Element) -> list[str]:
+    """What the dots of the chart of quality by round are called, with round and value."""
+    svg = next(each for each in page.iter("svg") if each.get("aria-label", "").endswith("by round"))
+    return ["".join(each.itertext()) for each in svg.iter("circle")]
+
+
+def test_rounds_that_trained_nothing_show_the_pruned_model_alone(
+    tiny_run: dict[str, str], tmp_path: Path
+) -> None:
+    settings = {**tiny_run, **RUN, "rounds": 2, "recovery": "none"}
+    report = compress(**{**settings, "output": tmp_path / "run"})
+    page = parsed(tmp_path / "run" / "report.html")
+    assert quality_dots(page) == [
+        f"after pruning: {each['round']}, {each['eval_pruned']['nll']['nll']:.4g}"
+        for each in report["rounds"]
+    ]
+    assert "after recovery" not in "".join(page.itertext()).partition("Everything else")[0]
+
+
+def test_trained_rounds_have_a_dot_before_and_one_after(
+    tiny_run: dict[str, str], tmp_path: Path
+) -> None:
+    settings = {**tiny_run, **RUN, "rounds": 1, "recovery_tokens": 2000}
+    report = compress(**{**settings, "undo_recovery": False, "output": tmp_path / "run"})
+    (record,) = report["rounds"]
+    assert quality_dots(parsed(tmp_path / "run" / "report.html")) == [
+        f"after pruning: 1, {record['eval_pruned']['nll']['nll']:.4g}",
+        f"after recovery: 1, {record['eval']['nll']['nll']:.4g}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("extra", "shown"),
+    [
+        pytest.param({}, ["after pruning"], id="untrained"),
+        pytest.param({"recovery_steps": 3}, ["after pruning", "after recovery"], id="trained"),
+        pytest.param({"grpo": {}}, ["after pruning", "after recovery"], id="on-problems"),
+        pytest.param(
+            {"extra_recovery": [{"recovery_steps": 3}]},
+            ["after pruning", "after recovery"],
+            id="trained-by-an-extension",
+        ),
+        pytest.param(
+            {
+                "recovery_steps": 3,
+                "worse_recovery": {"undone": True, "eval": {"nll": {"nll": 2.5}}},
+            },
+            ["after pruning", "after a recovery that was undone"],
+            id="undone",
+        ),
+        pytest.param(
+            {
+                "recovery_steps": 3,
+                "worse_recovery": {"undone": False, "eval": {"nll": {"nll": 2.0}}},
+            },
+            ["after pruning", "after recovery"],
+            id="worse-and-kept",
+        ),
+    ],
+)
+def test_only_what_was_measured_has_a_dot(extra: dict[str, Any], shown: list[str]) -> None:
+    evaluation = {"nll": {"nll": 2.0}}
+    record = {"round": 1, "eval": evaluation, "eval_pruned": evaluation, "recovery_steps": 0}
+    series = report_html._before_and_after([{**record, **extra}], ("nll", "nll"))
+    assert [each.name for each in series] == shown
+    values = [y for each in series for _, y in each.points]
+    assert values[0] == 2.0
+    assert values[1:] == [2.5 if "undone" in name else 2.0 for name in shown[1:]]
+
+
+def test_rounds_are_counted_in_whole_numbers(tiny_run: dict[str, str], tmp_path: Path) -> None:
+    compress(**{**tiny_run, **RUN, "rounds": 1, "recovery": "none", "output": tmp_path / "run"})
+    page = parsed(tmp_path / "run" / "report.html")
+    told = {
+        svg.attrib["aria-label"]: [
+            each.text for each in svg.iter("text") if each.get("text-anchor") == "middle"
+        ]
+        for svg in page.iter("svg")
+    }
+    assert told["loss on held-out answers by round"] == ["1", "round"]
+    assert told["Size by round"] == ["0", "1", "round"]
 
 
 def test_a_page_needs_nothing_from_elsewhere(tiny_run: dict[str, str], tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def test_every_neuron_is_in_the_distribution() -> None:
     (chart,) = score_charts.distributions([history()])
     assert len(rectangles(chart, "fill c0")) == score_charts.NUM_BINS
     assert "Scores of round 1" in chart
+    assert ">neurons</text>" in chart
     values, is_logarithm = score_charts._from_the_cut(history())
     assert is_logarithm
     # two of each layer on either side of the cut
