@@ -4,13 +4,14 @@
 
 Each pair is a model folder and what the engine reads. The greedy tokens of each are compared with
 those of transformers in float32, after prompts longer than the attention window, as the export
-does it. With --lengths the first model is then timed beside each other one, by turns: a prompt with
-its first token, and the tokens after it one by one (a run with them less a run without, in the same
-turn). The prediction is the ratio of FLOPs for prompts, and of the bytes of weights and cache for
-the tokens after them.
+does it, and with --cut also after their first tokens alone. With --lengths the first model is then
+timed beside each other one, by turns: a prompt with its first token, and the tokens after it one by
+one (a run with them less a run without, in the same turn). The prediction is the ratio of FLOPs for
+prompts, and of the bytes of weights and cache for the tokens after them.
 """
 
 import argparse
+import functools
 import importlib.metadata
 import statistics
 from collections.abc import Callable, Iterator
@@ -32,8 +33,13 @@ NEW_TOKENS = 32
 COLUMNS = ["prompt", "what", "dense s", "pruned s", "times as fast", "p20 to p80", "predicted"]
 
 
-def load_ctranslate2(folder: Path, context: int) -> engine_tokens.Greedy:
-    """A converted folder in CTranslate2, in float32."""
+def load_ctranslate2(folder: Path, context: int, stepwise: bool = False) -> engine_tokens.Greedy:
+    """A converted folder in CTranslate2, in float32.
+
+    Args:
+        stepwise: whether prompts are read a token at a time, which the engine does where it returns
+            them. Only there does it keep a window: a prompt in one pass attends to all before it.
+    """
     import ctranslate2
     from tokenizers import Tokenizer
 
@@ -48,13 +54,13 @@ def load_ctranslate2(folder: Path, context: int) -> engine_tokens.Greedy:
         words = [names.id_to_token(token) for token in prompt]
         result = model.generate_batch(
             [words],
-            max_length=number,
-            min_length=number,
+            max_length=number + stepwise * len(prompt),
+            min_length=number + stepwise * len(prompt),
             sampling_topk=1,
-            include_prompt_in_result=False,
+            include_prompt_in_result=stepwise,
             end_token=[],
         )
-        return list(result[0].sequences_ids[0])
+        return list(result[0].sequences_ids[0])[stepwise * len(prompt) :]
 
     return greedy
 
@@ -97,16 +103,26 @@ def load_openvino(folder: Path, context: int) -> engine_tokens.Greedy:
 ENGINES: dict[str, Callable[[Path, int], engine_tokens.Greedy]] = {
     **engine_tokens.ENGINES,
     "ctranslate2": load_ctranslate2,
+    "ctranslate2_stepwise": functools.partial(load_ctranslate2, stepwise=True),
     "openvino": load_openvino,
 }
-PACKAGES = {"llama_cpp": "llama-cpp-python"}
+PACKAGES = {"llama_cpp": "llama-cpp-python", "ctranslate2_stepwise": "ctranslate2"}
 ALL_LOGITS = {"openvino"}
 """Engines whose model file computes the logits of every position of a prompt."""
 
 
-def compared(folder: Path, file: Path, load: Callable[[Path, int], engine_tokens.Greedy]) -> Any:
-    """A row of tokens: how many are equal to transformers', of how many."""
-    prompts = engine_tokens.make_prompts(folder)
+def compared(
+    folder: Path,
+    file: Path,
+    load: Callable[[Path, int], engine_tokens.Greedy],
+    length: int | None = None,
+) -> dict[str, Any]:
+    """A row of tokens: how many are equal to transformers', of how many.
+
+    Args:
+        length: of the prompts, from their beginning; None: whole.
+    """
+    prompts = [prompt[:length] for prompt in engine_tokens.make_prompts(folder)]
     greedy = load(file, len(prompts[0]) + engine_tokens.NUM_TOKENS)
     made = [greedy(prompt, engine_tokens.NUM_TOKENS) for prompt in prompts]
     found = engine_tokens.compare(*engine_tokens.by_transformers(folder, prompts), made)
@@ -220,6 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("engine", choices=list(ENGINES))
     parser.add_argument("pairs", nargs="+", metavar="FOLDER=FILE", help="the dense model first")
+    parser.add_argument("--cut", type=int, help="compares also after this many tokens of a prompt")
     parser.add_argument("--lengths", nargs="*", type=int, default=[], help="of timed prompts")
     parser.add_argument("--turns", type=int, default=9, help="at least 2")
     parser.add_argument("--dtype", default="float32", help="of the weights in the engine's files")
@@ -231,9 +248,15 @@ def main(arguments: list[str] | None = None) -> None:
         pairs = [(Path(a), Path(b)) for a, _, b in (pair.partition("=") for pair in options.pairs)]
         about = environment("cpu")
         version = importlib.metadata.version(PACKAGES.get(options.engine, options.engine))
-        rows = [compared(*pair, ENGINES[options.engine]) for pair in pairs]
-        for row in rows:
-            print(f"{row['file']}: {row['equal']} of {row['compared']} tokens equal", flush=True)
+        rows = []
+        for pair in pairs:
+            for length in [None, options.cut] if options.cut else [None]:
+                rows.append(row := compared(*pair, ENGINES[options.engine], length))
+                print(
+                    f"{row['file']}: {row['equal']} of {row['compared']} tokens equal after prompts"
+                    f" of {row['prompt_length']}",
+                    flush=True,
+                )
         times = list(speeds(options.engine, pairs, options)) if options.lengths else []
         if times:
             print(to_markdown([COLUMNS, *map(cells, times)]))

@@ -1,7 +1,9 @@
 """The comparison of other engines, with an engine that answers as transformers does."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,8 +32,8 @@ def test_an_engine_is_compared_and_timed(
         def greedy(prompt: list[int], number: int) -> list[int]:
             if number != engine_tokens.NUM_TOKENS:
                 return [0] * number
-            if not expected:
-                remembered(folder, engine_tokens.make_prompts(folder))
+            if tuple(prompt) not in expected:
+                remembered(folder, [prompt])
             return expected[tuple(prompt)]
 
         return greedy
@@ -40,11 +42,26 @@ def test_an_engine_is_compared_and_timed(
     monkeypatch.setitem(engines.PACKAGES, "xllamacpp", "torch")
     file = tmp_path / "out.json"
     pair = f"{folder}={folder}"
-    words = ["xllamacpp", pair, pair, "--lengths", "8", "--turns", "2", "--json", str(file)]
-    engines.main(words)
+    words = [
+        "xllamacpp",
+        pair,
+        pair,
+        "--cut",
+        "9",
+        "--lengths",
+        "8",
+        "--turns",
+        "2",
+        "--json",
+        str(file),
+    ]
+    engines.main([*words, "--json", str(file)])
     results = json.loads(file.read_text())
     assert results["version"] == torch.__version__
-    assert [each["equal"] == each["compared"] > 0 for each in results["tokens"]] == [True, True]
+    assert all(each["equal"] == each["compared"] > 0 for each in results["tokens"])
+    whole, cut = results["tokens"][:2]
+    assert whole["prompt_length"] > cut["prompt_length"] == 9
+    assert len(results["tokens"]) == 4
     assert [each["what"] for each in results["times"]] == ["prompt", "tokens"]
     assert [each["predicted"] for each in results["times"]] == [1.0, 1.0]
     assert "times as fast" in capsys.readouterr().out
@@ -67,3 +84,22 @@ def test_an_answer_that_ends_early_is_refused() -> None:
     short = [lambda prompt, number: [0], lambda prompt, number: [0]]
     with pytest.raises(ValueError, match="ended too early"):
         engines.timed(short, [1, 2], 1)
+
+
+def test_ctranslate2_is_asked_for_a_prompt_at_once_or_token_by_token(
+    tiny_run: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    class Generator:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def generate_batch(self, start: list[list[str]], **options: object) -> list:
+            asked.append(options)
+            again = [7, 8] if options["include_prompt_in_result"] else []
+            return [SimpleNamespace(sequences_ids=[[*again, 1, 2, 3]])]
+
+    monkeypatch.setitem(sys.modules, "ctranslate2", SimpleNamespace(Generator=Generator))
+    for name in ("ctranslate2", "ctranslate2_stepwise"):
+        assert engines.ENGINES[name](Path(tiny_run["model"]), 8)([7, 8], 3) == [1, 2, 3]
+    assert [each["max_length"] for each in asked] == [3, 5]
