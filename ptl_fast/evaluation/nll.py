@@ -33,12 +33,16 @@ def answer_nll(
 
     Question tokens are context and do not count; a document without a question counts as a whole.
     Of a chat all turns of the assistant count, each with the token that ends it.
-    Documents are truncated to ``max_length`` tokens. Logits of a batch exist a part at a time.
+    Documents are truncated to ``max_length`` tokens, or the model's positions. Logits of a batch
+    exist a part at a time.
 
     Raises:
         ValueError: no document has an answer token within ``max_length`` tokens.
     """
     model.eval()
+    # beyond these, learned positions are an IndexError, and others were never trained
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    max_length = min(max_length, positions or max_length)
     total, count = torch.zeros((), dtype=torch.float64), 0
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     # by length: a batch then has little padding
