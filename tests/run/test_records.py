@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from ptl_fast.base.run_files import SECONDS
 from ptl_fast.run import records, sizes
 from ptl_fast.run.folder import RoundFolder
 from support.models import DEMO_MODEL
@@ -18,9 +19,9 @@ def written(folder: Path, num_extensions: int = 0) -> RoundFolder:
     files = RoundFolder(folder)
     files.plan.write(asdict(neuron_plan([[0, 1, 5]] * 4)))
     files.pruned.write({"nll": {"nll": 2.0}})
-    files.seconds.write({"recover": 3.0})
+    files.seconds.write({**dict.fromkeys(SECONDS, 0.0), "recover": 3.0})
     for extension in range(num_extensions + 1):
-        files.recovery(extension).write({"recovery_tokens": 100 + extension})
+        files.recovery(extension).write({"recovery_tokens": 100 + extension, "recovery_steps": 1})
         files.recovered(extension).write({"nll": {"nll": 1.0 - extension / 10}})
     return files
 
