@@ -37,8 +37,9 @@ def test_record_by_hand(tmp_path: Path) -> None:
         "kind": "neurons",
         "eval_pruned": {"nll": {"nll": 2.0}},
         "eval": {"nll": {"nll": 1.0}},
-        "seconds": {"recover": 3.0},
+        "seconds": {**dict.fromkeys(SECONDS, 0.0), "recover": 3.0},
         "recovery_tokens": 100,
+        "recovery_steps": 1,
         "num_redundant": None,
         "dropped_layers": [],
         "highest_removed": None,
@@ -60,4 +61,6 @@ def test_the_last_extension_is_what_the_round_measures(tmp_path: Path) -> None:
     record = records.of_round(context, written(tmp_path, num_extensions=2))
     assert record["eval"] == {"nll": {"nll": 0.8}}
     assert record["recovery_tokens"] == 100, "of the round's own recovery"
-    assert record["extra_recovery"] == [{"recovery_tokens": 101}, {"recovery_tokens": 102}]
+    assert record["extra_recovery"] == [
+        {"recovery_tokens": number, "recovery_steps": 1} for number in (101, 102)
+    ]
