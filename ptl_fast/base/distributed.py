@@ -11,6 +11,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ptl_fast.base.errors import NotJoined
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -35,7 +37,14 @@ def join(device: str) -> None:
 
         # gloo on GPUs too: Python objects and CPU tensors are exchanged without the device
         backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
-        torch.distributed.init_process_group(backend, timeout=TIMEOUT)
+        try:
+            torch.distributed.init_process_group(backend, timeout=TIMEOUT)
+        except (ValueError, RuntimeError) as error:
+            raise NotJoined(
+                f"RANK {os.environ.get('RANK')} cannot join the {os.environ['WORLD_SIZE']}"
+                f" processes that the environment names ({' '.join(str(error).split())}); start it"
+                " by torchrun, or unset RANK and WORLD_SIZE"
+            ) from error
 
 
 def of_launcher(name: str, otherwise: int) -> int:

@@ -12,5 +12,9 @@ class StorageFailed(OSError):
     """A file or folder of the run cannot be written; the message names it, and says why."""
 
 
+class NotJoined(ValueError):
+    """This rank has no process group, so no other rank hears of it, or tells it."""
+
+
 class OutOfMemory(ValueError):
     """There is too little memory for something; the message names it, and what helps."""

@@ -42,7 +42,22 @@ CAPABILITY_VERSION_3 = 0x20080522
 DEVICES = "/dev"
 HARMLESS_DEVICES = ("null", "zero", "random", "urandom")
 # Where a Python that computes reads: libraries, and what they ask the system.
-SYSTEM = ("/bin", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/sbin", "/sys", "/usr")
+SYSTEM = ("/bin", "/lib", "/lib32", "/lib64", "/proc", "/sbin", "/sys", "/usr")
+# Not all of /etc: root may read the passwords there, and keys.
+SYSTEM_FILES = tuple(
+    f"/etc/{name}"
+    for name in (
+        "group",
+        "ld.so.cache",
+        "localtime",
+        "mime.types",
+        "nsswitch.conf",
+        "os-release",
+        "passwd",
+        "ssl/openssl.cnf",
+        "timezone",
+    )
+)
 PACKAGES = ("site-packages", "dist-packages")
 
 
@@ -86,7 +101,9 @@ def confine_reading() -> None:
     # a user other than root may restrict only what gains no privileges
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     if _landlock_version(libc) >= 1:
-        _landlock(libc, READ_FILE, 0, readable=[*SYSTEM, *_python(), *_harmless_devices()])
+        _landlock(
+            libc, READ_FILE, 0, readable=[*SYSTEM, *SYSTEM_FILES, *_python(), *_harmless_devices()]
+        )
 
 
 def _python() -> list[str]:

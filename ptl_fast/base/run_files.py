@@ -79,6 +79,13 @@ from ptl_fast.base.stored import (
 )
 
 LOCK = ".lock"
+# What is read of these files, which so must be there: base/stored.py.
+SIZE = ("num_parameters", "num_layers", "width", "flops_per_token", "eval")
+RECOVERY = ("recovery_tokens", "recovery_steps")
+RECORD = (*SIZE, *RECOVERY, "round", "kind", "seconds", "eval_pruned", "dropped_layers")
+PLAN = ("round", "kind", "scorer", "width", "num_layers", "kept_neurons")
+SECONDS = ("calibrate", "compact", "recover", "evaluate")
+SUMMARY = ("asked", "finished", "judged", "right", "kept", "mean_tokens", "seconds", "sha256")
 # what a run killed before its first state.json leaves: such a folder counts as empty
 BEFORE_STATE = {LOCK, "state.json.tmp", LIST, COPIES}
 # What a run writes at the top of its folder, besides LOCK: --overwrite deletes these and nothing
@@ -201,7 +208,7 @@ class TraceFolder:
     @property
     def summary(self) -> JsonFile:
         """How many were asked, right, kept; once it exists the answers are whole."""
-        return JsonFile(self.path / "summary.json")
+        return JsonFile(self.path / "summary.json", SUMMARY)
 
 
 @dataclass(frozen=True)
@@ -223,7 +230,7 @@ class StreamedFolder:
     @property
     def index(self) -> JsonFile:
         """Which tensor is in which shard."""
-        return JsonFile(self.path / "model.safetensors.index.json")
+        return JsonFile(self.path / "model.safetensors.index.json", ("weight_map",))
 
     @property
     def states(self) -> Path:
@@ -249,22 +256,22 @@ class RoundFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.plan = JsonFile(path / "plan.json")
+        self.plan = JsonFile(path / "plan.json", PLAN)
         self.statistics = TensorFile(path / "statistics.safetensors")
-        self.token_weights = JsonFile(path / "token_weights.json")
+        self.token_weights = JsonFile(path / "token_weights.json", ())
         self.folded_layers = JsonFile(path / "folded_layers.json")
-        self.pruned = JsonFile(path / "pruned.json")
+        self.pruned = JsonFile(path / "pruned.json", ())
         self.pruned_answers = JsonFile(path / "pruned_answers.json")
-        self.worse_recovery = JsonFile(path / "worse_recovery.json")
-        self.seconds = JsonFile(path / "seconds.json")
-        self.record = JsonFile(path / "record.json")
+        self.worse_recovery = JsonFile(path / "worse_recovery.json", ("eval", "undone"))
+        self.seconds = JsonFile(path / "seconds.json", SECONDS)
+        self.record = JsonFile(path / "record.json", RECORD)
         self.traces = TraceFolder(path / "traces")
         self.streamed = StreamedFolder(path / "streamed")
         self.trained = StreamedFolder(path / "trained")
 
     def recovered(self, extension: int = 0) -> JsonFile:
         """The evaluation after training; empty if it diverged."""
-        return JsonFile(self.path / f"recovered{_suffix(extension)}.json")
+        return JsonFile(self.path / f"recovered{_suffix(extension)}.json", ())
 
     def recovered_answers(self, extension: int = 0) -> JsonFile:
         """The answers of that evaluation."""
@@ -272,7 +279,7 @@ class RoundFolder:
 
     def recovery(self, extension: int = 0) -> JsonFile:
         """What the training took: tokens, steps, held-out checks."""
-        return JsonFile(self.path / f"recovery{_suffix(extension)}.json")
+        return JsonFile(self.path / f"recovery{_suffix(extension)}.json", RECOVERY)
 
     def model(self, extension: int = 0) -> ModelFolder:
         """The weights after training."""
@@ -322,13 +329,13 @@ class RunFiles:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lock_file = path / LOCK
-        self.state_file = TwiceStored(path / "state.json")
+        self.state_file = TwiceStored(path / "state.json", ("config",))
         self.traces = TraceFolder(path / "traces")
-        self.dense = JsonFile(path / "dense.json")
+        self.dense = JsonFile(path / "dense.json", SIZE)
         self.dense_answers = JsonFile(path / "dense_answers.json")
         self.decisions = TwiceStored(path / "decisions.json")
-        self.width_multiple = TwiceStored(path / "width_multiple.json")
-        self.report = JsonFile(path / "report.json")
+        self.width_multiple = TwiceStored(path / "width_multiple.json", ("multiple", "reason"))
+        self.report = JsonFile(path / "report.json", ("rounds",))
         self.report_text = path / "report.md"
         self.page = path / "report.html"
         self.final = FilledFolder(path / "final")
@@ -336,7 +343,7 @@ class RunFiles:
         self.sizes_text = path / "sizes" / "README.md"
         self.checksums = path / LIST
         self.log = path / "log"
-        self.tracked = JsonFile(self.log / "rounds" / "tracked.json")
+        self.tracked = JsonFile(self.log / "rounds" / "tracked.json", ("run", "logged"))
 
     def round(self, number: int) -> RoundFolder:
         """The files of round ``number``, from 1."""

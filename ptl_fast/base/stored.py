@@ -26,7 +26,7 @@ from ptl_fast.base.atomic_files import (
     temporary_folder,
     write_atomically,
 )
-from ptl_fast.base.console import say
+from ptl_fast.base.console import reason, say
 from ptl_fast.base.disk import check_space, storing
 from ptl_fast.base.errors import StorageFailed
 
@@ -92,8 +92,40 @@ class Stored:
         remove(self.path)
 
 
+@dataclass(frozen=True)
 class JsonFile(Stored):
-    """A JSON file."""
+    """A JSON file. What is no JSON, or lacks what is needed of it, counts as damaged, whatever the
+    checksums say: they may be lost, or an older version kept none.
+    """
+
+    needs: tuple[str, ...] | None = None
+    """Names that the object in it has; None if it may hold anything."""
+
+    def is_whole(self) -> bool:
+        return super().is_whole() and self._flaw() is None
+
+    def is_damaged(self) -> bool:
+        flawed = distributed.is_main() and self.path.exists() and self._flaw() is not None
+        return super().is_damaged() or distributed.agree(flawed)
+
+    def _is_whole_or_says_why(self) -> bool:
+        whole = super()._is_whole_or_says_why()
+        if checksums.is_whole(self.path) and (flaw := self._flaw()) is not None:
+            say(f"{self.path} is damaged ({flaw}); it counts as missing.")
+        return whole
+
+    def _flaw(self) -> str | None:
+        """What is wrong with the content of the file, which exists; None if nothing is."""
+        try:
+            content = json_text.loads(self.path.read_text())
+        except (OSError, ValueError) as error:
+            return reason(error)
+        if self.needs is None:
+            return None
+        if not isinstance(content, dict):
+            return f"it holds no object, but {type(content).__name__}"
+        lacking = [name for name in self.needs if name not in content]
+        return f"it lacks {', '.join(lacking)}" if lacking else None
 
     def read(self) -> Any:
         """The content, None if the file was never written. Each rank reads for itself.
@@ -104,12 +136,13 @@ class JsonFile(Stored):
         # the list is the main rank's: a network file system may show others an older one
         if distributed.is_main() and checksums.is_damaged(self.path):
             raise self._damaged()
-        try:
-            return json_text.loads(self.path.read_text()) if self.path.exists() else None
-        except ValueError as error:
+        if not self.path.exists():
+            return None
+        if (flaw := self._flaw()) is not None:
             raise ValueError(
-                f"{self.path} is damaged ({error}); delete it, or begin anew with --overwrite"
-            ) from error
+                f"{self.path} is damaged ({flaw}); delete it, or begin anew with --overwrite"
+            )
+        return json_text.loads(self.path.read_text())
 
     def write(self, content: Any) -> None:
         """Write the content, replacing the file."""
@@ -138,14 +171,14 @@ class TwiceStored(JsonFile):
 
     @property
     def copy(self) -> JsonFile:
-        return JsonFile(self.path.parent / COPIES / self.path.name)
+        return JsonFile(self.path.parent / COPIES / self.path.name, self.needs)
 
     def is_whole(self) -> bool:
         return super().is_whole() or self.copy.is_whole()
 
     def read(self) -> Any:
         """The content, or the copy's if the file is damaged or lost; None if neither exists."""
-        if checksums.is_whole(self.path) or not self.copy.is_whole():
+        if super().is_whole() or not self.copy.is_whole():
             return super().read()
         return self.copy.read()
 

@@ -45,7 +45,7 @@ class DataSettings:
     too large for the disk; memory is bounded without it too."""
 
     sequence_length: int = 1024
-    """Tokens in a packed sequence."""
+    """Tokens in a packed sequence. Of a model with fewer positions than the default, so many."""
 
     protect: str | None = None
     """Text (same formats) whose skills shall stay though --data lacks them: other general text,

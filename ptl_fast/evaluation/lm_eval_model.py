@@ -72,6 +72,12 @@ class SizedModel(HFLM):
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         asked: int = self.batch_size_per_gpu  # type: ignore[has-type]  # lm-eval leaves it out
+        answer = max((len(each) for _, _, each in requests), default=0)
+        if answer > self.max_length:
+            raise ValueError(
+                f"an evaluation task has an answer of {answer} tokens, more than the model's"
+                f" {self.max_length} positions; leave the task out of --eval-tasks"
+            )
         longest = self._longest(requests)
         vocab_size = self.model.get_output_embeddings().weight.shape[0]
         # assigned, as lm-eval reads override_bs only where it looks for a size itself

@@ -36,7 +36,8 @@ def answer_nll(
 
     Question tokens are context and do not count; a document without a question counts as a whole.
     Of a chat all turns of the assistant count, each with the token that ends it.
-    Documents are truncated to ``max_length`` tokens. Logits of a batch exist a part at a time.
+    Documents are truncated to ``max_length`` tokens, or the model's positions. Logits of a batch
+    exist a part at a time.
 
     Args:
         divide: whether each rank takes a share of the batches, to the same result bit for bit; all
@@ -46,6 +47,9 @@ def answer_nll(
         ValueError: no document has an answer token within ``max_length`` tokens.
     """
     model.eval()
+    # beyond these, learned positions are an IndexError, and others were never trained
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    max_length = min(max_length, positions or max_length)
     # by length: a batch then has little padding
     ordered = sorted(documents, key=lambda document: len(document.text))
     batches = [ordered[first : first + batch_size] for first in range(0, len(ordered), batch_size)]

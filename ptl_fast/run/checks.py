@@ -1,19 +1,18 @@
 """Checks before a run starts that need to know the methods, the model or the machine.
 
-They cover names of scorers and recoveries, settings that a method does not support, sequence
-lengths, and what is installed. Rules between settings alone are in ptl_fast.config.rules.
+They cover names of scorers and recoveries, settings that a method does not support, and what is
+installed. Rules between settings alone are in ptl_fast.config.rules, lengths in run/lengths.py.
 """
 
 import importlib.util
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ptl_fast.base.console import say
 from ptl_fast.baselines import SCORERS
-from ptl_fast.config.checking import flag, unknown
+from ptl_fast.config.checking import unknown
 from ptl_fast.config.trainer import read_deepspeed
-from ptl_fast.evaluation.chat import LoadedChat
 from ptl_fast.model import parts
 from ptl_fast.model.widths import ffn_width, num_experts
 from ptl_fast.recovery import registry
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from ptl_fast.config.config import Config
-    from ptl_fast.evaluation.tasks import LoadedTask
     from ptl_fast.pruning.schedule import Round
 
 
@@ -146,25 +144,6 @@ def _check_teacher(config: "Config") -> None:
             f"--teacher is for --recovery distill or opd, and --recovery is"
             f" {config.recovery.recovery}; leave one of them out"
         )
-
-
-def check_lengths(config: "Config", original: "PretrainedConfig") -> None:
-    """Raise ValueError if a sequence is longer than the model's max_position_embeddings."""
-    limit = getattr(original, "max_position_embeddings", None)
-    lengths = {flag("sequence_length"): config.data.sequence_length}
-    # a prompt and its answer are one sequence
-    for each in registry.rollouts_of(config.recovery.all_recoveries, config.grpo, config.opd):
-        lengths[f"--{each.method}-prompt-tokens and {each.answer_flag}"] = each.longest
-    if config.traces.traces:
-        # and a prompt
-        lengths[flag("traces_max_tokens")] = config.traces.max_tokens(limit) + 1
-    for name, length in lengths.items():
-        # some architectures have no limit in their config
-        if limit is not None and length > limit:
-            raise ValueError(
-                f"{name}: {length} tokens are more than the {limit} positions of"
-                f" {config.model.model}; lower the setting"
-            )
 
 
 def check_support(
@@ -334,18 +313,6 @@ def check_stream(config: "Config", original: "PretrainedConfig") -> None:
             f"--stream prunes neurons with one layer in memory, and does not know {beyond[0]};"
             " leave one of the two out"
         )
-
-
-def check_answers(loaded: "Mapping[str, LoadedTask]", original: "PretrainedConfig") -> None:
-    """Raise ValueError if a chat task's longest prompt and answer do not fit into the model."""
-    limit = getattr(original, "max_position_embeddings", None)
-    for label, task in loaded.items():
-        if limit is not None and isinstance(task, LoadedChat) and task.longest > limit:
-            raise ValueError(
-                f"evaluation task {label}: its longest prompt with an answer of --eval-max-tokens"
-                f" {task.max_tokens} has {task.longest} tokens, more than the model's {limit}"
-                " positions; lower --eval-max-tokens"
-            )
 
 
 def check_installation(config: "Config", device: str) -> None:

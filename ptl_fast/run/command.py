@@ -4,7 +4,7 @@ import signal
 import sys
 
 from ptl_fast.base import console, distributed, interruption, progress
-from ptl_fast.base.errors import OutOfMemory
+from ptl_fast.base.errors import NotJoined, OutOfMemory
 from ptl_fast.base.memory import is_out_of_memory
 from ptl_fast.run import failures, start
 from ptl_fast.run.subcommands import version
@@ -31,8 +31,9 @@ def main(arguments: list[str]) -> int:
             if debug:
                 raise
             lacks_memory = is_out_of_memory(error) or isinstance(error, OutOfMemory)
-            # the other ranks say the same, but may alone have had too little memory
-            if distributed.launched_rank() == 0 or lacks_memory:
+            # the other ranks say the same, but may alone have had too little memory, or no group
+            is_alone = lacks_memory or isinstance(error, NotJoined)
+            if distributed.launched_rank() == 0 or is_alone:
                 console.tell_error(failures.told(error))
             return 2 if lacks_memory or failures.is_mendable(error) else 1
         except KeyboardInterrupt:

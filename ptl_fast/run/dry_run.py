@@ -17,6 +17,7 @@ from ptl_fast.run import (
     goals,
     layer_choice,
     layers_left,
+    lengths,
     pruning_memory,
     size_folders,
     sizes,
@@ -25,7 +26,7 @@ from ptl_fast.run import (
     text,
     trace_report,
 )
-from ptl_fast.run.checks import check_expert_rows, check_lengths, check_stream, check_support
+from ptl_fast.run.checks import check_expert_rows, check_stream, check_support
 from ptl_fast.run.recovery_costs import estimates, hours, training_bytes, training_hours
 from ptl_fast.run.rounds import kind_of, make_schedule
 from ptl_fast.run.this_machine import chosen, named
@@ -64,7 +65,7 @@ def dry_run(config: "Config") -> str:
     notes: list[str] = []
     if dense is None:
         dense, notes = _load_config(name, config)
-    check_lengths(config, dense)
+    config = lengths.fitted(config, dense)
     # "auto" depends on the run's device, and a dry run is always about GPUs
     if config.prune.width_multiple == "auto":
         from ptl_fast.pruning import width_multiple

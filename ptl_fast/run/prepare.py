@@ -28,6 +28,7 @@ from ptl_fast.run import (
     inputs,
     layer_choice,
     layers_left,
+    lengths,
     model_memory,
     quality_gate,
     rank_agreement,
@@ -76,7 +77,7 @@ def prepare(config: "Config") -> RunContext:
     checks.check_support(config, original)
     for note in (*stored_weights.notes(name, config.model), *parts.notes(original)):
         say(note)
-    checks.check_lengths(config, original)
+    config = lengths.fitted(config, original)
     output = output_folder(config)
     shared_folder.check(output)
     config = _as_begun(config, output)
@@ -99,7 +100,7 @@ def prepare(config: "Config") -> RunContext:
         plan.gate_on = quality_gate.parse_gate(config.gate.gate, labels)
     _check_batches(config)
     read, data = inputs.load(config, tasks, plan.schedule, original.get_text_config().vocab_size)
-    checks.check_answers(read.loaded_tasks, original)
+    lengths.check_answers(read.loaded_tasks, original)
     # a folder continues only a run with the same settings and the same inputs
     state = {"config": identity, "inputs": read.fingerprint}
     rank_agreement.check({**state, "plan": [asdict(step) for step in plan.schedule]})

@@ -77,7 +77,7 @@ def planned_sizes(**settings: Any) -> list[dict[str, int]]:
     """
     from ptl_fast.model import loading
     from ptl_fast.pruning import width_multiple
-    from ptl_fast.run import goals, layers_left, rounds, sizes
+    from ptl_fast.run import goals, layers_left, lengths, rounds, sizes
 
     # as in a dry run, no data need be named; here none need be there either
     config = make_config(**settings).changed(dry_run=True)
@@ -88,7 +88,7 @@ def planned_sizes(**settings: Any) -> list[dict[str, int]]:
     if config.prune.width_multiple == "auto":
         config = config.changed(width_multiple=width_multiple.TENSOR_CORE_MULTIPLE)
     checks.check_support(config, original)
-    checks.check_lengths(config, original)
+    config = lengths.fitted(config, original)
     assert isinstance(config.prune.width_multiple, int)
     config, _ = goals.solved(config, original, config.prune.width_multiple)
     schedule = rounds.make_schedule(config, original)

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from ptl_fast.base import checksums
-from ptl_fast.base.stored import FilledFolder, JsonFile, MarkedFolder, TensorFile, remove, rename
+from ptl_fast.base.stored import (
+    FilledFolder,
+    JsonFile,
+    MarkedFolder,
+    TensorFile,
+    TwiceStored,
+    remove,
+    rename,
+)
 
 
 def test_once_computes_once(tmp_path: Path) -> None:
@@ -23,6 +31,31 @@ def test_damaged_file_is_named(tmp_path: Path) -> None:
         ValueError, match=r"plan.json is damaged .* delete it, or begin anew with --overwrite"
     ):
         JsonFile(tmp_path / "plan.json").read()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", '"width"', "{}", '{"round": 1}', "\x80"]
+)
+def test_an_object_that_lacks_what_is_needed_of_it_is_made_again(
+    tmp_path: Path, content: str
+) -> None:
+    """Also where no list of checksums says that it was another one."""
+    file = JsonFile(tmp_path / "record.json", ("round", "width"))
+    file.path.write_bytes(content.encode("latin1"))
+    assert not file.exists()
+    assert file.is_damaged()
+    with pytest.raises(ValueError, match=r"record.json is damaged \(.*\); delete it"):
+        file.read()
+    assert file.once(lambda: {"round": 1, "width": 2}) == {"round": 1, "width": 2}
+    assert file.read() == file.found() == {"round": 1, "width": 2}
+
+
+def test_the_copy_stands_for_a_file_that_is_another_object(tmp_path: Path) -> None:
+    file = TwiceStored(tmp_path / "state.json", ("config",))
+    file.write({"config": {}})
+    (tmp_path / "checksums.list").unlink()
+    file.path.write_text("{}")
+    assert file.read() == {"config": {}}
 
 
 def test_tensors_come_back_as_they_were(tmp_path: Path) -> None:

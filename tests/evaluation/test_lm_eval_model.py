@@ -43,6 +43,18 @@ def test_smaller_batches_find_the_same(
     assert [greedy for _, greedy in small] == [greedy for _, greedy in whole]
 
 
+def test_long_prompts_are_cut_and_longer_answers_are_refused(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = lm_eval_model.make(llama, tokenizer, 2)
+    end = [2 + number % 300 for number in range(model.max_length + 1)]
+    cut = [(("", ""), [5] * 10 + end[:-3], end[-3:]), (("", ""), [9] * 99 + end[:-3], end[-3:])]
+    (first, _), (second, _) = model._loglikelihood_tokens(cut, disable_tqdm=True)
+    assert first == pytest.approx(second)
+    with pytest.raises(ValueError, match=f"tokens, more than the model's {model.max_length} pos"):
+        model._loglikelihood_tokens([(("", ""), [5], end)], disable_tqdm=True)
+
+
 def test_bars_of_lm_eval_become_the_runs_progress(
     llama: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

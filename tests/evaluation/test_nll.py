@@ -98,3 +98,13 @@ def test_nll_is_the_same_in_chunks_of_positions(
     whole = nll.answer_nll(llama, tokenizer, given, 7, 512)["nll"]
     monkeypatch.setattr(head_chunks, "LOGITS_BYTES", 4 * 384 * 5)
     assert nll.answer_nll(llama, tokenizer, given, 7, 512)["nll"] == pytest.approx(whole, rel=1e-6)
+
+
+def test_documents_end_where_the_model_has_no_more_positions(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    given = [sampling.Document("", "one and two and three is six, " * 9)]
+    short = make_model("llama", max_position_embeddings=16)
+    expected = nll.answer_nll(llama, tokenizer, given, 1, 16)
+    assert nll.answer_nll(short, tokenizer, given, 1, 512) == expected
+    assert nll.answer_nll(llama, tokenizer, given, 1, 512) != expected

@@ -104,6 +104,16 @@ def test_it_sees_no_secret_and_an_empty_folder(monkeypatch: pytest.MonkeyPatch) 
     assert passes(f"import os\nhere = {os.path.realpath('.')!r}", tests)
 
 
+def test_of_the_systems_settings_it_reads_what_python_needs() -> None:
+    opened = (
+        "def reads(name):\n    try:\n        return bool(open(name).read(1))\n    except OSError:"
+    )
+    opened += "\n        return False"
+    assert passes(opened, "assert reads('/etc/passwd')")
+    for name in ("/etc/shadow", "/etc/hostname", "/etc/fstab"):
+        assert passes(opened, f"assert not reads({name!r})"), name
+
+
 def test_results_do_not_depend_on_hash_seeds() -> None:
     program = "order = list({'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h'})"
     outcomes = {passes(program, f"assert order[0] == {letter!r}") for letter in "abcdefgh"}

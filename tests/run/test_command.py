@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ptl_fast.base import progress
+from ptl_fast.base import distributed, progress
 from ptl_fast.base.console import say
 from ptl_fast.config.config import Config
 from ptl_fast.run import start
@@ -45,6 +45,21 @@ def test_only_the_main_rank_tells_it(
     failing(MemoryError(), monkeypatch)  # the others may have had enough
     assert main([]) == 2
     assert capsys.readouterr().err.startswith("error: out of memory: MemoryError. ")
+
+
+def test_a_rank_that_finds_no_others_says_so_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where a shell has kept the variables of a launcher."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setattr(start, "run", lambda config, quiet: distributed.join("cpu"))
+    assert main([]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: RANK 1 cannot join the 2 processes that the environment names (")
+    assert "MASTER_ADDR" in told
+    assert told.endswith("start it by torchrun, or unset RANK and WORLD_SIZE\n")
 
 
 def test_an_interruption_says_how_to_go_on(

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from ptl_fast.base.run_files import PLAN
 from ptl_fast.run import folder as folder_module
 from ptl_fast.run.folder import RunFolder, read_plan
 
 STATE = {"config": {"keep": 0.5, "seed": 0}, "data": "abc"}
+
+
+A_PLAN = dict.fromkeys(PLAN, 1)
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
@@ -112,10 +116,10 @@ def test_overwrite_never_deletes_what_is_no_run(tmp_path: Path) -> None:
 def test_overwrite_empties_the_folder_but_not_a_busy_one(tmp_path: Path) -> None:
     first = RunFolder(tmp_path / "run", STATE)
     first.open(False)
-    first.round(1).plan.write(1)
+    first.round(1).plan.write(A_PLAN)
     with pytest.raises(ValueError, match="another process is working"):
         RunFolder(tmp_path / "run", STATE).open(True)
-    assert first.round(1).plan.read() == 1
+    assert first.round(1).plan.read() == A_PLAN
     first.lock.close()
     RunFolder(tmp_path / "run", STATE).open(True)
     assert {file.name for file in (tmp_path / "run").iterdir()} == {
@@ -263,7 +267,7 @@ def test_a_lost_state_is_made_again_for_the_command_that_began_the_run(tmp_path:
     begun = {"config": {"keep": 0.5, "micro_batch": 4}, "inputs": {"data": "abc"}}
     first = RunFolder(tmp_path, begun)
     first.open(False)
-    first.round(1).plan.write(1)
+    first.round(1).plan.write(A_PLAN)
     first.lock.close()
     for file in (first.state_file.path, first.state_file.copy.path):
         file.unlink()
@@ -305,6 +309,6 @@ def test_full_disk_is_noticed_before_work_begins(tmp_path: Path) -> None:
 
 def test_a_plan_that_is_none_is_damaged(tmp_path: Path) -> None:
     files = RunFolder(tmp_path).round(1)
-    files.plan.write({"round": 1})
-    with pytest.raises(ValueError, match=r"plan.json is damaged .*missing.*; delete it, or begin"):
+    files.plan.write({**A_PLAN, "other": 1})
+    with pytest.raises(ValueError, match=r"plan.json is damaged .*unexpected.*; delete it"):
         read_plan(files)

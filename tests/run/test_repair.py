@@ -75,6 +75,20 @@ def test_a_damaged_record_is_made_again(stopped: tuple[Path, Path], tmp_path: Pa
     assert repair.usable_rounds(folder, False) == 3
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"round": 1, "eval": {}}'])
+def test_a_record_that_is_none_is_made_again_without_checksums_too(
+    stopped: tuple[Path, Path], tiny_run: dict[str, str], tmp_path: Path, content: str
+) -> None:
+    run = Path(shutil.copytree(stopped[1], tmp_path / "run"))
+    for name in ("round-01/record.json", "dense.json", "log/rounds/tracked.json", "state.json"):
+        (run / name).write_text(content)
+        (run / name).with_name("checksums.list").unlink(missing_ok=True)
+    report = compress(**tiny_run, **SETTINGS, output=run)
+    assert result(run) == result(stopped[0])
+    undisturbed = json.loads((stopped[0] / "report.json").read_text())
+    assert without_seconds(report) == without_seconds(undisturbed)
+
+
 def decision(round_number: int, action: str) -> dict:
     shared = {"attempt": 1, "extension": 0, "task": "nll", "metric": "nll", "step": 8, "tokens": 1}
     shared |= {"kind": "neurons", "dense": 1.0, "higher_is_better": False}
