@@ -105,10 +105,13 @@ def test_it_sees_no_secret_and_an_empty_folder(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_of_the_systems_settings_it_reads_what_python_needs() -> None:
-    opened = (
-        "def reads(name):\n    try:\n        return bool(open(name).read(1))\n    except OSError:"
-    )
-    opened += "\n        return False"
+    opened = """
+def reads(name):
+    try:
+        return bool(open(name).read(1))
+    except OSError:
+        return False
+"""
     assert passes(opened, "assert reads('/etc/passwd')")
     for name in ("/etc/shadow", "/etc/hostname", "/etc/fstab"):
         assert passes(opened, f"assert not reads({name!r})"), name

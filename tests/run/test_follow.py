@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ptl_fast.base.atomic_files import write_atomically
 from ptl_fast.base.run_files import RunFiles
 from ptl_fast.run import follow
 
@@ -23,7 +24,7 @@ RECORD = {
 
 def put(path: Path, content: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
+    write_atomically(path, json.dumps(content).encode())
 
 
 def test_each_stage_is_told_from_the_files_that_are_there(tmp_path: Path) -> None:
