@@ -255,7 +255,9 @@ def test_round_that_does_not_train_passes_tokens_and_state_on(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optimizer_state, "give", lambda *args: (starts.append(True), give(*args)))
         patch.setattr(
-            tasks, "answer_nll", lambda *args: (measured.append(args[-1]), measure(*args))[1]
+            tasks,
+            "answer_nll",
+            lambda *args, **named: (measured.append(args[-1]), measure(*args, **named))[1],
         )
         report = compress(**tiny_run, **settings, output=tmp_path)
     assert [record["recovery_tokens"] for record in report["rounds"]] == [4000, 0, 8000]
