@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ptl_fast.base import markdown
+from ptl_fast.base import console, markdown
 from ptl_fast.config.checking import flag
 from ptl_fast.model import flops
 from ptl_fast.model.serving import Peaks, Serving, Work
@@ -85,9 +85,7 @@ MEASURES = {
         write=lambda value, original: show_bytes(value),
     ),
     "target_memory": Measure(
-        name=lambda goal: (
-            f"memory with {goal.target_batch} x {goal.target_context} tokens of KV cache"
-        ),
+        name=lambda goal: f"memory, {goal.target_batch} x {goal.target_context} tokens",
         of=lambda model, config: model.memory_bytes(
             config.goal.target_batch, config.goal.target_context
         ),
@@ -96,8 +94,8 @@ MEASURES = {
     ),
     "target_speedup": Measure(
         name=lambda goal: (
-            f"predicted speed: {goal.target_batch} x {goal.target_prompt} +"
-            f" {goal.target_new_tokens} tokens on {goal.target_device}"
+            f"speed, {goal.target_batch} x {goal.target_prompt} + {goal.target_new_tokens},"
+            f" {goal.target_device}"
         ),
         of=_seconds,
         limit=lambda goal, original: original / (goal.target_speedup or 1),
@@ -238,8 +236,10 @@ class Problem:
                     f": width alone does not reach it, down to {NARROWEST:.3g} of the neurons, the"
                     " least that goals leave"
                 )
+        table, columns = markdown.table(rows), console.columns()
+        shown = table if columns is None else markdown.fitted(table, columns)
         return (
-            f"{markdown.table(rows)}\n\nSolved from the goals: {told}. Weights of"
+            f"{shown}\n\nSolved from the goals: {told}. Weights of"
             f" {self.item_bytes} bytes each; speed is a prediction from FLOPs and bytes, not"
             " measured."
         )

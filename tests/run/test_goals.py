@@ -49,6 +49,25 @@ def test_layers_go_where_width_alone_does_not_suffice_and_as_few_as_possible() -
     assert "and --drop-layers 1 (of 4): width alone does not reach it" in table
 
 
+def test_the_table_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = AutoConfig.for_model(
+        "llama",
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        tie_word_embeddings=False,
+    )
+    monkeypatch.setattr(goals.console, "columns", lambda: 80)
+    _, table = goals.solved(settings(target_memory="12GiB", target_batch=4), large, 1024)
+    assert table is not None
+    lines = [line for line in table.split("\n") if line.startswith("|")]
+    assert len(lines) == 7
+    assert all(len(line) <= 80 for line in lines)
+
+
 def test_layers_that_are_given_go_and_width_is_solved() -> None:
     assert sizes(target_params=900_000, drop_layers=2) == (768, 2)
     assert sizes(target_params=600_000, drop_layers=1) == (352, 3)
