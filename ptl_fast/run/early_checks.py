@@ -82,7 +82,7 @@ def _check_output(config: "Config", given: list[str | None]) -> None:
             if source.from_datasets and folder.is_dir() and output.is_relative_to(folder):
                 raise ValueError(
                     f"--output {config.run.output} lies in {source.name}, which is read as data;"
-                    " give a folder beside it"
+                    " give a folder beside it, or a narrower --data"
                 )
 
 
