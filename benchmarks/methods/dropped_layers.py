@@ -89,7 +89,7 @@ def answer(
         for problem in problems
     ]
     drawn = Sampling(max_new_tokens=new_tokens)
-    replies = answer_all(model, tokenizer, prompts, drawn, batch, "answers")
+    replies, _ = answer_all(model, tokenizer, prompts, drawn, batch, "answers")
     return tokenizer.batch_decode([reply.tokens for reply in replies], skip_special_tokens=True)
 
 

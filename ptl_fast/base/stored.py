@@ -102,30 +102,29 @@ class JsonFile(Stored):
     """Names that the object in it has; None if it may hold anything."""
 
     def is_whole(self) -> bool:
-        return super().is_whole() and self._flaw() is None
+        return super().is_whole() and self._parsed()[1] is None
 
     def is_damaged(self) -> bool:
-        flawed = distributed.is_main() and self.path.exists() and self._flaw() is not None
+        flawed = distributed.is_main() and self.path.exists() and self._parsed()[1] is not None
         return super().is_damaged() or distributed.agree(flawed)
 
     def _is_whole_or_says_why(self) -> bool:
-        whole = super()._is_whole_or_says_why()
-        if checksums.is_whole(self.path) and (flaw := self._flaw()) is not None:
+        if checksums.is_whole(self.path) and (flaw := self._parsed()[1]) is not None:
             say(f"{self.path} is damaged ({flaw}); it counts as missing.")
-        return whole
+        return super()._is_whole_or_says_why()
 
-    def _flaw(self) -> str | None:
-        """What is wrong with the content of the file, which exists; None if nothing is."""
+    def _parsed(self) -> tuple[Any, str | None]:
+        """The content of the file, which exists, and what is wrong with it; None if nothing is."""
         try:
             content = json_text.loads(self.path.read_text())
         except (OSError, ValueError) as error:
-            return reason(error)
+            return None, reason(error)
         if self.needs is None:
-            return None
+            return content, None
         if not isinstance(content, dict):
-            return f"it holds no object, but {type(content).__name__}"
+            return content, f"it holds no object, but {type(content).__name__}"
         lacking = [name for name in self.needs if name not in content]
-        return f"it lacks {', '.join(lacking)}" if lacking else None
+        return content, f"it lacks {', '.join(lacking)}" if lacking else None
 
     def read(self) -> Any:
         """The content, None if the file was never written. Each rank reads for itself.
@@ -138,11 +137,12 @@ class JsonFile(Stored):
             raise self._damaged()
         if not self.path.exists():
             return None
-        if (flaw := self._flaw()) is not None:
+        content, flaw = self._parsed()
+        if flaw:
             raise ValueError(
                 f"{self.path} is damaged ({flaw}); delete it, or begin anew with --overwrite"
             )
-        return json_text.loads(self.path.read_text())
+        return content
 
     def write(self, content: Any) -> None:
         """Write the content, replacing the file."""

@@ -5,6 +5,7 @@ top-k) is switched off: answers are drawn from the model's distribution as it is
 compared before and after pruning.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from ptl_fast.base import distributed
 from ptl_fast.base.progress import progress
 
 if TYPE_CHECKING:
@@ -59,19 +61,29 @@ def answer_all(
     sampling: Sampling,
     batch_size: int,
     description: str,
-) -> list[Answer]:
-    """Answer every prompt; returns the answers in the prompts' order.
+) -> tuple[list[Answer], float]:
+    """Answer every prompt; return the answers in the prompts' order, and the seconds that they
+    took. Each rank answers a share of the batches, and all must call this; their seconds are added.
 
     Args:
         prompts: token ids of each, not empty.
         batch_size: prompts in a forward pass.
         description: label of the progress bar.
     """
+
+    def answer(batch: Sequence[int]) -> tuple[list[Answer], float]:
+        start = time.perf_counter()
+        found = answer_batch(model, tokenizer, [prompts[index] for index in batch], sampling)
+        return found, time.perf_counter() - start
+
+    batches = by_length(prompts, batch_size)
+    found = distributed.divided(
+        lambda some: [answer(batch) for batch in progress(some, description)], batches
+    )
     answers: dict[int, Answer] = {}
-    for indices in progress(by_length(prompts, batch_size), description):
-        batch = answer_batch(model, tokenizer, [prompts[index] for index in indices], sampling)
-        answers.update(zip(indices, batch, strict=True))
-    return [answers[index] for index in range(len(prompts))]
+    for batch, (given, _) in zip(batches, found, strict=True):
+        answers.update(zip(batch, given, strict=True))
+    return [answers[index] for index in range(len(prompts))], sum(taken for _, taken in found)
 
 
 def by_length(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:

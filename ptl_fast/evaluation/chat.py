@@ -7,7 +7,6 @@ faster and writes 1.5 times as much is no faster.
 """
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ptl_fast.config.evaluation import EvaluationSettings
-    from ptl_fast.data.generation import Answer, Sampling
+    from ptl_fast.data.generation import Answer
 
 Row = dict[str, Any]
 """A problem, in the columns that its task's loader makes."""
@@ -220,7 +219,7 @@ def run(
     The answers depend on the model and the settings alone: the seed is fixed. Each rank answers and
     judges a share of the batches, and all must call this; the seconds of all ranks are added.
     """
-    from ptl_fast.data.generation import Sampling
+    from ptl_fast.data.generation import Sampling, answer_all
 
     samples: list[list[Judged]] = []
     kept: list[KeptAnswer] = []
@@ -229,38 +228,14 @@ def run(
         sampling = Sampling(
             max_new_tokens=loaded.max_tokens, temperature=loaded.temperature, seed=number
         )
-        answers, taken = _answer(model, tokenizer, loaded, sampling, batch_size, description)
+        answers, taken = answer_all(
+            model, tokenizer, loaded.prompts, sampling, batch_size, description
+        )
         seconds += taken
         judged = judge_all(tokenizer, loaded.task, loaded.problems, answers, description)
         samples.append(judged)
         kept = kept or _kept(tokenizer, loaded, answers, judged)
     return Measured(summary(samples, seconds), kept)
-
-
-def _answer(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    loaded: LoadedChat,
-    sampling: "Sampling",
-    batch_size: int,
-    description: str,
-) -> "tuple[list[Answer], float]":
-    """One answer to each problem, and the seconds that they took, those of all ranks added."""
-    from ptl_fast.data.generation import answer_batch, by_length
-
-    def answer(batch: Sequence[int]) -> "tuple[list[Answer], float]":
-        start = time.perf_counter()
-        found = answer_batch(model, tokenizer, [loaded.prompts[index] for index in batch], sampling)
-        return found, time.perf_counter() - start
-
-    batches = by_length(loaded.prompts, batch_size)
-    found = distributed.divided(
-        lambda some: [answer(batch) for batch in progress(some, description)], batches
-    )
-    answers: dict[int, Answer] = {}
-    for batch, (given, _) in zip(batches, found, strict=True):
-        answers.update(zip(batch, given, strict=True))
-    return [answers[index] for index in range(len(answers))], sum(taken for _, taken in found)
 
 
 def _kept(

@@ -31,13 +31,8 @@ def run_ranks(settings: dict[str, Any], folder: Path, num_ranks: int = 2) -> str
 def refused_ranks(settings: Sequence[dict[str, Any]], folder: Path) -> list[str]:
     """Run with settings of its own on each rank; return what each printed. All must end with 2."""
     ranks = _start([_compress(own) for own in settings], folder)
-    for each in ranks:
-        each.join(LONGEST_SECONDS)
-    codes = [each.exitcode for each in ranks]
-    _kill(ranks)
-    told = [_output(folder, rank).read_text() for rank in range(len(ranks))]
-    assert codes == [2] * len(ranks), (codes, told)
-    return told
+    _end(ranks, folder, code=2)
+    return [_output(folder, rank).read_text() for rank in range(len(ranks))]
 
 
 def run_with_a_lost_rank(settings: dict[str, Any], folder: Path, pattern: str, sign: int) -> str:
@@ -46,8 +41,7 @@ def run_with_a_lost_rank(settings: dict[str, Any], folder: Path, pattern: str, s
     lost.
     """
     ranks = _start([functools.partial(_compress_impatiently, as_flags(settings))] * 2, folder)
-    while all(each.is_alive() for each in ranks) and not any(folder.glob(pattern)):
-        time.sleep(0.02)
+    _await(pattern, ranks, folder)
     os.kill(ranks[1].pid, sign)
     ranks[0].join(LONGEST_SECONDS)
     code, told = ranks[0].exitcode, _output(folder, 0).read_text()
@@ -63,15 +57,21 @@ def _compress_impatiently(flags: list[str]) -> None:
     sys.exit(main(flags))
 
 
-def _end(ranks: list[Any], folder: Path) -> str:
-    """Wait for the ranks; return what they printed."""
+def _await(pattern: str, ranks: list[Any], folder: Path) -> None:
+    """Wait until a file exists that the pattern names, or a rank has ended."""
+    while all(each.is_alive() for each in ranks) and not any(folder.glob(pattern)):
+        time.sleep(0.02)
+
+
+def _end(ranks: list[Any], folder: Path, code: int = 0) -> str:
+    """Wait for the ranks, which all end with this code; return what they printed."""
     end = time.monotonic() + LONGEST_SECONDS
     for each in ranks:
         each.join(max(0.0, end - time.monotonic()))
     told = _told(folder, len(ranks))
     codes = [each.exitcode for each in ranks]
     _kill(ranks)
-    assert codes == [0] * len(ranks), told[-3000:]
+    assert codes == [code] * len(ranks), (codes, told[-3000:])
     return told
 
 
@@ -114,8 +114,7 @@ def call_on_ranks(function: Callable[[Path], None], folder: Path, num_ranks: int
 def kill_ranks_at(pattern: str, settings: dict[str, Any], folder: Path, num_ranks: int = 2) -> None:
     """Run until a file exists that the pattern names, and kill the ranks -9."""
     ranks = _start([_compress(settings)] * num_ranks, folder)
-    while all(each.is_alive() for each in ranks) and not any(folder.glob(pattern)):
-        time.sleep(0.02)
+    _await(pattern, ranks, folder)
     _kill(ranks)
     codes = [each.exitcode for each in ranks]
     assert codes == [-signal.SIGKILL] * num_ranks, (codes, _told(folder, num_ranks)[-3000:])
